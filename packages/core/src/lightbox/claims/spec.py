@@ -1,0 +1,170 @@
+"""What a paper claims, as data: arms, measures, contrasts, gate, claim. No torch; written before the model is.
+
+An *arm* is a named list of Hydra overrides. A *measure* reads one per-item score column of one arm under one condition.
+A *contrast* is a weighted sum of measures, paired item by item within a seed: a plain difference has weights +1, -1; a
+slope or a difference of differences has others.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Kind(StrEnum):
+    """How a claim is decided (DESIGN section 5)."""
+
+    DIRECTIONAL = "directional"
+    CHAIN = "chain"
+    PATTERN = "pattern"
+    EQUIVALENCE = "equivalence"
+    EXACT = "exact"
+
+
+class Role(StrEnum):
+    """What a contrast does for its claim: decides it, guards it, or is shown beside it."""
+
+    PRIMARY = "primary"
+    CONTROL = "control"
+    SECONDARY = "secondary"
+
+
+class Verdict(StrEnum):
+    """The possible outcomes, in order of test (DESIGN section 5); NONE is a run too small for a verdict."""
+
+    NOT_TESTABLE = "not testable"
+    ABSENT = "absent"
+    REPRODUCED = "reproduced"
+    CONTROL_FAILED = "control failed"
+    CONTRADICTED = "contradicted"
+    INCONCLUSIVE = "inconclusive"
+    NONE = "no verdict"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One training or evaluation condition.
+
+    Args:
+        name: short, unique in the paper.
+        title: a phrase for tables.
+        overrides: Hydra overrides that make the arm differ; nothing else may.
+        needs: arms of the same seed whose finished job directories this arm reads.
+        is_trained: False for evaluation-only arms and baselines.
+    """
+
+    name: str
+    title: str
+    overrides: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+    is_trained: bool = True
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A per-item score column of one arm, restricted to rows where each column in `where` equals its value."""
+
+    arm: str
+    metric: str = "correct"
+    where: tuple[tuple[str, str], ...] = (("condition", "image"),)
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A weighted sum of measures, paired item by item.
+
+    `role` says what it does for the claim. `terms` are (weight, measure). `min_effect` None takes the claim's.
+    """
+
+    name: str
+    terms: tuple[tuple[float, Measure], ...]
+    role: Role = Role.PRIMARY
+    min_effect: float | None = None
+
+    @property
+    def arm(self) -> str:
+        """Name of the first arm with a positive weight."""
+        return next(m.arm for w, m in self.terms if w > 0)
+
+    @property
+    def rival(self) -> str:
+        """Name of the first arm with a negative weight, or "" where there is none."""
+        return next((m.arm for w, m in self.terms if w < 0), "")
+
+
+def difference(name: str, arm: Measure | str, rival: Measure | str, role: Role = Role.PRIMARY) -> Contrast:
+    """`arm` minus `rival`, the usual contrast."""
+    arm, rival = (Measure(m) if isinstance(m, str) else m for m in (arm, rival))
+    return Contrast(name, ((1.0, arm), (-1.0, rival)), role)
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Can the claim be tested at all? The best arm must beat the strongest baseline and stay under the ceiling.
+
+    Args:
+        arms: candidate measures, oracles excluded; the best mean is "the best arm".
+        baselines: sanity baselines (majority, question-only, blank image, shuffled image). A baseline whose arm is
+            "{best}" is read from the best arm.
+        margin: by how much the best arm must beat the strongest baseline (units of the metric as recorded).
+        ceiling: the metric's maximum.
+        headroom: how far under the ceiling the best arm must stay.
+    """
+
+    arms: tuple[Measure, ...]
+    baselines: tuple[Measure, ...]
+    margin: float = 0.05
+    ceiling: float = 1.0
+    headroom: float = 0.02
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One claim of a paper and the experiment that decides it.
+
+    `statement` is ours, in one sentence. `location` says where the paper makes it. `paper_numbers` are the paper's own values, or
+    "not found". `min_effect` is in the metric's recorded unit (0.02 = 2 points of accuracy). `unit_scale` and `unit` say how
+    numbers are printed (100, "points"). `presets` lists the size presets that run it.
+    """
+
+    paper: str
+    id: str
+    kind: Kind
+    statement: str
+    location: str
+    paper_numbers: str
+    contrasts: tuple[Contrast, ...]
+    gate: Gate | None
+    min_effect: float = 0.02
+    unit: str = "points"
+    unit_scale: float = 100.0
+    is_primary: bool = False
+    presets: tuple[str, ...] = ("smoke", "full")
+    note: str = ""
+    bound: float | None = None
+    seeds: dict[str, int] = field(default_factory=lambda: {"smoke": 1, "quick": 5, "full": 5})
+
+    def by_role(self, role: Role) -> tuple[Contrast, ...]:
+        """Contrasts of one role, in the order declared."""
+        return tuple(c for c in self.contrasts if c.role is role)
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """Names of every arm that a contrast or the gate reads, each once, in order; "{best}" left out."""
+        measures = [m for c in self.contrasts for _, m in c.terms]
+        if self.gate is not None:
+            measures += [*self.gate.arms, *self.gate.baselines]
+        return tuple(dict.fromkeys(m.arm for m in measures if m.arm != "{best}"))
+
+
+@dataclass(frozen=True)
+class PaperClaims:
+    """What `<paper>.claims.CLAIMS` holds: the arms by name and the claims in order."""
+
+    paper: str
+    title: str
+    arxiv: str
+    arms: dict[str, Arm]
+    claims: tuple[Claim, ...]
+
+    def claim(self, claim_id: str) -> Claim | None:
+        """The claim with this id, or None."""
+        return next((c for c in self.claims if c.id == claim_id), None)
