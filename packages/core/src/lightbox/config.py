@@ -1,0 +1,270 @@
+"""Schema pieces shared by every paper, and composition of a paper's YAML into its dataclass. No torch.
+
+Dataclasses are the schema, YAML is the values, Python builds the objects. A paper's `config.py` declares its schema
+with `OptimConfig` and `RunConfig` inside, registers it with `register_schema`, and calls `compose`. A wrong key, a
+wrong type, a missing value or an impossible combination is a `RequestError` that names the key.
+"""
+
+import ast
+import dataclasses
+import difflib
+import hashlib
+import inspect
+import json
+import math
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from lightbox.errors import RequestError
+
+SCHEDULES = ("linear", "constant", "cosine")
+DEVICES = ("cpu", "auto", "cuda")
+PRECISIONS = ("fp32", "bf16", "fp16")
+
+
+@dataclass(kw_only=True)
+class OptimConfig:
+    """How weights are updated."""
+
+    lr: float
+    """Peak learning rate of AdamW, > 0; too high diverges, too low wastes steps."""
+    max_steps: int
+    """Optimiser steps, >= 1; time grows in proportion."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay, >= 0, on matrices only; raising it shrinks weights and may cost accuracy."""
+    clip_norm: float = 1.0
+    """Largest gradient norm, >= 0; 0 does not clip; raising it lets a bad batch move weights further."""
+    batch_size: int = 64
+    """Items per optimiser step, >= 1; time per step grows in proportion, memory with micro_batch_size."""
+    micro_batch_size: int = 0
+    """Items per forward pass; 0 means batch_size; must divide batch_size; memory grows in proportion."""
+    warmup_frac: float = 0.0
+    """Share of max_steps with rising learning rate, in [0, 1); raising it delays learning."""
+    schedule: str = "linear"
+    """After warm-up: linear (to 0), cosine (to 0) or constant; no cost."""
+
+    def __post_init__(self) -> None:
+        check_positive("optim.lr", self.lr)
+        check_positive("optim.max_steps", self.max_steps)
+        check_positive("optim.batch_size", self.batch_size)
+        for key in ("weight_decay", "clip_norm", "micro_batch_size"):
+            check_at_least("optim." + key, getattr(self, key), 0)
+        check_choice("optim.schedule", self.schedule, SCHEDULES)
+        if not 0 <= self.warmup_frac < 1:
+            raise RequestError(
+                f"optim.warmup_frac is {self.warmup_frac}",
+                "It is a share of max_steps and some steps must remain after warm-up",
+                "Set optim.warmup_frac in [0, 1)",
+            )
+        if self.micro_batch_size and self.batch_size % self.micro_batch_size:
+            raise RequestError(
+                f"optim.batch_size is {self.batch_size} and optim.micro_batch_size is {self.micro_batch_size}",
+                "A step is made of whole micro-batches of one size",
+                "Set optim.micro_batch_size to a divisor of optim.batch_size, or to 0",
+            )
+
+
+@dataclass(kw_only=True)
+class RunConfig:
+    """Where and how a run is made; nothing here changes the method."""
+
+    seed: int
+    """Seed of data order, initialisation and sampling, >= 0, required; no cost."""
+    out: str = ""
+    """Output folder; empty means ./lightbox-out; each kept checkpoint costs about 12 bytes a trained parameter."""
+    preset: str = ""
+    """Name of the chosen preset or profile, for records; set by the preset file."""
+    threads: int = 1
+    """CPU threads of one job, >= 1; only 1 promises the same bits again."""
+    device: str = "cpu"
+    """cpu, cuda, or auto (CUDA where there is one); recorded with the run."""
+    precision: str = "fp32"
+    """fp32, bf16 or fp16; the half ones save memory and time on a GPU and cost accuracy of small updates."""
+    save_every_steps: int = 0
+    """Steps between checkpoints, >= 0; 0 saves at the end only; lower loses less at a kill and costs disk time."""
+    log_every_steps: int = 10
+    """Steps between rows of the training history, >= 1; lower costs a little time."""
+    resume: bool = True
+    """Continue from the newest checkpoint in the output folder; false starts anew."""
+
+    def __post_init__(self) -> None:
+        check_at_least("run.seed", self.seed, 0)
+        check_at_least("run.save_every_steps", self.save_every_steps, 0)
+        check_positive("run.threads", self.threads)
+        check_positive("run.log_every_steps", self.log_every_steps)
+        check_choice("run.device", self.device, DEVICES)
+        check_choice("run.precision", self.precision, PRECISIONS)
+        if self.precision == "fp16" and self.device == "cpu":
+            raise RequestError(
+                "run.precision is fp16 and run.device is cpu",
+                "Half precision without a GPU is slow and overflows",
+                "Set run.precision=fp32, or run.device=cuda",
+            )
+
+
+def check_positive(key: str, value: float) -> None:
+    """Raise `RequestError` naming `key` unless `value` is finite and above 0."""
+    if not (math.isfinite(value) and value > 0):
+        raise RequestError(f"{key} is {value}", "It must be above 0", f"Set {key} to a positive number")
+
+
+def check_at_least(key: str, value: float, least: float) -> None:
+    """Raise `RequestError` naming `key` unless `value` is finite and at least `least`."""
+    if not (math.isfinite(value) and value >= least):
+        raise RequestError(f"{key} is {value}", f"It must be at least {least}", f"Set {key} to {least} or more")
+
+
+def check_choice(key: str, value: str, choices: Sequence[str]) -> None:
+    """Raise `RequestError` naming `key`, with close matches, unless `value` is one of `choices`."""
+    if value not in choices:
+        near = difflib.get_close_matches(value, choices, n=1)
+        hint = f"Did you mean {key}={near[0]}?" if near else f"Set {key} to one of them"
+        raise RequestError(f"{key} is '{value}'", f"The choices are {', '.join(choices)}", hint)
+
+
+def register_schema(package: str, config_name: str, schema: type) -> str:
+    """Make a dataclass known to Hydra and return its name, `<package>_<config_name>_schema`.
+
+    The YAML of `config_name` lists that name first in its defaults. The package is part of the name because several
+    papers are composed in one process.
+    """
+    name = f"{package}_{config_name}_schema"
+    ConfigStore.instance().store(name=name, node=schema)
+    return name
+
+
+def compose(package: str, config_name: str, overrides: Sequence[str]) -> Any:
+    """Compose `<package>.conf/<config_name>.yaml` with overrides into the dataclass of its schema.
+
+    Args:
+        package: importable package with a `conf` subpackage.
+        config_name: name of the YAML file, without its ending.
+        overrides: Hydra overrides, for example ``["preset=smoke", "optim.lr=1e-4"]``.
+
+    Raises:
+        RequestError: naming the key: unknown (with close matches), wrong type, required and absent, unknown group
+            choice, malformed override, or a rule of the dataclass.
+    """
+    try:
+        value = OmegaConf.to_object(_compose_raw(package, config_name, overrides))
+    except MissingConfigException as err:
+        raise _unknown_choice(err) from err
+    except (HydraException, OmegaConfBaseException) as err:
+        raise _refusal(err, package, config_name) from err
+    if not dataclasses.is_dataclass(value):
+        raise RequestError(
+            f"{package}.conf/{config_name}.yaml composes to a plain dictionary",
+            "Without a schema a misspelt key would pass unseen",
+            f"Name '{package}_{config_name}_schema' first in its defaults list",
+        )
+    return value
+
+
+def to_plain(cfg: Any) -> Any:
+    """Turn dataclasses, enums, paths and tuples, nested, into dictionaries, lists and scalars that JSON can hold."""
+    if dataclasses.is_dataclass(cfg) and not isinstance(cfg, type):
+        return {f.name: to_plain(getattr(cfg, f.name)) for f in dataclasses.fields(cfg)}
+    if isinstance(cfg, dict):
+        return {str(to_plain(key)): to_plain(value) for key, value in cfg.items()}
+    if isinstance(cfg, list | tuple):
+        return [to_plain(value) for value in cfg]
+    if isinstance(cfg, Enum):
+        return to_plain(cfg.value)
+    return str(cfg) if isinstance(cfg, Path) else cfg
+
+
+def digest(value: Any) -> str:
+    """SHA-256, in hex, of the canonical JSON of `to_plain(value)`: sorted keys, no whitespace, ASCII.
+
+    Raises:
+        ValueError: for NaN or infinity.
+        TypeError: for a value that JSON cannot hold.
+
+    Example:
+        >>> digest({"b": 1, "a": (2, 3)}) == digest({"a": [2, 3], "b": 1})
+        True
+    """
+    text = json.dumps(to_plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+def leaf_docs(schema: type) -> dict[str, str]:
+    """Map each dotted leaf key of a schema dataclass to the string under its field ("" where there is none)."""
+    docs, types = _own_docs(schema), get_type_hints(schema)
+    leaves: dict[str, str] = {}
+    for field in dataclasses.fields(schema):
+        kind = types[field.name]
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+            leaves |= {f"{field.name}.{key}": doc for key, doc in leaf_docs(kind).items()}
+        else:
+            leaves[field.name] = docs.get(field.name, "")
+    return leaves
+
+
+def _own_docs(schema: type) -> dict[str, str]:
+    docs: dict[str, str] = {}
+    for base in reversed(schema.__mro__[:-1]):
+        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body  # type: ignore[attr-defined]
+        for line, under in zip(body, body[1:], strict=False):  # each statement with the one below it
+            if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and isinstance(under, ast.Expr):
+                docs[line.target.id] = " ".join(str(ast.literal_eval(under.value)).split())
+    return docs
+
+
+def _compose_raw(package: str, config_name: str, overrides: Sequence[str]) -> DictConfig:
+    with hydra.initialize_config_module(f"{package}.conf", version_base="1.3"):
+        return hydra.compose(config_name, overrides=list(overrides))
+
+
+def _unknown_choice(err: MissingConfigException) -> RequestError:
+    wanted, options = err.missing_cfg_file or "?", list(err.options or [])
+    group, _, name = wanted.rpartition("/")
+    near = difflib.get_close_matches(name, options, n=1)
+    hint = f"Did you mean {group}={near[0]}?" if near else f"Choose {group or 'a file'} from those"
+    known = f"The choices are {', '.join(options)}" if options else "There is no such file or group"
+    return RequestError(f"'{group}={name}'" if group else f"'{wanted}'", known, hint)
+
+
+def _refusal(err: Exception, package: str, config_name: str) -> RequestError:
+    """Say what Hydra or OmegaConf refused, in three parts, with the key and close matches."""
+    chain = list(_causes(err))
+    inner = next((e for e in chain if isinstance(e, OmegaConfBaseException)), None)
+    if inner is None:  # malformed or ambiguous override: Hydra's first line quotes it
+        lines = [line for line in str(chain[0]).splitlines() if line.strip()]
+        return RequestError(lines[0], " ".join(lines[1:]) or "Hydra cannot read it", "Write overrides as key=value")
+    key, reason = str(inner.full_key or inner.key or "?"), str(inner.msg or inner).splitlines()[0]
+    place = next((str(e).split(":")[0] + ": " for e in chain if str(e).startswith("In '")), "")
+    if isinstance(inner, MissingMandatoryValue):
+        return RequestError(f"{place}{key} has no value", "It is required", f"Give it as {key}=VALUE")
+    known = _known_keys(package, config_name)
+    if key in known:
+        return RequestError(f"{place}the value of {key}", reason, f"Give {key} a value of its type")
+    near = difflib.get_close_matches(key, known, n=3)
+    same_leaf = [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]]
+    near = list(dict.fromkeys([*same_leaf, *near]))[:3]
+    hint = f"Did you mean {' or '.join(near)}?" if near else f"The keys are {', '.join(known) or 'unknown'}"
+    return RequestError(f"{place}there is no key '{key}'", reason, hint)
+
+
+def _causes(err: BaseException | None) -> Iterator[BaseException]:
+    while err is not None:
+        yield err
+        err = err.__cause__ or err.__context__
+
+
+def _known_keys(package: str, config_name: str) -> list[str]:
+    """Leaf keys of the registered schema; empty where none is registered under the expected name."""
+    node = ConfigStore.instance().repo.get(f"{package}_{config_name}_schema.yaml")
+    schema = OmegaConf.get_type(node.node) if node is not None else None
+    return list(leaf_docs(schema)) if schema is not None and dataclasses.is_dataclass(schema) else []
+
