@@ -9,11 +9,13 @@ import ast
 import dataclasses
 import difflib
 import hashlib
+import importlib.resources
 import inspect
+import itertools
 import json
 import math
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -23,8 +25,9 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 
+from lightbox import refusals
 from lightbox.errors import RequestError
 
 SCHEDULES = ("linear", "constant", "cosine")
@@ -155,12 +158,15 @@ def compose(package: str, config_name: str, overrides: Sequence[str]) -> Any:
         RequestError: naming the key: unknown (with close matches), wrong type, required and absent, unknown group
             choice, malformed override, or a rule of the dataclass.
     """
+    for override in overrides:
+        refusals.check_override(override)
     try:
         value = OmegaConf.to_object(_compose_raw(package, config_name, overrides))
     except MissingConfigException as err:
-        raise _unknown_choice(err) from err
+        raise refusals.unknown_choice(err) from err
     except (HydraException, OmegaConfBaseException) as err:
-        raise _refusal(err, package, config_name) from err
+        known = _known_keys(package, config_name)
+        raise refusals.refusal(err, known=known, groups=_groups(package)) from err
     if not dataclasses.is_dataclass(value):
         raise RequestError(
             f"{package}.conf/{config_name}.yaml composes to a plain dictionary",
@@ -215,7 +221,7 @@ def _own_docs(schema: type) -> dict[str, str]:
     docs: dict[str, str] = {}
     for base in reversed(schema.__mro__[:-1]):
         body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body  # type: ignore[attr-defined]
-        for line, under in zip(body, body[1:], strict=False):  # each statement with the one below it
+        for line, under in itertools.pairwise(body):  # each statement with the one below it
             if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and isinstance(under, ast.Expr):
                 docs[line.target.id] = " ".join(str(ast.literal_eval(under.value)).split())
     return docs
@@ -226,40 +232,10 @@ def _compose_raw(package: str, config_name: str, overrides: Sequence[str]) -> Di
         return hydra.compose(config_name, overrides=list(overrides))
 
 
-def _unknown_choice(err: MissingConfigException) -> RequestError:
-    wanted, options = err.missing_cfg_file or "?", list(err.options or [])
-    group, _, name = wanted.rpartition("/")
-    near = difflib.get_close_matches(name, options, n=1)
-    hint = f"Did you mean {group}={near[0]}?" if near else f"Choose {group or 'a file'} from those"
-    known = f"The choices are {', '.join(options)}" if options else "There is no such file or group"
-    return RequestError(f"'{group}={name}'" if group else f"'{wanted}'", known, hint)
-
-
-def _refusal(err: Exception, package: str, config_name: str) -> RequestError:
-    """Say what Hydra or OmegaConf refused, in three parts, with the key and close matches."""
-    chain = list(_causes(err))
-    inner = next((e for e in chain if isinstance(e, OmegaConfBaseException)), None)
-    if inner is None:  # malformed or ambiguous override: Hydra's first line quotes it
-        lines = [line for line in str(chain[0]).splitlines() if line.strip()]
-        return RequestError(lines[0], " ".join(lines[1:]) or "Hydra cannot read it", "Write overrides as key=value")
-    key, reason = str(inner.full_key or inner.key or "?"), str(inner.msg or inner).splitlines()[0]
-    place = next((str(e).split(":")[0] + ": " for e in chain if str(e).startswith("In '")), "")
-    if isinstance(inner, MissingMandatoryValue):
-        return RequestError(f"{place}{key} has no value", "It is required", f"Give it as {key}=VALUE")
-    known = _known_keys(package, config_name)
-    if key in known:
-        return RequestError(f"{place}the value of {key}", reason, f"Give {key} a value of its type")
-    near = difflib.get_close_matches(key, known, n=3)
-    same_leaf = [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]]
-    near = list(dict.fromkeys([*same_leaf, *near]))[:3]
-    hint = f"Did you mean {' or '.join(near)}?" if near else f"The keys are {', '.join(known) or 'unknown'}"
-    return RequestError(f"{place}there is no key '{key}'", reason, hint)
-
-
-def _causes(err: BaseException | None) -> Iterator[BaseException]:
-    while err is not None:
-        yield err
-        err = err.__cause__ or err.__context__
+def _groups(package: str) -> list[str]:
+    """Names of the configuration groups of a package: the folders of its `conf`."""
+    conf = importlib.resources.files(f"{package}.conf")
+    return sorted(entry.name for entry in conf.iterdir() if entry.is_dir() and not entry.name.startswith("_"))
 
 
 def _known_keys(package: str, config_name: str) -> list[str]:

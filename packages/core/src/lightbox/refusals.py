@@ -1,0 +1,72 @@
+"""What Hydra and OmegaConf refuse, said in three parts with the key and close matches. Used by `config` only."""
+
+import difflib
+from collections.abc import Iterator, Sequence
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from lightbox.errors import RequestError
+
+
+def check_override(override: str) -> None:
+    """Raise `RequestError` unless `override` is one key of a schema set to one value, as ``key=value``."""
+    given = f"The override '{override}'"
+    if "=" not in override or override.startswith("-"):
+        raise RequestError(given, "An override sets one key", "Write it as key=value")
+    if override.startswith(("+", "~", "hydra.", "hydra/")):
+        raise RequestError(
+            given,
+            "The schema is fixed, so keys are neither added nor deleted, and Hydra's own settings do not apply",
+            "Set keys of the schema only, as key=value",
+        )
+    try:
+        parsed = OverridesParser.create().parse_override(override)
+    except HydraException as err:
+        reason = next((line for line in str(err).splitlines() if line.strip()), "It is malformed")
+        raise RequestError(given, f"Hydra cannot read it: {reason}", "Write key=value; quote special signs") from err
+    if parsed.is_sweep_override():
+        raise RequestError(given, "One run takes one value", "Start one run per value; write a list as key=[a,b]")
+
+
+def unknown_choice(err: MissingConfigException) -> RequestError:
+    """Say which preset, experiment or other group choice does not exist, and which do."""
+    wanted, options = err.missing_cfg_file or "?", list(err.options or [])
+    group, _, name = wanted.rpartition("/")
+    near = difflib.get_close_matches(name, options, n=1)
+    hint = f"Did you mean {group}={near[0]}?" if near else f"Choose {group or 'a file'} from those"
+    known = f"The choices are {', '.join(options)}" if options else "There is no such file or group"
+    return RequestError(f"'{group}={name}'" if group else f"'{wanted}'", known, hint)
+
+
+def refusal(err: Exception, *, known: Sequence[str], groups: Sequence[str]) -> RequestError:
+    """Say what was refused and why.
+
+    Args:
+        err: what Hydra or OmegaConf raised.
+        known: leaf keys of the schema.
+        groups: names of the configuration groups.
+    """
+    chain = list(_causes(err))
+    inner = next((e for e in chain if isinstance(e, OmegaConfBaseException)), None)
+    if inner is None:
+        lines = [line for line in str(chain[0]).splitlines() if line.strip()]
+        return RequestError(lines[0], " ".join(lines[1:]) or "Hydra cannot compose it", "Correct the key or the file")
+    key, reason = str(inner.full_key or inner.key or "?"), str(inner.msg or inner).splitlines()[0]
+    place = next((str(e).split(":")[0] + ": " for e in chain if str(e).startswith("In '")), "")
+    if isinstance(inner, MissingMandatoryValue):
+        return RequestError(f"{place}{key} has no value", "It is required", f"Give it as {key}=VALUE")
+    if key in known or any(name.startswith(key + ".") for name in known):
+        return RequestError(f"{place}the value of {key}", reason, f"Give {key} a value of its type")
+    leaf = key.rpartition(".")[2]
+    same_leaf = [name for name in known if name.rpartition(".")[2] == leaf]
+    near = list(dict.fromkeys([*same_leaf, *difflib.get_close_matches(key, [*groups, *known], n=3)]))[:3]
+    hint = f"Did you mean {' or '.join(near)}?" if near else f"The keys are {', '.join(known) or 'unknown'}"
+    return RequestError(f"{place}there is no key '{key}'", reason, hint)
+
+
+def _causes(err: BaseException | None) -> Iterator[BaseException]:
+    while err is not None:
+        yield err
+        err = err.__cause__ or err.__context__
