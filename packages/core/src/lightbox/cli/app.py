@@ -1,0 +1,124 @@
+"""Front door: the list of commands, and the one place where errors become messages and exit codes.
+
+Help is printed from the list below, so no command's module is imported until that command runs; a module pays for
+its own imports. Exit codes: 0 done, 1 the work failed, 2 the request was wrong, 130 interrupted.
+"""
+
+import errno
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, NamedTuple
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command
+
+import lightbox
+from lightbox.errors import LightboxError, WorkError
+
+
+class Entry(NamedTuple):
+    """One command: where it lives (`module:attribute`, a function or a Typer app) and its line in the help."""
+
+    target: str
+    help: str
+
+
+COMMANDS = {
+    "reproduce": Entry("lightbox.cli.reproduce:reproduce", "Run the claims of papers and decide them."),
+    "report": Entry("lightbox.cli.reproduce:report", "Write the page again from committed or earlier results."),
+    "explain": Entry("lightbox.cli.reproduce:explain", "Show a claim: statement, arms, controls, gate, verdict."),
+    "train": Entry("lightbox.cli.train:train", "Train one model of a paper."),
+    "evaluate": Entry("lightbox.cli.train:evaluate", "Score a trained model, item by item."),
+    "predict": Entry("lightbox.cli.train:predict", "Answer one question about one image."),
+    "pretrain": Entry("lightbox.cli.train:pretrain", "Rebuild the tiny foundation models."),
+    "data": Entry("lightbox.cli.data:app", "List, validate, show, render and convert datasets."),
+    "compare": Entry("lightbox.cli.compare:compare", "Put recorded runs side by side."),
+    "bench": Entry("lightbox.cli.bench:app", "Measure ratios against named peers."),
+    "doctor": Entry("lightbox.cli.doctor:doctor", "Say what this machine has, lacks, and what that costs."),
+}
+
+
+class LazyGroup(TyperGroup):
+    """Commands of `COMMANDS`, shown from their help lines and loaded when called."""
+
+    def __init__(self, **attrs: Any) -> None:
+        super().__init__(**attrs)
+        self.commands = {name: TyperCommand(name=name, help=entry.help) for name, entry in COMMANDS.items()}
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The real command, its module imported now."""
+        name, stand_in, rest = super().resolve_command(ctx, args)
+        return name, None if stand_in is None else load(str(stand_in.name)), rest
+
+
+app = typer.Typer(
+    cls=LazyGroup, no_args_is_help=True, add_completion=False, context_settings={"help_option_names": ["-h", "--help"]}
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"lightbox {lightbox.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Lightbox: medical vision-language papers to run, read, check and scale. Research and teaching, not clinical use."""
+
+
+def load(name: str) -> Any:
+    """Import the module of command `name` and return its command object."""
+    module, _, attribute = COMMANDS[name].target.partition(":")
+    found = getattr(importlib.import_module(module), attribute)
+    if not isinstance(found, typer.Typer):
+        single = typer.Typer(add_completion=False)
+        single.command(name=name)(found)
+        found = single
+    command = get_command(found)
+    command.name = name
+    return command
+
+
+def guard(call: Callable[[], Any]) -> int:
+    """Run `call` and return the exit code; an error that a user can act on is shown in three lines on stderr.
+
+    Unexpected errors pass through with their traceback: they are bugs.
+    """
+    try:
+        call()
+    except KeyboardInterrupt:
+        typer.echo("Interrupted; finished jobs and checkpoints are kept.", err=True)
+        return 130
+    except LightboxError as err:
+        return _show(err)
+    except OSError as err:
+        if err.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        place = f" while writing '{err.filename}'" if err.filename else ""
+        return _show(
+            WorkError(
+                f"The disk filled up{place}",
+                "Finished jobs and checkpoints are kept, what was being written is not",
+                "Free some space, or choose another folder with --out, and run the same command again",
+            )
+        )
+    return 0
+
+
+def _show(err: LightboxError) -> int:
+    for label, text in (("What was given", err.given), ("Why", err.why), ("What to do", err.do)):
+        typer.echo(f"{label}: {text}", err=True)
+    return err.exit_code
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the `lightbox` command and exit; `argv` None takes the process's own arguments."""
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    sys.exit(guard(lambda: get_command(app)(args=arguments, prog_name="lightbox")))
