@@ -1,0 +1,125 @@
+"""`lightbox train|evaluate|predict`, handed to the paper's own `cli` module, and `lightbox pretrain`.
+
+Papers are found by the entry-point group `lightbox.papers`; nothing here knows one by name. A paper's `cli` accepts
+its configuration before it imports torch, so a wrong key is refused in about a second.
+"""
+
+import difflib
+import importlib
+import importlib.metadata
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lightbox.errors import RequestError
+
+PAPERS = "lightbox.papers"
+
+Paper = Annotated[str, typer.Argument(help="Name of a paper, for example medthink.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Settings as key=value, for example preset=smoke optim.lr=1e-4.")
+]
+
+
+def train(paper: Paper, overrides: Overrides = None) -> None:
+    """Train one model of a paper, on phantom or real data, tiny or real size."""
+    paper_cli(paper).train(list(overrides or []))
+
+
+def evaluate(paper: Paper, overrides: Overrides = None) -> None:
+    """Score a trained model and write its per-item scores."""
+    paper_cli(paper).evaluate(list(overrides or []))
+
+
+def predict(
+    paper: Paper,
+    image: Annotated[Path, typer.Option(help="Image file; converted as the paper's data are.")],
+    question: Annotated[str, typer.Option(help="The question, as text.")],
+    options: Annotated[str, typer.Option(help='Choices of a closed question, for example "yes,no".')] = "",
+    run: Annotated[Path | None, typer.Option(help="Folder of a trained run; left out, the newest one.")] = None,
+    box: Annotated[str, typer.Option(help="Region x0,y0,x1,y1 as fractions of the image.")] = "",
+    out: Annotated[Path | None, typer.Option(help="Write the image with the answer drawn on it.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Answer one question about one image. Not for clinical use."""
+    if not question.strip():
+        raise RequestError("--question is empty", "There is nothing to answer", "Give the question as text")
+    if not image.is_file():
+        raise RequestError(f"--image is '{image}'", "There is no such file", "Give the path of an image file")
+    choices = tuple(choice.strip() for choice in options.split(",") if choice.strip())
+    if options and len(choices) < 2:
+        raise RequestError(
+            f"--options is '{options}'", "A closed question has two choices or more", "Separate them by commas"
+        )
+    region = parse_box(box) if box else None
+    answer = paper_cli(paper).predict(image=image, question=question, options=choices, run=run, box=region, out=out)
+    show(answer, as_json=as_json)
+
+
+def pretrain(
+    only: Annotated[str, typer.Option(help="Build one of them, for example tower or t5.")] = "",
+    out: Annotated[Path | None, typer.Option(help="Write here instead of shared_data/weights.")] = None,
+) -> None:
+    """Rebuild the tiny foundation models on the phantom with fixed seeds (up to 25 minutes each on 2 cores)."""
+    from lightbox import pretrain as building
+
+    names = tuple(building.NAMES)
+    if only and only not in names:
+        raise RequestError(f"--only is '{only}'", f"The tiny models are {', '.join(names)}", _nearest(only, names))
+    for name in (only,) if only else names:
+        building.build(name, out=out)
+
+
+def papers() -> tuple[str, ...]:
+    """Names of the installed papers, sorted."""
+    return tuple(sorted(point.name for point in importlib.metadata.entry_points(group=PAPERS)))
+
+
+def paper_cli(paper: str) -> Any:
+    """Import the `cli` module of a paper.
+
+    Raises:
+        RequestError: for an unknown name, listing the known ones.
+    """
+    known = papers()
+    if paper not in known:
+        raise RequestError(
+            f"The paper '{paper}'", f"The papers installed here are {', '.join(known) or 'none'}", _nearest(paper, known)
+        )
+    point = next(p for p in importlib.metadata.entry_points(group=PAPERS) if p.name == paper)
+    return importlib.import_module(f"{point.value}.cli")
+
+
+def parse_box(text: str) -> tuple[float, float, float, float]:
+    """Read "x0,y0,x1,y1" as fractions of the image, half-open.
+
+    Raises:
+        RequestError: unless there are four numbers with 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1.
+
+    Example:
+        >>> parse_box("0.1, 0.2, 0.5, 0.6")
+        (0.1, 0.2, 0.5, 0.6)
+    """
+    from lightbox.records import Box, check_box
+
+    try:
+        x0, y0, x1, y1 = (float(part) for part in text.split(","))
+    except ValueError as err:
+        raise RequestError(f"--box is '{text}'", "A box is four numbers", "Write it as 0.1,0.2,0.5,0.6") from err
+    return tuple(check_box(Box(x0, y0, x1, y1), where="--box"))
+
+
+def show(answer: Any, *, as_json: bool) -> None:
+    """Print the mapping that a paper's `predict` returned: one JSON object, or one "name: value" line each."""
+    if as_json:
+        typer.echo(json.dumps(answer, indent=2, default=str))
+        return
+    for name, value in answer.items():
+        typer.echo(f"{name}: {value}")
+
+
+def _nearest(name: str, known: tuple[str, ...]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"Did you mean {near[0]}?" if near else "Choose one of them"

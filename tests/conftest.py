@@ -1,0 +1,59 @@
+"""Every test runs without network, with one thread, in its own folder.
+
+The variables are set here, before any test module is imported, and child processes inherit them.
+"""
+
+import ipaddress
+import os
+import socket
+
+import pytest
+
+os.environ.update(
+    HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false"
+)
+
+
+class NetworkBlockedError(RuntimeError):
+    """A test reached for an address outside this machine."""
+
+
+def _refuse_outside(address):
+    host = address[0] if isinstance(address, tuple) else address
+    name = host.decode() if isinstance(host, bytes) else str(host or "localhost")
+    try:
+        is_here = ipaddress.ip_address(name.partition("%")[0]).is_loopback
+    except ValueError:
+        is_here = name == "localhost"
+    if not is_here:
+        raise NetworkBlockedError(f"tests have no network, and this one asked for {name}")
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch):
+    """Let sockets reach this machine and nothing else."""
+    lookup = socket.getaddrinfo
+
+    def guarded(method):
+        def call(self, *arguments):
+            if self.family in (socket.AF_INET, socket.AF_INET6):
+                _refuse_outside(arguments[-1])
+            return method(self, *arguments)
+
+        return call
+
+    def guarded_lookup(host, *arguments, **options):
+        _refuse_outside(host)
+        return lookup(host, *arguments, **options)
+
+    for name in ("connect", "connect_ex", "sendto"):
+        monkeypatch.setattr(socket.socket, name, guarded(getattr(socket.socket, name)))
+    monkeypatch.setattr(socket, "getaddrinfo", guarded_lookup)
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(monkeypatch, tmp_path):
+    """Run in an empty folder, so that a default `./lightbox-out` never lands in the checkout."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("LIGHTBOX_HOME", raising=False)
