@@ -91,7 +91,11 @@ def test_composition_returns_the_dataclass_with_nested_parts(toy):
         (["model=3"], "the value of model", "model"),
         ([], "run.seed has no value", "run.seed=VALUE"),
         (["preset=smok"], "'preset=smok'", "preset=smoke"),
-        (["preset=misspelt", "run.seed=0"], "In 'preset/misspelt': there is no key 'optim.maxsteps'", "optim.max_steps"),
+        (
+            ["preset=misspelt", "run.seed=0"],
+            "In 'preset/misspelt': there is no key 'optim.maxsteps'",
+            "optim.max_steps",
+        ),
         (["optim.lr"], "The override 'optim.lr'", "key=value"),
         (["--lr=1"], "The override '--lr=1'", "key=value"),
         (["optim.lr=["], "The override 'optim.lr=['", "quote"),

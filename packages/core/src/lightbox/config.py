@@ -243,4 +243,3 @@ def _known_keys(package: str, config_name: str) -> list[str]:
     node = ConfigStore.instance().repo.get(f"{package}_{config_name}_schema.yaml")
     schema = OmegaConf.get_type(node.node) if node is not None else None
     return list(leaf_docs(schema)) if schema is not None and dataclasses.is_dataclass(schema) else []
-

@@ -86,7 +86,9 @@ def paper_cli(paper: str) -> Any:
     known = papers()
     if paper not in known:
         raise RequestError(
-            f"The paper '{paper}'", f"The papers installed here are {', '.join(known) or 'none'}", _nearest(paper, known)
+            f"The paper '{paper}'",
+            f"The papers installed here are {', '.join(known) or 'none'}",
+            _nearest(paper, known),
         )
     point = next(p for p in importlib.metadata.entry_points(group=PAPERS) if p.name == paper)
     return importlib.import_module(f"{point.value}.cli")
