@@ -120,9 +120,11 @@ class Gate:
 class Claim:
     """One claim of a paper and the experiment that decides it.
 
-    `statement` is ours, in one sentence. `location` says where the paper makes it. `paper_numbers` are the paper's own values, or
-    "not found". `min_effect` is in the metric's recorded unit (0.02 = 2 points of accuracy). `unit_scale` and `unit` say how
-    numbers are printed (100, "points"). `presets` lists the size presets that run it.
+    `statement` is ours, in one sentence. `location` says where the paper makes it. `paper_numbers` are the paper's own
+    values, or "not found". `min_effect` is in the metric's recorded unit (0.02 = 2 points of accuracy); for kind
+    equivalence it is the margin. `unit_scale` and `unit` say how numbers are printed (100, "points"). `presets` lists
+    the size presets that run it, `seeds` how many seeds each takes. `bound` is for kind exact: the number must be at
+    least the bound, or at most where `is_upper_bound`. `min_items` is the fewest items a seed a verdict may rest on.
     """
 
     paper: str
@@ -141,6 +143,8 @@ class Claim:
     note: str = ""
     bound: float | None = None
     seeds: dict[str, int] = field(default_factory=lambda: {"smoke": 1, "quick": 5, "full": 5})
+    is_upper_bound: bool = False
+    min_items: int = 100
 
     def by_role(self, role: Role) -> tuple[Contrast, ...]:
         """Contrasts of one role, in the order declared."""

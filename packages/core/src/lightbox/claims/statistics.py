@@ -1,0 +1,173 @@
+"""From per-item scores to the effect of a contrast: paired within a seed, one number a seed, an interval over seeds.
+
+No torch. Scores are the tables that jobs write: one row per item and condition, a float column per metric, null where
+a metric does not apply.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from lightbox.claims.spec import Contrast, Measure, Role
+from lightbox.errors import WorkError
+from lightbox.eval.intervals import hierarchical_bootstrap, t_interval
+
+ScoresByArmSeed = Mapping[tuple[str, int], pa.Table]
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What one contrast came to, in the metric's recorded unit.
+
+    Args:
+        name: of the contrast, as declared.
+        arm: its first arm with a positive weight.
+        rival: its first arm with a negative weight, "" where it has none.
+        role: what it does for its claim.
+        min_effect: the smallest effect that counts; the margin of an equivalence.
+        seeds: those with every score the contrast needs, ascending.
+        per_seed: d_s, the mean paired difference on the items of each of `seeds`.
+        items: fewest items in any of `seeds`; 0 without seeds.
+        effect: mean of `per_seed`; None without seeds.
+        ci95: the t interval over seeds, which decides; None below 2 seeds. `ci90` is the same at 90 %.
+        boot95: the hierarchical bootstrap, which decides nothing; None where it was not asked for.
+        seed_sd: standard deviation of `per_seed`, from seeds and items together; None below 2 seeds.
+    """
+
+    name: str
+    arm: str
+    rival: str
+    role: Role
+    min_effect: float
+    seeds: tuple[int, ...]
+    per_seed: tuple[float, ...]
+    items: int
+    effect: float | None
+    ci95: tuple[float, float] | None
+    ci90: tuple[float, float] | None
+    boot95: tuple[float, float] | None = None
+    seed_sd: float | None = None
+
+
+def label(measure: Measure) -> str:
+    """Name of a measure for tables: the arm, with the condition where it is not the plain image, and other filters."""
+    extra = [value for column, value in measure.where if (column, value) != ("condition", "image")]
+    return f"{measure.arm} [{', '.join(extra)}]" if extra else measure.arm
+
+
+def measured(measure: Measure, scores: pa.Table, *, seed: int) -> tuple[pa.ChunkedArray, np.ndarray]:
+    """The measure of every item of one seed; rows where the metric is null do not apply and are left out.
+
+    Returns:
+        Item ids, ascending and distinct, and their values, float64.
+
+    Raises:
+        WorkError: for a column that is not there, an item that appears twice, or a value that is not finite.
+    """
+    given = f"Arm '{measure.arm}', seed {seed}, holds {scores.num_rows} rows"
+    columns = ["item", measure.metric, *(column for column, _ in measure.where)]
+    if absent := [column for column in columns if column not in scores.column_names]:
+        why = f"There is no column '{absent[0]}'; the columns are {', '.join(scores.column_names)}"
+        raise WorkError(given, why, "Correct the measure in the paper's claims.py, or the scores its evaluation writes")
+    for column, value in measure.where:
+        scores = scores.filter(pc.equal(scores[column], value))
+    scores = scores.filter(pc.is_valid(scores[measure.metric])).sort_by("item")
+    values = scores[measure.metric].to_numpy().astype(np.float64)
+    if count := int((~np.isfinite(values)).sum()):
+        why = f"{count} of {values.size} values of '{measure.metric}' are not finite, so their mean says nothing"
+        raise WorkError(given, why, "Write null where a metric does not apply, and a number elsewhere")
+    distinct = pc.count_distinct(scores["item"]).as_py()
+    if distinct != values.size:
+        why = f"{values.size} rows match {dict(measure.where)} and only {distinct} items differ; a pair needs one row"
+        raise WorkError(given, why, "Narrow the measure's `where` until each item has one row")
+    return scores["item"], values
+
+
+def paired_differences(contrast: Contrast, scores: ScoresByArmSeed, *, seed: int) -> np.ndarray:
+    """Weighted sum of the contrast's measures for each item of one seed, in order of item id.
+
+    Raises:
+        WorkError: where no item is left, or the terms do not hold the same items.
+    """
+    terms = [(weight, m, *measured(m, scores[m.arm, seed], seed=seed)) for weight, m in contrast.terms]
+    _, first, first_items, _ = terms[0]
+    for _, measure, items, _ in terms:
+        if len(items) == 0 or not items.equals(first_items):
+            shared = len(set(items.to_pylist()) & set(first_items.to_pylist()))
+            raise WorkError(
+                f"Contrast '{contrast.name}', seed {seed}, pairs {len(first_items)} items of '{label(first)}' "
+                f"with {len(items)} of '{label(measure)}'",
+                f"They share {shared} items, and a paired difference needs the same items on both sides, at least one",
+                "Evaluate the arms on one test set and give their measures the same `where`",
+            )
+    return sum(weight * values for weight, _, _, values in terms)
+
+
+def complete_seeds(arms: Sequence[str], scores: ScoresByArmSeed, *, seeds: Sequence[int]) -> tuple[int, ...]:
+    """Those of `seeds` for which every arm has scores."""
+    return tuple(seed for seed in seeds if all((arm, seed) in scores for arm in arms))
+
+
+def contrast_effect(
+    contrast: Contrast, scores: ScoresByArmSeed, *, seeds: Sequence[int], min_effect: float, bootstrap: bool = True
+) -> Effect:
+    """Effect of a contrast over the seeds that have all its scores.
+
+    Args:
+        contrast: weighted measures.
+        scores: tables by (arm, seed).
+        seeds: seeds of the claim.
+        min_effect: the claim's, used where the contrast declares none.
+        bootstrap: also draw the hierarchical bootstrap, about 0.02 s.
+
+    Raises:
+        WorkError: see `measured` and `paired_differences`.
+    """
+    ready = complete_seeds([measure.arm for _, measure in contrast.terms], scores, seeds=seeds)
+    differences = [paired_differences(contrast, scores, seed=seed) for seed in ready]
+    boot95 = hierarchical_bootstrap(differences) if bootstrap and len(ready) > 1 else None
+    return effect_of(
+        contrast,
+        [float(items.mean()) for items in differences],
+        seeds=ready,
+        items=min((items.size for items in differences), default=0),
+        min_effect=min_effect,
+        boot95=boot95,
+    )
+
+
+def effect_of(
+    contrast: Contrast,
+    per_seed: Sequence[float],
+    *,
+    seeds: Sequence[int],
+    items: int,
+    min_effect: float,
+    boot95: tuple[float, float] | None = None,
+) -> Effect:
+    """Effect from the mean paired differences of the seeds; `contrast_effect` and the simulation share it."""
+    d = np.asarray(per_seed, dtype=np.float64)
+    has_spread = d.size > 1
+    return Effect(
+        name=contrast.name,
+        arm=contrast.arm,
+        rival=contrast.rival,
+        role=contrast.role,
+        min_effect=min_effect if contrast.min_effect is None else contrast.min_effect,
+        seeds=tuple(seeds),
+        per_seed=tuple(d.tolist()),
+        items=items,
+        effect=float(d.mean()) if d.size else None,
+        ci95=_ends(d, 0.95) if has_spread else None,
+        ci90=_ends(d, 0.90) if has_spread else None,
+        boot95=boot95,
+        seed_sd=float(d.std(ddof=1)) if has_spread else None,
+    )
+
+
+def _ends(d: np.ndarray, level: float) -> tuple[float, float]:
+    low, high = t_interval(d, level=level)
+    return float(low), float(high)
