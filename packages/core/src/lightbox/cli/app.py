@@ -70,7 +70,7 @@ def _root(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Lightbox: medical vision-language papers to run, read, check and scale. Research and teaching, not clinical use."""
+    """Medical vision-language papers to run, read, check and scale. For research and teaching, not clinical use."""
 
 
 def load(name: str) -> Any:

@@ -96,15 +96,9 @@ def look_packages() -> Iterator[Check]:
     """Installed versions, from metadata; optional ones with what their absence costs."""
     found = machine.versions((*NEEDED, *OPTIONAL))
     for name in NEEDED:
-        yield Check(
-            name, OK if found[name] else BROKEN, found[name] or "not installed", "" if found[name] else "uv sync"
-        )
+        yield Check(name, OK, found[name]) if found[name] else Check(name, BROKEN, "not installed", "run `uv sync`")
     for name, cost in OPTIONAL.items():
-        yield Check(name, OK if found[name] else MISSING, found[name] or "not installed", "" if found[name] else cost)
-    if found["triton"] and not machine.gpu_names():
-        yield Check(
-            "triton kernels", MISSING, "no GPU", "kernels run only in Triton's interpreter (TRITON_INTERPRET=1)"
-        )
+        yield Check(name, OK, found[name]) if found[name] else Check(name, MISSING, "not installed", cost)
 
 
 def look_weights(folder: Path) -> Iterator[Check]:
@@ -126,9 +120,7 @@ def look_data(cards: Path) -> Check:
     """Name the real sets under LIGHTBOX_DATA_ROOT."""
     root, known = os.environ.get("LIGHTBOX_DATA_ROOT"), sorted(path.stem for path in cards.glob("*.yaml"))
     if not root:
-        return Check(
-            "real data", MISSING, "LIGHTBOX_DATA_ROOT is not set", "phantom only; `lightbox data list` says more"
-        )
+        return Check("real data", MISSING, "LIGHTBOX_DATA_ROOT is not set", "phantom only; see `lightbox data list`")
     if not Path(root).is_dir():
         return Check("real data", BROKEN, f"LIGHTBOX_DATA_ROOT is '{root}'", "there is no such folder")
     here = [name for name in known if (Path(root) / name).is_dir()]
@@ -159,21 +151,23 @@ def look_deep() -> Iterator[Check]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     yield Check("torch device", OK, f"{device}, {torch.get_num_threads()} threads")
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        ones, name = torch.ones(16, 16, dtype=dtype, device=device), str(dtype).removeprefix("torch.")
-        right = bool(((ones @ ones) == 16).all())
-        native = (
-            device == "cpu" or dtype is not torch.bfloat16 or torch.cuda.is_bf16_supported(including_emulation=False)
-        )
-        cost = "" if native else "emulated, slow; set run.precision=fp16"
-        yield Check(f"{name} on {device}", OK if right and native else MISSING if right else BROKEN, "works", cost)
+        ones, name = torch.ones(16, 16, dtype=dtype, device=device), f"{str(dtype).removeprefix('torch.')} on {device}"
+        if not bool(((ones @ ones) == 16).all()):
+            yield Check(name, BROKEN, "ones multiplied give a wrong sum", "do not use this dtype here")
+        elif (
+            dtype is torch.bfloat16 and device == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
+        ):
+            yield Check(name, MISSING, "emulated", "slow; set run.precision=fp16")
+        else:
+            yield Check(name, OK, "works")
     if importlib.util.find_spec("bitsandbytes") is not None:
         import bitsandbytes
 
-        packed, state = bitsandbytes.functional.quantize_4bit(torch.ones(64, 64, device=device), quant_type="nf4")
-        right = torch.allclose(
-            bitsandbytes.functional.dequantize_4bit(packed, state), torch.ones(64, 64, device=device)
-        )
-        yield Check("4-bit weights", OK if right else BROKEN, f"bitsandbytes on {device}")
+        ones = torch.ones(64, 64, device=device)
+        packed, state = bitsandbytes.functional.quantize_4bit(ones, quant_type="nf4")
+        right = torch.allclose(bitsandbytes.functional.dequantize_4bit(packed, state), ones)
+        cost = "" if right else "do not load 4-bit weights here"
+        yield Check("4-bit weights", OK if right else BROKEN, f"bitsandbytes on {device}", cost)
 
 
 def _sha256(path: Path) -> str:

@@ -85,11 +85,8 @@ def paper_cli(paper: str) -> Any:
     """
     known = papers()
     if paper not in known:
-        raise RequestError(
-            f"The paper '{paper}'",
-            f"The papers installed here are {', '.join(known) or 'none'}",
-            _nearest(paper, known),
-        )
+        why = f"The papers installed here are {', '.join(known) or 'none'}"
+        raise RequestError(f"The paper '{paper}'", why, _nearest(paper, known))
     point = next(p for p in importlib.metadata.entry_points(group=PAPERS) if p.name == paper)
     return importlib.import_module(f"{point.value}.cli")
 
@@ -104,13 +101,14 @@ def parse_box(text: str) -> tuple[float, float, float, float]:
         >>> parse_box("0.1, 0.2, 0.5, 0.6")
         (0.1, 0.2, 0.5, 0.6)
     """
-    from lightbox.records import Box, check_box
-
     try:
         x0, y0, x1, y1 = (float(part) for part in text.split(","))
     except ValueError as err:
         raise RequestError(f"--box is '{text}'", "A box is four numbers", "Write it as 0.1,0.2,0.5,0.6") from err
-    return tuple(check_box(Box(x0, y0, x1, y1), where="--box"))
+    if not (0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1):
+        why = "A box is x0,y0,x1,y1 as fractions of the image, with x0 < x1 and y0 < y1"
+        raise RequestError(f"--box is '{text}'", why, "Divide pixel columns by the width and pixel rows by the height")
+    return x0, y0, x1, y1
 
 
 def show(answer: Any, *, as_json: bool) -> None:

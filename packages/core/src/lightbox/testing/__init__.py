@@ -1,0 +1,1 @@
+"""Helpers for tests only; nothing else may import this package."""

@@ -1,0 +1,114 @@
+"""Finished run folders with made-up scores, for tests of what reads them. Deterministic, no torch."""
+
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+KINDS = ("presence", "side", "zone", "count")
+
+
+def write_job(
+    out: Path,
+    arm: str,
+    seed: int,
+    *,
+    accuracy: float = 0.7,
+    paper: str = "medthink",
+    preset: str = "quick",
+    lr: float = 1e-3,
+    n_items: int = 120,
+    text: str = "",
+    place: str = "jobs",
+    key: str = "",
+) -> Path:
+    """Write one finished job as a worker would, and return its folder.
+
+    Args:
+        out: output folder.
+        arm: name of the arm.
+        seed: of the run; items and answers differ by seed, and are shared by the arms of one seed.
+        accuracy: expected share of correct answers under condition "image", in [0, 1].
+        paper: name of the paper.
+        preset: name of the preset.
+        lr: learning rate in the recorded configuration.
+        n_items: test items.
+        text: put into every text field, for example a script tag.
+        place: "jobs" or "runs".
+        key: job key; "" makes one from the arm and seed.
+    """
+    key = key or hashlib.sha256(f"{paper} {preset} {arm} {seed}".encode()).hexdigest()
+    folder = out / place / key
+    (folder / "examples").mkdir(parents=True)
+    _write_scores(folder, arm=arm, seed=seed, accuracy=accuracy, n_items=n_items)
+    _write_examples(folder, arm=arm, seed=seed, text=text)
+    steps = range(0, 200, 10)
+    curve = [[step, 2.5 * math.exp(-step / 60) + 0.2 + 0.02 * math.sin(step + seed)] for step in steps]
+    history = {"train/loss": curve, "val/accuracy": [[step, accuracy * (1 - math.exp(-step / 50))] for step in steps]}
+    _write(folder / "history.json", history)
+    _write(folder / "card.json", {"parameters": 830_000, "device": "cpu", "dtype": "fp32", "wall_s": 31.5, "notes": []})
+    config = {"run": {"seed": seed, "preset": preset}, "optim": {"lr": lr}, "objective": {"target": arm}}
+    card = {"key": key, "paper": paper, "arm": arm, "seed": seed, "preset": preset, "config": config}
+    card |= {"overrides": [f"objective.target={arm}"], "inputs": {"phantom": "v1"}, "needs": {}, "source": "5" * 64}
+    _write(folder / "job.json", card | {"commit": "0123456789ab", "wall_s": 31.5, "finished": True})
+    return folder
+
+
+def _write(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value), encoding="utf-8")
+
+
+def _write_scores(folder: Path, *, arm: str, seed: int, accuracy: float, n_items: int) -> None:
+    difficulty = np.random.default_rng(seed).random(n_items)  # shared by the arms of a seed, hence paired
+    own = np.random.default_rng([seed, *arm.encode()]).random(n_items)
+    items = [f"case-{seed}-{index:04d}" for index in range(n_items)]
+    columns: dict[str, list[Any]] = {name: [] for name in ("item", "condition", "kind", "correct", "bleu4")}
+    for condition, level in (("blank", 0.45), ("image", accuracy), ("shuffled", 0.48)):
+        columns["item"] += items
+        columns["condition"] += [condition] * n_items
+        columns["kind"] += [KINDS[index % len(KINDS)] for index in range(n_items)]
+        columns["correct"] += (0.5 * difficulty + 0.5 * own < level).astype(np.float64).tolist()
+        columns["bleu4"] += (own * 50).tolist() if arm != "answer_only" else [None] * n_items
+    schema = pa.schema([(name, pa.string()) for name in ("item", "condition", "kind")])
+    schema = schema.append(pa.field("correct", pa.float64())).append(pa.field("bleu4", pa.float64()))
+    pq.write_table(pa.table(columns, schema=schema), folder / "scores.parquet", compression="zstd")
+
+
+def _write_examples(folder: Path, *, arm: str, seed: int, text: str) -> None:
+    rows = []
+    for index, is_right in enumerate((True, False, True)):
+        item = f"case-{seed}-{index:04d}"
+        _film(seed * 100 + index).save(folder / "examples" / f"{item}.png")
+        rows.append(
+            {
+                "item": item + text,
+                "question": f"on which side is the nodule ?{text}",
+                "options": [f"left{text}", f"right{text}"],
+                "gold_answer": f"left{text}",
+                "answer": f"left{text}" if is_right else f"right{text}",
+                "gold_rationale": f"a nodule lies in the left upper zone . so the side is left .{text}",
+                "rationale": "" if arm == "answer_only" else f"a nodule lies in the {'left' if is_right else 'right'} lung .{text}",
+                "correct": is_right,
+                "image": f"examples/{item}.png",
+                "condition": "image",
+            }
+        )
+    _write(folder / "examples.json", rows)
+
+
+def _film(seed: int) -> Image.Image:
+    """A 64-px grey picture of two dark fields and a bright disc."""
+    rows, cols = np.mgrid[0:64, 0:64]
+    rng = np.random.default_rng(seed)
+    pixels = np.full((64, 64), 150.0)
+    for centre in (20, 44):
+        pixels[((cols - centre) / 10) ** 2 + ((rows - 32) / 22) ** 2 < 1] = 70
+    at_row, at_col = rng.integers(18, 46), rng.integers(15, 26)
+    pixels[(cols - at_col) ** 2 + (rows - at_row) ** 2 < 14] = 170
+    return Image.fromarray((pixels + rng.normal(0, 6, pixels.shape)).clip(0, 255).astype(np.uint8))
