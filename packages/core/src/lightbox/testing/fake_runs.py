@@ -83,7 +83,7 @@ def _write_scores(folder: Path, *, arm: str, seed: int, accuracy: float, n_items
 def _write_examples(folder: Path, *, arm: str, seed: int, text: str) -> None:
     rows = []
     for index, is_right in enumerate((True, False, True)):
-        item = f"case-{seed}-{index:04d}"
+        item, side = f"case-{seed}-{index:04d}", "left" if is_right else "right"
         _film(seed * 100 + index).save(folder / "examples" / f"{item}.png")
         rows.append(
             {
@@ -91,9 +91,9 @@ def _write_examples(folder: Path, *, arm: str, seed: int, text: str) -> None:
                 "question": f"on which side is the nodule ?{text}",
                 "options": [f"left{text}", f"right{text}"],
                 "gold_answer": f"left{text}",
-                "answer": f"left{text}" if is_right else f"right{text}",
+                "answer": f"{side}{text}",
                 "gold_rationale": f"a nodule lies in the left upper zone . so the side is left .{text}",
-                "rationale": "" if arm == "answer_only" else f"a nodule lies in the {'left' if is_right else 'right'} lung .{text}",
+                "rationale": "" if arm == "answer_only" else f"a nodule lies in the {side} lung .{text}",
                 "correct": is_right,
                 "image": f"examples/{item}.png",
                 "condition": "image",

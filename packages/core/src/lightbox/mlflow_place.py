@@ -1,0 +1,81 @@
+"""Where the MLflow index lives and whether it answers: environment, addresses, probes. Imports no mlflow.
+
+A run folder is complete without MLflow, so every question here is answered within seconds.
+"""
+
+import logging
+import os
+import socket
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from urllib.parse import urlsplit
+
+ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "1",
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # on by default in 3.17: job routes without a login
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",  # on by default in 3.17
+    "MLFLOW_SQLALCHEMYSTORE_POOLCLASS": "NullPool",  # a pooled connection would outlive a database set aside
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # would break --json
+}
+PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}  # its own: 247 s of silence
+PROBE_S = 5.0
+_PORTS = {"http": 80, "https": 443}
+
+
+def prepare_environment() -> None:
+    """Set what mlflow reads at import: no telemetry, no job execution, no pickle; short waits unless the user chose."""
+    os.environ.update(ENVIRONMENT)
+    for name, value in PATIENCE.items():
+        os.environ.setdefault(name, value)
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # their tracebacks; our one warning says it
+
+
+def sqlite_uri(database: Path) -> str:
+    """Address of a database file, as SQLAlchemy writes it."""
+    return f"sqlite:///{database}"
+
+
+def index_uri(out: Path) -> str:
+    """MLFLOW_TRACKING_URI where it is set, else the database of the output folder."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(out / "mlflow.db")
+
+
+def database_of(uri: str) -> Path | None:
+    """File behind a `sqlite:///` address; None for any other address."""
+    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+
+
+def probe(uri: str, *, timeout_s: float = PROBE_S) -> None:
+    """Ask whether the index can be written now, waiting at most about `timeout_s`.
+
+    mlflow alone would wait 20 s for a lock. Addresses other than `sqlite:///` and `http(s)://` are not probed.
+
+    Raises:
+        OSError: where nothing listens at the server's address.
+        sqlite3.Error: where the database is absent, locked or damaged.
+    """
+    database = database_of(uri)
+    if database is not None:
+        address = f"{database.resolve().as_uri()}?mode=rw"  # mode=rw never creates the file
+        with closing(sqlite3.connect(address, uri=True, timeout=timeout_s, isolation_level=None)) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("ROLLBACK")
+        return
+    parts = urlsplit(uri)
+    if parts.scheme in _PORTS and parts.hostname:
+        socket.create_connection((parts.hostname, parts.port or _PORTS[parts.scheme]), timeout=timeout_s).close()
+
+
+def is_locked(err: Exception | None) -> bool:
+    """True where another process holds the database: waiting helps, and setting the file aside would not."""
+    return isinstance(err, sqlite3.OperationalError) and "locked" in str(err)
+
+
+def set_aside(database: Path) -> Path:
+    """Rename an unusable database to a free name beside it and return that name; nothing is deleted."""
+    names = (database.with_name(f"{database.name}.aside-{number}") for number in range(1, 10_000))
+    free = next(name for name in names if not name.exists())
+    return database.rename(free)

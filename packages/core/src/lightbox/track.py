@@ -1,0 +1,281 @@
+"""MLflow as an index of run folders: SQLite in the output folder, or the server that MLFLOW_TRACKING_URI names.
+
+One experiment a paper, one parent run a `reproduce`, one child run a job. The run folder stays the truth, so tracking
+is never on the critical path: a server that does not answer or a locked database is noticed in seconds, warned of once,
+and `rebuild` makes the index later. Only the parent process writes. mlflow is imported in functions: it takes 3-9 s.
+"""
+
+import functools
+import json
+import logging
+import platform
+import sqlite3
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from lightbox import mlflow_entry, mlflow_place, rundir
+from lightbox.config import digest
+from lightbox.errors import LightboxError, WorkError
+
+CREATION_S = 30.0
+FILES = ("job.json", "scores.parquet", "history.json", "examples.json", "card.json")
+
+_log = logging.getLogger("lightbox.track")
+
+
+def open_tracker(out: Path) -> "Tracker":
+    """Open the index of an output folder; the database is created here, under a lock, before any worker starts.
+
+    An index that cannot be reached gives a tracker that is off: it has warned once and its methods return "".
+    """
+    mlflow_place.prepare_environment()
+    out = out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    tracker = Tracker(out, mlflow_place.index_uri(out))
+    tracker.connect()
+    return tracker
+
+
+def rebuild(out: Path) -> int:
+    """Index every finished run under `out`; runs already indexed stay, so a second call changes nothing.
+
+    A database that cannot be opened, or that was made while the folder had another place, is set aside, not deleted.
+
+    Returns:
+        The number of runs in the index: jobs and single trainings, parents not counted.
+
+    Raises:
+        WorkError: where the index cannot be written.
+    """
+    tracker = open_tracker(out)
+    if not tracker.is_sound() and tracker.has_own_database and not mlflow_place.is_locked(tracker.cause):
+        _log.warning("The old index is now %s", mlflow_place.set_aside(tracker.out / "mlflow.db"))
+        tracker = open_tracker(out)
+    claims, count = _claims_by_job(tracker.out), 0
+    for folder in rundir.run_folders(tracker.out):
+        try:
+            run = rundir.read_run(folder)
+        except WorkError as err:
+            _log.warning("%s", err)
+            continue
+        if run is not None and folder.parent.name == "runs":
+            count += tracker.single(folder) != ""
+        elif run is not None:
+            count += tracker.child(tracker.parent(run.paper, run.preset, {}), folder, claims.get(run.key, [])) != ""
+    tracker.close()
+    if tracker.problem is not None:
+        raise tracker.problem
+    return count
+
+
+def known_run_ids(out: Path) -> dict[str, str]:
+    """MLflow run ids by job key, as written beside the index; empty where there is none. Imports no mlflow."""
+    path = out / "mlflow-runs.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+class Tracker:
+    """Writes runs to the index; made by `open_tracker`. `problem` is None while the index can be written."""
+
+    def __init__(self, out: Path, uri: str) -> None:
+        self.out, self.uri = out, uri
+        self.problem: WorkError | None = None
+        self.cause: Exception | None = None
+        self.has_own_database = uri == mlflow_place.sqlite_uri(out / "mlflow.db")
+        # In an index that folders share, the same job of two folders is two runs.
+        self._place = "" if self.has_own_database else digest(f"{platform.node()}:{out}")[:16]
+        self._parents: dict[str, str] = {}
+
+    def connect(self) -> None:
+        """Create the database where there is none, then probe; switch off where that fails."""
+        database = mlflow_place.database_of(self.uri)
+        if database is not None and not database.exists():
+            self._attempt(lambda: _create_database(database), is_probed=False)
+        self._attempt(lambda: "")
+
+    def is_sound(self) -> bool:
+        """True where mlflow itself can read the index and its artifacts belong to this folder."""
+
+        def work() -> str:
+            for experiment in self._client.search_experiments():
+                if experiment.experiment_id != "0":  # mlflow's own "Default"
+                    self._check_home(experiment)
+            return ""
+
+        self._attempt(work)
+        return self.problem is None
+
+    def parent(self, paper: str, preset: str, tags: dict[str, str]) -> str:
+        """Open the parent run of one paper's `reproduce`, or continue this folder's earlier one; its run id, or ""."""
+        key = f"reproduce:{paper}:{preset}"
+        tags = {"kind": "reproduce", "paper": paper, "preset": preset} | tags
+
+        def work() -> str:
+            if key not in self._parents:
+                self._parents[key], _ = self._start(paper, key, tags, name=f"{paper} {preset}")
+                self._client.update_run(self._parents[key], status="RUNNING")
+            return self._parents[key]
+
+        return self._attempt(work)
+
+    def child(self, parent_id: str, job_directory: Path, claims: list[str]) -> str:
+        """Index one finished job under its parent; one already indexed only gains claims. Its run id, or ""."""
+        tags = {"kind": "job", "mlflow.parentRunId": parent_id}
+        return self._attempt(lambda: self._index(job_directory, tags, claims))
+
+    def single(self, run_directory: Path) -> str:
+        """Index one run of `lightbox train`; its run id, or ""."""
+        return self._attempt(lambda: self._index(run_directory, {"kind": "train"}, []))
+
+    def close(self, status: str = "FINISHED") -> None:
+        """End the parent runs with an MLflow status: FINISHED, FAILED or KILLED."""
+        for run_id in self._parents.values():
+            self._attempt(lambda run_id=run_id: self._client.set_terminated(run_id, status) or "")
+        self._parents.clear()
+
+    @functools.cached_property
+    def _client(self) -> Any:
+        return _new_client(self.uri)
+
+    def _index(self, folder: Path, tags: dict[str, str], claims: list[str]) -> str:
+        run = rundir.read_run(folder)
+        if run is None:
+            return ""
+        tags = tags | mlflow_entry.run_tags(run)
+        run_id, is_new = self._start(run.paper or "lightbox", run.key, tags, name=run.label)
+        if is_new:
+            self._fill(run_id, run)
+        if claims:
+            earlier = self._client.get_run(run_id).data.tags.get("claim", "")
+            names = {name for name in earlier.split(",") if name} | set(claims)
+            self._client.set_tag(run_id, "claim", ",".join(sorted(names)))
+        return run_id
+
+    def _fill(self, run_id: str, run: rundir.Run) -> None:
+        """Parameters, curves, score means and files of one run; FINISHED only after all of them."""
+        from mlflow.entities import Metric, Param
+
+        end_ms = _end_ms(run)
+        params = [Param(*pair) for pair in mlflow_entry.run_params(run).items()]
+        metrics = [Metric(key, value, end_ms, step) for key, value, step in mlflow_entry.run_metrics(run)]
+        for first in range(0, len(params), 100):  # the server's limits of one request: 100 and 1000
+            self._client.log_batch(run_id, params=params[first : first + 100])
+        for first in range(0, len(metrics), 1000):
+            self._client.log_batch(run_id, metrics=metrics[first : first + 1000])
+        for name in FILES:
+            if (run.folder / name).is_file():
+                self._client.log_artifact(run_id, str(run.folder / name))
+        self._client.set_terminated(run_id, "FINISHED", end_ms)
+
+    def _start(self, paper: str, key: str, tags: dict[str, str], *, name: str) -> tuple[str, bool]:
+        """Find the run of this key or create it; (run id, True where it is new). A half-written one is replaced."""
+        experiment_id = self._experiment(paper)
+        wanted = f"tags.job_key = '{key}'" + (f" and tags.place = '{self._place}'" if self._place else "")
+        for found in self._client.search_runs([experiment_id], filter_string=wanted):
+            if found.info.status == "FINISHED" or tags["kind"] == "reproduce":
+                for tag, value in tags.items():
+                    self._client.set_tag(found.info.run_id, tag, value)
+                return self._remember(key, found.info.run_id), False
+            self._client.delete_run(found.info.run_id)
+        tags = tags | {"job_key": key} | ({"place": self._place} if self._place else {})
+        run = self._client.create_run(experiment_id, tags=tags, run_name=name)
+        return self._remember(key, run.info.run_id), True
+
+    def _experiment(self, paper: str) -> str:
+        found = self._client.get_experiment_by_name(paper)
+        if found is None:  # a server chooses its own artifact root
+            root = None if mlflow_place.database_of(self.uri) is None else (self.out / "artifacts" / paper).as_uri()
+            return self._client.create_experiment(paper, artifact_location=root)
+        self._check_home(found)
+        if found.lifecycle_stage == "deleted":
+            self._client.restore_experiment(found.experiment_id)
+        return found.experiment_id
+
+    def _check_home(self, experiment: Any) -> None:
+        """The database holds an absolute artifact root, so a moved folder would write to its old place."""
+        home = (self.out / "artifacts").as_uri()
+        if self.has_own_database and not experiment.artifact_location.startswith(home):
+            raise FileNotFoundError(f"it keeps artifacts in {experiment.artifact_location}; the folder has moved")
+
+    def _remember(self, key: str, run_id: str) -> str:
+        path, ids = self.out / "mlflow-runs.json", known_run_ids(self.out)
+        if ids.get(key) != run_id:
+            half = path.with_suffix(".new")
+            half.write_text(json.dumps(ids | {key: run_id}, indent=0, sort_keys=True), encoding="utf-8")
+            half.replace(path)
+        return run_id
+
+    def _attempt(self, work: Callable[[], str], *, is_probed: bool = True) -> str:
+        """Do `work` if the index can be reached; otherwise switch off, warn once and return ""."""
+        if self.problem is not None:
+            return ""
+        try:
+            if is_probed:
+                mlflow_place.probe(self.uri)
+            return work()
+        except LightboxError as err:  # one damaged folder; the others go on
+            _log.warning("%s", err)
+        except (OSError, sqlite3.Error) as err:
+            self._switch_off(err)
+        except _mlflow_errors() as err:  # this line imports mlflow, and only where something was raised
+            self._switch_off(err)
+        return ""
+
+    def _switch_off(self, err: Exception) -> None:
+        reason = str(err).strip().splitlines()[0] if str(err).strip() else type(err).__name__
+        self.cause = err
+        self.problem = WorkError(
+            f"The MLflow index is {self.uri}",
+            f"It cannot be written: {reason}",
+            f"Runs go on without it; later, run `lightbox compare --rebuild-index --out {self.out}`",
+        )
+        _log.warning("%s", self.problem)
+
+
+def _new_client(uri: str) -> Any:
+    from mlflow.tracking import MlflowClient
+
+    return MlflowClient(uri)
+
+
+def _mlflow_errors() -> tuple[type[Exception], ...]:
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return MlflowException, SQLAlchemyError
+
+
+def _create_database(database: Path) -> str:
+    """Migrate a new database beside its place, then move it there: a kill leaves none half migrated."""
+    with FileLock(f"{database}.lock", timeout=CREATION_S):
+        if not database.exists():
+            for leftover in database.parent.glob(f"{database.name}.*.new"):
+                leftover.unlink()
+            half = database.with_name(f"{database.name}.{time.time_ns()}.new")  # mlflow remembers addresses: no reuse
+            _new_client(mlflow_place.sqlite_uri(half)).search_experiments(max_results=1)
+            half.replace(database)
+    return ""
+
+
+def _claims_by_job(out: Path) -> dict[str, list[str]]:
+    """Claim ids by job key, from every `reproduce/*/results.json`; a damaged one is skipped with a warning."""
+    claims: dict[str, list[str]] = {}
+    for path in sorted((out / "reproduce").glob("*/results.json")):
+        try:
+            entries = json.loads(path.read_text(encoding="utf-8"))["claims"]
+        except (OSError, ValueError, KeyError) as err:
+            _log.warning("%s cannot be read: %s", path, err)
+            continue
+        for claim in entries:
+            for key in claim.get("run_ids", []):
+                claims.setdefault(key, []).append(claim["id"])
+    return claims
+
+
+def _end_ms(run: rundir.Run) -> int:
+    """When the run ended, in milliseconds: its card is its last file."""
+    return int((run.folder / "job.json").stat().st_mtime * 1000)
