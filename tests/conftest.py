@@ -9,6 +9,8 @@ import socket
 
 import pytest
 
+import lightbox.testing.typecheck  # noqa: F401  the checker that pyproject.toml names must be importable as an attribute
+
 os.environ.update(
     HF_HUB_OFFLINE="1",
     TRANSFORMERS_OFFLINE="1",

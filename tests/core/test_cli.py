@@ -42,7 +42,6 @@ def paper(monkeypatch):
         evaluate=lambda argv: calls.append(("evaluate", argv)),
         predict=lambda **given: calls.append(("predict", given)) or {"answer": "yes"},
     )
-    monkeypatch.setattr(commands, "papers", lambda: ("toy",))
     monkeypatch.setattr(commands, "paper_cli", lambda name: hooks)
     return calls
 

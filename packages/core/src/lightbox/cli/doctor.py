@@ -18,7 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lightbox import machine, paths
-from lightbox.cli.train import papers
+from lightbox.claims.registry import installed_packages
 from lightbox.errors import RequestError
 
 OK, MISSING, BROKEN = "ok", "missing", "broken"
@@ -64,7 +64,7 @@ def look() -> Iterator[Check]:
     yield Check("commit", OK, machine.commit())
     yield from look_machine()
     yield from look_packages()
-    names = papers()
+    names = installed_packages()
     yield Check("papers", OK if names else BROKEN, ", ".join(names) or "none", "" if names else "nothing can be run")
     try:
         paths.repo_root()

@@ -1,21 +1,19 @@
 """`lightbox train|evaluate|predict`, handed to the paper's own `cli` module, and `lightbox pretrain`.
 
-Papers are found by the entry-point group `lightbox.papers`; nothing here knows one by name. A paper's `cli` accepts
+Nothing here knows a paper by name. A paper's `cli` accepts
 its configuration before it imports torch, so a wrong key is refused in about a second.
 """
 
 import difflib
 import importlib
-import importlib.metadata
 import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from lightbox.claims.registry import installed_packages
 from lightbox.errors import RequestError
-
-PAPERS = "lightbox.papers"
 
 Paper = Annotated[str, typer.Argument(help="Name of a paper, for example medthink.")]
 Overrides = Annotated[
@@ -72,23 +70,17 @@ def pretrain(
         building.build(name, out=out)
 
 
-def papers() -> tuple[str, ...]:
-    """Names of the installed papers, sorted."""
-    return tuple(sorted(point.name for point in importlib.metadata.entry_points(group=PAPERS)))
-
-
 def paper_cli(paper: str) -> Any:
     """Import the `cli` module of a paper.
 
     Raises:
         RequestError: for an unknown name, listing the known ones.
     """
-    known = papers()
+    known = installed_packages()
     if paper not in known:
         why = f"The papers installed here are {', '.join(known) or 'none'}"
-        raise RequestError(f"The paper '{paper}'", why, _nearest(paper, known))
-    point = next(p for p in importlib.metadata.entry_points(group=PAPERS) if p.name == paper)
-    return importlib.import_module(f"{point.value}.cli")
+        raise RequestError(f"The paper '{paper}'", why, _nearest(paper, tuple(known)))
+    return importlib.import_module(f"{known[paper]}.cli")
 
 
 def parse_box(text: str) -> tuple[float, float, float, float]:
