@@ -60,7 +60,9 @@ def _wedge(u, v, a, turn, density, lateral):
 
 
 def _crescent(u, v, a, turn, density, lateral):
-    up = np.where(density == DENSITIES.index("dense"), -1, np.where(density == DENSITIES.index("lucent"), 1, turn % 2 * 2 - 1))
+    up = np.where(
+        density == DENSITIES.index("dense"), -1, np.where(density == DENSITIES.index("lucent"), 1, turn % 2 * 2 - 1)
+    )
     t = up.astype(np.int32)[:, None, None] * (13 * a // 20)  # dense sinks (meniscus), lucent rises (air)
     return (u * u + v * v <= a * a) & (u * u + (v - t) ** 2 > a * a)
 

@@ -63,7 +63,8 @@ CLASS_NAMES = tuple(c.name for c in CLASSES)
 # A place is where a finding can lie: six zones, then hilum and costophrenic angle of either side. Places of one cell
 # overlap in the image, so at most one finding (two with distractors) lies in a cell.
 PLACES = tuple(
-    [(side, zone) for side in SIDES for zone in ZONES] + [(side, special) for special in LOCATIONS[6:] for side in SIDES]
+    [(side, zone) for side in SIDES for zone in ZONES]
+    + [(side, special) for special in LOCATIONS[6:] for side in SIDES]
 )
 PLACE_LOCATION = (0, 1, 2, 3, 4, 5, 6, 6, 7, 7)
 PLACE_CELL = (0, 1, 2, 3, 4, 5, 1, 4, 2, 5)

@@ -74,7 +74,11 @@ def pick(
     for k in range(n):
         is_closed = k % 2 == 0 if closed is None else closed
         draw = words[WORDS_PER_QUESTION * k : WORDS_PER_QUESTION * (k + 1)]
-        pool = {kind: rest for kind, cands in pools[is_closed].items() if (rest := [c for c in cands if c.subject not in asked])}
+        pool = {
+            kind: rest
+            for kind, cands in pools[is_closed].items()
+            if (rest := [c for c in cands if c.subject not in asked])
+        }
         candidate = _choose(pool, draw[3:], knobs.rho if is_closed else 0.0) if pool else None
         if candidate is not None:
             asked.add(candidate.subject)
@@ -161,7 +165,11 @@ def _presence(facts: FactTable) -> list[Candidate]:
             rationale = (state_finding(here[name]), state_name(here[name]))
         else:
             rationale = (*_shown(facts.findings), state_look(name))
-        texts = (f"is there {with_article(name)} ?", f"does the image show {with_article(name)} ?", f"is {with_article(name)} present ?")
+        texts = (
+            f"is there {with_article(name)} ?",
+            f"does the image show {with_article(name)} ?",
+            f"is {with_article(name)} present ?",
+        )
         out.append(Candidate("presence", f"presence {name}", texts, YES_NO[name not in here], YES_NO, rationale))
     return out
 
@@ -175,8 +183,14 @@ def _presence_at(facts: FactTable) -> list[Candidate]:
             if any(f.side == side and f.zone == zone and f.where != where for f in facts.findings):
                 continue  # a hilar or costophrenic finding touches this zone: the answer would be a matter of taste
             rationale = (state_finding(here[where]),) if where in here else _shown(facts.findings)
-            texts = (f"is there a finding in the {where} ?", f"does the {where} show a finding ?", f"is the {where} abnormal ?")
-            out.append(Candidate("presence", f"finding at {where}", texts, YES_NO[where not in here], YES_NO, rationale))
+            texts = (
+                f"is there a finding in the {where} ?",
+                f"does the {where} show a finding ?",
+                f"is the {where} abnormal ?",
+            )
+            out.append(
+                Candidate("presence", f"finding at {where}", texts, YES_NO[where not in here], YES_NO, rationale)
+            )
     return out
 
 
@@ -190,7 +204,11 @@ def _side(facts: FactTable) -> list[Candidate]:
         Candidate(
             "side",
             f"side {f.name}",
-            (f"on which side is the {f.name} ?", f"which lung holds the {f.name} ?", f"is the {f.name} on the right or the left ?"),
+            (
+                f"on which side is the {f.name} ?",
+                f"which lung holds the {f.name} ?",
+                f"is the {f.name} on the right or the left ?",
+            ),
             f.side,
             SIDES,
             (state_finding(f), state_name(f)),
@@ -208,7 +226,11 @@ def _comparison(facts: FactTable) -> list[Candidate]:
     if min(largest.values()) == 0 or not _is_larger(facts):
         return []
     answer = SIDES[0] if largest["right"] > largest["left"] else SIDES[1]
-    texts = ("which lung holds the larger finding ?", "on which side is the larger finding ?", "is the larger finding right or left ?")
+    texts = (
+        "which lung holds the larger finding ?",
+        "on which side is the larger finding ?",
+        "is the larger finding right or left ?",
+    )
     rationale = (*_shown(facts.findings), f"the larger one lies on the {answer} .")
     return [Candidate("comparison", "larger side", texts, answer, SIDES, rationale)]
 
@@ -236,7 +258,14 @@ def _composition(facts: FactTable) -> list[Candidate]:
 
 def _zone(facts: FactTable) -> list[Candidate]:
     return [
-        Candidate("zone", f"zone {f.name}", (f"where is the {f.name} ?", f"in which zone is the {f.name} ?"), f.where, (), (state_finding(f), state_name(f)))
+        Candidate(
+            "zone",
+            f"zone {f.name}",
+            (f"where is the {f.name} ?", f"in which zone is the {f.name} ?"),
+            f.where,
+            (),
+            (state_finding(f), state_name(f)),
+        )
         for f in _unique(facts)
     ]
 
@@ -244,11 +273,27 @@ def _zone(facts: FactTable) -> list[Candidate]:
 def _count(facts: FactTable) -> list[Candidate]:
     texts = ("how many findings are there ?", "how many findings does the image show ?")
     n = len(facts.findings)
-    return [Candidate("count", "count", texts, NUMBER_WORDS[n], (), (*_shown(facts.findings, limit=3), f"that makes {NUMBER_WORDS[n]} ."))]
+    return [
+        Candidate(
+            "count",
+            "count",
+            texts,
+            NUMBER_WORDS[n],
+            (),
+            (*_shown(facts.findings, limit=3), f"that makes {NUMBER_WORDS[n]} ."),
+        )
+    ]
 
 
 def _what(facts: FactTable) -> list[Candidate]:
     return [
-        Candidate("presence", f"what at {f.where}", (f"what is seen in the {f.where} ?", f"what does the {f.where} show ?"), f.name, (), (state_finding(f), state_name(f)))
+        Candidate(
+            "presence",
+            f"what at {f.where}",
+            (f"what is seen in the {f.where} ?", f"what does the {f.where} show ?"),
+            f.name,
+            (),
+            (state_finding(f), state_name(f)),
+        )
         for f in facts.findings
     ]

@@ -127,7 +127,9 @@ def _draw_anatomy(draws: Draws, b: int, *, shifted: bool) -> tuple[np.ndarray, .
     heart[:, 1] = 640 + draws.between(-16, 16)
     heart[:, 2] = half_width * heart_pct // 100
     heart[:, 3] = draws.between(150, 180)
-    gain, offset = (draws.between(70, 92), draws.between(12, 30)) if shifted else (draws.between(88, 112), draws.between(-8, 8))
+    gain, offset = (
+        (draws.between(70, 92), draws.between(12, 30)) if shifted else (draws.between(88, 112), draws.between(-8, 8))
+    )
     noise_pct = draws.between(120, 170) if shifted else draws.between(80, 120)
     tone = np.stack([gain, offset, draws.between(-12, 12), draws.between(92, 122), draws.below(122), noise_pct], axis=1)
     return lung, heart, heart_pct, tone
@@ -182,7 +184,9 @@ def _draw_findings(draws: Draws, b: int, knobs: Knobs) -> tuple[np.ndarray, ...]
         used[rows[keep], _PLACE_CELL[place][keep]] += 1
     table, counts = _neighbours(knobs.triples)
     for j in range(MAX_FINDINGS, N_SLOTS):
-        target = (fields["shape"][:, 0] * _N_DEN + fields["density"][:, 0]) * _N_LOC + _PLACE_LOCATION[fields["place"][:, 0]]
+        target = (fields["shape"][:, 0] * _N_DEN + fields["density"][:, 0]) * _N_LOC + _PLACE_LOCATION[
+            fields["place"][:, 0]
+        ]
         pick, side = draws.below(counts[target]), draws.below(2)
         near = table[target, pick]
         location = near % _N_LOC

@@ -8,7 +8,16 @@ from lightbox.phantom.chest import render_chest
 from lightbox.phantom.facts import FactTable, FindingFact
 from lightbox.phantom.geometry import finding_rows, mask_boxes_px
 from lightbox.phantom.knobs import Knobs
-from lightbox.phantom.ontology import DENSITIES, DENSITY_WORDS, PLACES, SHAPE_WORDS, SHAPES, SIZES, name_of, place_phrase
+from lightbox.phantom.ontology import (
+    DENSITIES,
+    DENSITY_WORDS,
+    PLACES,
+    SHAPE_WORDS,
+    SHAPES,
+    SIZES,
+    name_of,
+    place_phrase,
+)
 from lightbox.phantom.questions import ask
 from lightbox.phantom.reports import write_report
 from lightbox.phantom.scene import Scene, draw_scene
@@ -26,7 +35,13 @@ def render(case_seeds: Sequence[int], knobs: Knobs = Knobs()) -> np.ndarray:
 
 
 def draw_cases(
-    case_seeds: Sequence[int], knobs: Knobs = Knobs(), *, questions_per_case: int = 4, closed: bool | None = None, split: str = ""
+    case_seeds: Sequence[int],
+    knobs: Knobs = Knobs(),
+    *,
+    questions_per_case: int = 4,
+    closed: bool | None = None,
+    split: str = "",
+    with_pixels: bool = True,
 ) -> list[Case]:
     """Draw labelled cases: pixels, masks, boxes, facts, questions with rationales, one report each.
 
@@ -36,6 +51,7 @@ def draw_cases(
         questions_per_case: up to 8.
         closed: True for two-option questions, False for open ones, None for both in turn.
         split: copied into `Case.split`.
+        with_pixels: False draws texts and facts only, several times faster: no images, masks or boxes.
 
     Returns:
         One `Case` a seed; `images[0]` is uint8 (h, w), finding masks are bool (h, w).
@@ -43,8 +59,10 @@ def draw_cases(
     cases: list[Case] = []
     for part in _chunks(case_seeds):
         scene = draw_scene(part, knobs)
-        pixels, masks = RENDERERS[knobs.modality](scene, knobs)
-        cases += _records(scene, pixels, masks, knobs, questions_per_case=questions_per_case, closed=closed, split=split)
+        pixels, masks = RENDERERS[knobs.modality](scene, knobs) if with_pixels else (None, None)
+        cases += _records(
+            scene, pixels, masks, knobs, questions_per_case=questions_per_case, closed=closed, split=split
+        )
     return cases
 
 
@@ -67,20 +85,23 @@ def fact_tables(scene: Scene) -> list[tuple[FactTable, list[int]]]:
     return tables
 
 
-def _records(scene: Scene, pixels, masks, knobs: Knobs, *, questions_per_case: int, closed: bool | None, split: str) -> list[Case]:
-    boxes = (mask_boxes_px(masks) / knobs.image_px).tolist()
+def _records(
+    scene: Scene, pixels, masks, knobs: Knobs, *, questions_per_case: int, closed: bool | None, split: str
+) -> list[Case]:
+    boxes = None if masks is None else (mask_boxes_px(masks) / knobs.image_px).tolist()
     question_words, report_words = scene.question_words.tolist(), scene.report_words.tolist()
     cases = []
     for row, (seed, (facts, order)) in enumerate(zip(scene.seeds.tolist(), fact_tables(scene), strict=True)):
         case_id = f"{knobs.modality}-{seed}"
+        shown = [((), None) if boxes is None else ((Box(*boxes[k]),), masks[k]) for k in order]
         findings = tuple(
-            Finding(fact.name, True, _attributes(fact), (Box(*boxes[k]),), masks[k])
-            for fact, k in zip(facts.findings, order, strict=True)
+            Finding(fact.name, True, _attributes(fact), box, mask)
+            for fact, (box, mask) in zip(facts.findings, shown, strict=True)
         )
         cases.append(
             Case(
                 id=case_id,
-                images=(pixels[row],),
+                images=() if pixels is None else (pixels[row],),
                 patient_id=case_id,
                 modality="phantom radiograph",
                 body_part=BODY_PART[knobs.modality],
