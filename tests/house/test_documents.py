@@ -1,0 +1,207 @@
+"""Guards over READMEs and docs: paths exist, links resolve, commands parse, published numbers come from recorded runs.
+
+A block of published numbers stands between ``<!-- results: PAPER/PRESET -->`` and ``<!-- end results -->`` and is
+written by machine from `results/PAPER/PRESET/results.json`.
+"""
+
+import importlib
+import json
+import re
+import shlex
+
+import pytest
+from typer.main import get_command
+
+from lightbox.claims.registry import choose_claims, installed_packages, load_papers
+from lightbox.cli.app import app
+
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+SPAN = re.compile(r"`([^`\n]+)`")
+BLOCK = re.compile(r"<!-- results: ([\w/]+) -->\n(.*?)<!-- end results -->", re.DOTALL)
+NUMBER = re.compile(r"(?<![\w.])[-+\u2212]?\d+(?:\.\d+)?(?![\w])")
+PATH_LIKE = re.compile(r"[\w.*{},-]+(?:/[\w.*{},-]+)*/?")
+ENDINGS = (".py", ".md", ".yaml", ".toml", ".json", ".csv", ".lock", ".parquet", ".safetensors")
+MADE_BY_RUNS = ("lightbox-out/", "results.json", "report.html", "job.json", "card.json", "scores.parquet")
+SHELLS = ("", "bash", "sh", "console", "shell")
+PASSED_ON = ("cd", "git", "export", "pip", "uv sync", "uv lock", "curl", "python -m pip")
+
+
+def documents(files, root):
+    return [path.relative_to(root) for path in files if path.suffix == ".md"]
+
+
+def homes(document, root):
+    """Folders that a path in this document may start from: its own, the root, the package it is about."""
+    folder = (root / document).parent
+    return [folder, root, root / "packages/core/src", root / "packages/core/src/lightbox", *folder.glob("src/*")]
+
+
+def commands(text):
+    """Shell commands of the fenced blocks, one per line, continued lines joined, prompts and comments removed."""
+    for language, body in FENCE.findall(text):
+        if language in SHELLS:
+            for line in body.replace("\\\n", " ").splitlines():
+                words = shlex.split(line.strip().removeprefix("$ "), comments=True)
+                while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
+                    words = words[1:]
+                if words:
+                    yield words[2:] if words[:2] == ["uv", "run"] else words
+
+
+def parse_lightbox(words):
+    """Parse with the real command line and run nothing; typer raises where an option does not exist."""
+    root_command = get_command(app)
+    context = root_command.make_context("lightbox", list(words))
+    rest = [*context._protected_args, *context.args]
+    command, context = root_command, context
+    names = []
+    while hasattr(command, "resolve_command") and rest:
+        name, command, rest = command.resolve_command(context, rest)
+        names.append(name)
+        context = command.make_context(name, list(rest), parent=context)
+        rest = [*getattr(context, "_protected_args", []), *context.args]
+    return names, context.params
+
+
+def check_command(words):
+    """Raise unless a shown command would be accepted."""
+    packages = installed_packages()
+    if words[0] == "lightbox":
+        if "--help" in words or "--version" in words:
+            return
+        names, params = parse_lightbox(words[1:])
+        if names[:1] in (["train"], ["evaluate"]):
+            resolve(packages[params["paper"]], names[0], params["overrides"] or [])
+        if names[:1] == ["reproduce"]:
+            papers = load_papers(params.get("papers") or [])
+            choose_claims(papers, [part for part in (params.get("claims") or "").split(",") if part])
+    elif words[0] == "python" and words[1:2] == ["-m"]:
+        resolve(packages[words[2]], words[3], words[4:])
+    elif re.fullmatch(r"\w+-(train|eval)", words[0]):
+        paper, _, verb = words[0].rpartition("-")
+        resolve(packages[paper], verb, words[1:])
+    elif words[0] in ("pytest", "python", "bash", "ruff", "lint-imports", "basedpyright") or "/" in words[0]:
+        return
+    else:
+        assert " ".join(words).startswith(PASSED_ON), f"nobody knows the command {words}"
+
+
+def resolve(package, verb, overrides):
+    config = importlib.import_module(f"{package}.config")
+    if verb == "train":
+        config.resolve(overrides)
+    else:
+        importlib.import_module("lightbox.config").compose(package, "eval", overrides)
+
+
+def numbers_of(value):
+    """Every number in a JSON value, those inside strings too."""
+    if isinstance(value, dict | list):
+        return [n for inner in (value.values() if isinstance(value, dict) else value) for n in numbers_of(inner)]
+    if isinstance(value, str):
+        return [float(found.replace("\u2212", "-")) for found in NUMBER.findall(value)]
+    return [float(value)] if isinstance(value, int | float) else []
+
+
+def is_recorded(shown, recorded):
+    """True where some recorded number, as it is or times 100, rounds to the shown one at the shown precision."""
+    text = shown.replace("\u2212", "-").lstrip("+")
+    half = 0.5 * 10 ** -len(text.partition(".")[2]) + 1e-9
+    return any(abs(float(text) - scale * number) <= half for number in recorded for scale in (1, 100))
+
+
+def test_relative_links_resolve(files, root):
+    dead = []
+    for document in documents(files, root):
+        text = FENCE.sub("", (root / document).read_text(encoding="utf-8"))
+        for target in LINK.findall(text):
+            place = target.partition("#")[0]
+            if place and "://" not in target and not target.startswith("mailto:"):
+                dead += [] if ((root / document).parent / place).exists() else [f"{document}: {target}"]
+    assert dead == []
+
+
+def test_paths_in_backticks_exist(files, root):
+    missing, tops = [], {path.relative_to(root).parts[0] for path in files}
+    for document in documents(files, root):
+        text = FENCE.sub("", (root / document).read_text(encoding="utf-8"))
+        for span in SPAN.findall(text):
+            looks = PATH_LIKE.fullmatch(span) and (span.endswith(ENDINGS) or "/" in span and span.split("/")[0] in tops)
+            if not looks or span.startswith(MADE_BY_RUNS) or span.endswith(MADE_BY_RUNS):
+                continue
+            pattern = re.sub(r"\{[^}]*\}", "*", span).rstrip("/")
+            if not any(any(home.glob(pattern)) for home in homes(document, root)):
+                missing.append(f"{document}: {span}")
+    assert missing == []
+
+
+def test_commands_in_documents_are_accepted(files, root):
+    refused = []
+    for document in documents(files, root):
+        for words in commands((root / document).read_text(encoding="utf-8")):
+            try:
+                check_command(words)
+            except (Exception, SystemExit) as err:  # noqa: BLE001  a guard reports every refusal, whatever its kind
+                refused.append(f"{document}: {' '.join(words)}: {type(err).__name__} {err}")
+    assert refused == []
+
+
+def test_published_numbers_come_from_recorded_results(files, root):
+    unknown = []
+    for document in documents(files, root):
+        text = (root / document).read_text(encoding="utf-8")
+        assert text.count("<!-- results:") == len(BLOCK.findall(text)), f"{document}: a results block is not closed"
+        for name, body in BLOCK.findall(text):
+            recorded = numbers_of(json.loads((root / "results" / name / "results.json").read_text(encoding="utf-8")))
+            rows = [line for line in body.splitlines() if line.startswith("|")][2:]
+            assert rows, f"{document}: the block of {name} has no table"
+            shown = [number for row in rows for number in NUMBER.findall(row)]
+            unknown += [f"{document}: {number} of {name}" for number in shown if not is_recorded(number, recorded)]
+    assert unknown == []
+
+
+def published(root):
+    return sorted((root / "results").glob("*/*/results.json"))
+
+
+def test_a_paper_with_published_results_shows_them_in_its_readme(root):
+    for path in published(root):
+        paper, preset = path.parts[-3:-1]
+        readme = root / "projects" / paper / "README.md"
+        assert f"<!-- results: {paper}/{preset} -->" in readme.read_text(encoding="utf-8")
+
+
+def test_every_published_verdict_has_runs_and_every_run_a_row(root):
+    for path in published(root):
+        rows = (root / "results" / "runs.csv").read_text(encoding="utf-8")
+        for claim in json.loads(path.read_text(encoding="utf-8"))["claims"]:
+            runs = claim["run_ids"]
+            assert runs or claim["verdict"] == "no verdict", f"{path}: {claim['id']} has a verdict and no runs"
+            assert [run for run in runs if run not in rows] == []
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("lightbox reproduc medthink", "No such command 'reproduc'"),
+        ("lightbox reproduce --presett quick", "No such option: --presett"),
+        ("lightbox reproduce medthink --claims T99", "T99"),
+        ("lightbox train medthink optim.lrr=1", "optim.lrr"),
+        ("python -m medthink train preset=huge", "preset=huge"),
+        ("medthink-train optim.lrr=1", "optim.lrr"),
+        ("frobnicate --all", "nobody knows"),
+    ],
+)
+def test_the_guard_over_commands_refuses_wrong_ones(line, reason):
+    with pytest.raises(Exception, match=reason):
+        check_command(line.split())
+
+
+def test_the_guard_over_numbers_knows_rounding_points_and_text():
+    recorded = numbers_of({"effect": 0.0432, "ci95": [0.01, 0.0764], "paper_numbers": "83.5 against 79.0"})
+    assert all(is_recorded(shown, recorded) for shown in ("4.3", "+4.32", "0.04", "7.6", "83.5"))
+    assert not any(is_recorded(shown, recorded) for shown in ("4.4", "\u22124.3", "83.4"))
+    assert list(commands("```bash\nA=1 uv run lightbox doctor \\\n  --json  # facts\n```")) == [
+        ["lightbox", "doctor", "--json"]
+    ]
