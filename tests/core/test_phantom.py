@@ -204,7 +204,8 @@ def test_every_rationale_states_the_facts_of_its_question():
         for q in case.questions:
             kinds.add(q.kind)
             assert frozenset(q.facts) == parse(q.rationale)
-            assert q.rationale.endswith(".") and q.rationale == q.rationale.lower()
+            assert q.rationale.endswith(".")
+            assert q.rationale == q.rationale.lower()
     assert kinds == {"presence", "side", "zone", "count", "comparison", "threshold", "composition"}
 
 

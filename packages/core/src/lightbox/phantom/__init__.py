@@ -1,7 +1,7 @@
 """The procedural imaging world: scene -> pixels, masks, boxes, facts, questions, rationales, reports.
 
-Read `ontology` (what can be seen), `splits` (who may see it), `scene` (what is where), `chest` (pixels), `facts` (what is
-true), `questions` (what is asked), `reports` (what is dictated). A new modality is one file beside `chest`.
+Read `ontology` (what can be seen), `splits` (who may see it), `scene` (what is where), `chest` (pixels), `facts`
+(what is true), `questions` (what is asked), `reports` (what is dictated). A new modality is one file beside `chest`.
 Facts, boxes, masks, text and pixels come from integer draws and integer arithmetic, so they are the same everywhere.
 """
 

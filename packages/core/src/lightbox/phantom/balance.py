@@ -1,4 +1,4 @@
-"""Calibrate the acceptance table that makes every closed question's answer balanced (`shared_data/phantom/balance.json`).
+"""Calibrate the acceptance table that balances every closed question (`shared_data/phantom/balance.json`).
 
 Run once, by `python -m lightbox.phantom.balance`; the committed table is the authority.
 """

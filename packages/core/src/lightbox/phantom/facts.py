@@ -1,7 +1,7 @@
 """The fact table of a case, the sentences that state facts, and the parser that reads them back.
 
-A rationale is a chain of sentences. `parse` turns any text into the set of atomic facts it states, so that the facts of a
-question and the facts of a generated rationale are compared in one vocabulary (fact-F1).
+A rationale is a chain of sentences. `parse` turns any text into the set of atomic facts it states, so that the facts
+of a question and the facts of a generated rationale are compared in one vocabulary (fact-F1).
 """
 
 import re
@@ -68,7 +68,7 @@ def state_finding(f: FindingFact) -> str:
 
 
 def state_name(f: FindingFact) -> str:
-    """What an appearance is called: "a small dense disc is a nodule ." """
+    """What an appearance is called, as in: a small dense disc is a nodule."""
     return f"a {f.look} is {_article(f.name)} {f.name} ."
 
 
@@ -83,7 +83,7 @@ def state_clear() -> str:
 
 
 def state_look(name: str) -> str:
-    """How a class would look: "a nodule is a small dense disc ." """
+    """How a class would look, as in: a nodule is a small dense disc."""
     c = next(c for c in CLASSES if c.name == name)
     return f"{_article(name)} {name} is a {c.look} ."
 
@@ -107,8 +107,8 @@ _FINDING = re.compile(
 def parse(text: str) -> frozenset[str]:
     """The atomic facts that a text states.
 
-    A finding sentence gives five facts (what is where, its side, place, density and size); any other sentence is one fact. Unknown
-    sentences are facts too, and false ones: a model that makes up a sentence loses precision.
+    A finding sentence gives five facts (what is where, its side, place, density and size); any other sentence is one
+    fact. Unknown sentences are facts too, and false ones: a model that makes up a sentence loses precision.
 
     Args:
         text: sentences that end in "."; case and spacing do not matter.

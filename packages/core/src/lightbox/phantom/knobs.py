@@ -17,15 +17,16 @@ class Knobs:
     Args:
         modality: which renderer; one of `MODALITIES`.
         image_px: image side in pixels, a multiple of 8 in 32..512. Cost grows with its square.
-        rho: text-prior strength in [0, 1]: the share of questions whose answer follows a fixed stereotype of the question
-            text. The best question-only accuracy on closed questions is 0.5 + rho / 2.
+        rho: text-prior strength in [0, 1]: the share of questions whose answer follows a fixed stereotype of the
+            question text. The best question-only accuracy on closed questions is 0.5 + rho / 2.
         lesion_scale_pct: lesion size in percent of the default, 50..200: the size relative to the pixel grid.
         distractors: 0..3 extra findings that share all but one attribute with the first finding.
         label_noise_pct: percent of closed questions whose answer is flipped (0..100). The facts stay true.
         triples: which part of the ontology is drawn (see `splits`).
         vocabulary: "named" draws the named classes (nodule, effusion, ...), "triples" any triple of the set.
         shifted: shifted priors and appearance, for a second test set.
-        burned_in_text: "none"; "marker" draws a side marker; "shortcut" draws a letter P exactly where a finding is present.
+        burned_in_text: "none"; "marker" draws a side marker; "shortcut" draws a letter P exactly where a finding is
+        present.
     """
 
     modality: str = "chest"

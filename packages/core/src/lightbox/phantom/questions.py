@@ -1,8 +1,8 @@
 """Questions: presence, side, zone, count, comparison, threshold, composition, each with answer, rationale and facts.
 
-For every case the candidates of each kind are listed with their answers; a choice rule then picks. With rho = 0 the answer
-of a closed question is balanced whatever its text; with rho > 0 that share of the questions is picked so that the answer
-follows a fixed stereotype of the question's subject (Knobs.rho).
+For every case the candidates of each kind are listed with their answers; a choice rule then picks. With rho = 0 the
+answer of a closed question is balanced whatever its text; with rho > 0 that share of the questions is picked so that
+the answer follows a fixed stereotype of the question's subject (Knobs.rho).
 """
 
 import json
@@ -110,15 +110,15 @@ def _choose(pool: dict[str, list[Candidate]], draw: Sequence[int], rho: float) -
 def balance_table() -> dict[str, tuple[int, int]]:
     """Acceptance of each subject's two answers, in 1/10,000, from `balance.json`.
 
-    Truth is not balanced (most places are clear), so the commoner answer of a subject is thinned. The numbers were found once by
-    fixed-point iteration (`balance.calibrate`) on the default world and are part of the generator.
+    Truth is not balanced (most places are clear), so the commoner answer of a subject is thinned. The numbers were
+    found once by fixed-point iteration (`balance.calibrate`) on the default world and are part of the generator.
     """
     path = shared_data() / "phantom" / "balance.json"
     return {subject: tuple(pair) for subject, pair in json.loads(path.read_text()).items()} if path.is_file() else {}
 
 
 def stereotype(subject: str) -> int:
-    """The option (0 or 1) that text priors suggest for a subject: fixed for all time by the characters of the subject."""
+    """The option (0 or 1) that text priors suggest for a subject: fixed for all time by its characters."""
     return sum((k + 1) * ord(c) for k, c in enumerate(subject)) // 7 % 2
 
 

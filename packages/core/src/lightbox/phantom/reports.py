@@ -32,7 +32,8 @@ def write_report(facts: FactTable, words: Sequence[int]) -> Report:
         words: raw draws; at least 24.
 
     Returns:
-        A report of 2 to 9 sentences (3 to 6 for up to three findings); its `findings` list what it states, absences as "no NAME".
+        A report of 2 to 9 sentences (3 to 6 for up to three findings); its `findings` list what it states, absences
+        as "no NAME".
     """
     draw = iter(words)
     sentences, stated = [], []

@@ -45,10 +45,11 @@ _FAR = np.int64(1 << 62)
 class Scene:
     """A batch of scenes. `b` cases, `s` finding slots; world units unless said otherwise.
 
-    `lung` is (b, 2, 4): cx, cy, rx, ry of the patient's right, then left lung. `heart` is (b, 4) likewise. `heart_pct` is the
-    cardiothoracic ratio in percent. `tone` is (b, 6): gain percent, offset, tilt, rib period, rib phase, noise percent. Slot arrays
-    are (b, s): `active`, `shape`, `density`, `place` (index into PLACES), `size`, `cx`, `cy`, `extent` (half extent), `turn`
-    (orientation draw), `contrast`. `question_words` and `report_words` are raw draws for the texts.
+    `lung` is (b, 2, 4): cx, cy, rx, ry of the patient's right, then left lung. `heart` is (b, 4) likewise.
+    `heart_pct` is the cardiothoracic ratio in percent. `tone` is (b, 6): gain percent, offset, tilt, rib period, rib
+    phase, noise percent. Slot arrays are (b, s): `active`, `shape`, `density`, `place` (index into PLACES), `size`,
+    `cx`, `cy`, `extent` (half extent), `turn` (orientation draw), `contrast`. `question_words` and `report_words` are
+    raw draws for the texts.
     """
 
     seeds: np.ndarray
@@ -152,7 +153,7 @@ def _class_tables(triples: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.
 
 @cache
 def _neighbours(triples: str) -> tuple[np.ndarray, np.ndarray]:
-    """For each triple, the allowed triples that share exactly two attributes with it: padded table (224, m) and counts."""
+    """For each triple, the allowed ones that share exactly two attributes: padded table (224, m) and counts."""
     allowed = np.flatnonzero(triple_mask(triples))
     rows = []
     for t in TRIPLES:

@@ -23,12 +23,13 @@ from lightbox.phantom.reports import write_report
 from lightbox.phantom.scene import Scene, draw_scene
 from lightbox.records import Box, Case, Finding
 
+DEFAULT = Knobs()
 CHUNK = 128  # cases drawn together: large enough to share the overhead, small enough for the cache
 RENDERERS = {"chest": render_chest}
 BODY_PART = {"chest": "chest"}
 
 
-def render(case_seeds: Sequence[int], knobs: Knobs = Knobs()) -> np.ndarray:
+def render(case_seeds: Sequence[int], knobs: Knobs = DEFAULT) -> np.ndarray:
     """Pixels only, uint8 (b, h, w), for a list of case seeds."""
     chunks = [RENDERERS[knobs.modality](draw_scene(part, knobs), knobs)[0] for part in _chunks(case_seeds)]
     return np.concatenate(chunks) if chunks else np.zeros((0, knobs.image_px, knobs.image_px), dtype=np.uint8)
@@ -36,7 +37,7 @@ def render(case_seeds: Sequence[int], knobs: Knobs = Knobs()) -> np.ndarray:
 
 def draw_cases(
     case_seeds: Sequence[int],
-    knobs: Knobs = Knobs(),
+    knobs: Knobs = DEFAULT,
     *,
     questions_per_case: int = 4,
     closed: bool | None = None,

@@ -2,3 +2,7 @@
 
 `build` is what `lightbox pretrain` calls. `card` writes and checks the model card and file digests.
 """
+
+from lightbox.pretrain.build import NAMES, build
+
+__all__ = ["NAMES", "build"]

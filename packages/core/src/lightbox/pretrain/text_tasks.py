@@ -23,7 +23,8 @@ class TextPair:
 def text_pairs(split: str, n_cases: int, *, seed: int = 0) -> list[TextPair]:
     """Draw pretraining pairs from a phantom split: question answering with the report as context, and span corruption.
 
-    Rationales are never a source or a target. The question comes in the form "Question: .. Options: .. Context: .. Answer:".
+    Rationales are never a source or a target. The question comes in the form "Question: .. Options: .. Context: ..
+    Answer:".
     """
     rng = np.random.default_rng([seed, n_cases])
     pairs = []

@@ -1,0 +1,60 @@
+"""Build the tiny foundation models in their order; `lightbox pretrain` is this function."""
+
+import json
+import logging
+import shutil
+import time
+from pathlib import Path
+
+from lightbox.errors import RequestError
+from lightbox.paths import default_out, shared_data
+from lightbox.pretrain.card import CARD, compare_scores, write_card
+from lightbox.pretrain.t5 import build_t5
+from lightbox.pretrain.tower import build_tower
+
+NAMES = ("t5", "tower")
+_log = logging.getLogger(__name__)
+
+
+def build(name: str | None = None, out: Path | None = None, *, max_steps: int | None = None) -> list[dict]:
+    """Build one tiny foundation model, or all of them.
+
+    The result lies in `out/pretrain/<name>`; the shipped weights in `shared_data/weights` are compared with it and
+    not touched.
+
+    Args:
+        name: one of `NAMES`; None builds all.
+        out: output folder; None means ./lightbox-out. A killed build continues from its checkpoints there.
+        max_steps: fewer steps, for tests.
+
+    Returns:
+        The cards, each with `differs`: scores outside the shipped card's tolerance, as name -> (shipped, rebuilt).
+
+    Raises:
+        RequestError: unknown name.
+    """
+    if name is not None and name not in NAMES:
+        raise RequestError(
+            f"'{name}' is asked for", "There is no such tiny foundation model", f"Choose one of {', '.join(NAMES)}"
+        )
+    out = (out or default_out()) / "pretrain"
+    return [_build_one(one, out, max_steps=max_steps) for one in ([name] if name else NAMES)]
+
+
+def _build_one(name: str, out: Path, *, max_steps: int | None) -> dict:
+    folder, work = out / name, out / f"{name}-work"
+    folder.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    if name == "t5":
+        facts = build_t5(folder, work, max_steps=max_steps)
+    else:
+        fresh = out / "t5"
+        t5_folder = fresh if (fresh / CARD).is_file() else shared_data() / "weights" / "t5"
+        facts = build_tower(folder, work, t5_folder=t5_folder, max_steps=max_steps)
+    facts["build_minutes"] = round((time.monotonic() - started) / 60, 1)
+    card = write_card(folder, name, facts)
+    shutil.rmtree(work)  # checkpoints of a finished build; its history and card stay in `folder`
+    shipped = shared_data() / "weights" / name / CARD
+    card["differs"] = compare_scores(json.loads(shipped.read_text()), card) if shipped.is_file() else {}
+    _log.info("%s built in %.1f minutes: %s", name, facts["build_minutes"], card["scores"])
+    return card

@@ -1,0 +1,198 @@
+"""Build the tiny `tower`: a CLIP vision transformer of 0.4 M parameters with dense finding knowledge.
+
+Losses: the id of the known triple in each patch, the finding pixels of each patch, and an image-report contrast as in
+ConVIRT (arXiv 2010.00747, Eq. 2-4) against the frozen `t5` encoder's mean embedding of the report.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoTokenizer, CLIPVisionConfig, CLIPVisionModel, T5EncoderModel
+
+from lightbox.config import OptimConfig, RunConfig
+from lightbox.phantom.ontology import CLASSES, DENSITIES, SHAPES, TRIPLES
+from lightbox.pretrain.image_tasks import DenseSet, dense_set, known_rank
+from lightbox.pretrain.t5 import pad
+from lightbox.train.batches import BatchSource
+from lightbox.train.driver import fit
+from lightbox.train.seeds import seed_everything
+
+SEED = 0
+CASES, VALIDATION_CASES = 24_000, 900
+WIDTH, IMAGE_PX, PATCH_PX = 96, 64, 8
+MEAN, STD = 0.4, 0.25
+TEMPERATURE = 0.1
+MASK_WEIGHT, MASK_POSITIVE = 4.0, 4.0
+OPTIM = OptimConfig(lr=1.5e-3, max_steps=4000, batch_size=64, warmup_frac=0.05)
+
+
+class DenseTower(nn.Module):
+    """The tower with the heads that train it; only `vision` is shipped."""
+
+    def __init__(self, text_width: int) -> None:
+        super().__init__()
+        config = CLIPVisionConfig(
+            hidden_size=WIDTH,
+            intermediate_size=3 * WIDTH,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            image_size=IMAGE_PX,
+            patch_size=PATCH_PX,
+            projection_dim=WIDTH,
+            hidden_act="gelu",
+        )
+        self.vision = CLIPVisionModel(config)
+        self.norm = nn.LayerNorm(WIDTH)
+        self.triple = nn.Linear(WIDTH, int(known_rank().max()) + 1)
+        self.pixels = nn.Linear(WIDTH, PATCH_PX**2)
+        self.image_projection = nn.Linear(WIDTH, WIDTH)
+        self.text_projection = nn.Linear(text_width, WIDTH)
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Triple logits (b, p, n_ids), pixel logits (b, p, 64), unit image embeddings (b, d)."""
+        tokens = self.norm(self.vision(pixel_values=pixel_values).last_hidden_state[:, 1:])  # b p d
+        image = F.normalize(self.image_projection(tokens.mean(dim=1)), dim=-1)
+        return self.triple(tokens), self.pixels(tokens), image
+
+
+def normalise(pixels: np.ndarray) -> Tensor:
+    """uint8 (b, h, w) to float32 (b, 3, h, w) as the preprocessor does: grey on every colour."""
+    grey = (torch.from_numpy(pixels).float() / 255 - MEAN) / STD
+    return grey[:, None].expand(-1, 3, -1, -1)
+
+
+def dense_loss(model: DenseTower, batch: dict[str, Tensor]):
+    """Sum over images of the three losses; finding and background patches weigh the same."""
+    triple, pixels, image = model(batch["pixel_values"])
+    ids = batch["patch_ids"].flatten()
+    per_patch = F.cross_entropy(triple.flatten(0, 1), ids, reduction="none")
+    is_finding = ids > 0
+    id_loss = per_patch[is_finding].sum() / is_finding.sum().clamp(min=1) + per_patch[~is_finding].mean()
+    weight = torch.tensor(MASK_POSITIVE)
+    mask_loss = F.binary_cross_entropy_with_logits(pixels, batch["patch_masks"].float(), pos_weight=weight)
+    text = F.normalize(model.text_projection(batch["text"]), dim=-1)
+    scores = image @ text.T / TEMPERATURE  # b b
+    target = torch.arange(len(scores))
+    contrast = (F.cross_entropy(scores, target) + F.cross_entropy(scores.T, target)) / 2  # ConVIRT Eq. 4, lambda 1/2
+    n = len(scores)
+    parts = {"id": id_loss.detach(), "mask": mask_loss.detach(), "contrast": contrast.detach()}
+    return (id_loss + MASK_WEIGHT * mask_loss + contrast) * n, n, parts
+
+
+@torch.inference_mode()
+def embed_reports(t5_folder: Path, reports: list[str]) -> Tensor:
+    """Mean encoder state of each report under the frozen tiny `t5`, float32 (n, d)."""
+    tokenizer = AutoTokenizer.from_pretrained(t5_folder)
+    encoder = T5EncoderModel.from_pretrained(t5_folder, dtype=torch.float32).eval()
+    rows = []
+    for start in range(0, len(reports), 256):
+        ids = pad(tokenizer(reports[start : start + 256])["input_ids"], 0)
+        mask = (ids != 0).long()
+        states = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+        rows.append((states * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True))
+    return torch.cat(rows)
+
+
+def build_tower(folder: Path, work: Path, *, t5_folder: Path, max_steps: int | None = None) -> dict:
+    """Train and write the tower and its preprocessor.
+
+    Args:
+        folder: receives config.json, model.safetensors, preprocessor_config.json.
+        work: receives checkpoints and history; a killed build continues from there.
+        t5_folder: the tiny `t5`, for the report side of the contrast.
+        max_steps: fewer steps, for tests.
+
+    Returns:
+        Facts for the model card.
+    """
+    train = dense_set("pretrain", CASES if max_steps is None else 384, seed=SEED)
+    held_back = dense_set("pretrain_validation", VALIDATION_CASES)
+    text = embed_reports(t5_folder, train.reports)
+    seed_everything(SEED)
+    model = DenseTower(text.shape[1])
+
+    def collate(indices: list[int]) -> dict[str, Tensor]:
+        return {
+            "pixel_values": normalise(train.pixels[indices]),
+            "patch_ids": torch.from_numpy(train.patch_ids[indices]),
+            "patch_masks": torch.from_numpy(train.patch_masks[indices]),
+            "text": text[indices],
+        }
+
+    optim = OptimConfig(**{**vars(OPTIM), "max_steps": max_steps or OPTIM.max_steps})
+    source = BatchSource(n_items=len(train.reports), collate=collate, batch_size=optim.batch_size, seed=SEED)
+    run = RunConfig(seed=SEED, save_every_steps=500, log_every_steps=50)
+    fit(model, dense_loss, source, optim=optim, run=run, out=work)
+    model.eval().vision.save_pretrained(folder)
+    _write_preprocessor(folder)
+    recipe = {"steps": optim.max_steps, "batch_size": optim.batch_size, "lr": optim.lr, "seed": SEED, "cases": CASES}
+    return {
+        "recipe": recipe,
+        "parameters": sum(p.numel() for p in model.vision.parameters()),
+        "scores": score_tower(model, held_back, embed_reports(t5_folder, held_back.reports)),
+        "saw": "images and reports of known triples: dense triple ids, finding pixels, image-report contrast",
+    }
+
+
+def _write_preprocessor(folder: Path) -> None:
+    settings = {
+        "image_processor_type": "CLIPImageProcessor",
+        "size": {"shortest_edge": IMAGE_PX},
+        "crop_size": {"height": IMAGE_PX, "width": IMAGE_PX},
+        "image_mean": [MEAN] * 3,
+        "image_std": [STD] * 3,
+        "rescale_factor": 1 / 255,
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings, indent=1) + "\n")
+
+
+@torch.inference_mode()
+def score_tower(model: DenseTower, held_back: DenseSet, text: Tensor) -> dict:
+    """Pixel IoU of each named look, patch accuracy on finding patches, retrieval R@1 and R@5 of 100."""
+    ids, pixels, images = [], [], []
+    for start in range(0, len(held_back.pixels), 150):
+        triple, pixel, image = model(normalise(held_back.pixels[start : start + 150]))
+        ids.append(triple.argmax(dim=-1).numpy())
+        pixels.append((pixel > 0).numpy())
+        images.append(image)
+    ids, pixels = np.concatenate(ids), np.concatenate(pixels)
+    look = _look_of_rank()
+    is_finding = held_back.patch_ids > 0
+    scores = {
+        "triple_accuracy": float((ids == held_back.patch_ids)[is_finding].mean()),
+        "look_accuracy": float((look[ids] == look[held_back.patch_ids])[is_finding].mean()),
+    }
+    names: dict[int, list[str]] = {}
+    for c in CLASSES:
+        names.setdefault(SHAPES.index(c.shape) * len(DENSITIES) + DENSITIES.index(c.density), []).append(c.name)
+    for wanted, classes in names.items():  # a nodule and a mass differ in size only and share one look
+        predicted = pixels & (look[ids] == wanted)[..., None]
+        truth = held_back.patch_masks & (look[held_back.patch_ids] == wanted)[..., None]
+        scores[f"iou_{'_or_'.join(classes)}"] = float((predicted & truth).sum() / max(1, (predicted | truth).sum()))
+    scores |= _retrieval(torch.cat(images), F.normalize(model.text_projection(text), dim=-1))
+    return {name: round(value, 4) for name, value in scores.items()}
+
+
+def _look_of_rank() -> np.ndarray:
+    rank = known_rank()
+    look = np.full(rank.max() + 1, -1)
+    for k, (shape, density, _) in enumerate(TRIPLES):
+        if rank[k]:
+            look[rank[k]] = SHAPES.index(shape) * len(DENSITIES) + DENSITIES.index(density)
+    return look
+
+
+def _retrieval(image: Tensor, text: Tensor, *, of: int = 100) -> dict[str, float]:
+    ranks = []
+    for start in range(0, len(image) - of + 1, of):
+        scores = image[start : start + of] @ text[start : start + of].T
+        ranks.append((scores > scores.diagonal()[:, None]).sum(dim=1))
+    ranks = torch.cat(ranks)
+    return {
+        "retrieval_r1_of_100": float((ranks < 1).float().mean()),
+        "retrieval_r5_of_100": float((ranks < 5).float().mean()),
+    }
