@@ -1,0 +1,237 @@
+"""`lightbox data`: list, validate, show, render and convert datasets.
+
+Exit codes of `validate`: 0 sound, 1 a rule is broken (malformed rows, duplicate ids, unreadable images, leakage in a
+split of ours), 2 the request was wrong. What a publisher's own split leaks is reported, with counts, and breaks no
+rule.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from lightbox.errors import RequestError, WorkError
+
+PHANTOM = "phantom"
+PHANTOM_STRIP = "SYNTHETIC phantom, not a patient"
+PHANTOM_SCALE = 4
+PUBLIC_LICENCES = ("CC0-1.0", "CC-BY-4.0", "MIT", "Apache-2.0")
+
+app = typer.Typer(name="data", help="Datasets: list, validate, show, render, convert.", no_args_is_help=True)
+
+Name = Annotated[str, typer.Argument(help="Dataset name, see `lightbox data list`.")]
+Root = Annotated[Path | None, typer.Option(help="Folder of the dataset [default: $LIGHTBOX_DATA_ROOT/NAME].")]
+Split = Annotated[str | None, typer.Option(help="One official split.")]
+Options = Annotated[list[str] | None, typer.Option("--option", "-o", help="Option of the reader, KEY=VALUE.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command("list")
+def list_datasets(as_json: AsJson = False) -> None:
+    """List the datasets: task, licence, whether patients are known, whether items may leave this machine."""
+    from lightbox.readers.cards import card_names, load_card
+
+    cards = [load_card(name) for name in card_names()]
+    if as_json:
+        import dataclasses
+
+        typer.echo(json.dumps([dataclasses.asdict(card) for card in cards], indent=2))
+        return
+    table = Table("name", "task", "modality", "licence", "patients", "external API")
+    for card in cards:
+        table.add_row(card.name, card.task, card.modality, card.licence, card.patient_split, card.external_api)
+    Console().print(table)
+
+
+@app.command()
+def validate(
+    name: Name,
+    root: Root = None,
+    split_file: Annotated[Path | None, typer.Option(help="JSON with a split of our own to check for leakage.")] = None,
+    option: Options = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check a whole dataset: counts, malformed rows, duplicate ids, unreadable images, leakage."""
+    from lightbox.readers.validate import validate as check
+    from lightbox.readers.validate import validate_cases
+
+    with _progress("decoding images") as tick:
+        if name == PHANTOM:
+            from lightbox.readers.rows import ReadResult
+
+            cases = [case for split in ("train", "validation", "test") for case in _phantom(split, 0, 64)]
+            found = validate_cases(PHANTOM, "drawn", ReadResult(tuple(cases)), is_own_split=True, on_image=tick)
+        else:
+            found = check(name, root, split_file=split_file, on_image=tick, **_options(option))
+    if as_json:
+        typer.echo(json.dumps(found.to_plain(), indent=2))
+    else:
+        _print_validation(found)
+    raise typer.Exit(0 if found.is_ok else 1)
+
+
+@app.command()
+def show(
+    name: Name,
+    root: Root = None,
+    split: Split = None,
+    n: Annotated[int, typer.Option("-n", min=1, max=1000, help="How many cases.")] = 3,
+    seed: Annotated[int, typer.Option(min=0, help="Seed, for the phantom.")] = 0,
+    option: Options = None,
+) -> None:
+    """Print records, decoded. Text is printed where the licence is public; otherwise ids alone."""
+    console = Console()
+    for case in _cases(name, root, split, n, seed, option):
+        place = f"split={case.split or '-'}  patient={case.patient_id or 'unknown'}"
+        _say(console, f"{case.id}  {place}  {case.body_part} {case.modality}", style="bold")
+        for line in _public_lines(case) if name == PHANTOM or case.licence in PUBLIC_LICENCES else _id_lines(case):
+            _say(console, line)
+
+
+@app.command()
+def render(
+    name: Name,
+    root: Root = None,
+    split: Split = None,
+    n: Annotated[int, typer.Option("-n", min=1, max=1000, help="How many cases.")] = 8,
+    seed: Annotated[int, typer.Option(min=0, help="Seed, for the phantom.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder for the PNGs [default: ./lightbox-out/render/NAME].")] = None,
+    option: Options = None,
+) -> None:
+    """Write cases as PNGs with their boxes drawn; phantoms are enlarged four times and say that they are synthetic."""
+    from lightbox.paths import default_out
+    from lightbox.readers.images import load_image
+    from lightbox.readers.overlays import overlay
+
+    folder = out or default_out() / "render" / name
+    written = 0
+    for place, case in enumerate(_cases(name, root, split, n, seed, option)):
+        if not case.images:
+            continue
+        strip = PHANTOM_STRIP if name == PHANTOM else f"{name} {case.id}, {case.licence}"
+        boxes = [(finding.name, box) for finding in case.findings if finding.present for box in finding.boxes]
+        picture = overlay(load_image(case.images[0]), boxes, strip=strip, scale=PHANTOM_SCALE if name == PHANTOM else 1)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            picture.save(folder / f"{place:04d}.png")
+        except OSError as err:
+            raise WorkError(
+                f"Folder '{folder}'", f"It cannot be written: {err.strerror}", "Name another with --out"
+            ) from err
+        written += 1
+    if not written:
+        raise RequestError(f"{name} has no images there", "Its records are text only", "Use `lightbox data show`")
+    _say(Console(), f"{written} pictures in {folder}")
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="An official .pth, .pt or .bin with tensors only.")],
+    dest: Annotated[Path, typer.Argument(help="New .safetensors; a JSON with digests is written beside it.")],
+) -> None:
+    """Turn a `.pth` into safetensors, tensors only; anything else is refused."""
+    from lightbox.readers.convert import convert as turn
+
+    done = turn(source, dest)
+    _say(Console(), f"{done.tensors} tensors, {done.parameters} numbers, sha256 {done.result_sha256}, in {dest}")
+
+
+def _cases(name: str, root: Path | None, split: str | None, n: int, seed: int, option: list[str] | None) -> list:
+    if name == PHANTOM:
+        return _phantom(split or "development", seed, n)
+    from lightbox.readers.catalog import read
+
+    return list(read(name, root, split, **_options(option)).cases[:n])
+
+
+def _phantom(split: str, seed: int, n: int) -> list:
+    import dataclasses
+
+    from lightbox import phantom
+
+    cases = phantom.draw_cases(phantom.seed_range(split, seed, n), phantom.Knobs())
+    return [dataclasses.replace(case, split=split) for case in cases]
+
+
+def _options(pairs: list[str] | None) -> dict[str, object]:
+    """Reader options from KEY=VALUE; true and false become booleans."""
+    options: dict[str, object] = {}
+    for pair in pairs or ():
+        key, equals, value = pair.partition("=")
+        if not equals or not key.isidentifier():
+            raise RequestError(f"--option '{pair}'", "A reader's option is KEY=VALUE", "Write for example language=zh")
+        options[key] = {"true": True, "false": False}.get(value.lower(), value)
+    return options
+
+
+def _public_lines(case) -> Iterator[str]:
+    for finding in case.findings:
+        name = finding.name if finding.present else f"{finding.name} (absent)"
+        yield f"  finding {name}  {_boxes_text(finding.boxes)}"
+    if case.report is not None:
+        yield f"  report {case.report.text}"
+    for question in case.questions:
+        options = f"  options {' | '.join(question.options)}" if question.options else ""
+        yield f"  {question.id} [{question.kind or '-'}] {question.text}{options}  -> {question.answer}"
+        if question.rationale:
+            yield f"    because: {question.rationale}"
+
+
+def _id_lines(case) -> Iterator[str]:
+    for question in case.questions:
+        yield f"  {question.id} (text not shown: licence {case.licence or 'unknown'})"
+
+
+def _boxes_text(boxes: tuple) -> str:
+    return " ".join("(" + ", ".join(f"{edge:.3f}" for edge in box) + ")" for box in boxes)
+
+
+def _say(console: Console, line: str, *, style: str | None = None) -> None:
+    """Print one line as it is: no markup, and no control characters, which a dataset could use against the terminal."""
+    console.print("".join(c if c.isprintable() else " " for c in line), markup=False, highlight=False, style=style)
+
+
+def _print_validation(found) -> None:
+    console = Console()
+    _say(console, f"{found.name} at {found.root}", style="bold")
+    _say(
+        console,
+        f"{found.cases} cases, {found.questions} questions, {found.images} images ({found.identical_images} repeated)",
+    )
+    table = Table("what", "value", "questions")
+    for what, counts in found.counts.items():
+        for value, count in counts.items():
+            table.add_row(what, "".join(c if c.isprintable() else " " for c in value), str(count))
+    console.print(table, markup=False)
+    for key, count in found.notes.items():
+        _say(console, f"{key}: {count}")
+    kind = "our split" if found.is_own_split else "official split"
+    for leak in found.leakage:
+        _say(console, f"{kind}: {leak}")
+    for problem in found.problems:
+        _say(console, f"malformed: {problem}")
+    for image, why in found.unreadable:
+        _say(console, f"unreadable: {image}: {why}")
+    for file in found.differing_files:
+        _say(console, f"not the file whose digest the card records: {file}")
+    if found.duplicate_ids:
+        _say(console, f"duplicate ids: {', '.join(found.duplicate_ids)}")
+    if found.repeated_items:
+        _say(console, f"{found.repeated_items} questions repeat an image, question and answer of their split")
+    _say(console, "sound" if found.is_ok else f"broken: {'; '.join(found.failures)}", style="bold")
+
+
+@contextmanager
+def _progress(what: str) -> Iterator:
+    """A progress bar on the terminal's error stream; silent elsewhere."""
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

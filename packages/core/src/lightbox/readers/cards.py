@@ -1,0 +1,98 @@
+"""Dataset cards: task, licence, how to get it, files, whether patients are known. YAML, safely read."""
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+
+from lightbox.errors import RequestError
+from lightbox.paths import shared_data
+from lightbox.readers.documents import read_text
+
+NOT_RECORDED = "not recorded"
+MAX_CARD_CHARS = 20_000
+
+
+@with_config(ConfigDict(extra="forbid"))
+@dataclass(frozen=True)
+class CardFile:
+    """One file or pattern of a dataset; `sha256` is a digest in hex or "not recorded"."""
+
+    path: str
+    holds: str
+    sha256: str = NOT_RECORDED
+
+
+@with_config(ConfigDict(extra="forbid"))
+@dataclass(frozen=True)
+class Card:
+    """One dataset.
+
+    `patient_split` says whether patients are known, so that a split by patient is possible. `external_api` says
+    whether items may be sent to a service outside this machine.
+    """
+
+    name: str
+    title: str
+    task: str
+    modality: str
+    licence: str
+    terms: str
+    citation: str
+    how_to_get: str
+    files: tuple[CardFile, ...]
+    patient_split: Literal["known", "partly known", "unknown"]
+    split_note: str
+    external_api: Literal["allowed", "forbidden"]
+
+
+_CARD = TypeAdapter(Card)
+
+
+def cards_dir() -> Path:
+    """Folder of the cards."""
+    return shared_data() / "cards"
+
+
+def load_card(name: str) -> Card:
+    """The card called `name`.
+
+    Raises:
+        RequestError: no such card (with close matches), or a malformed one (with the field).
+    """
+    names = card_names()
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f"Did you mean {near[0]}?" if near else "Choose one of them"
+        raise RequestError(f"There is no dataset card '{name}'", f"The cards are {', '.join(names)}", hint)
+    return parse_card(cards_dir() / f"{name}.yaml")
+
+
+def card_names() -> list[str]:
+    """Names of all cards, sorted."""
+    return sorted(path.stem for path in cards_dir().glob("*.yaml"))
+
+
+def parse_card(path: Path) -> Card:
+    """Read one card file; its `name` must be the file's name.
+
+    Raises:
+        RequestError: naming the file and the field.
+    """
+    text = read_text(path)
+    if len(text) > MAX_CARD_CHARS or "*" in text and "&" in text:
+        raise RequestError(f"Card '{path}'", "It is too long or uses YAML aliases", "Write it out plainly")
+    try:
+        card = _CARD.validate_python(yaml.safe_load(text))
+    except yaml.YAMLError as err:
+        raise RequestError(f"Card '{path}'", f"It is not YAML: {err}", "Correct the file") from err
+    except ValidationError as err:
+        first = err.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise RequestError(f"Card '{path}', field '{place}'", first["msg"], "Correct the file") from err
+    if card.name != path.stem:
+        raise RequestError(f"Card '{path}' is named '{card.name}' inside", "Cards are found by file name", "Rename one")
+    return card

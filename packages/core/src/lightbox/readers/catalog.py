@@ -1,0 +1,110 @@
+"""The datasets that can be read, by name, and `read`."""
+
+import inspect
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from lightbox.errors import RequestError
+from lightbox.readers import path_vqa, rationales, slake, vqa_med_2019, vqa_rad
+from lightbox.readers.rows import Gathering, ReadResult
+
+ROOT_VARIABLE = "LIGHTBOX_DATA_ROOT"
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How one dataset is read: title, licence as every case carries it, official splits, and the function."""
+
+    title: str
+    licence: str
+    splits: tuple[str, ...]
+    read_cases: Callable[..., None]
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Names of the options of this reader, besides `split`."""
+        return tuple(name for name in inspect.signature(self.read_cases).parameters if name not in _FIXED)
+
+
+_FIXED = ("root", "rows", "split")
+PATH_VQA_LICENCE = "MIT for the mirror's files; images are their publishers'"
+_TWO, _THREE = ("train", "test"), ("train", "validation", "test")
+
+DATASETS: dict[str, Reader] = {
+    "vqa_rad": Reader("VQA-RAD", "CC0-1.0", _TWO, vqa_rad.read_cases),
+    "vqa_med_2019": Reader("VQA-Med 2019", "CC-BY-4.0", _THREE, vqa_med_2019.read_cases),
+    "slake": Reader("SLAKE", "CC-BY-4.0", _THREE, slake.read_cases),
+    "path_vqa": Reader("PathVQA", PATH_VQA_LICENCE, _THREE, path_vqa.read_cases),
+    "r_rad": Reader("R-RAD", "not stated", _TWO, rationales.read_cases),
+    "r_slake": Reader("R-SLAKE", "not stated", _TWO, rationales.read_cases),
+    "r_path": Reader("R-Path", "not stated", _THREE, rationales.read_cases),
+}
+
+
+def read(name: str, root: Path | str | None = None, split: str | None = None, **options: object) -> ReadResult:
+    """Read a dataset.
+
+    Args:
+        name: a key of `DATASETS`.
+        root: its folder; None means `$LIGHTBOX_DATA_ROOT/<name>`.
+        split: one official split, or None for all there are.
+        options: the reader's own, see `Reader.options`.
+
+    Returns:
+        Cases (images as paths, never copied), malformed rows, counts.
+
+    Raises:
+        RequestError: unknown name, split or option; a root that is not there; an unreadable file; no readable row.
+    """
+    reader = find(name)
+    if split is not None and split not in reader.splits:
+        raise RequestError(
+            f"split='{split}' of {name}", f"Its splits are {', '.join(reader.splits)}", "Choose one of them"
+        )
+    for option in options:
+        if option not in reader.options:
+            raise RequestError(
+                f"The option '{option}' for {name}",
+                f"Its reader takes {', '.join(reader.options) or 'no options'}",
+                "Remove it or correct its name",
+            )
+    folder = root_of(name, root)
+    rows = Gathering(name, reader.licence)
+    reader.read_cases(folder, rows, split=split, **options)
+    return rows.result(folder)
+
+
+def find(name: str) -> Reader:
+    """The reader called `name`.
+
+    Raises:
+        RequestError: unknown, with the names there are.
+    """
+    if name not in DATASETS:
+        raise RequestError(
+            f"There is no dataset '{name}'", f"The readers are {', '.join(DATASETS)}", "Choose one of them"
+        )
+    return DATASETS[name]
+
+
+def root_of(name: str, root: Path | str | None = None) -> Path:
+    """The folder of a dataset: `root`, or `$LIGHTBOX_DATA_ROOT/<name>`.
+
+    Raises:
+        RequestError: neither is given, or it is not a folder.
+    """
+    base = os.environ.get(ROOT_VARIABLE)
+    if root is None and not base:
+        raise RequestError(
+            f"No root for {name}", f"Neither --root nor {ROOT_VARIABLE} is set", f"Give --root, or set {ROOT_VARIABLE}"
+        )
+    folder = Path(root) if root is not None else Path(base) / name
+    if not folder.is_dir():
+        raise RequestError(
+            f"Root '{folder}' of {name}",
+            "It is not a folder",
+            f"See how to get {name} in its card in shared_data/cards",
+        )
+    return folder

@@ -1,0 +1,166 @@
+"""DICOM pixels and a short allow-list of technical tags; everything else in the header is dropped at this boundary.
+
+Removing header fields does not remove a name burned into the pixels or a face from a head scan. Messages here name
+the path and the kind of failure, never a value from the header: a parser's own text may quote one.
+"""
+
+import io
+import logging
+import re
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pydicom
+from pydicom.errors import InvalidDicomError
+from pydicom.pixels import apply_modality_lut, apply_voi_lut, pixel_array
+
+from lightbox.errors import RequestError
+
+DEFLATED = b"1.2.840.10008.1.2.1.99"
+CODE_TAGS = (
+    "Modality",
+    "BodyPartExamined",
+    "ViewPosition",
+    "Laterality",
+    "PhotometricInterpretation",
+    "BurnedInAnnotation",
+)
+NUMBER_TAGS = (
+    "Rows",
+    "Columns",
+    "BitsStored",
+    "PixelSpacing",
+    "ImagerPixelSpacing",
+    "SliceThickness",
+    "RescaleSlope",
+    "RescaleIntercept",
+    "WindowCenter",
+    "WindowWidth",
+)
+_CODE = re.compile(r"[A-Z0-9_ ]{1,16}")
+_BROKEN = (
+    InvalidDicomError,
+    AttributeError,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    EOFError,
+    OSError,
+    NotImplementedError,
+    RuntimeError,
+    OverflowError,
+    MemoryError,
+    ZeroDivisionError,
+    struct.error,
+    zlib.error,
+)
+
+
+def read_dicom(
+    source: Path | io.BytesIO, *, path: Path, max_pixels: int
+) -> tuple[np.ndarray, dict[str, str | float | tuple[float, ...]]]:
+    """Decode one single-frame DICOM image.
+
+    Stored values go through padding (set to the lowest other value), the modality LUT or rescale, and the first VOI
+    LUT or window; MONOCHROME1 is then inverted, so that high is bright. Colour is turned to luminance.
+
+    Args:
+        source: the file, or its bytes.
+        path: what messages call it.
+        max_pixels: cap on rows x columns x samples.
+
+    Returns:
+        Values h w, float64 and not yet scaled to 0..255, and the allowed tags. A code tag whose value is not a plain
+        DICOM code string is dropped.
+
+    Raises:
+        RequestError: not DICOM, no pixels, truncated, several frames, too large, or an encoding without a decoder.
+    """
+    if DEFLATED in _start(source):
+        raise RequestError(f"DICOM image '{path}'", "It is deflated, so its real size is unknown", "Inflate it before")
+    with _quiet():
+        try:
+            dataset = pydicom.dcmread(source)
+            _check_size(dataset, path, max_pixels)
+            values = _decode(dataset)
+            tags = _tags(dataset)
+        except _BROKEN as err:
+            raise RequestError(
+                f"DICOM image '{path}'",
+                f"It cannot be decoded in full ({type(err).__name__})",
+                "Fetch the file again, or leave it out",
+            ) from None  # the parser's text may quote the header
+    if values.ndim != 2 or values.size == 0:
+        raise RequestError(f"DICOM image '{path}'", "It holds no single 2D frame", "Split it into one file a frame")
+    return values, tags
+
+
+def _start(source: Path | io.BytesIO) -> bytes:
+    """The first 2 KiB, where the transfer syntax stands."""
+    if isinstance(source, io.BytesIO):
+        return source.getvalue()[:2048]
+    with source.open("rb") as stream:
+        return stream.read(2048)
+
+
+def _check_size(dataset: pydicom.Dataset, path: Path, max_pixels: int) -> None:
+    frames = int(dataset.get("NumberOfFrames") or 1)
+    if frames != 1:
+        raise RequestError(
+            f"DICOM image '{path}' has {frames} frames", "One is read here", "Split it into one file a frame"
+        )
+    pixels = int(dataset.Rows) * int(dataset.Columns)
+    if pixels > max_pixels:
+        raise RequestError(
+            f"DICOM image '{path}' claims {dataset.Columns:d} x {dataset.Rows:d} pixels",
+            f"Above {max_pixels} pixels an image is taken for a decompression bomb",
+            "Scale the image down before, if it is genuine",
+        )
+
+
+def _decode(dataset: pydicom.Dataset) -> np.ndarray:
+    stored = pixel_array(dataset)
+    if int(dataset.get("SamplesPerPixel") or 1) == 3:
+        return stored.astype(np.float64) @ np.array([0.299, 0.587, 0.114])
+    kind = dataset.PhotometricInterpretation
+    if kind not in ("MONOCHROME1", "MONOCHROME2"):
+        raise NotImplementedError(kind)
+    padding = dataset.get("PixelPaddingValue")
+    if padding is not None and (kept := stored != padding).any():
+        stored = np.where(kept, stored, stored[kept].min())
+    values = np.asarray(apply_voi_lut(apply_modality_lut(stored, dataset), dataset), dtype=np.float64)
+    return values.max() - values if kind == "MONOCHROME1" else values
+
+
+def _tags(dataset: pydicom.Dataset) -> dict[str, str | float | tuple[float, ...]]:
+    tags: dict[str, str | float | tuple[float, ...]] = {}
+    for name in CODE_TAGS:
+        value = dataset.get(name)
+        if isinstance(value, str) and _CODE.fullmatch(value):
+            tags[name] = value
+    for name in NUMBER_TAGS:
+        value = dataset.get(name)
+        if value is not None and value != "":
+            is_list = isinstance(value, pydicom.multival.MultiValue)
+            tags[name] = tuple(float(v) for v in value) if is_list else float(value)
+    return tags
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence pydicom's warnings and log while it works: both quote header values."""
+    logger = logging.getLogger("pydicom")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,135 @@
+"""Files read strictly: JSON, JSON lines, separated text. Size capped, encoding checked, failures named."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from lightbox.errors import RequestError
+from lightbox.readers.rows import RowError
+
+MAX_BYTES = 1 << 30
+_LFS = b"version https://git-lfs"
+
+
+class StrictObject(dict):
+    """A JSON object that remembers keys met again. The first value is kept; `repeated` holds the later (key, value)."""
+
+    repeated: tuple[tuple[str, object], ...] = ()
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of one regular file.
+
+    Raises:
+        RequestError: missing, not a file, unreadable, over `MAX_BYTES`, empty, or a Git LFS pointer.
+    """
+    given = f"File '{path}'"
+    if not path.is_file():
+        raise RequestError(given, "There is no such file", "Check the root folder, or fetch the dataset first")
+    try:
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise RequestError(
+                f"{given} has {size} bytes", f"Files above {MAX_BYTES} bytes are not read at once", "Split the file"
+            )
+        content = path.read_bytes()
+    except OSError as err:
+        raise RequestError(given, f"It cannot be opened: {err.strerror}", "Check its permissions") from err
+    if not content.strip():
+        raise RequestError(given, "It is empty", "Fetch the file again")
+    if content.startswith(_LFS):
+        raise RequestError(
+            given,
+            "It is a Git LFS pointer, not the data",
+            "Run 'git lfs pull' in the source repository, or download it",
+        )
+    return content
+
+
+def read_text(path: Path) -> str:
+    """The file as UTF-8 text, with or without a byte order mark."""
+    try:
+        return read_bytes(path).decode("utf-8-sig")
+    except UnicodeDecodeError as err:
+        raise RequestError(f"File '{path}'", f"Byte {err.start} is not UTF-8", "Save the file as UTF-8") from err
+
+
+def parse_json(text: str) -> object:
+    """Parse one JSON value; objects become `StrictObject`.
+
+    Raises:
+        ValueError: not JSON, nested too deep, or a number with thousands of digits; the message names line and column.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_strict_object)
+    except RecursionError as err:
+        raise ValueError("it is nested too deep") from err
+
+
+def read_json(path: Path, kind: type) -> list | StrictObject:
+    """Read a JSON file whose top level must be a `list` or an object (`dict`).
+
+    Raises:
+        RequestError: naming the file and the line.
+    """
+    text = read_text(path)
+    try:
+        value = parse_json(text)
+    except ValueError as err:
+        raise RequestError(f"File '{path}'", f"It is not JSON: {err}", "Fetch the file again, or correct it") from err
+    if not isinstance(value, kind):
+        wanted = "a list of rows" if kind is list else "an object keyed by question id"
+        raise RequestError(
+            f"File '{path}' holds a JSON {type(value).__name__}",
+            f"This format is {wanted}",
+            "Check that the file belongs to this dataset",
+        )
+    return value
+
+
+def read_json_lines(path: Path) -> Iterator[tuple[int, object]]:
+    """Yield (line number, value) for every line that is not blank; a bad line is yielded as its `RowError`."""
+    for number, line in read_lines(path):
+        if isinstance(line, RowError):
+            yield number, line
+            continue
+        try:
+            yield number, parse_json(line)
+        except ValueError as err:
+            yield number, RowError("row", f"is not JSON: {err}")
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str | RowError]]:
+    """Yield (line number, text) for every line that is not blank; one that is not UTF-8 comes as its `RowError`."""
+    for number, raw in enumerate(read_bytes(path).removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+        if not raw.strip():
+            continue
+        try:
+            yield number, raw.decode("utf-8").strip("\r")
+        except UnicodeDecodeError as err:
+            yield number, RowError("row", f"is not UTF-8 at byte {err.start} of the line")
+
+
+def separated(line: str | RowError, names: tuple[str, ...]) -> dict[str, str]:
+    """Cut a `|` separated line into exactly the named fields.
+
+    Raises:
+        RowError: the line could not be read, or has another number of fields.
+    """
+    if isinstance(line, RowError):
+        raise line
+    cells = line.split("|")
+    if len(cells) != len(names):
+        raise RowError("row", f"has {len(cells)} fields separated by '|' where {len(names)} belong: {', '.join(names)}")
+    return dict(zip(names, cells, strict=True))
+
+
+def _strict_object(pairs: list[tuple[str, object]]) -> StrictObject:
+    value, repeated = StrictObject(), []
+    for key, item in pairs:
+        if key in value:
+            repeated.append((key, item))
+        else:
+            value[key] = item
+    value.repeated = tuple(repeated)
+    return value

@@ -1,0 +1,158 @@
+"""SLAKE: bilingual questions, with boxes and masks per image.
+
+Official layout: `train.json`, `validate.json` (or `validation.json`), `test.json` beside `imgs/xmlab<k>/{source.jpg,
+mask.png, detection.json, question.json}`. A folder with image folders only is read from their `question.json` (no
+split). A folder with question files only is read as text: its cases hold no image. `detection.json` is a list of
+``{label: [left, top, width, height]}`` in pixels. `mask.png` paints each region in one grey level on black; a region
+takes the name of the box that it fills, since the boxes were drawn around the regions. Patients are unknown.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from lightbox.errors import RequestError
+from lightbox.readers.documents import read_json
+from lightbox.readers.images import image_size_wh, load_image
+from lightbox.readers.rows import Gathering, RowError, as_row, inside, make_question, shown, text_field
+from lightbox.records import Box, Case, Finding, box_from_mask, box_from_xywh_px, box_iou, check_box
+
+SPLITS = ("train", "validation", "test")
+LANGUAGES = ("en", "zh", "all")
+SAME_REGION_IOU = 0.9
+_FILES = {"train": ("train.json",), "validation": ("validate.json", "validation.json"), "test": ("test.json",)}
+
+
+def read_cases(
+    root: Path, rows: Gathering, *, split: str | None = None, language: str = "en", use_masks: bool = False
+) -> None:
+    """Read SLAKE below `root`.
+
+    Args:
+        root: folder of the dataset, in one of the three layouts above.
+        rows: where cases, problems and counts go.
+        split: "train", "validation", "test", or None for all.
+        language: "en", "zh" or "all"; the rows left out are counted as `rows_of_other_languages`.
+        use_masks: also load `mask.png`, one finding per grey level (about 0.3 GB for the whole set).
+
+    Raises:
+        RequestError: no question file, or an unreadable one; an unknown language.
+    """
+    if language not in LANGUAGES:
+        raise RequestError(f"language='{language}'", f"The choices are {', '.join(LANGUAGES)}", "Choose one of them")
+    images = next((root / name for name in ("imgs", "images") if (root / name).is_dir()), root)
+    has_images = any(images.glob("xmlab*"))
+    for file, name in _files(root, images, split):
+        for number, value in enumerate(read_json(file, list), start=1):
+            with rows.row(file, number):
+                _add(rows, value, images if has_images else None, name, language, number)
+    for case in rows.cases if has_images else ():
+        folder = case.images[0].parent
+        findings = _boxes(folder, rows) if (folder / "detection.json").is_file() else []
+        if use_masks and (folder / "mask.png").is_file():
+            with rows.row(folder / "mask.png", case.id, counter="masks"):
+                findings = _with_masks(findings, folder)
+        rows.add_findings(case, findings)
+
+
+def _files(root: Path, images: Path, split: str | None) -> list[tuple[Path, str]]:
+    wanted = _FILES if split is None else {split: _FILES[split]}
+    files = [(root / file, name) for name, known in wanted.items() for file in known if (root / file).is_file()]
+    if not files and split is None:
+        files = [(file, "") for file in sorted(images.glob("xmlab*/question.json"))]
+    if files:
+        return files
+    raise RequestError(
+        f"SLAKE at '{root}'" + (f", split '{split}'" if split else ""),
+        f"There is no {' or '.join(known[0] for known in wanted.values())}"
+        + ("" if split else ", and no xmlab*/question.json"),
+        "Name the folder that holds them with --root",
+    )
+
+
+def _add(rows: Gathering, value: object, images: Path | None, split: str, language: str, number: int) -> None:
+    row = as_row(value)
+    spoken = text_field(row, "q_lang", default="en")
+    if language not in ("all", spoken):
+        rows.counts["rows_of_other_languages"] += 1
+        return
+    case_id = text_field(row, "img_id")
+    path = inside(images or Path(), text_field(row, "img_name"), "img_name")
+    question = make_question(
+        text_field(row, "qid", default="") or f"{case_id}-{number}",  # the files per image have no qid
+        text_field(row, "question"),
+        text_field(row, "answer"),
+        kind=text_field(row, "content_type", default="") or text_field(row, "base_type", default=""),
+        facts=_facts(row),
+        language=spoken,
+    )
+    source_closed = text_field(row, "answer_type", default="").upper() == "CLOSED"
+    if source_closed != question.is_closed:
+        rows.counts["closed_without_options" if source_closed else "yes_no_marked_open"] += 1
+    case = Case(
+        id=case_id,
+        images=(path,) if images else (),
+        modality=text_field(row, "modality", default=""),
+        body_part=text_field(row, "location", default=""),
+        split=split,
+    )
+    rows.add(case, question)
+
+
+def _facts(row: Mapping[str, object]) -> tuple[str, ...]:
+    """The knowledge triple of a `kvqa` row as one fact; a `vqa` row has a placeholder there."""
+    triple = row.get("triple")
+    if text_field(row, "base_type", default="") != "kvqa" or not isinstance(triple, list):
+        return ()
+    parts = [text_field({"triple": part}, "triple") for part in triple]
+    return (" | ".join(parts),) if parts else ()
+
+
+def _boxes(folder: Path, rows: Gathering) -> list[Finding]:
+    file, findings = folder / "detection.json", []
+    entries: list = []
+    with rows.row(file, "all", counter="box_files"):
+        entries = read_json(file, list)
+    for number, value in enumerate(entries, start=1):
+        with rows.row(file, number, counter="boxes"):
+            image_wh = _size_wh(folder)
+            findings += [Finding(name, boxes=(_box(xywh, image_wh, name),)) for name, xywh in as_row(value).items()]
+    return findings
+
+
+def _box(xywh: object, image_wh: tuple[int, int], name: str) -> Box:
+    is_numbers = isinstance(xywh, list) and all(isinstance(v, int | float) and not isinstance(v, bool) for v in xywh)
+    if not is_numbers or len(xywh) != 4:
+        raise RowError(name, f"is {shown(xywh)}, not left, top, width, height in pixels")
+    box = box_from_xywh_px(*xywh, image_wh=image_wh)
+    try:
+        return check_box(box, where=name)
+    except RequestError as err:
+        raise RowError(name, f"is {shown(xywh)}, which is not a box inside an image of {image_wh} pixels") from err
+
+
+def _size_wh(folder: Path) -> tuple[int, int]:
+    for name in ("source.jpg", "mask.png"):
+        if (folder / name).is_file():
+            return image_size_wh(folder / name)
+    raise RowError("source.jpg", "is missing, so the box cannot be turned into fractions of the image")
+
+
+def _with_masks(findings: list[Finding], folder: Path) -> list[Finding]:
+    """Give each region of `mask.png` to the finding whose box it fills; one without a box is a finding of its own."""
+    levels = load_image(folder / "mask.png")
+    if (folder / "source.jpg").is_file() and levels.shape[::-1] != image_size_wh(folder / "source.jpg"):
+        raise RowError("mask.png", f"has {levels.shape[::-1]} pixels, the image {image_size_wh(folder / 'source.jpg')}")
+    named = list(findings)
+    for level in np.unique(levels[levels > 0]):
+        mask = levels == level
+        box = box_from_mask(mask)
+        ious = [box_iou(box, finding.boxes[0]) if finding.mask is None else 0.0 for finding in named]
+        best = int(np.argmax(ious)) if ious else 0
+        if ious and ious[best] >= SAME_REGION_IOU:
+            named[best] = dataclasses.replace(named[best], mask=mask)
+        else:
+            named.append(Finding(f"unnamed region {level}", boxes=(box,), mask=mask))
+    return named
