@@ -18,7 +18,7 @@ from lightbox.cli.app import app
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 SPAN = re.compile(r"`([^`\n]+)`")
-BLOCK = re.compile(r"<!-- results: ([\w/]+) -->\n(.*?)<!-- end results -->", re.DOTALL)
+BLOCK = re.compile(r"^<!-- results: ([\w/]+) -->\n(.*?)^<!-- end results -->", re.DOTALL | re.MULTILINE)
 NUMBER = re.compile(r"(?<![\w.])[-+\u2212]?\d+(?:\.\d+)?(?![\w])")
 PATH_LIKE = re.compile(r"[\w.*{},-]+(?:/[\w.*{},-]+)*/?")
 ENDINGS = (".py", ".md", ".yaml", ".toml", ".json", ".csv", ".lock", ".parquet", ".safetensors")
@@ -72,22 +72,22 @@ def check_command(words):
             return
         names, params = parse_lightbox(words[1:])
         if names[:1] in (["train"], ["evaluate"]):
-            resolve(packages[params["paper"]], names[0], params["overrides"] or [])
+            check_overrides(packages[params["paper"]], names[0], params["overrides"] or [])
         if names[:1] == ["reproduce"]:
             papers = load_papers(params.get("papers") or [])
             choose_claims(papers, [part for part in (params.get("claims") or "").split(",") if part])
     elif words[0] == "python" and words[1:2] == ["-m"]:
-        resolve(packages[words[2]], words[3], words[4:])
+        check_overrides(packages[words[2]], words[3], words[4:])
     elif re.fullmatch(r"\w+-(train|eval)", words[0]):
         paper, _, verb = words[0].rpartition("-")
-        resolve(packages[paper], verb, words[1:])
+        check_overrides(packages[paper], verb, words[1:])
     elif words[0] in ("pytest", "python", "bash", "ruff", "lint-imports", "basedpyright") or "/" in words[0]:
         return
     else:
         assert " ".join(words).startswith(PASSED_ON), f"nobody knows the command {words}"
 
 
-def resolve(package, verb, overrides):
+def check_overrides(package, verb, overrides):
     config = importlib.import_module(f"{package}.config")
     if verb == "train":
         config.resolve(overrides)
@@ -123,15 +123,16 @@ def test_relative_links_resolve(files, root):
 
 
 def test_paths_in_backticks_exist(files, root):
-    missing, tops = [], {path.relative_to(root).parts[0] for path in files}
+    missing, names = [], {path.name for path in files}
+    tops = {path.relative_to(root).parts[0] for path in files}
     for document in documents(files, root):
         text = FENCE.sub("", (root / document).read_text(encoding="utf-8"))
         for span in SPAN.findall(text):
             looks = PATH_LIKE.fullmatch(span) and (span.endswith(ENDINGS) or "/" in span and span.split("/")[0] in tops)
             if not looks or span.startswith(MADE_BY_RUNS) or span.endswith(MADE_BY_RUNS):
                 continue
-            pattern = re.sub(r"\{[^}]*\}", "*", span).rstrip("/")
-            if not any(any(home.glob(pattern)) for home in homes(document, root)):
+            pattern = re.sub(r"\{[^}]*\}|\b[A-Z]{3,}\b", "*", span).rstrip("/") if "/" in span else span
+            if span not in names and not any(any(home.glob(pattern)) for home in homes(document, root)):
                 missing.append(f"{document}: {span}")
     assert missing == []
 
@@ -151,7 +152,9 @@ def test_published_numbers_come_from_recorded_results(files, root):
     unknown = []
     for document in documents(files, root):
         text = (root / document).read_text(encoding="utf-8")
-        assert text.count("<!-- results:") == len(BLOCK.findall(text)), f"{document}: a results block is not closed"
+        assert len(re.findall("^<!-- results:", text, re.MULTILINE)) == len(BLOCK.findall(text)), (
+            f"{document}: a results block is not closed"
+        )
         for name, body in BLOCK.findall(text):
             recorded = numbers_of(json.loads((root / "results" / name / "results.json").read_text(encoding="utf-8")))
             rows = [line for line in body.splitlines() if line.startswith("|")][2:]
