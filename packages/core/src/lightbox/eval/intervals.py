@@ -36,8 +36,13 @@ def t_interval(values: np.ndarray | Sequence[float], *, level: float = 0.95) -> 
     if count < 2:
         raise ValueError(f"A t interval needs at least 2 values on the last axis, got shape {values.shape}")
     mean = values.mean(axis=-1)
-    half = t_quantile((1 + level) / 2, count - 1) * values.std(axis=-1, ddof=1) / np.sqrt(count)
+    half = half_width(values.std(axis=-1, ddof=1), count, level=level)
     return mean - half, mean + half
+
+
+def half_width(sd: np.ndarray | float, count: int, *, level: float = 0.95) -> np.ndarray | float:
+    """Half the width of the t interval of `count` >= 2 values with standard deviation `sd`, in the unit of `sd`."""
+    return t_quantile((1 + level) / 2, count - 1) * sd / np.sqrt(count)
 
 
 def t_quantile(prob: float, degrees: float) -> float:

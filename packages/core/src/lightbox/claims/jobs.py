@@ -1,0 +1,180 @@
+"""Content-addressed jobs: one arm trained and scored on one seed, named by everything that can change its scores.
+
+The key is a digest of the resolved configuration, the inputs that the paper names (data generator, weights, files), the
+source digest, and the keys of the jobs it needs. Equal keys are one job, whatever arm, claim or preset asked for it, so
+claims share jobs and a second `reproduce` runs only what changed. No torch.
+"""
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lightbox.claims.registry import Paper, arms_in_order
+from lightbox.claims.sources import source_digest
+from lightbox.claims.spec import Arm, Claim
+from lightbox.config import digest, to_plain
+
+KEY_LENGTH = 20
+# Of `run.*`, what cannot change the scores: where files go, a label, and how often something is written or resumed
+# (a resumed job has the bits of an uninterrupted one). `run.threads` and `run.device` stay: other threads, other bits.
+WITHOUT_EFFECT = ("out", "preset", "save_every_steps", "log_every_steps", "resume")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One arm of one seed.
+
+    Args:
+        key: 20 hex digits; the name of the job's folder.
+        paper: its name; package: what a worker imports.
+        overrides: what the worker hands to the paper: preset, seed, then the arm's own.
+        config: the resolved configuration, plain.
+        inputs: digests of data generator, weights and files, as the paper names them.
+        source: digest of the code.
+        needs: keys of the jobs whose folders it reads, by arm.
+        minutes: expected on one core; mem_gib: expected peak memory.
+    """
+
+    key: str
+    paper: str
+    package: str
+    arm: str
+    seed: int
+    preset: str
+    overrides: tuple[str, ...]
+    config: dict[str, Any]
+    inputs: dict[str, str]
+    source: str
+    needs: dict[str, str] = field(default_factory=dict)
+    minutes: float = 0.0
+    mem_gib: float = 0.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a `reproduce` has to run.
+
+    Args:
+        preset: name of the size preset.
+        claims: in the order they are shown.
+        jobs: by key, needs first, seed by seed, so that whole seeds end early and the page fills in.
+        keys: job key of each (paper, arm, seed).
+        skipped: claims asked for that the preset does not run.
+    """
+
+    preset: str
+    claims: tuple[tuple[Paper, Claim], ...]
+    jobs: dict[str, Job]
+    keys: dict[tuple[str, str, int], str]
+    skipped: tuple[Claim, ...] = ()
+
+    def scored_keys(self) -> set[str]:
+        """Keys of the jobs whose scores a claim reads; the others only feed a job that needs them."""
+        return {
+            self.keys[paper.name, arm, seed]
+            for paper, claim in self.claims
+            for arm in claim.arms
+            for seed in seeds_of(claim, self.preset)
+        }
+
+
+def seeds_of(claim: Claim, preset: str) -> range:
+    """Seeds that a claim takes at a preset: 0 to n - 1."""
+    return range(claim.seeds[preset])
+
+
+def plan(claims: Sequence[tuple[Paper, Claim]], preset: str) -> Plan:
+    """Plan the jobs of some claims; the same job asked for twice is planned once.
+
+    Args:
+        claims: from `registry.choose_claims`, each with its paper.
+        preset: size preset; claims that do not run at it are skipped and listed.
+
+    Raises:
+        RequestError: where a configuration does not compose.
+    """
+    wanted = tuple((paper, claim) for paper, claim in claims if preset in claim.presets)
+    jobs: list[Job] = []
+    for paper in {paper.name: paper for paper, _ in wanted}.values():
+        jobs += _paper_jobs(paper, [claim for owner, claim in wanted if owner is paper], preset)
+    jobs.sort(key=lambda job: job.seed)  # stable: needs stay first within a seed
+    return Plan(
+        preset=preset,
+        claims=wanted,
+        jobs=_first_of_each(jobs),
+        keys={(job.paper, job.arm, job.seed): job.key for job in jobs},
+        skipped=tuple(claim for _, claim in claims if preset not in claim.presets),
+    )
+
+
+def _first_of_each(jobs: Iterable[Job]) -> dict[str, Job]:
+    first: dict[str, Job] = {}
+    for job in jobs:
+        first.setdefault(job.key, job)
+    return first
+
+
+def _paper_jobs(paper: Paper, claims: Sequence[Claim], preset: str) -> list[Job]:
+    """Jobs of one paper: each arm that a claim reads or another arm needs, on every seed that asks for it."""
+    seeds: dict[str, int] = {}
+    for claim in claims:
+        for arm in arms_in_order(paper.claims, claim.arms):
+            seeds[arm] = max(seeds.get(arm, 0), len(seeds_of(claim, preset)))
+    source = source_digest(paper.package)
+    jobs: dict[tuple[str, int], Job] = {}
+    for name in arms_in_order(paper.claims, seeds):
+        template = _template(paper, paper.claims.arms[name], preset, source)
+        for seed in range(seeds[name]):
+            needs = {need: jobs[need, seed].key for need in paper.claims.arms[name].needs}
+            jobs[name, seed] = _with_seed(template, seed, needs)
+    return list(jobs.values())
+
+
+def _template(paper: Paper, arm: Arm, preset: str, source: str) -> Job:
+    """The arm's job on seed 0, without a key. Composing a configuration costs 50-100 ms, so it is done once an arm."""
+    overrides = (f"preset={preset}", "run.seed=0", *arm.overrides)
+    module = paper.config()
+    cfg = module.resolve(list(overrides))
+    cost = module.estimate(cfg)
+    return Job(
+        key="",
+        paper=paper.name,
+        package=paper.package,
+        arm=arm.name,
+        seed=0,
+        preset=preset,
+        overrides=overrides,
+        config=to_plain(cfg),
+        inputs=dict(module.inputs(cfg)),
+        source=source,
+        minutes=float(cost["minutes"]),
+        mem_gib=float(cost["mem_gib"]),
+    )
+
+
+def _with_seed(template: Job, seed: int, needs: Mapping[str, str]) -> Job:
+    config = copy.deepcopy(template.config)
+    config["run"]["seed"] = seed
+    preset, _, *own = template.overrides
+    values = vars(template) | {
+        "seed": seed,
+        "overrides": (preset, f"run.seed={seed}", *own),
+        "config": config,
+        "needs": dict(needs),
+    }
+    return Job(**values | {"key": job_key(config, template.inputs, source=template.source, needs=needs)})
+
+
+def job_key(config: Mapping[str, Any], inputs: Mapping[str, str], *, source: str, needs: Mapping[str, str]) -> str:
+    """Key of a job: the first 20 hex digits of a SHA-256 of what can change its scores.
+
+    Args:
+        config: resolved configuration, plain, with `run`.
+        inputs: digests by name.
+        source: digest of the code.
+        needs: job keys by arm.
+    """
+    run = {name: value for name, value in config["run"].items() if name not in WITHOUT_EFFECT}
+    content = {"config": {**config, "run": run}, "inputs": inputs, "source": source, "needs": needs}
+    return digest(content)[:KEY_LENGTH]

@@ -1,0 +1,125 @@
+"""A worker process: takes jobs one after another and imports the paper, hence torch, once for all of them.
+
+It is started by `runner` and never by hand. It dies with its parent, however the parent dies: a thread reads a pipe
+whose other end only the parent holds. A job folder is locked while a job runs in it, so that a worker which outlived
+its parent for a moment and its successor never write to one folder.
+"""
+
+import importlib
+import logging
+import os
+import resource
+import signal
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from lightbox.claims.storage import FULL_DISK, LOG, disk_full
+from lightbox.errors import LightboxError, WorkError
+
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+PATIENCE_S = 30.0
+
+logger = logging.getLogger("lightbox.claims.worker")
+
+
+@dataclass(frozen=True)
+class Order:
+    """One job for a worker: `package.cli.run_job(folder, overrides, needs)`."""
+
+    key: str
+    package: str
+    folder: Path
+    overrides: tuple[str, ...]
+    needs: dict[str, Path]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended: `error` is None where it worked. `peak_gib` is the worker's highest memory so far."""
+
+    key: str
+    wall_s: float
+    peak_gib: float
+    error: LightboxError | None = None
+    is_disk_full: bool = False
+
+
+def work(orders: Connection, lifeline: Connection) -> None:
+    """Take orders until None comes; the body of a worker process.
+
+    Args:
+        orders: receives `Order` or None, sends `Outcome`.
+        lifeline: never written to; at its end of file the process leaves at once.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides what stops
+    threading.Thread(target=_leave_with_parent, args=(lifeline,), daemon=True).start()
+    while (order := orders.recv()) is not None:
+        orders.send(run_order(order))
+
+
+def run_order(order: Order) -> Outcome:
+    """Run one job; whatever it prints, and the traceback where it fails, goes to `log.txt` in its folder."""
+    order.folder.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    error: LightboxError | None = None
+    is_disk_full = False
+    with (order.folder / LOG).open("a", buffering=1, encoding="utf-8") as log:
+        _send_output_to(log.fileno())
+        try:
+            with FileLock(order.folder / ".lock", timeout=PATIENCE_S):
+                job = importlib.import_module(f"{order.package}.cli").run_job
+                job(order.folder, list(order.overrides), dict(order.needs))
+        except Timeout:
+            error = WorkError(f"The job folder is {order.folder}", "Another process runs a job in it", "End that one")
+        except LightboxError as err:
+            logger.exception("job %s", order.key)
+            error = err
+        except Exception as err:  # a bug in a paper must not take the other jobs along; the log keeps the traceback
+            logger.exception("job %s", order.key)
+            is_disk_full = isinstance(err, OSError) and err.errno in FULL_DISK
+            error = _as_work_error(order, err)
+    return Outcome(order.key, time.monotonic() - started, peak_memory_gib(), error, is_disk_full)
+
+
+def peak_memory_gib() -> float:
+    """Highest resident memory of this process so far, in GiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024) / 1024**3  # bytes on macOS, KiB elsewhere
+
+
+def _as_work_error(order: Order, err: Exception) -> WorkError:
+    if isinstance(err, OSError) and err.errno in FULL_DISK:
+        return disk_full(order.folder)
+    first = str(err).splitlines()[0] if str(err) else "no message"
+    return WorkError(
+        f"The job folder is {order.folder}",
+        f"The job stopped with {type(err).__name__}: {first}",
+        f"Read the traceback in {order.folder / LOG}; the same command runs the job again",
+    )
+
+
+def _send_output_to(descriptor: int) -> None:
+    """Point standard output and error at an open file, also for code outside Python."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+
+
+def _leave_with_parent(lifeline: Connection) -> None:
+    try:
+        lifeline.recv_bytes()
+    except (EOFError, OSError):
+        os._exit(1)

@@ -1,0 +1,143 @@
+"""What `reproduce`, `report` and `explain` print: a plan with its cost, verdicts, one claim in 20 lines. No torch."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from lightbox import machine
+from lightbox.claims.jobs import Job, Plan, seeds_of
+from lightbox.claims.registry import Paper
+from lightbox.claims.spec import Claim, Kind, Role
+from lightbox.claims.statistics import label
+from lightbox.eval.intervals import half_width
+
+ASSUMED_SD = 0.02  # standard deviation of d_s where no pilot has been published: 2 points of accuracy
+
+
+def plain_console(**options: Any) -> Console:
+    """A console that neither wraps nor colours numbers, so that a script can read what it prints."""
+    return Console(soft_wrap=True, highlight=False, markup=False, emoji=False, **options)
+
+
+def show_plan(
+    console: Console, plan: Plan, waiting: Sequence[Job], *, workers: int, published: Mapping[tuple[str, str], Any]
+) -> None:
+    """Print a dry run: jobs, minutes, memory, and the half-width of the interval to expect for each claim."""
+    workers = max(1, min(workers, machine.cores(), len(waiting)))
+    minutes = max(sum(job.minutes for job in waiting) / workers, max((job.minutes for job in waiting), default=0))
+    memory = workers * max((job.mem_gib for job in waiting), default=0)
+    console.print(f"{len(plan.jobs)} jobs, {len(plan.jobs) - len(waiting)} of them finished, {len(waiting)} to run")
+    console.print(f"about {minutes:.1f} minutes with {workers} worker(s), about {memory:.1f} GiB at the peak")
+    for paper, claim in plan.claims:
+        count = len(seeds_of(claim, plan.preset))
+        console.print(f"{paper.name} {claim.id}: {count} seed(s), {expected_width(claim, count, published)}")
+
+
+def expected_width(claim: Claim, seeds: int, published: Mapping[tuple[str, str], Any]) -> str:
+    """Half-width to expect of the claim's interval, from the SD of a published run or from an assumed one."""
+    if claim.kind is Kind.EXACT:
+        return "an exact number, no interval"
+    if seeds < 2:
+        return "no interval from one seed"
+    earlier = published.get((claim.paper, claim.id))
+    known = [c["seed_sd"] for c in earlier["contrasts"] if c["role"] == "primary" and c["seed_sd"]] if earlier else []
+    sd = max(known) if known else ASSUMED_SD * claim.unit_scale
+    origin = "SD of the published run" if known else "assumed; a published run would tell"
+    return f"interval of about +-{half_width(sd, seeds):.1f} {claim.unit} (d_s with SD {sd:.1f}, {origin})"
+
+
+def show_verdicts(console: Console, document: Mapping[str, Any]) -> None:
+    """Print one row a claim and what to expect by chance."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("claim", "verdict", "effect", "95 % interval", "seeds", "published"):
+        table.add_column(name, no_wrap=True)
+    for entry in document["claims"]:
+        ends = entry["ci95"]
+        table.add_row(
+            f"{entry['paper']} {entry['id']}",
+            entry["verdict"],
+            "-" if entry["effect"] is None else f"{entry['effect']:+.2f} {entry['unit']}",
+            f"[{ends[0]:+.2f}, {ends[1]:+.2f}]" if ends else "-",
+            f"{len(entry['seeds'])}/{entry['planned_seeds']}",
+            _agreement(entry.get("published")),
+        )
+    console.print(table)
+    family = document["family"]
+    if family["verdicts"]:
+        console.print(
+            f"{family['verdicts']} verdicts drawn, {family['reproduced']} reproduced; "
+            f"if every true effect were 0, {family['expected_false']:.2f} of them would be expected to be false"
+        )
+    console.print("A verdict on synthetic images is about the mechanism, not about clinical performance.")
+
+
+def _agreement(published: Mapping[str, Any] | None) -> str:
+    if published is None or published["effect"] is None:
+        return "-"
+    agrees = {True: "agrees", False: "DISAGREES", None: ""}[published["agrees"]]
+    return f"{published['effect']:+.2f} {agrees}".strip()
+
+
+def explanation(paper: Paper, claim: Claim, entries: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
+    """One claim in at most 20 lines.
+
+    Args:
+        paper: whose claim it is, for the titles of its arms.
+        claim: to explain.
+        entries: published entries of the claim, each with its preset.
+    """
+    scale, unit = claim.unit_scale, claim.unit
+    lines = [
+        f"{claim.id} ({paper.claims.title}, arXiv {paper.claims.arxiv}; {claim.kind}{', primary' * claim.is_primary})",
+        f"Statement: {claim.statement}",
+        f"In the paper: {claim.location}; numbers: {claim.paper_numbers}",
+    ]
+    titles = [f"{name} ({paper.claims.arms[name].title})" for name in claim.arms]
+    lines.append(f"Arms: {'; '.join(titles)}")
+    for role in (Role.PRIMARY, Role.CONTROL, Role.SECONDARY):
+        named = [f"{c.name}: {formula(claim, c.name)}" for c in claim.by_role(role)]
+        lines += [f"{str(role).capitalize()}: {text}" for text in _at_most(named, 4)]
+    lines.append(_gate_line(claim))
+    if claim.kind is Kind.EXACT:
+        lines.append(f"Bound: {'at most' if claim.is_upper_bound else 'at least'} {claim.bound * scale:g} {unit}")
+    else:
+        margin = "Equivalence margin" if claim.kind is Kind.EQUIVALENCE else "Minimum effect"
+        lines.append(f"{margin}: {claim.min_effect * scale:g} {unit}; at least {claim.min_items} items a seed")
+    lines.append(f"Runs at: {', '.join(f'{preset} ({claim.seeds[preset]} seeds)' for preset in claim.presets)}")
+    lines += [_verdict_line(preset, entry) for preset, entry in entries] or ["Verdict: no published run"]
+    return lines
+
+
+def formula(claim: Claim, name: str) -> str:
+    """A contrast as a sum of measures, for example ``+1 true - 1 none (correct)``."""
+    contrast = next(c for c in claim.contrasts if c.name == name)
+    terms = " ".join(f"{'-' if weight < 0 else '+'} {abs(weight):g} {label(m)}" for weight, m in contrast.terms)
+    metrics = ", ".join(dict.fromkeys(m.metric for _, m in contrast.terms))
+    return f"{terms.replace(' 1 ', ' ').removeprefix('+ ')} ({metrics})"
+
+
+def _at_most(texts: Sequence[str], count: int) -> list[str]:
+    if len(texts) <= count:
+        return list(texts)
+    return [*texts[: count - 1], "; ".join(texts[count - 1 :])]
+
+
+def _gate_line(claim: Claim) -> str:
+    gate = claim.gate
+    if gate is None:
+        return "Gate: none"
+    arms, baselines = (", ".join(label(m) for m in group) for group in (gate.arms, gate.baselines))
+    return (
+        f"Gate: the best of {arms} beats the strongest of {baselines} by {gate.margin:g}, interval above 0, "
+        f"and stays {gate.headroom:g} under {gate.ceiling:g} ({gate.arms[0].metric})"
+    )
+
+
+def _verdict_line(preset: str, entry: Mapping[str, Any]) -> str:
+    ends = entry["ci95"]
+    effect = "" if entry["effect"] is None else f", {entry['effect']:+.2f} {entry['unit']}"
+    interval = f" [{ends[0]:+.2f}, {ends[1]:+.2f}]" if ends else ""
+    commits = ", ".join(entry["commits"])
+    return f"Verdict at {preset}: {entry['verdict']}{effect}{interval}, {len(entry['seeds'])} seeds, commit {commits}"

@@ -1,0 +1,222 @@
+"""`lightbox reproduce`, `report`, `explain`: run claims, write their page again, say what one of them is. No torch."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from lightbox.claims import jobs, published, registry, results, runner
+from lightbox.claims.jobs import Plan
+from lightbox.claims.registry import Paper
+from lightbox.claims.runner import Finished
+from lightbox.claims.storage import open_output
+from lightbox.cli import claim_tables
+from lightbox.cli.session import PAGE, Session, write_document
+from lightbox.errors import RequestError, WorkError
+from lightbox.paths import default_out, results_dir
+
+Papers = Annotated[list[str] | None, typer.Argument(metavar="[PAPER ...]", help="Papers by name; left out, all.")]
+Out = Annotated[Path | None, typer.Option(help="Output folder; left out, ./lightbox-out.")]
+
+
+def reproduce(
+    papers: Papers = None,
+    preset: Annotated[str, typer.Option(help="Size: smoke, quick or full.")] = "quick",
+    claims: Annotated[str, typer.Option(help="Claims by id, for example T1,P3; left out, all.")] = "",
+    out: Out = None,
+    engine: Annotated[str, typer.Option(help="Where jobs run: local.")] = "local",
+    resume: Annotated[
+        bool, typer.Option("--resume/--fresh", help="Keep finished jobs, or recompute beside them.")
+    ] = True,
+    reuse: Annotated[str, typer.Option(help='"results" takes committed jobs instead of running them.')] = "",
+    workers: Annotated[int, typer.Option(help="Worker processes, one thread each.")] = 2,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show jobs, minutes, memory and widths; run none.")
+    ] = False,
+    publish: Annotated[bool, typer.Option("--publish", help="Copy scores and rows to results/ at the end.")] = False,
+) -> None:
+    """Run the claims of papers and decide them; writes results.json, report.html and an MLflow index."""
+    if reuse not in ("", "results"):
+        raise RequestError(f"--reuse is '{reuse}'", "Only committed results can be reused", "Give --reuse results")
+    plan = make_plan(papers or (), preset=preset, claim_ids=split_ids(claims))
+    run_plan(
+        plan,
+        out or default_out(),
+        root=results_dir(),
+        engine=engine,
+        fresh=not resume,
+        reuse=bool(reuse),
+        workers=workers,
+        dry_run=dry_run,
+        publish=publish,
+    )
+
+
+def report(
+    papers: Papers = None,
+    source: Annotated[
+        str, typer.Option("--from", help='"results" (committed), or a folder of an earlier run.')
+    ] = "results",
+    preset: Annotated[str, typer.Option(help="Only this preset; left out, one page for each.")] = "",
+    out: Out = None,
+) -> None:
+    """Write the page again, at once: from committed results, every interval recomputed, or from an earlier run."""
+    console = claim_tables.plain_console()
+    if source == "results":
+        known = registry.load_papers(papers or ())
+        paths = report_published(known, results_dir(), out or default_out(), preset=preset)
+    else:
+        paths = report_folder(Path(source))
+    for path in paths:
+        console.print(str(path))
+
+
+def explain(claim_id: Annotated[str, typer.Argument(metavar="CLAIM", help="For example T1.")]) -> None:
+    """Show a claim in 20 lines: statement, arms, controls, gate, minimum effect, verdict where one is published."""
+    console = claim_tables.plain_console()
+    root = results_dir()
+    for paper, claim in registry.choose_claims(registry.load_papers(), [claim_id]):
+        entries = [
+            (preset, entry)
+            for preset in claim.presets
+            if (entry := published.committed_claims(root, [paper.name], preset).get((paper.name, claim.id)))
+        ]
+        for line in claim_tables.explanation(paper, claim, entries):
+            console.print(line)
+
+
+def split_ids(text: str) -> list[str]:
+    """Claim ids of a comma-separated list; empty parts do not count."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def make_plan(
+    papers: Sequence[str], *, preset: str, claim_ids: Sequence[str] = (), packages: Mapping[str, str] | None = None
+) -> Plan:
+    """Plan a `reproduce`.
+
+    Args:
+        papers: names; none means all.
+        preset: size preset.
+        claim_ids: none means all of those papers.
+        packages: package by paper name, in place of the installed papers.
+
+    Raises:
+        RequestError: for an unknown paper, claim or preset, listing the known ones.
+    """
+    loaded = registry.load_papers(papers, packages=packages)
+    registry.check_preset(preset, registry.choose_claims(loaded))
+    return jobs.plan(registry.choose_claims(loaded, claim_ids), preset)
+
+
+def run_plan(
+    plan: Plan,
+    out: Path,
+    *,
+    root: Path,
+    engine: str = "local",
+    fresh: bool = False,
+    reuse: bool = False,
+    workers: int = 2,
+    dry_run: bool = False,
+    publish: bool = False,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Run a plan and write its results and page; the results, {} for a dry run.
+
+    Args:
+        plan: from `make_plan`.
+        out: output folder.
+        root: folder of committed results.
+        engine, fresh, workers: see `runner.run`.
+        reuse: take committed jobs of `root` as finished.
+        dry_run: print the cost and run nothing.
+        publish: copy the finished run to `root`.
+        console: None prints to standard output.
+
+    Raises:
+        RequestError: see `runner.run`, `storage.open_output`, `published.publish`.
+        WorkError: where jobs failed, after everything else has been written.
+    """
+    console = console or claim_tables.plain_console()
+    names = list(dict.fromkeys(paper.name for paper, _ in plan.claims))
+    if engine not in runner.ENGINES:
+        raise runner.unknown_engine(engine)
+    for claim in plan.skipped:
+        console.print(f"{claim.paper} {claim.id} does not run at {plan.preset}; it runs at {', '.join(claim.presets)}")
+    committed = published.committed_scores(root, names, plan.preset) if reuse else None
+    if dry_run:
+        waiting = runner.jobs_to_run(plan, runner.find_finished(plan, out, fresh=fresh, committed=committed))
+        earlier = published.committed_claims(root, names, plan.preset)
+        claim_tables.show_plan(console, plan, waiting, workers=workers, published=earlier)
+        return {}
+    with open_output(out):
+        found = runner.find_finished(plan, out, fresh=fresh, committed=committed)
+        total = len(runner.jobs_to_run(plan, found))
+        with Session(plan, out, root=root, console=console, total=total) as session:
+            runner.run(
+                plan,
+                out,
+                found,
+                workers=workers,
+                engine=engine,
+                fresh=fresh,
+                on_started=session.open_index,
+                on_job_done=session.job_done,
+                on_progress=session.write,
+            )
+        document = session.write(found)
+    claim_tables.show_verdicts(console, document)
+    console.print(str(session.folder / PAGE))
+    if found.errors:
+        raise failure(plan, found)
+    if publish:
+        for path in published.publish(document, plan, found, root):
+            console.print(f"published: {path}")
+    return document
+
+
+def failure(plan: Plan, found: Finished) -> WorkError:
+    """One error for all jobs that failed: how many and which, and the first one's reason."""
+    failed = [plan.jobs[key] for key in found.errors]
+    named = "; ".join(f"{job.paper} {job.arm}, seed {job.seed}" for job in failed[:5]) + ("; ..." * (len(failed) > 5))
+    first = next(iter(found.errors.values()))
+    return WorkError(f"{len(failed)} of {len(plan.jobs)} jobs failed: {named}", f"{first.given} {first.why}", first.do)
+
+
+def report_published(papers: Sequence[Paper], root: Path, out: Path, *, preset: str = "") -> list[Path]:
+    """Recompute published results and write one page a preset; sizes never share a page. The pages' paths.
+
+    Raises:
+        RequestError: where nothing is published for these papers.
+    """
+    from lightbox.report.page import write_page
+
+    found = published.published_folders(root, papers, preset)
+    if not found:
+        what = f"{', '.join(paper.name for paper in papers)}{f' at {preset}' if preset else ''}"
+        why = f"{root} holds no {published.DOCUMENT} of them"
+        raise RequestError(f"A report of {what}", why, "Run `lightbox reproduce ... --publish` first")
+    pages = []
+    for name in sorted({folder.name for folder, _ in found}):
+        documents = [published.recompute(folder, paper) for folder, paper in found if folder.name == name]
+        pages.append(write_document(published.joined(documents), out / "reproduce" / f"published-{name}", write_page))
+    return pages
+
+
+def report_folder(folder: Path) -> list[Path]:
+    """Write the page of each results.json of an earlier run again: in the folder itself, or under its reproduce/.
+
+    Raises:
+        RequestError: where there is none, or it is of another schema.
+    """
+    from lightbox.report.page import write_page
+
+    own = folder / published.DOCUMENT
+    paths = [own] if own.exists() else sorted(folder.glob(f"reproduce/*/{published.DOCUMENT}"))
+    if not paths:
+        why = f"It holds no {published.DOCUMENT}, nor does a folder under its reproduce/"
+        raise RequestError(f"--from is '{folder}'", why, "Give the folder of an earlier `lightbox reproduce`")
+    return [write_document(results.load(path), path.parent, write_page) for path in paths]

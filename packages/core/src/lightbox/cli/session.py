@@ -1,0 +1,95 @@
+"""What happens around the jobs of one `reproduce`: progress, the MLflow index, and the page that fills in. No torch."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from lightbox.claims import published, results
+from lightbox.claims.jobs import Job, Plan
+from lightbox.claims.runner import Finished
+
+PAGE = "report.html"
+
+
+class Session:
+    """Told of each finished job; as a context manager it ends the progress bar and the parent runs of the index.
+
+    Args:
+        plan: claims and jobs.
+        out: output folder.
+        root: folder of committed results, for the published effects beside ours.
+        total: number of jobs that will run.
+    """
+
+    def __init__(self, plan: Plan, out: Path, *, root: Path, console: Console, total: int) -> None:
+        self.plan, self.out, self.root, self.console, self.total = plan, out, root, console, total
+        self.names = list(dict.fromkeys(paper.name for paper, _ in plan.claims))
+        self.folder = out / "reproduce" / f"{'-'.join(self.names)}-{plan.preset}"
+        self._began, self._started = time.monotonic(), time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        self._done = 0
+        self._tracker: Any = None
+        self._parents: dict[str, str] = {}
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self._progress = Progress(*columns, console=console) if console.is_terminal and total else None
+
+    def __enter__(self) -> Self:
+        if self._progress is not None:
+            self._progress.start()
+            self._task = self._progress.add_task("jobs", total=self.total)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, tb: TracebackType | None) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+        if self._tracker is not None:
+            self._tracker.close("FINISHED" if kind is None else "KILLED" if kind is KeyboardInterrupt else "FAILED")
+
+    def open_index(self) -> None:
+        """Open the MLflow index and one parent run a paper; workers import meanwhile, so its 3-9 s cost no time."""
+        from lightbox.track import open_tracker
+
+        self._tracker = open_tracker(self.out)
+        for name in self.names:
+            self._parents[name] = self._tracker.parent(name, self.plan.preset, {})
+
+    def job_done(self, job: Job, folder: Path) -> None:
+        """Show and index one finished job."""
+        self._done += 1
+        line = f"{job.paper} {job.arm}, seed {job.seed}"
+        if self._progress is not None:
+            self._progress.update(self._task, completed=self._done, description=line)
+        else:
+            elapsed = time.monotonic() - self._began
+            self.console.print(f"[{self._done}/{self.total}] {line} ({elapsed:.0f} s)")
+        if self._tracker is not None:
+            read = [c.id for p, c in self.plan.claims if p.name == job.paper and job.arm in c.arms]
+            self._tracker.child(self._parents[job.paper], folder, read)
+
+    def write(self, found: Finished) -> dict[str, Any]:
+        """Write results.json and the page as far as the jobs have come; the document."""
+        from lightbox.report.page import write_page
+
+        cards = published.committed_cards(self.root, self.names, self.plan.preset) if found.reused else None
+        document = results.build(
+            self.plan,
+            found,
+            started=self._started,
+            wall_s=time.monotonic() - self._began,
+            folder=self.folder,
+            committed_cards=cards,
+            published=published.committed_claims(self.root, self.names, self.plan.preset),
+        )
+        write_document(document, self.folder, write_page)
+        return document
+
+
+def write_document(document: Mapping[str, Any], folder: Path, write_page: Any) -> Path:
+    """Write results.json and the page beside it; the path of the page."""
+    results.write(document, folder / published.DOCUMENT)
+    write_page(dict(document), folder / PAGE)
+    return folder / PAGE
