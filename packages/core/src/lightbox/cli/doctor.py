@@ -118,7 +118,8 @@ def look_weights(folder: Path) -> Iterator[Check]:
 
 def look_data(cards: Path) -> Check:
     """Name the real sets under LIGHTBOX_DATA_ROOT."""
-    root, known = os.environ.get("LIGHTBOX_DATA_ROOT"), sorted(path.stem for path in cards.glob("*.yaml"))
+    root = os.environ.get("LIGHTBOX_DATA_ROOT")
+    known = sorted(path.stem for path in cards.glob("*.yaml") if path.stem != "phantom")
     if not root:
         return Check("real data", MISSING, "LIGHTBOX_DATA_ROOT is not set", "phantom only; see `lightbox data list`")
     if not Path(root).is_dir():
