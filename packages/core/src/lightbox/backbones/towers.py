@@ -1,0 +1,143 @@
+"""Frozen vision towers by name: images in, one feature per patch out. CLIP, SigLIP, ViT and DINOv2 share one path."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+from transformers import CLIPVisionModel, Dinov2Model, PreTrainedModel, SiglipVisionModel, ViTModel
+
+from lightbox.backbones import weights
+from lightbox.backbones.seq2seq import quiet_loading
+from lightbox.errors import RequestError
+
+BATCH = 128
+PREPROCESSOR = "preprocessor_config.json"
+
+
+@dataclass(frozen=True)
+class Family:
+    """How a family is loaded: its class, and how many leading tokens are no patches (class token)."""
+
+    model_class: type[PreTrainedModel]
+    prefix_tokens: int
+
+
+FAMILIES = {
+    "clip_vision_model": Family(CLIPVisionModel, 1),
+    "clip": Family(CLIPVisionModel, 1),
+    "siglip_vision_model": Family(SiglipVisionModel, 0),
+    "siglip": Family(SiglipVisionModel, 0),
+    "vit": Family(ViTModel, 1),
+    "dinov2": Family(Dinov2Model, 1),
+}
+
+
+@dataclass(frozen=True)
+class Tower:
+    """A frozen tower.
+
+    Args:
+        model: in evaluation mode, without gradients.
+        width: channels of a feature.
+        image_px: side of the square that images are resized to.
+        digest: identifies weights and preprocessing, for caches and job keys.
+        mean, std: per colour, of values in [0, 1].
+        prefix_tokens: leading tokens that are no patches.
+    """
+
+    model: nn.Module
+    width: int
+    image_px: int
+    digest: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    prefix_tokens: int
+
+    @torch.inference_mode()
+    def encode(self, images: UInt8[Tensor, "b h w"]) -> Float[Tensor, "b p d"]:
+        """Features of the patches of grey images, row by row, from the last layer; no gradient.
+
+        Args:
+            images: 0..255 (grey); resized bilinearly where their side is not `image_px`.
+        """
+        parts = [self._encode(part) for part in images.split(BATCH)]
+        return torch.cat(parts)
+
+    def _encode(self, images: Tensor) -> Tensor:
+        pixels = images.to(next(self.model.parameters()).device)[:, None].float() / 255  # b 1 h w
+        if pixels.shape[-2:] != (self.image_px, self.image_px):
+            side = (self.image_px, self.image_px)
+            pixels = F.interpolate(pixels, side, mode="bilinear", align_corners=False, antialias=True)
+        mean, std = (pixels.new_tensor(v).view(1, -1, 1, 1) for v in (self.mean, self.std))
+        pixels = (pixels.expand(-1, len(self.mean), -1, -1) - mean) / std  # b 3 h w: grey on every colour
+        return self.model(pixel_values=pixels).last_hidden_state[:, self.prefix_tokens :]
+
+
+def load_tower(name: str, revision: str = "", *, key: str = "model.tower") -> Tower:
+    """Load a frozen tower in float32 on the CPU.
+
+    Args:
+        name: see `weights.locate`.
+        revision: full commit hash of a hub id.
+        key: config key that gave the name, for messages.
+
+    Raises:
+        RequestError: not there, not of a known family, or without safetensors.
+    """
+    place = weights.locate(name, revision=revision, key=key)
+    config, preprocessing = _description(place, weights.CONFIG), _description(place, PREPROCESSOR)
+    family = FAMILIES.get(config.get("model_type", ""))
+    if family is None:
+        raise RequestError(
+            f"{key} is '{name}', a {config.get('model_type', 'model without model_type')}",
+            f"The towers known here are {', '.join(FAMILIES)}",
+            f"Set {key} to one of those families, or give ready features with model.features",
+        )
+    with quiet_loading():
+        model = family.model_class.from_pretrained(
+            place.source,
+            revision=place.revision or "main",
+            use_safetensors=True,
+            trust_remote_code=False,
+            dtype="float32",
+        )
+    return Tower(
+        model=model.eval().requires_grad_(False),
+        width=model.config.hidden_size,
+        image_px=_side(preprocessing, model.config.image_size),
+        digest=weights.digest_of(name, revision=revision, key=key),
+        mean=_per_colour(preprocessing.get("image_mean", 0.5)),
+        std=_per_colour(preprocessing.get("image_std", 0.5)),
+        prefix_tokens=family.prefix_tokens,
+    )
+
+
+def _description(place: weights.Place, file: str) -> dict:
+    """A JSON file of a folder or hub id; empty where there is none."""
+    if place.folder is not None:
+        path = place.folder / file
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    try:
+        return json.loads(
+            Path(hf_hub_download(place.source, file, revision=place.revision)).read_text(encoding="utf-8")
+        )
+    except EntryNotFoundError:
+        return {}
+
+
+def _side(preprocessing: dict, image_px: int) -> int:
+    size = preprocessing.get("crop_size") or preprocessing.get("size") or image_px
+    if isinstance(size, dict):
+        return int(size.get("height") or size.get("shortest_edge") or image_px)
+    return int(size)
+
+
+def _per_colour(value: float | Sequence[float]) -> tuple[float, ...]:
+    return (float(value),) * 3 if isinstance(value, int | float) else tuple(float(v) for v in value)

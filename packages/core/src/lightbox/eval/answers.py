@@ -1,0 +1,91 @@
+"""Is the answer right? Letters of closed questions, exact match and token recall of open ones, per item. No torch.
+
+A prediction that cannot be parsed is wrong, never left out: dropping failures flatters the model that fails most.
+"""
+
+import re
+from dataclasses import dataclass
+
+_LETTER = re.compile(r"the answer is\s*\(\s*([a-z])\s*\)", re.IGNORECASE)
+_STATED = re.compile(r"the answer is\s+(.*?)\s*(?=\.(?:\s|$)|solution\s*:|$)", re.IGNORECASE | re.DOTALL)
+_WORD = re.compile(r"[a-z0-9]+(?:\.[0-9]+)?")
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerScore:
+    """Scores of one answer: `is_correct`, `is_parsed`, and the share of gold words stated (None for closed)."""
+
+    is_correct: bool
+    is_parsed: bool
+    token_recall: float | None = None
+
+
+def letter_of(index: int) -> str:
+    """Letter of an option counted from 0: 0 is "A".
+
+    Example:
+        >>> letter_of(1)
+        'B'
+    """
+    return chr(ord("A") + index)
+
+
+def parse_letter(text: str) -> str | None:
+    """The one letter in "The answer is (X)", upper case; None where there is no match or more than one.
+
+    Case and spaces around the parentheses do not matter; everything else does.
+
+    Example:
+        >>> parse_letter("the answer is ( b ) ."), parse_letter("(B)")
+        ('B', None)
+    """
+    found = _LETTER.findall(text)
+    return found[0].upper() if len(found) == 1 else None
+
+
+def parse_stated(text: str) -> str | None:
+    """The words after the one "The answer is", up to a full stop, "Solution:" or the end; None where not exactly one.
+
+    Example:
+        >>> parse_stated("The answer is left lung. Solution: it is.")
+        'left lung'
+    """
+    found = _STATED.findall(text)
+    return found[0] if len(found) == 1 and found[0] else None
+
+
+def words_of(text: str) -> list[str]:
+    """Lower-case words and numbers; punctuation goes, a decimal point inside a number stays.
+
+    Example:
+        >>> words_of("Left-sided, 0.5 cm.")
+        ['left', 'sided', '0.5', 'cm']
+    """
+    return _WORD.findall(text.lower())
+
+
+def score_letter(text: str, answer_index: int) -> AnswerScore:
+    """Score a closed answer: right where the one parsed letter is the gold option's."""
+    letter = parse_letter(text)
+    return AnswerScore(is_correct=letter == letter_of(answer_index), is_parsed=letter is not None)
+
+
+def score_stated(text: str, gold: str) -> AnswerScore:
+    """Score an open answer: exact match of all words in order, and token recall.
+
+    Token recall counts each gold word at most as often as it is stated, divided by the number of gold words, in [0, 1];
+    a gold answer without words is recalled by an answer without words only.
+    """
+    stated = parse_stated(text)
+    said, wanted = words_of(stated or ""), words_of(gold)
+    return AnswerScore(
+        is_correct=stated is not None and said == wanted,
+        is_parsed=stated is not None,
+        token_recall=_recall(said, wanted) if stated is not None else 0.0,
+    )
+
+
+def _recall(said: list[str], wanted: list[str]) -> float:
+    if not wanted:
+        return float(not said)
+    return sum(min(said.count(word), wanted.count(word)) for word in set(wanted)) / len(wanted)

@@ -1,0 +1,300 @@
+"""What MedThink claims, written before the model: claims T1-T6, their arms, controls and gates. No torch.
+
+Every arm is one file of `conf/experiment/` and nothing else, so arms of a claim share data, steps and initial weights.
+The paper's text beyond its abstract was not available; its numbers are as an independent reproduction quotes them, and
+tables are named by content because their printed numbers were not found. Paper numbers are R-RAD / R-SLAKE.
+"""
+
+from lightbox.claims.spec import Arm, Claim, Contrast, Gate, Kind, Measure, PaperClaims, Role, difference
+
+_CORRUPTION_PCT = (0, 10, 25, 50)
+
+
+def _arm(name: str, title: str, *needs: str, is_trained: bool = True) -> Arm:
+    return Arm(name, title, (f"experiment={name}",), needs, is_trained)
+
+
+_ARMS = (
+    _arm("untouched", "arm 0: shipped weights, not trained", is_trained=False),
+    _arm("majority", "most frequent training answer of the question kind", is_trained=False),
+    _arm("question_only", "most frequent training answer of the same question text", is_trained=False),
+    _arm("none", "answer only"),
+    _arm("explanation", "answer, then rationale"),
+    _arm("same_answer", "answer, then the rationale of another item with the same answer"),
+    _arm("filler", "answer, then neutral words, as many as the rationale has"),
+    _arm("reasoning", "rationale, then answer"),
+    _arm("none_pads", "answer only, pads counted in the loss (official code)"),
+    _arm("explanation_pads", "answer, then rationale, pads counted in the loss (official code)"),
+    _arm("stage1", "stage 1: question to rationale"),
+    _arm("stage1_folds", "stage 1, five models, each writing for the cases it did not see"),
+    _arm("stage2_gold", "stage 2 trained on reference rationales", "stage1"),
+    _arm("stage2_in_sample", "stage 2 trained on stage 1's rationales of its own training items", "stage1"),
+    _arm("stage2_out_of_fold", "stage 2 trained on out-of-fold rationales", "stage1", "stage1_folds"),
+    _arm("reader", "text-only reader trained on reference rationales", "explanation", "reasoning"),
+    _arm("reader_masked", "the same reader, answer-bearing words masked", "explanation", "reasoning"),
+    *(
+        _arm(f"{order}_corrupt{pct}", f"{order}, {pct} % of the training rationales corrupted")
+        for order in ("explanation", "reasoning")
+        for pct in _CORRUPTION_PCT[1:]
+    ),
+    _arm("majority_open", "most frequent training answer, open questions", is_trained=False),
+    _arm("question_only_open", "question-only look-up, open questions", is_trained=False),
+    _arm("explanation_open", "answer, then rationale; open questions"),
+    _arm("reasoning_open", "rationale, then answer; open questions"),
+    _arm("stage1_open", "stage 1: question to rationale; open questions"),
+)
+
+
+def _under(arm: str, condition: str, metric: str = "correct") -> Measure:
+    return Measure(arm, metric, (("condition", condition),))
+
+
+def _of_kind(arm: str, kind: str) -> Measure:
+    return Measure(arm, "correct", (("condition", "image"), ("kind", kind)))
+
+
+def _gate(*arms: str, suffix: str = "") -> Gate:
+    """The best of `arms` against majority, question-only, its own blank and shuffled images, and arm 0."""
+    baselines = [Measure(f"majority{suffix}"), Measure(f"question_only{suffix}")]
+    baselines += [_under("{best}", "blank"), _under("{best}", "shuffled")]
+    if not suffix:
+        baselines.append(Measure("untouched"))
+    return Gate(tuple(Measure(arm) for arm in arms), tuple(baselines))
+
+
+def _corruption_arm(order: str, pct: int) -> str:
+    return order if pct == 0 else f"{order}_corrupt{pct}"
+
+
+def _fitted_fall(order: str, sign: float = 1.0) -> tuple[tuple[float, Measure], ...]:
+    """Terms whose sum is the least-squares fall of accuracy from 0 to 50 % corruption (positive: accuracy falls)."""
+    mean = sum(_CORRUPTION_PCT) / len(_CORRUPTION_PCT)
+    spread = sum((pct - mean) ** 2 for pct in _CORRUPTION_PCT)
+    return tuple((-sign * 50 * (pct - mean) / spread, Measure(_corruption_arm(order, pct))) for pct in _CORRUPTION_PCT)
+
+
+_T1 = Claim(
+    paper="medthink",
+    id="T1",
+    kind=Kind.DIRECTIONAL,
+    statement="Training to answer and then explain (Explanation) beats training to answer only.",
+    location="closed-question accuracy by strategy, R-RAD and R-SLAKE (table number not found)",
+    paper_numbers="83.5 / 86.3 against 79.0 / 82.5: +4.5 / +3.8 points; independent reproduction +3.1 / +4.0",
+    contrasts=(
+        difference("Explanation - answer only", "explanation", "none"),
+        difference("true - same-answer rationale", "explanation", "same_answer", Role.CONTROL),
+        difference("true rationale - filler", "explanation", "filler", Role.CONTROL),
+        difference(
+            "composition: Explanation - answer only",
+            _of_kind("explanation", "composition"),
+            _of_kind("none", "composition"),
+            Role.SECONDARY,
+        ),
+        difference("Explanation - arm 0", "explanation", "untouched", Role.SECONDARY),
+    ),
+    gate=_gate("explanation", "none", "same_answer", "filler"),
+    is_primary=True,
+    presets=("smoke", "quick", "full"),
+    seeds={"smoke": 1, "quick": 5, "full": 8},
+    note="Reproduced only if the true rationale also beats a rationale of another item with the same answer and filler "
+    "of the same length: otherwise longer targets explain the gain.",
+)
+
+_T1_PADS = Claim(
+    paper="medthink",
+    id="T1-pads",
+    kind=Kind.PATTERN,
+    statement="Counting pads in the loss, as the official code does, changes the gain of Explanation over answer-only.",
+    location="not in the paper: found in the official code, whose labels are padded and not masked",
+    paper_numbers="not found",
+    contrasts=(
+        Contrast(
+            "gain with pads counted - gain with pads masked",
+            (
+                (1.0, Measure("explanation_pads")),
+                (-1.0, Measure("none_pads")),
+                (-1.0, Measure("explanation")),
+                (1.0, Measure("none")),
+            ),
+        ),
+        difference("pads counted: Explanation - answer only", "explanation_pads", "none_pads", Role.SECONDARY),
+        difference("answer only: pads masked - counted", "none", "none_pads", Role.SECONDARY),
+        difference("Explanation: pads masked - counted", "explanation", "explanation_pads", Role.SECONDARY),
+    ),
+    gate=_gate("explanation", "none", "explanation_pads", "none_pads"),
+    note="A control of T1. Above 0: part of the paper's gain comes from the pads. Every other claim masks them.",
+)
+
+_T2 = Claim(
+    paper="medthink",
+    id="T2",
+    kind=Kind.CHAIN,
+    statement="Reasoning before answering is worse than answering only, and worse than answering and then explaining.",
+    location="closed-question accuracy by strategy, R-RAD and R-SLAKE (table number not found)",
+    paper_numbers="73.9 / 80.8: -5.1 / -1.7 points to answer-only, -9.6 / -5.5 to Explanation; "
+    "reproduction -5.0 / -1.8 and -8.1 / -5.8",
+    contrasts=(
+        difference("answer only - Reasoning", "none", "reasoning"),
+        difference("Explanation - Reasoning", "explanation", "reasoning"),
+        difference(
+            "where Reasoning states the right facts: answer only - Reasoning",
+            "none",
+            Measure("reasoning", "correct_when_right"),
+            Role.SECONDARY,
+        ),
+        difference(
+            "where Reasoning states wrong facts: answer only - Reasoning",
+            "none",
+            Measure("reasoning", "correct_when_wrong"),
+            Role.SECONDARY,
+        ),
+        difference(
+            "composition: answer only - Reasoning",
+            _of_kind("none", "composition"),
+            _of_kind("reasoning", "composition"),
+            Role.SECONDARY,
+        ),
+        difference(
+            "presence: answer only - Reasoning",
+            _of_kind("none", "presence"),
+            _of_kind("reasoning", "presence"),
+            Role.SECONDARY,
+        ),
+    ),
+    gate=_gate("explanation", "none", "reasoning"),
+    presets=("smoke", "quick", "full"),
+    seeds={"smoke": 1, "quick": 5, "full": 8},
+    note="Prediction before the run: the loss sits where the generated rationale states wrong facts, and closes or "
+    "turns where it states the right ones. A reversal is a finding, not a failure.",
+)
+
+_T3 = Claim(
+    paper="medthink",
+    id="T3",
+    kind=Kind.CHAIN,
+    statement="Two-Stage depends on the rationales stage 2 trains on: out-of-fold beats in-sample beats reference.",
+    location="closed-question accuracy by strategy, R-RAD and R-SLAKE (table number not found); order: our prediction",
+    paper_numbers="Two-Stage (in-sample) 80.5 / 79.1: +1.5 / -3.4 points to answer-only, +6.6 / -1.7 to Reasoning; "
+    "reproduction -2.3 / -3.3 and +2.7 / -1.5",
+    contrasts=(
+        difference("out-of-fold - in-sample", "stage2_out_of_fold", "stage2_in_sample"),
+        difference("in-sample - reference", "stage2_in_sample", "stage2_gold"),
+        difference("in-sample - answer only", "stage2_in_sample", "none", Role.SECONDARY),
+        difference("in-sample - Reasoning", "stage2_in_sample", "reasoning", Role.SECONDARY),
+        difference("out-of-fold - answer only", "stage2_out_of_fold", "none", Role.SECONDARY),
+        difference("out-of-fold - Reasoning", "stage2_out_of_fold", "reasoning", Role.SECONDARY),
+    ),
+    gate=_gate("stage2_out_of_fold", "stage2_in_sample", "stage2_gold", "none", "reasoning"),
+    note="Stage 1 over-fits its training items, so stage 2 trained on its in-sample text meets other text in test. "
+    "Decoding is greedy in both stages.",
+)
+
+_T4 = Claim(
+    paper="medthink",
+    id="T4",
+    kind=Kind.CHAIN,
+    statement="A text-only reader answers from reference rationales, and less well from generated ones.",
+    location="rationale quality judged by a language model that answers with the rationale in its prompt",
+    paper_numbers="not found; answer files of a sister project: 62.9 without and 98.0 with the reference (R-RAD), "
+    "72.1 and 98.3 (R-SLAKE)",
+    contrasts=(
+        difference("reference - no rationale", _under("reader", "reference"), _under("reader", "no_rationale")),
+        difference("reference - generated", _under("reader", "reference"), _under("reader", "generated")),
+        difference(
+            "generated (Explanation) - no rationale",
+            _under("reader", "generated"),
+            _under("reader", "no_rationale"),
+            Role.SECONDARY,
+        ),
+        difference(
+            "generated (Reasoning) - no rationale",
+            _under("reader", "generated_reasoning"),
+            _under("reader", "no_rationale"),
+            Role.SECONDARY,
+        ),
+        difference(
+            "leak-free gain: masked reference - no rationale",
+            _under("reader_masked", "reference"),
+            _under("reader_masked", "no_rationale"),
+            Role.SECONDARY,
+        ),
+        difference(
+            "leak-free gain: masked generated - no rationale",
+            _under("reader_masked", "generated"),
+            _under("reader_masked", "no_rationale"),
+            Role.SECONDARY,
+        ),
+    ),
+    gate=Gate(
+        (_under("reader", "reference"),),
+        (Measure("majority"), Measure("question_only"), _under("reader", "no_rationale")),
+        headroom=0.0,
+    ),
+    note="The reference contains the answer, so reader accuracy measures leakage; a reader near 100 % is the claim, "
+    "hence no headroom. The gain that is left when answer-bearing words are masked is shown beside it.",
+)
+
+_T5 = Claim(
+    paper="medthink",
+    id="T5",
+    kind=Kind.PATTERN,
+    statement="Wrong facts in the training rationales cost accuracy, the more of them the more.",
+    location="ablation of the dataset construction (expert check, stronger annotator)",
+    paper_numbers="not found (direction only: expert checking and a stronger annotator each raise accuracy)",
+    contrasts=(
+        Contrast("Explanation: fitted fall from 0 to 50 % corrupted", _fitted_fall("explanation")),
+        Contrast("Reasoning: fitted fall from 0 to 50 % corrupted", _fitted_fall("reasoning"), Role.SECONDARY),
+        Contrast(
+            "fall of Reasoning - fall of Explanation",
+            _fitted_fall("reasoning") + _fitted_fall("explanation", -1.0),
+            Role.SECONDARY,
+        ),
+        difference("Explanation: 0 - 50 % corrupted", "explanation", "explanation_corrupt50", Role.SECONDARY),
+        difference("Reasoning: 0 - 50 % corrupted", "reasoning", "reasoning_corrupt50", Role.SECONDARY),
+    ),
+    gate=_gate(*(_corruption_arm(order, pct) for order in ("explanation", "reasoning") for pct in _CORRUPTION_PCT)),
+    note="Corruption swaps side, zone or finding in the rationale and leaves the answer. Prediction before the run: a "
+    "steeper fall for Reasoning, whose answer is read off its rationale.",
+)
+
+_T6 = Claim(
+    paper="medthink",
+    id="T6",
+    kind=Kind.EQUIVALENCE,
+    statement="The order of answer and rationale does not change the rationale's BLEU (within 1 point).",
+    location="BLEU-1..4 of the rationales on open questions, R-RAD and R-SLAKE (table number not found)",
+    paper_numbers="BLEU-4 8.8 / 9.9 (Explanation), 8.9 / 10.0 (Reasoning), 8.8 / 10.3 (Two-Stage); spread <= 0.6",
+    contrasts=(
+        difference(
+            "BLEU-4: Explanation - Reasoning",
+            Measure("explanation_open", "bleu4"),
+            Measure("reasoning_open", "bleu4"),
+        ),
+        difference(
+            "BLEU-4: Explanation - Two-Stage",
+            Measure("explanation_open", "bleu4"),
+            Measure("stage1_open", "bleu4"),
+            Role.SECONDARY,
+        ),
+        difference(
+            "BLEU-1: Explanation - Reasoning",
+            Measure("explanation_open", "bleu1"),
+            Measure("reasoning_open", "bleu1"),
+            Role.SECONDARY,
+        ),
+    ),
+    gate=_gate("explanation_open", "reasoning_open", suffix="_open"),
+    min_effect=1.0,
+    unit="BLEU",
+    unit_scale=1.0,
+    note="A null claim, so it is tested for equivalence. Sentence BLEU per item, 0 to 100. The rationale of Two-Stage "
+    "is stage 1's. The gate reads exact match of the open answers.",
+)
+
+PAPER = PaperClaims(
+    paper="medthink",
+    title="MedThink: rationale-guided medical visual question answering",
+    arxiv="2404.12372",
+    arms={arm.name: arm for arm in _ARMS},
+    claims=(_T1, _T1_PADS, _T2, _T3, _T4, _T5, _T6),
+)

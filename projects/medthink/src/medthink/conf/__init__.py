@@ -1,0 +1,1 @@
+"""MedThink's configuration files: `train`, `eval`, and the groups `preset`, `experiment`, `tuned`."""

@@ -1,0 +1,182 @@
+"""One image, one question: answer, rationale, confidence. For research and teaching, not for clinical use."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from lightbox.backbones.seq2seq import load_seq2seq
+from lightbox.backbones.towers import load_tower
+from lightbox.errors import RequestError
+from lightbox.losses.language import sequence_logp
+from lightbox.readers.images import load_image
+from medthink import scores
+from medthink.config import EvalConfig
+from medthink.data import encode_items, label_rows, pad_rows
+from medthink.generation import generate_texts, rationale_in
+from medthink.items import Item
+from medthink.model import MedThinkT5
+
+TOKENS = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A saved model, its tokenizer, and the run's configuration as recorded."""
+
+    model: MedThinkT5
+    tokenizer: PreTrainedTokenizerBase
+    config: dict
+
+    @property
+    def method(self) -> str:
+        """The strategy it was trained with."""
+        return self.model.config.method
+
+
+def load_run(folder: Path) -> Trained:
+    """Load what `medthink train` left in a run folder.
+
+    Raises:
+        RequestError: where the run is not finished, or its model does not answer from an image.
+    """
+    card = folder / "job.json"
+    if not card.is_file():
+        raise RequestError(
+            f"The run is '{folder}'", "It holds no job.json, so it is no finished run", "Name a finished run with --run"
+        )
+    config = json.loads(card.read_text(encoding="utf-8"))["config"]
+    model, tokenizer = load_seq2seq(str(folder / "model"), model_class=MedThinkT5, key="run")
+    if model.config.method == "reader" or config["model"]["features"]:
+        why = (
+            "It reads text only"
+            if model.config.method == "reader"
+            else "It learned from ready features, not from a tower"
+        )
+        raise RequestError(f"The run is '{folder}'", f"{why}, so it cannot see an image", "Name a run with a tower")
+    return Trained(model, tokenizer, config)
+
+
+def predict(image: Path, question: str, *, folder: Path, options: Sequence[str] = ()) -> dict[str, object]:
+    """Answer a question about an image file (PNG, JPEG or DICOM).
+
+    Args:
+        image: the file; it becomes grey and is letterboxed to the tower's size.
+        question: text.
+        options: choices of a closed question; () asks an open one.
+        folder: a finished run of `medthink train`.
+
+    Returns:
+        answer (text, "" where none could be parsed), rationale ("" where the strategy gives none), confidence
+        (exponential of the mean log-probability of the answer sentence's tokens, in [0, 1], not calibrated), options
+        (probability of each option, normalised over them, for closed questions), strategy, note.
+    """
+    trained = load_run(folder)
+    config = trained.config["model"]
+    tower = load_tower(config["tower"], config["tower_revision"])
+    pixels = torch.from_numpy(load_image(image, image_px=tower.image_px))[None]
+    vision = tower.encode(pixels).clone()  # 1 p c
+    item = _item(question, tuple(options))
+    if trained.method == "second_stage":
+        item = dataclasses.replace(item, rationale=_first_stage(trained, item, vision))
+    text = _generate(trained, item, vision)
+    rationale = item.rationale if trained.method == "second_stage" else rationale_in(text, trained.method)
+    answer = scores.stated_answer(item, text)
+    told = dataclasses.replace(item, rationale=rationale or "")
+    by_option = {option: answer_logp(trained, told, vision, index) for index, option in enumerate(options)}
+    return {
+        "answer": answer,
+        "rationale": rationale or "",
+        "confidence": _confidence(trained, told, vision, answer),
+        "options": _normalised({option: total for option, (total, _) in by_option.items()}),
+        "strategy": trained.method,
+        "note": "research and teaching only, not for clinical use",
+    }
+
+
+def answer_logp(trained: Trained, item: Item, vision: Tensor, index: int | None) -> tuple[float, int]:
+    """Log-probability of the answer sentence after what the model says before it, and its number of tokens.
+
+    Args:
+        trained: the model.
+        item: question with the rationale that the model generated; `answer` is scored where `index` is None.
+        vision: features of the image, 1 p c.
+        index: option to score.
+    """
+    if trained.method == "first_stage":
+        return 0.0, 0
+    asked = dataclasses.replace(item, answer_index=index)
+    row = encode_items([asked], trained.method, trained.tokenizer, source_tokens=TOKENS, target_tokens=TOKENS)[0]
+    pad = trained.tokenizer.pad_token_id
+    input_ids = pad_rows([row.source], pad)
+    labels = label_rows([row.target], pad_id=pad, pads="masked", width=0)
+    begin, end = row.answer
+    with torch.inference_mode():
+        logits = trained.model(
+            input_ids=input_ids,
+            attention_mask=torch.ones_like(input_ids),
+            vision=vision,
+            decoder_input_ids=trained.model.prepare_decoder_input_ids_from_labels(labels),
+        ).logits
+    total, tokens = sequence_logp(logits[:, begin:end], labels[:, begin:end])
+    return float(total), int(tokens)
+
+
+def _confidence(trained: Trained, item: Item, vision: Tensor, answer: str) -> float | None:
+    if not answer:
+        return None
+    index = item.options.index(answer) if item.options else None
+    total, tokens = answer_logp(trained, dataclasses.replace(item, answer=answer), vision, index)
+    return float(torch.tensor(total / tokens).exp())
+
+
+def _normalised(logps: Mapping[str, float]) -> dict[str, float]:
+    shares = torch.tensor(list(logps.values()), dtype=torch.float64).softmax(dim=0).tolist() if logps else []
+    return dict(zip(logps, shares, strict=True))
+
+
+def _generate(trained: Trained, item: Item, vision: Tensor) -> str:
+    lengths = EvalConfig(**trained.config["eval"])
+    return generate_texts(
+        trained.model,
+        trained.tokenizer,
+        [item],
+        trained.method,
+        images=[0],
+        vision=vision,
+        batch_size=1,
+        max_new_tokens=lengths.answer_tokens + lengths.rationale_tokens,
+        source_tokens=TOKENS,
+    )[0]
+
+
+def _first_stage(trained: Trained, item: Item, vision: Tensor) -> str:
+    """The rationale that the run's own stage 1 writes for the question."""
+    folder = trained.config["needs"].get("stage1", "")
+    if not (Path(folder) / "job.json").is_file():
+        raise RequestError(
+            f"This run is stage 2 and its stage 1 is '{folder or 'not recorded'}'",
+            "Stage 2 answers from a rationale that stage 1 writes first",
+            "Train it with 'needs={stage1: FOLDER}' naming a run of `lightbox train medthink experiment=stage1`",
+        )
+    return _generate(load_run(Path(folder)), item, vision)
+
+
+def _item(question: str, options: tuple[str, ...]) -> Item:
+    """A question to be asked: nothing about its answer is known, index 0 only marks it as closed."""
+    return Item(
+        id="asked",
+        case_id="asked",
+        question=" ".join(question.split()),
+        options=options,
+        answer="",
+        answer_index=0 if options else None,
+        rationale="",
+        facts=frozenset(),
+        kind="",
+        image=0,
+    )

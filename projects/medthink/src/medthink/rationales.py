@@ -1,0 +1,113 @@
+"""What the training rationales say: true, another item's, filler, corrupted; and masking for the reader. No torch.
+
+Only training items are changed. Each transform is a pure function of items and seed; the answer is never touched.
+"""
+
+import dataclasses
+import re
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from lightbox.errors import RequestError
+from lightbox.phantom.ontology import CLASS_NAMES, SIDES, ZONES
+from medthink.items import Item
+
+FILLER_WORDS = tuple("that is the part of the image in question".split())
+"""Neutral, and one token each for the tiny tokenizer and for T5's."""
+MASK = "<extra_id_0>"
+POLARITY_WORDS = frozenset("yes no not none never without absent present clear normal abnormal true false".split())
+SWAPS = {"side": SIDES, "zone": ZONES, "finding": CLASS_NAMES}
+_PATTERNS = {kind: re.compile(rf"\b({'|'.join(words)})\b", re.IGNORECASE) for kind, words in SWAPS.items()}
+
+
+def altered(
+    items: Sequence[Item], kind: str, *, seed: int, corruption_pct: float, count_tokens: Callable[[str], int]
+) -> list[Item]:
+    """Training items with the rationales that `data.rationale` names.
+
+    Args:
+        items: with their true rationales.
+        kind: "true", "same_answer", "filler" or "corrupted".
+        seed: of the draws.
+        corruption_pct: for "corrupted", in [0, 100].
+        count_tokens: length of a text, for "filler".
+    """
+    if kind == "same_answer":
+        return with_same_answer(items, seed=seed)
+    if kind == "filler":
+        return [dataclasses.replace(item, rationale=filler(count_tokens(item.rationale))) for item in items]
+    if kind == "corrupted":
+        return with_corruption(items, corruption_pct, seed=seed)
+    return list(items)
+
+
+def with_same_answer(items: Sequence[Item], *, seed: int) -> list[Item]:
+    """Give each item the rationale of another item with the same answer text.
+
+    Items of one answer are put in random order and each takes the next one's rationale, so every rationale is used once
+    and none stays. An item whose answer nobody shares is left with no rationale, hence an answer-only target.
+    """
+    groups: dict[str, list[int]] = defaultdict(list)
+    for index, item in enumerate(items):
+        groups[item.answer.lower()].append(index)
+    rng = np.random.default_rng([seed, 1])
+    result = list(items)
+    for members in groups.values():
+        order = rng.permutation(members).tolist()
+        for taker, giver in zip(order, order[1:] + order[:1], strict=True):
+            text = items[giver].rationale if giver != taker else ""
+            result[taker] = dataclasses.replace(items[taker], rationale=text)
+    return result
+
+
+def filler(n_words: int) -> str:
+    """Neutral words, `n_words` of them: one sentence over and over, cut off.
+
+    Example:
+        >>> filler(3)
+        'that is the'
+    """
+    return " ".join(FILLER_WORDS[place % len(FILLER_WORDS)] for place in range(n_words))
+
+
+def with_corruption(items: Sequence[Item], pct: float, *, seed: int) -> list[Item]:
+    """Corrupt exactly round(pct % of all) rationales, drawn among those that state a side, a zone or a finding.
+
+    Raises:
+        RequestError: where fewer rationales state one.
+    """
+    wanted = round(len(items) * pct / 100)
+    able = [index for index, item in enumerate(items) if any(p.search(item.rationale) for p in _PATTERNS.values())]
+    if len(able) < wanted:
+        raise RequestError(
+            f"data.corruption_pct is {pct}, which is {wanted} of {len(items)} rationales",
+            f"Only {len(able)} of them state a side, a zone or a finding that could be swapped",
+            "Set a lower data.corruption_pct",
+        )
+    rng = np.random.default_rng([seed, 2])
+    result = list(items)
+    for index in rng.permutation(able)[:wanted].tolist():
+        result[index] = dataclasses.replace(items[index], rationale=corrupt(items[index].rationale, rng))
+    return result
+
+
+def corrupt(rationale: str, rng: np.random.Generator) -> str:
+    """Swap one kind of fact everywhere in a rationale: each side, or zone, or finding for another.
+
+    Equal words get equal replacements, so the text stays consistent with itself and is wrong about the image.
+    """
+    kinds = [kind for kind, pattern in _PATTERNS.items() if pattern.search(rationale)]
+    kind = kinds[int(rng.integers(len(kinds)))]
+    words = SWAPS[kind]
+    shift = int(rng.integers(1, len(words)))  # a rotation of all words: no word keeps its meaning, no two merge
+    place = {word: index for index, word in enumerate(words)}
+    return _PATTERNS[kind].sub(lambda m: words[(place[m[0].lower()] + shift) % len(words)], rationale)
+
+
+def masked(item: Item, rationale: str) -> str:
+    """The rationale with answer-bearing words replaced by `MASK`: words of the options or answer, and of polarity."""
+    own = re.findall(r"\w+", " ".join((*item.options, item.answer)).lower())
+    hidden = POLARITY_WORDS.union(own)
+    return re.sub(r"\w+", lambda m: MASK if m[0].lower() in hidden else m[0], rationale)

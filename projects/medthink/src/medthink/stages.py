@@ -1,0 +1,96 @@
+"""Two-Stage: which rationales stage 2 reads in training and in test, and the folds of out-of-fold stage 1. No torch.
+
+Stage 1 leaves `generated.json` in its folder: condition -> item -> rationale, with "train" for its training items. The
+published form trains stage 2 on stage 1's rationales of its own training items, which are better than any it meets in
+test; out-of-fold rationales come from models that saw neither the item nor its image.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from lightbox.errors import RequestError
+from lightbox.train.files import write_json
+from medthink.config import N_FOLDS
+from medthink.items import Item
+
+GENERATED = "generated.json"
+TRAIN = "train"
+
+Generated = dict[str, dict[str, str]]
+"""Condition -> item -> generated rationale."""
+
+
+def add_generated(folder: Path, generated: Generated) -> None:
+    """Add conditions to `generated.json`, written as a whole; a condition that is there already is replaced."""
+    path = folder / GENERATED
+    former = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    write_json(path, former | generated)
+
+
+def read_generated(needs: Mapping[str, Path], arm: str, condition: str) -> dict[str, str]:
+    """Rationales that an earlier arm generated under a condition, by item.
+
+    Raises:
+        RequestError: where the arm's folder is not named or lacks them.
+    """
+    folder = needs.get(arm)
+    if folder is None or not (folder / GENERATED).is_file():
+        raise RequestError(
+            f"Arm '{arm}' is needed and its folder is '{folder or 'not given'}'",
+            f"It holds no {GENERATED}, so there are no generated rationales to read",
+            f"Run experiment={arm} first and name its folder as 'needs={{{arm}: FOLDER}}'",
+        )
+    generated = json.loads((folder / GENERATED).read_text(encoding="utf-8"))
+    if condition not in generated:
+        raise RequestError(
+            f"'{folder / GENERATED}'",
+            f"It holds rationales for {', '.join(generated)}, not for '{condition}'",
+            f"Run experiment={arm} again",
+        )
+    return generated[condition]
+
+
+def with_generated(items: Sequence[Item], rationales: Mapping[str, str]) -> list[Item]:
+    """Items with their rationale replaced by the generated one.
+
+    Raises:
+        RequestError: where an item has none: the two runs then used other data.
+    """
+    missing = [item.id for item in items if item.id not in rationales]
+    if missing:
+        raise RequestError(
+            f"{len(missing)} of {len(items)} items have no generated rationale, the first is '{missing[0]}'",
+            "The earlier run was made with other data or another seed",
+            "Use the same preset, data and run.seed for both",
+        )
+    return [dataclasses.replace(item, rationale=rationales[item.id]) for item in items]
+
+
+def stage2_items(items: Sequence[Item], source: str, needs: Mapping[str, Path]) -> list[Item]:
+    """Training items of stage 2, from `objective.stage2_rationales`: gold, in_sample or out_of_fold."""
+    if source == "gold":
+        return list(items)
+    arm = "stage1" if source == "in_sample" else "stage1_folds"
+    return with_generated(items, read_generated(needs, arm, TRAIN))
+
+
+def folds_of(items: Sequence[Item], *, seed: int, n_folds: int = N_FOLDS) -> list[int]:
+    """Fold of each item, 0 to n_folds - 1, whole cases together, so that no model writes for an image it saw.
+
+    Raises:
+        RequestError: where there are fewer cases than folds.
+    """
+    cases = sorted({item.case_id for item in items})
+    if len(cases) < n_folds:
+        raise RequestError(
+            f"The training items show {len(cases)} cases",
+            f"Out-of-fold rationales need at least one case in each of {n_folds} folds",
+            "Raise data.n_train",
+        )
+    order = np.random.default_rng([seed, 3]).permutation(len(cases))
+    fold_of = {cases[place]: rank % n_folds for rank, place in enumerate(order.tolist())}
+    return [fold_of[item.case_id] for item in items]
