@@ -162,7 +162,7 @@ def look_deep() -> Iterator[Check]:
         else:
             yield Check(name, OK, "works")
     if importlib.util.find_spec("bitsandbytes") is not None:
-        import bitsandbytes
+        import bitsandbytes.functional
 
         ones = torch.ones(64, 64, device=device)
         packed, state = bitsandbytes.functional.quantize_4bit(ones, quant_type="nf4")
