@@ -4,14 +4,13 @@ Run: uv run python benchmarks/cli_startup.py
 """
 
 import argparse
-import datetime
 import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from lightbox import machine
+from lightbox.bench import ledger
 from lightbox.cli.app import COMMANDS
 
 RESULTS = Path(__file__).parent / "results.csv"
@@ -41,14 +40,17 @@ def main() -> None:
     options = parser.parse_args()
     pairs = [(wall_s(OURS), wall_s(BARE)) for _ in range(options.rounds + 1)][1:]
     ours, bare = (statistics.median(times) for times in zip(*pairs, strict=True))
-    row = (
-        f'{datetime.date.today().isoformat()},{machine.commit()},"{machine.hardware()}",cli_startup,lightbox --help,'
-        f"bare Typer app,{ours:.3f},s,{ours / bare:.2f},peer {bare:.3f} s; median of {options.rounds}; lower is better"
-    )
-    print(row)
+    row = {
+        "case": "lightbox --help",
+        "peer": "bare Typer app with as many commands",
+        "value": round(ours, 3),
+        "unit": "s",
+        "ratio": round(ours / bare, 2),
+        "notes": f"lower is better; peer {bare:.3f} s; median of {options.rounds} pairs",
+    }
+    print(f"{row['case']}: {row['ratio']} x {row['peer']} ({row['value']} s; {row['notes']})")
     if not options.dry_run:
-        with RESULTS.open("a", encoding="utf-8") as file:
-            file.write(row + "\n")
+        ledger.append(RESULTS, "cli_startup", [row])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The run-time type checker behind `pytest --jaxtyping-packages`: beartype, which takes an int for a float as mypy does."""
+"""The run-time type checker of `pytest --jaxtyping-packages`: beartype, taking an int where a float is asked for."""
 
 from beartype import BeartypeConf, beartype
 

@@ -1,0 +1,68 @@
+"""`lightbox bench data|train`: ratios against named peers, each pair measured in turns in this run.
+
+The peer is part of the row, since a speed without one says little. Rows are kept only on request.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from lightbox.bench import ledger
+from lightbox.errors import RequestError
+from lightbox.paths import repo_root
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Measure ratios against named peers.")
+
+Repeats = Annotated[int, typer.Option(help="Measurements of each side; the median counts.")]
+Record = Annotated[bool, typer.Option("--record", help="Append the rows to benchmarks/results.csv.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print a JSON list of rows.")]
+
+
+@app.command()
+def data(
+    cases: Annotated[int, typer.Option(help="Phantom cases in each measurement.")] = 2000,
+    repeats: Repeats = 5,
+    record: Record = False,
+    as_json: AsJson = False,
+) -> None:
+    """Labelled phantom cases per second on one core."""
+    _check_counts(cases=cases, repeats=repeats)
+    from lightbox.bench.data import run
+
+    _finish("data", run(cases=cases, repeats=repeats), record=record, as_json=as_json)
+
+
+@app.command()
+def train(
+    epochs: Annotated[int, typer.Option(help="Passes over 512 items in each measurement.")] = 2,
+    repeats: Repeats = 7,
+    record: Record = False,
+    as_json: AsJson = False,
+) -> None:
+    """Training steps per second on one core: driver, length bucketing, cached features."""
+    _check_counts(epochs=epochs, repeats=repeats)
+    from lightbox.bench.train import run
+
+    _finish("train_throughput", run(epochs=epochs, repeats=repeats), record=record, as_json=as_json)
+
+
+def _check_counts(**counts: int) -> None:
+    for name, count in counts.items():
+        if count < 1:
+            raise RequestError(f"--{name} is {count}", "Nothing would be measured", f"Set --{name} to 1 or more")
+
+
+def _finish(benchmark: str, rows: Sequence[Mapping[str, Any]], *, record: bool, as_json: bool) -> None:
+    if record:
+        ledger.append(repo_root() / "benchmarks" / "results.csv", benchmark, rows)
+    if as_json:
+        typer.echo(json.dumps(list(rows), indent=2))
+        return
+    table = Table("case", "peer", "value", "unit", "ratio", "notes", box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*(str(row[name]) for name in ("case", "peer", "value", "unit", "ratio", "notes")))
+    Console().print(table)
