@@ -109,6 +109,7 @@ def _contrast_entry(claim: Claim, effect: Effect, decision: Decision) -> dict[st
         "per_seed": [_tidy(value, scale) for value in effect.per_seed],
         "seeds": list(effect.seeds),
         "seed_sd": _tidy(effect.seed_sd, scale),
+        "between_sd": _tidy(effect.between_sd, scale),
         "items": effect.items,
         "min_effect": _tidy(effect.min_effect, scale),
         "state": str(decision.links.get(effect.name) or decision.controls.get(effect.name) or ""),

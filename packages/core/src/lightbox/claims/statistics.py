@@ -35,6 +35,7 @@ class Effect:
         ci95: the t interval over seeds, which decides; None below 2 seeds. `ci90` is the same at 90 %.
         boot95: the hierarchical bootstrap, which decides nothing; None where it was not asked for.
         seed_sd: standard deviation of `per_seed`, from seeds and items together; None below 2 seeds.
+        item_sd: pooled standard deviation of the paired differences of items; None where only `per_seed` was given.
     """
 
     name: str
@@ -50,6 +51,14 @@ class Effect:
     ci90: tuple[float, float] | None
     boot95: tuple[float, float] | None = None
     seed_sd: float | None = None
+    item_sd: float | None = None
+
+    @property
+    def between_sd(self) -> float | None:
+        """Standard deviation between seeds alone: of `per_seed`, less what sampling `items` items explains."""
+        if self.seed_sd is None or self.item_sd is None:
+            return None
+        return max(0.0, self.seed_sd**2 - self.item_sd**2 / self.items) ** 0.5
 
 
 def label(measure: Measure) -> str:
@@ -129,6 +138,7 @@ def contrast_effect(
     ready = complete_seeds([measure.arm for _, measure in contrast.terms], scores, seeds=seeds)
     differences = [paired_differences(contrast, scores, seed=seed) for seed in ready]
     boot95 = hierarchical_bootstrap(differences) if bootstrap and len(ready) > 1 else None
+    item_sd = float(np.sqrt(np.mean([items.var() for items in differences]))) if differences else None
     return effect_of(
         contrast,
         [float(items.mean()) for items in differences],
@@ -136,6 +146,7 @@ def contrast_effect(
         items=min((items.size for items in differences), default=0),
         min_effect=min_effect,
         boot95=boot95,
+        item_sd=item_sd,
     )
 
 
@@ -147,6 +158,7 @@ def effect_of(
     items: int,
     min_effect: float,
     boot95: tuple[float, float] | None = None,
+    item_sd: float | None = None,
 ) -> Effect:
     """Effect from the mean paired differences of the seeds; `contrast_effect` and the simulation share it."""
     d = np.asarray(per_seed, dtype=np.float64)
@@ -165,6 +177,7 @@ def effect_of(
         ci90=_ends(d, 0.90) if has_spread else None,
         boot95=boot95,
         seed_sd=float(d.std(ddof=1)) if has_spread else None,
+        item_sd=item_sd,
     )
 
 

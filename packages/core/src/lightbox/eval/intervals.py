@@ -37,7 +37,7 @@ def t_interval(values: np.ndarray | Sequence[float], *, level: float = 0.95) -> 
         raise ValueError(f"A t interval needs at least 2 values on the last axis, got shape {values.shape}")
     mean = values.mean(axis=-1)
     half = half_width(values.std(axis=-1, ddof=1), count, level=level)
-    return mean - half, mean + half
+    return np.asarray(mean - half), np.asarray(mean + half)
 
 
 def half_width(sd: np.ndarray | float, count: int, *, level: float = 0.95) -> np.ndarray | float:
@@ -107,4 +107,5 @@ def wilson_interval(successes: int, total: int, *, level: float = 0.95) -> tuple
     share, spread = successes / total, z * z / total
     centre = (share + spread / 2) / (1 + spread)
     half = z / (1 + spread) * np.sqrt(share * (1 - share) / total + spread / (4 * total))
-    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
+    low = 0.0 if successes == 0 else float(centre - half)  # exact at the ends, where rounding would step outside
+    return low, 1.0 if successes == total else float(centre + half)

@@ -1,0 +1,181 @@
+"""A paper without torch for tests of claims: seconds of training become draws of numbers. Written into a folder.
+
+Scores are right or wrong by arm; the arms of a seed share the items' difficulty, so differences are paired. A job works
+in steps, saves each one, and continues from the last, so that it can be killed at any moment.
+"""
+
+import sys
+from pathlib import Path
+
+CLAIMS = '''
+from lightbox.claims.spec import Arm, Claim, Contrast, Gate, Kind, Measure, PaperClaims, Role, difference
+
+ARMS = {
+    arm.name: arm
+    for arm in (
+        Arm("none", "answer only", ("level=0.60",)),
+        Arm("true", "true rationale", ("level=0.72",)),
+        Arm("filler", "filler of equal length", ("level=0.61",)),
+        Arm("twice", "a second stage", ("level=0.80",), needs=("true",)),
+        Arm("majority", "most frequent answer", ("level=0.35",), is_trained=False),
+    )
+}
+GATE = Gate(
+    arms=(Measure("none"), Measure("true")),
+    baselines=(Measure("majority"), Measure("{best}", where=(("condition", "blank"),))),
+)
+COMMON = dict(paper="toy", location="Table 1", paper_numbers="+4.5", gate=GATE, presets=("smoke", "quick"))
+CLAIM_1 = Claim(
+    id="Y1",
+    kind=Kind.DIRECTIONAL,
+    statement="A true rationale helps",
+    contrasts=(
+        difference("true minus none", "true", "none"),
+        difference("true minus filler", "true", "filler", Role.CONTROL),
+    ),
+    is_primary=True,
+    **COMMON,
+)
+CLAIM_2 = Claim(
+    id="Y2",
+    kind=Kind.CHAIN,
+    statement="Two stages beat one, and one beats none",
+    contrasts=(difference("twice minus true", "twice", "true"), difference("true minus none", "true", "none")),
+    **COMMON,
+)
+CLAIM_3 = Claim(
+    id="Y3",
+    kind=Kind.EXACT,
+    statement="Scores are never above 1",
+    contrasts=(Contrast("level", ((1.0, Measure("none")),)),),
+    bound=1.0,
+    is_upper_bound=True,
+    **(COMMON | dict(presets=("full",), gate=None)),
+)
+PAPER = PaperClaims("toy", "A toy", "0000.00000", ARMS, (CLAIM_1, CLAIM_2, CLAIM_3))
+'''
+
+CONFIG = '''
+from dataclasses import dataclass
+
+from lightbox.config import RunConfig
+from lightbox.errors import RequestError
+
+ITEMS = {"smoke": 20, "quick": 200, "full": 300}
+CALLS = []
+
+
+@dataclass
+class Config:
+    run: RunConfig
+    level: float
+    items: int
+    step_s: float
+
+
+def resolve(overrides):
+    CALLS.append(tuple(overrides))
+    given = dict(override.split("=", 1) for override in overrides)
+    preset = given.get("preset", "quick")
+    if preset not in ITEMS:
+        raise RequestError(f"preset={preset}", "There is no such preset", "Choose one of " + ", ".join(ITEMS))
+    run = RunConfig(seed=int(given["run.seed"]), preset=preset)
+    return Config(run, float(given["level"]), ITEMS[preset], STEP_S)
+
+
+def inputs(cfg):
+    return {"generator": "1"}
+
+
+def estimate(cfg):
+    return {"minutes": 0.5, "mem_gib": 0.25}
+
+
+STEP_S = 0.0
+'''
+
+CLI = '''
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from toy.config import resolve
+from toy.world import level_of
+
+STEPS = 4
+
+
+def run_job(directory, overrides, needs):
+    cfg = resolve(overrides)
+    checkpoint = Path(directory) / "checkpoints" / "state.json"
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    state = json.loads(checkpoint.read_text()) if checkpoint.exists() else {"step": 0, "sum": 0.0}
+    while state["step"] < STEPS:
+        time.sleep(cfg.step_s)
+        rng = np.random.default_rng([cfg.run.seed, state["step"]])
+        state = {"step": state["step"] + 1, "sum": state["sum"] + float(rng.random())}
+        staged = checkpoint.with_suffix(".new")
+        staged.write_text(json.dumps(state))
+        staged.replace(checkpoint)
+    for folder in needs.values():
+        assert (Path(folder) / "scores.parquet").exists()
+    write_scores(Path(directory), cfg, state["sum"] / STEPS)
+
+
+def write_scores(directory, cfg, drift):
+    items = [f"case-{cfg.run.seed}-{i:04d}" for i in range(cfg.items)]
+    difficulty = np.random.default_rng(cfg.run.seed).random(cfg.items)
+    own = np.random.default_rng([cfg.run.seed, int(cfg.level * 1000)]).random(cfg.items)
+    columns = {"item": [], "condition": [], "kind": [], "correct": []}
+    for condition, level in (("blank", 0.4), ("image", level_of(cfg))):
+        columns["item"] += items
+        columns["condition"] += [condition] * cfg.items
+        columns["kind"] += ["presence"] * cfg.items
+        mixed = np.where(own < 0.1, own * 10, difficulty)  # a tenth of the items is the arm's own luck
+        columns["correct"] += (mixed < level).astype(float).tolist()
+    columns["drift"] = [drift] * len(columns["item"])
+    pq.write_table(pa.table(columns), directory / "scores.parquet", compression="zstd")
+    history = {"train/loss": [[step, 1.0 / (step + 1)] for step in range(5)]}
+    (directory / "history.json").write_text(json.dumps(history))
+    (directory / "examples.json").write_text(json.dumps([
+        {"item": items[0], "question": "is it there ?", "options": ["yes", "no"], "gold_answer": "yes", "answer": "yes",
+         "gold_rationale": "it is there .", "rationale": "", "correct": True, "image": "", "condition": "image"}
+    ]))
+    (directory / "card.json").write_text(json.dumps({"parameters": 0, "device": "cpu", "dtype": "fp32", "notes": []}))
+'''
+
+WORLD = '''
+"""A module of the paper, so that its source counts."""
+
+
+def level_of(cfg):
+    """How often an arm is right."""
+    return cfg.level  # between 0 and 1
+'''
+
+
+def write_toy_paper(folder: Path, *, step_s: float = 0.0) -> dict[str, str]:
+    """Write the package `toy` into a folder, put that on `sys.path`, and return the mapping of paper to package.
+
+    Args:
+        folder: where the package goes; workers find it too, as they inherit `sys.path`.
+        step_s: seconds that each of a job's four steps takes.
+    """
+    package = folder / "toy"
+    package.mkdir(parents=True)
+    parts = {"__init__": "", "claims": CLAIMS, "config": CONFIG, "cli": CLI, "world": WORLD}
+    for name, text in parts.items():
+        (package / f"{name}.py").write_text(text.replace("STEP_S = 0.0", f"STEP_S = {step_s}"), encoding="utf-8")
+    sys.path.insert(0, str(folder))
+    return {"toy": "toy"}
+
+
+def forget_toy_paper(folder: Path) -> None:
+    """Undo `write_toy_paper` for this process: `sys.path` and the imported modules."""
+    sys.path.remove(str(folder))
+    for name in [name for name in sys.modules if name == "toy" or name.startswith("toy.")]:
+        del sys.modules[name]
