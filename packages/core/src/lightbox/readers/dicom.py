@@ -16,8 +16,9 @@ from pathlib import Path
 
 import numpy as np
 import pydicom
-from pydicom.errors import InvalidDicomError
+from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.pixels import apply_modality_lut, apply_voi_lut, pixel_array
+from pydicom.uid import RLELossless
 
 from lightbox.errors import RequestError
 
@@ -45,6 +46,7 @@ NUMBER_TAGS = (
 _CODE = re.compile(r"[A-Z0-9_ ]{1,16}")
 _BROKEN = (
     InvalidDicomError,
+    BytesLengthException,
     AttributeError,
     ValueError,
     TypeError,
@@ -125,7 +127,9 @@ def _check_size(dataset: pydicom.Dataset, path: Path, max_pixels: int) -> None:
 
 
 def _decode(dataset: pydicom.Dataset) -> np.ndarray:
-    stored = pixel_array(dataset)
+    # pydicom's own RLE decoder raises on a broken stream; the faster Rust one panics past every except clause
+    is_rle = dataset.file_meta.TransferSyntaxUID == RLELossless
+    stored = pixel_array(dataset, decoding_plugin="pydicom" if is_rle else "")
     if int(dataset.get("SamplesPerPixel") or 1) == 3:
         return stored.astype(np.float64) @ np.array([0.299, 0.587, 0.114])
     kind = dataset.PhotometricInterpretation

@@ -86,7 +86,7 @@ def to_uint8(values: np.ndarray) -> np.ndarray:
         raise ValueError("pixel values are not finite")
     if low == high:
         return np.zeros(values.shape, np.uint8)
-    return np.rint((values - low) * (255.0 / (high - low))).astype(np.uint8)
+    return np.rint((values - low) * 255.0 / (high - low)).astype(np.uint8)
 
 
 def letterbox(pixels: np.ndarray, image_px: int) -> np.ndarray:

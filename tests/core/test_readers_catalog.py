@@ -1,0 +1,77 @@
+"""The catalogue refuses wrong requests; cards agree with readers."""
+
+import pytest
+
+from lightbox.errors import RequestError
+from lightbox.readers.cards import card_names, cards_dir, load_card, parse_card
+from lightbox.readers.catalog import DATASETS, read, root_of
+
+WANTED = {"vqa_rad", "vqa_med_2019", "slake", "path_vqa", "r_rad", "r_slake", "r_path"}
+
+
+def test_every_reader_has_a_card_with_the_same_licence_and_title_field():
+    assert set(DATASETS) == WANTED
+    assert set(card_names()) >= WANTED | {"phantom"}
+    for name, reader in DATASETS.items():
+        assert load_card(name).licence == reader.licence
+
+
+def test_every_card_parses_and_says_what_may_leave_the_machine():
+    for name in card_names():
+        card = load_card(name)
+        assert card.files
+        assert card.external_api == (
+            "allowed" if card.licence in ("CC0-1.0", "CC-BY-4.0", "Apache-2.0") else "forbidden"
+        )
+        for file in card.files:
+            assert file.sha256 == "not recorded" or len(bytes.fromhex(file.sha256)) == 32
+
+
+def test_unknown_card_is_refused_with_a_near_name():
+    with pytest.raises(RequestError, match="Did you mean vqa_rad"):
+        load_card("vqarad")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (("external_api: allowed", "external_api: perhaps"), "field 'external_api'"),
+        (("task: radiology VQA\n", ""), "field 'task'"),
+        (("task: radiology VQA\n", "task: radiology VQA\nmood: good\n"), "field 'mood'"),
+        (("name: vqa_rad", "name: other"), "named 'other' inside"),
+        (("task: radiology VQA\n", "task: [\n"), "not YAML"),
+        (("task: radiology VQA\n", "task: !!python/object/apply:os.getcwd []\n"), "not YAML"),
+        (("task: radiology VQA\n", "task: &a radiology VQA\nb: *a\n"), "aliases"),
+    ],
+)
+def test_malformed_card_names_file_and_field(tmp_path, change, reason):
+    text = (cards_dir() / "vqa_rad.yaml").read_text()
+    assert change[0] in text
+    path = tmp_path / "vqa_rad.yaml"
+    path.write_text(text.replace(*change))
+    with pytest.raises(RequestError, match=reason):
+        parse_card(path)
+
+
+def test_unknown_name_split_option_and_root_are_refused(tmp_path, monkeypatch):
+    with pytest.raises(RequestError, match="There is no dataset 'vqa'.*The readers are vqa_rad"):
+        read("vqa", tmp_path)
+    with pytest.raises(RequestError, match="split='validation' of vqa_rad.*train, test"):
+        read("vqa_rad", tmp_path, "validation")
+    with pytest.raises(RequestError, match="option 'langage'.*language, use_masks"):
+        read("slake", tmp_path, langage="en")
+    with pytest.raises(RequestError, match="takes no options"):
+        read("path_vqa", tmp_path, rows=None)
+    with pytest.raises(RequestError, match="not a folder"):
+        read("vqa_rad", tmp_path / "none")
+    monkeypatch.delenv("LIGHTBOX_DATA_ROOT", raising=False)
+    with pytest.raises(RequestError, match="Neither --root nor LIGHTBOX_DATA_ROOT is set"):
+        read("vqa_rad")
+
+
+def test_default_root_is_the_folder_of_that_name_below_the_variable(tmp_path, monkeypatch):
+    (tmp_path / "slake").mkdir()
+    monkeypatch.setenv("LIGHTBOX_DATA_ROOT", str(tmp_path))
+    assert root_of("slake") == tmp_path / "slake"
+    with pytest.raises(RequestError, match="not a folder"):
+        root_of("vqa_rad")

@@ -1,0 +1,90 @@
+"""Readers on real files that nobody here wrote, found through LIGHTBOX_DATA_ROOT. A set that is missing there fails."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lightbox.readers.catalog import ROOT_VARIABLE, read
+from lightbox.readers.images import load_image
+from lightbox.readers.splits import leakage, split_by_image
+from lightbox.readers.validate import validate
+
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.skipif(not os.environ.get(ROOT_VARIABLE), reason=f"{ROOT_VARIABLE} is not set: no real data here"),
+]
+
+
+@pytest.fixture(scope="module")
+def data_root():
+    return Path(os.environ[ROOT_VARIABLE])
+
+
+def test_vqa_rad_split_form_is_read_whole(data_root):
+    found = validate("vqa_rad", data_root / "vqa_rad")
+    assert found.is_ok
+    assert (found.questions, found.images, found.cases) == (254, 20, 30)
+    assert found.identical_images == 0
+    assert found.counts["split"] == {"train": 228, "test": 26}
+    assert found.counts["answer_type"] == {"closed": 183, "open": 71}
+    assert found.counts["body_part"] == {"chest": 110, "head": 103, "abdomen": 41}
+    assert found.counts["kind"]["pres"] == 110
+    assert found.notes["closed_without_options"] == 3
+
+
+@pytest.mark.parametrize(("form", "train"), [("split", 228), ("llava_med", 127)])
+def test_vqa_rad_official_split_leaks_every_test_image(data_root, form, train):
+    """All 10 test images of this part occur in training; the full set leaks 202 of 203."""
+    cases = read("vqa_rad", data_root / "vqa_rad", form=form).cases
+    assert sum(len(case.questions) for case in cases if case.split == "train") == train
+    (found,) = leakage(cases)
+    assert (found.images, found.images_shared) == (10, 10)
+    assert (found.items, found.items_on_shared_images) == (26, 26)
+    assert found.repeated_pairs == 0
+    divided = split_by_image(cases, 0)
+    assert all(leak.is_clean for leak in leakage(divided))
+    assert sum(len(case.questions) for case in divided) == train + 26
+
+
+def test_vqa_rad_forms_agree_on_the_test_questions(data_root):
+    questions = []
+    for form in ("split", "llava_med"):
+        cases = read("vqa_rad", data_root / "vqa_rad", "test", form=form).cases
+        questions.append({(case.id, question.text, question.answer) for case in cases for question in case.questions})
+    assert questions[0] == questions[1]
+
+
+def test_vqa_rad_images_decode_and_letterbox(data_root):
+    case = read("vqa_rad", data_root / "vqa_rad").cases[0]
+    assert load_image(case.images[0]).shape == (451, 337)
+    small = load_image(case.images[0], image_px=64)
+    assert small.shape == (64, 64)
+    assert small.std() > 10
+    assert not np.any(small[:, :8])  # an upright image has black margins left and right
+
+
+def test_vqa_med_2019_is_read_whole(data_root):
+    found = validate("vqa_med_2019", data_root / "vqa_med_2019")
+    assert found.is_ok
+    assert (found.questions, found.images) == (719, 180)
+    assert found.counts["kind"] == {"modality": 180, "plane": 180, "organ": 180, "abnormality": 179}
+    assert found.counts["answer_type"] == {"open": 644, "closed": 75}
+    assert found.leakage == ()
+
+
+def test_vqa_med_2019_shares_no_image_with_vqa_rad(data_root):
+    names = [{case.id for case in read(name, data_root / name).cases} for name in ("vqa_rad", "vqa_med_2019")]
+    assert names[0].isdisjoint(names[1])
+
+
+def test_slake_text_is_read_whole(data_root):
+    found = validate("slake", data_root / "slake_qa_text")
+    assert found.is_ok
+    assert (found.questions, found.cases, found.images) == (1053, 96, 0)
+    assert found.counts["answer_type"] == {"open": 695, "closed": 358}  # 358 yes or no; 64 closed items name no options
+    assert found.notes["closed_without_options"] == 64
+    assert found.counts["modality"] == {"CT": 482, "X-Ray": 338, "MRI": 233}
+    facts = [q.facts for case in read("slake", data_root / "slake_qa_text").cases for q in case.questions if q.facts]
+    assert len(facts) == 155
