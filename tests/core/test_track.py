@@ -11,6 +11,7 @@ import time
 from contextlib import closing
 
 import pytest
+
 from lightbox import mlflow_entry, mlflow_place, rundir, track
 from lightbox.errors import WorkError
 from lightbox.testing.fake_runs import write_job
@@ -118,7 +119,7 @@ def test_rebuild_restores_the_index_and_is_idempotent(out):
     assert len(runs_of(out)) == len(summary) == 6
     assert all(summary[key][0] == "T1" for key in keys)
     assert summary["my-run"][0] is None
-    assert set(track.known_run_ids(out)) == set(summary)
+    assert set(mlflow_place.known_run_ids(out)) == set(summary)
 
 
 def test_rebuild_skips_a_damaged_job_and_says_so(out, caplog):

@@ -20,6 +20,7 @@ def run_tags(run: rundir.Run) -> dict[str, str]:
         "seed": "" if run.seed is None else str(run.seed),
         "preset": run.preset,
         "commit": run.commit,
+        "hardware": run.hardware,
         "device": str(card.get("device", "")),
         "config_digest": digest(run.config)[:16],
         "data_digest": digest(run.inputs)[:16],

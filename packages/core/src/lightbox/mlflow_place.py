@@ -3,6 +3,7 @@
 A run folder is complete without MLflow, so every question here is answered within seconds.
 """
 
+import json
 import logging
 import os
 import socket
@@ -41,6 +42,12 @@ def sqlite_uri(database: Path) -> str:
 def index_uri(out: Path) -> str:
     """MLFLOW_TRACKING_URI where it is set, else the database of the output folder."""
     return os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(out / "mlflow.db")
+
+
+def known_run_ids(out: Path) -> dict[str, str]:
+    """MLflow run ids by name of the run's folder, as written beside the index; empty where there is none."""
+    path = out / "mlflow-runs.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def database_of(uri: str) -> Path | None:

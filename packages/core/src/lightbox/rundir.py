@@ -23,7 +23,8 @@ KEY_COLUMNS = ("item", "condition", "kind")
 class Run:
     """What `job.json` says about a finished run; `folder` holds the rest.
 
-    `key` is the job key, or the folder's name for a single training. `needs` maps arms to the keys of jobs read.
+    `key` is the job key, or the folder's name for a single training; later attempts at a job share its key and lie in
+    `<key>-2`, `<key>-3`, ... . `needs` maps arms to the keys of jobs read.
     """
 
     folder: Path
@@ -33,6 +34,7 @@ class Run:
     seed: int | None = None
     preset: str = ""
     commit: str = ""
+    hardware: str = ""
     wall_s: float | None = None
     config: dict[str, Any] = field(default_factory=dict)
     inputs: dict[str, str] = field(default_factory=dict)
@@ -64,6 +66,26 @@ def read_run(folder: Path) -> Run | None:
 def run_folders(out: Path) -> list[Path]:
     """Folders under `<out>/jobs` and `<out>/runs`, in order of name, finished or not."""
     return [folder for place in ("jobs", "runs") for folder in sorted((out / place).glob("*/"))]
+
+
+def newest_runs(out: Path) -> list[Run]:
+    """Finished runs under `out`, of each key the newest attempt, in order of folder name.
+
+    Raises:
+        WorkError: for a damaged `job.json`.
+    """
+    newest: dict[str, Run] = {}
+    for folder in run_folders(out):
+        run = read_run(folder)
+        if run is not None and (run.key not in newest or attempt(run) > attempt(newest[run.key])):
+            newest[run.key] = run
+    return list(newest.values())
+
+
+def attempt(run: Run) -> int:
+    """Number of the attempt that the run's folder holds, from 1."""
+    number = run.folder.name.removeprefix(run.key).removeprefix("-")
+    return int(number) if number.isdigit() else 1
 
 
 def read_history(folder: Path) -> dict[str, list[tuple[int, float]]]:

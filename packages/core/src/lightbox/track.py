@@ -72,12 +72,6 @@ def rebuild(out: Path) -> int:
     return count
 
 
-def known_run_ids(out: Path) -> dict[str, str]:
-    """MLflow run ids by job key, as written beside the index; empty where there is none. Imports no mlflow."""
-    path = out / "mlflow-runs.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
 class Tracker:
     """Writes runs to the index; made by `open_tracker`. `problem` is None while the index can be written."""
 
@@ -146,7 +140,7 @@ class Tracker:
         if run is None:
             return ""
         tags = tags | mlflow_entry.run_tags(run)
-        run_id, is_new = self._start(run.paper or "lightbox", run.key, tags, name=run.label)
+        run_id, is_new = self._start(run.paper or "lightbox", folder.name, tags, name=run.label)
         if is_new:
             self._fill(run_id, run)
         if claims:
@@ -202,7 +196,7 @@ class Tracker:
             raise FileNotFoundError(f"it keeps artifacts in {experiment.artifact_location}; the folder has moved")
 
     def _remember(self, key: str, run_id: str) -> str:
-        path, ids = self.out / "mlflow-runs.json", known_run_ids(self.out)
+        path, ids = self.out / "mlflow-runs.json", mlflow_place.known_run_ids(self.out)
         if ids.get(key) != run_id:
             half = path.with_suffix(".new")
             half.write_text(json.dumps(ids | {key: run_id}, indent=0, sort_keys=True), encoding="utf-8")

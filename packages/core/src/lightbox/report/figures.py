@@ -1,0 +1,262 @@
+"""Figures of the page, each a function from plain data to an SVG or PNG. Matplotlib without pyplot: no global state.
+
+Colours are Okabe and Ito's, told apart with any colour vision; role and arm are also told by marker and line style.
+Text is drawn as paths, so that a figure looks the same on every machine, and never parsed as mathematics.
+"""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from lightbox.report.numbers import level
+
+INK, SOFT, FAINT, BAND = "#1f2933", "#6b7680", "#d5dade", "#eceff2"
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555", "#8C6D1F")
+LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
+ROLES = {"primary": ("s", "#0072B2"), "control": ("D", "#D55E00"), "secondary": ("o", "#6b7680")}
+
+_STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9.5,
+    "text.color": INK,
+    "text.parse_math": False,
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": SOFT,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "xtick.color": SOFT,
+    "ytick.color": SOFT,
+    "xtick.major.size": 3,
+    "ytick.major.size": 0,
+    "legend.frameon": False,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "lightbox",  # the same data give the same bytes
+}
+
+
+@dataclass(frozen=True)
+class ForestRow:
+    """One contrast, in printed units. `published` is the committed effect with its interval, or None."""
+
+    label: str
+    role: str
+    effect: float | None
+    ci95: tuple[float, float] | None = None
+    per_seed: tuple[float, ...] = ()
+    published: tuple[float, float, float] | None = None
+
+
+@dataclass(frozen=True)
+class ForestPanel:
+    """The contrasts of one claim on one axis, with the band of effects too small to count, in printed units."""
+
+    title: str
+    subtitle: str
+    unit: str
+    min_effect: float
+    rows: tuple[ForestRow, ...]
+
+
+@dataclass(frozen=True)
+class Level:
+    """The mean score of one arm or baseline: one value a seed, in printed units."""
+
+    label: str
+    per_seed: tuple[float, ...]
+    is_baseline: bool = False
+
+
+def forest(panels: Sequence[ForestPanel]) -> str:
+    """Effects with 95 % intervals, one panel a claim; a dot a seed, the minimum-effect band shaded. SVG text."""
+    heights = [len(panel.rows) + 1.9 for panel in panels]
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(9.2, 0.5 + 0.36 * sum(heights)), layout="constrained")
+        figure.get_layout_engine().set(h_pad=0.07)
+        axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
+        limits = _limits_by_unit(panels)
+        for axis, panel in zip(axes, panels, strict=True):
+            _draw_panel(axis, panel, limits[panel.unit])
+        has_published = any(row.published for panel in panels for row in panel.rows)
+        legend = {"loc": "outside upper left", "ncols": 6, "fontsize": 8.5, "borderaxespad": 0.9}
+        figure.legend(handles=_forest_legend(has_published), **legend)
+        return _svg(figure)
+
+
+def levels(groups: Sequence[Level], *, unit: str) -> str:
+    """Mean score of each arm and sanity baseline, a dot a seed and a bar at the mean. SVG text."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(9.2, 0.75 + 0.3 * len(groups)), layout="constrained")
+        _draw_levels(figure.subplots(), groups, unit)
+        return _svg(figure)
+
+
+def curves(by_metric: Mapping[str, Mapping[str, Sequence[Sequence[tuple[int, float]]]]]) -> str:
+    """Learning curves, one panel a metric: a thin line a seed and a thick mean line an arm. SVG text.
+
+    Args:
+        by_metric: metric, then arm, then one curve a seed as (step, value); at least one metric.
+    """
+    arms = list(dict.fromkeys(arm for by_arm in by_metric.values() for arm in by_arm))
+    columns = min(2, len(by_metric))
+    rows = -(-len(by_metric) // columns)
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(9.2, 0.4 + 2.5 * rows), layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False).ravel()
+        for axis, (metric, by_arm) in zip(axes, by_metric.items(), strict=False):
+            _draw_curves(axis, by_arm, arms)
+            axis.set_title(metric)
+            axis.set_xlabel("optimiser step")
+        for axis in axes[len(by_metric) :]:
+            axis.set_visible(False)
+        handles = [Line2D([], [], color=arm_colour(i), linestyle=_cycle(LINES, i), lw=2) for i in range(len(arms))]
+        figure.legend(handles, arms, loc="outside upper left", ncols=min(5, len(arms)), fontsize=8.5)
+        return _svg(figure)
+
+
+def comparison(groups: Sequence[Level], rows: Sequence[ForestRow], *, metric: str, reference: str) -> bytes:
+    """Levels of groups of runs, and below them their paired differences from a reference. PNG bytes."""
+    heights = [0.3 * len(groups) + 0.75, 0.36 * len(rows) + 0.9 if rows else 0]
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(9.2, sum(heights)), layout="constrained", dpi=130)
+        count = 2 if rows else 1
+        axes = figure.subplots(count, 1, squeeze=False, height_ratios=heights[:count])[:, 0]
+        _draw_levels(axes[0], groups, metric)
+        if rows:
+            panel = ForestPanel("Paired difference", f"from {reference}", metric, 0.0, tuple(rows))
+            _draw_panel(axes[1], panel, _limits_by_unit([panel])[metric])
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", metadata={"Software": None})
+        return buffer.getvalue()
+
+
+def data_uri(svg: str) -> str:
+    """An SVG as the source of an image: no script in it can run, and its ids cannot meet those of another figure."""
+    return f"data:image/svg+xml;base64,{base64.b64encode(svg.encode('utf-8')).decode('ascii')}"
+
+
+def arm_colour(index: int) -> str:
+    """Colour of the arm at this place in the page's list of arms."""
+    return _cycle(COLOURS, index)
+
+
+def _draw_panel(axis: Axes, panel: ForestPanel, limits: tuple[float, float]) -> None:
+    if panel.min_effect:
+        axis.axvspan(
+            -panel.min_effect, panel.min_effect, color=BAND, lw=0, clip_on=False
+        )  # a clip path would make ids vary
+    axis.axvline(0, color=SOFT, lw=0.8)
+    for place, row in enumerate(panel.rows):
+        _draw_row(axis, row, place)
+    title = axis.set_title(panel.title, fontweight="bold")
+    beside = {"xycoords": title, "textcoords": "offset points", "va": "center", "annotation_clip": False}
+    axis.annotate(panel.subtitle, (1, 0.5), (9, 0), color=SOFT, **beside)
+    axis.set_yticks(range(len(panel.rows)), [row.label for row in panel.rows], color=INK)
+    axis.set_ylim(len(panel.rows) - 0.45, -0.6)
+    axis.set_xlim(*limits)
+    axis.spines["left"].set_visible(False)
+    axis.set_xlabel(panel.unit, loc="right")
+
+
+def _draw_row(axis: Axes, row: ForestRow, place: int) -> None:
+    marker, colour = ROLES.get(row.role, ROLES["secondary"])
+    if row.effect is None:
+        axis.text(0, place, "  no seed has ended", va="center", color=SOFT, fontsize=8.5, style="italic")
+        return
+    if row.published is not None:
+        effect, low, high = row.published
+        axis.plot([low, high], [place + 0.3] * 2, color=SOFT, lw=1, linestyle=(0, (2, 1.5)))
+        axis.plot(effect, place + 0.3, "|", color=SOFT, ms=7)
+    axis.plot(row.per_seed, [place - 0.26] * len(row.per_seed), "o", color=colour, ms=3.2, alpha=0.45, mew=0)
+    if row.ci95 is not None:
+        axis.plot(row.ci95, [place] * 2, color=colour, lw=2.2, solid_capstyle="butt")
+    fill = colour if row.role == "primary" else "white"
+    axis.plot(row.effect, place, marker, color=colour, mfc=fill, mew=1.6, ms=7.5 if row.role == "primary" else 6.5)
+
+
+def _limits_by_unit(panels: Sequence[ForestPanel]) -> dict[str, tuple[float, float]]:
+    """One x range a unit, so that claims in the same unit can be compared by eye."""
+    limits = {}
+    for unit in dict.fromkeys(panel.unit for panel in panels):
+        values = [0.0]
+        for panel in (p for p in panels if p.unit == unit):
+            values += [-panel.min_effect, panel.min_effect]
+            for row in panel.rows:
+                values += [*row.per_seed, *(row.ci95 or ()), *(row.published or ())]
+        low, high = min(values), max(values)
+        margin = 0.06 * (high - low) or 1.0
+        limits[unit] = low - margin, high + margin
+    return limits
+
+
+def _forest_legend(has_published: bool) -> list[Line2D | Patch]:
+    handles: list[Line2D | Patch] = []
+    for role, (marker, colour) in ROLES.items():
+        fill = colour if role == "primary" else "white"
+        handles.append(Line2D([], [], color=colour, marker=marker, mfc=fill, mew=1.6, ms=6.5, lw=2, label=role))
+    handles.append(Line2D([], [], color=SOFT, marker="o", ms=3.2, lw=0, alpha=0.6, label="one seed"))
+    handles.append(Patch(color=BAND, label="too small to count"))
+    if has_published:
+        dashes = (0, (2, 1.5))
+        handles.append(Line2D([], [], color=SOFT, marker="|", ms=7, lw=1, linestyle=dashes, label="published run"))
+    return handles
+
+
+def _draw_levels(axis: Axes, groups: Sequence[Level], unit: str) -> None:
+    for place, group in enumerate(groups):
+        colour = SOFT if group.is_baseline else COLOURS[0]
+        marker = "o" if not group.is_baseline else "D"
+        values = np.asarray(group.per_seed, dtype=np.float64)
+        axis.plot(values, [place] * values.size, marker, color=colour, ms=4.5, alpha=0.5, mew=0)
+        if values.size:
+            axis.plot([values.mean()] * 2, [place - 0.3, place + 0.3], color=colour, lw=2.4, solid_capstyle="butt")
+            axis.annotate(
+                level(values.mean()), (values.max(), place), (7, 0), textcoords="offset points", va="center",
+                color=colour, fontsize=8.5,
+            )  # fmt: skip
+    axis.set_yticks(range(len(groups)), [group.label for group in groups], color=INK)
+    axis.set_ylim(len(groups) - 0.4, -0.6)
+    axis.margins(x=0.09)
+    axis.grid(axis="x", color=BAND)
+    axis.set_axisbelow(True)
+    axis.spines["left"].set_visible(False)
+    axis.set_xlabel(unit, loc="right")
+
+
+def _draw_curves(axis: Axes, by_arm: Mapping[str, Sequence[Sequence[tuple[int, float]]]], arms: Sequence[str]) -> None:
+    for arm, seeds in by_arm.items():
+        place = arms.index(arm)
+        for points in seeds:
+            steps, values = np.asarray(points, dtype=np.float64).reshape(-1, 2).T
+            axis.plot(steps, values, color=arm_colour(place), lw=0.7, alpha=0.3)
+        steps, mean = _mean_curve(seeds)
+        axis.plot(steps, mean, color=arm_colour(place), lw=2, linestyle=_cycle(LINES, place))
+    axis.grid(color=BAND)
+    axis.set_axisbelow(True)
+
+
+def _mean_curve(seeds: Sequence[Sequence[tuple[int, float]]]) -> tuple[list[int], list[float]]:
+    """Mean over seeds at the steps that every seed has; non-finite values break the line."""
+    tables = [dict(points) for points in seeds]
+    shared = sorted(set.intersection(*(set(table) for table in tables))) if tables else []
+    return shared, [float(np.mean([table[step] for table in tables])) for step in shared]
+
+
+def _cycle(choices: Sequence, index: int):
+    return choices[index % len(choices)]
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return buffer.getvalue()

@@ -1,0 +1,77 @@
+"""Numbers as people read them: signed effects, intervals, durations, with as many digits as the minimum effect asks."""
+
+import math
+from collections.abc import Sequence
+
+NONE = "–"
+MINUS = "−"
+
+
+def decimals(min_effect: float | None) -> int:
+    """Digits after the point: one more than the minimum effect's first digit needs, at most 4; 3 where there is none.
+
+    Example:
+        >>> decimals(2.0), decimals(0.02), decimals(None)
+        (1, 3, 3)
+    """
+    if not min_effect:
+        return 3
+    return min(4, max(0, 1 - math.floor(math.log10(abs(min_effect)))))
+
+
+def signed(value: float | None, digits: int) -> str:
+    """An effect with its sign; a dash where there is none.
+
+    Example:
+        >>> signed(-1.26, 1), signed(0.0, 1)
+        ('−1.3', '0.0')
+    """
+    if value is None:
+        return NONE
+    text = f"{value:+.{digits}f}"
+    return text[1:] if float(text) == 0 else text.replace("-", MINUS)
+
+
+def interval(ends: Sequence[float] | None, digits: int) -> str:
+    """An interval in brackets; "" where there is none."""
+    if ends is None:
+        return ""
+    low, high = (f"{end:.{digits}f}".replace("-", MINUS) for end in ends)
+    return f"[{low}, {high}]"
+
+
+def interval_words(ends: Sequence[float] | None, digits: int) -> str:
+    """An interval for a reader who hears the page."""
+    if ends is None:
+        return "no interval"
+    low, high = (f"{end:.{digits}f}" for end in ends)
+    return f"95 % interval {low} to {high}"
+
+
+def number(value: float | None) -> str:
+    """A plain number with three significant digits."""
+    return NONE if value is None else f"{value:.3g}".replace("-", MINUS)
+
+
+def level(value: float | None) -> str:
+    """A mean score: one decimal from 10 up, three significant digits below.
+
+    Example:
+        >>> level(65.04), level(0.6504)
+        ('65.0', '0.65')
+    """
+    return f"{value:.1f}" if value is not None and abs(value) >= 10 else number(value)
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as "42 s", "6.9 min" or "1.5 h"; a dash where unknown.
+
+    Example:
+        >>> duration(412.0)
+        '6.9 min'
+    """
+    if seconds is None:
+        return NONE
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,312 @@
+import base64
+import copy
+import json
+import os
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pytest
+
+from lightbox.claims.entries import with_published
+from lightbox.report import figures, gallery, numbers
+from lightbox.report.page import write_page
+from lightbox.testing.fake_results import failed_job_row, fake_results
+
+PAYLOAD = "<script>alert(1)</script>\"'&{{ 7 * 7 }}$x^2$"
+VOID = ("meta", "br", "img", "link", "input")
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, visible text, and whether every tag that was opened is closed."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.texts, self.open, self.is_balanced = [], [], [], True
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        self.is_balanced &= bool(self.open) and self.open.pop() == tag
+
+    def handle_data(self, data):
+        if not self.open or self.open[-1] != "style":
+            self.texts.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.texts).split())
+
+    def all(self, tag):
+        return [attrs for name, attrs in self.tags if name == tag]
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    """A finished quick run: its document, its output folder and its page."""
+    out = tmp_path_factory.mktemp("quick")
+    document = fake_results(out)
+    published = {(claim["paper"], claim["id"]): copy.deepcopy(claim) for claim in document["claims"]}
+    published["medthink", "T2"] |= {"effect": 30.0, "ci95": [28.0, 32.0]}
+    document["claims"] = [with_published(c, published[c["paper"], c["id"]]) for c in document["claims"]]
+    (out / "mlflow-runs.json").write_text(json.dumps({document["jobs"][0]["key"]: "e" * 32}))
+    return document, out, page_of(document, out)
+
+
+def page_of(document, out):
+    path = out / "reproduce" / f"medthink-{document['preset']}" / "report.html"
+    write_page(document, path)
+    html = path.read_text(encoding="utf-8")
+    page = Page(html)
+    page.html = html
+    return page
+
+
+def test_the_page_is_one_file_that_asks_for_nothing(quick):
+    _, _, page = quick
+    assert page.is_balanced
+    assert page.open == []
+    assert not [tag for tag, _ in page.tags if tag in ("script", "link", "iframe", "object", "embed", "base", "form")]
+    addresses = [attrs.get("src") or attrs.get("href") for _, attrs in page.tags if "src" in attrs or "href" in attrs]
+    assert all(address.startswith(("data:image/", "#")) for address in addresses)
+    assert "url(" not in page.html
+    assert "@import" not in page.html
+
+
+def test_the_policy_lets_no_script_run(quick):
+    _, _, page = quick
+    [policy] = [attrs["content"] for attrs in page.all("meta") if attrs.get("http-equiv") == "Content-Security-Policy"]
+    assert "default-src 'none'" in policy
+    assert "script-src" not in policy
+
+
+def test_every_claim_shows_effect_interval_verdict_and_the_papers_numbers(quick):
+    document, _, page = quick
+    for claim in document["claims"]:
+        assert numbers.signed(claim["effect"], 1) in page.text
+        assert claim["paper_numbers"] in page.text
+        assert claim["statement"] in page.text
+        assert claim["reason"] in page.text
+        assert {"id": f"medthink-{claim['id']}", "class": "claim"} in page.all("section")
+    first = document["claims"][0]
+    assert first["verdict"] == "reproduced"
+    assert "● reproduced" in page.text
+    assert numbers.interval(first["ci95"], 1) in page.text
+
+
+def test_an_equivalence_shows_the_90_percent_interval_that_decides(quick):
+    document, _, page = quick
+    contrast = document["claims"][2]["contrasts"][0]
+    assert f"{numbers.interval(contrast['ci90'], 1)} at 90 %" in page.text
+
+
+def test_published_effects_stand_beside_ours_and_say_whether_they_agree(quick):
+    document, _, page = quick
+    assert [claim["published"]["agrees"] for claim in document["claims"]] == [True, False, True]
+    rows = page.html.split("<tbody>")[1].split("</tr>")
+    assert "= agrees" in rows[0]
+    assert "≠ differs" in rows[1]
+    assert "+30.0 [28.0, 32.0] points" in page.text
+
+
+def test_the_page_counts_verdicts_and_the_false_ones_to_expect(quick):
+    document, _, page = quick
+    assert document["family"]["verdicts"] == 3
+    assert "3 verdicts drawn, 1 of them “reproduced”" in page.text
+    assert "0.1 false “reproduced” would be expected among 3 (chance of at least one: 10 %)" in page.text
+
+
+def test_the_page_says_what_a_verdict_cannot_say(quick):
+    _, _, page = quick
+    assert "It says nothing about clinical performance" in page.text
+    assert "not for clinical use" in page.text
+
+
+def test_every_figure_has_alternative_text_with_its_numbers(quick):
+    document, _, page = quick
+    images = page.all("img")
+    assert len(images) > 5
+    assert all(image["alt"].strip() for image in images)
+    forest = next(image["alt"] for image in images if image["alt"].startswith("Forest plot"))
+    for contrast in document["claims"][0]["contrasts"]:
+        assert f"{contrast['name']} ({contrast['role']}) {numbers.signed(contrast['effect'], 1)}" in forest
+
+
+def test_gate_baselines_and_oracle_are_printed(quick):
+    document, _, page = quick
+    gate = document["claims"][0]["gate"]
+    assert f"the best arm, {gate['best']} ({gate['best_mean']:.1f})" in page.text
+    for name in ("majority", "question_only", "explanation [blank]", "explanation [shuffled]", "untouched", "oracle"):
+        assert name in page.text
+    assert "oracle the truth itself oracle ceiling 100.0 by construction" in page.text
+
+
+def test_jobs_are_listed_with_keys_and_known_mlflow_runs(quick):
+    document, _, page = quick
+    assert len(document["jobs"]) == 40
+    assert all(row["key"] in page.text for row in document["jobs"])
+    assert page.text.count("e" * 32) == 1
+    assert "lightbox reproduce medthink --preset quick" in page.text
+    assert document["commit"] in page.text
+    assert document["machine"]["hardware"] in page.text
+
+
+def test_example_cards_embed_the_image_and_mark_right_and_wrong(quick):
+    document, out, page = quick
+    cards = gallery.cards(document["examples"], folder=out / "reproduce" / "medthink-quick")
+    assert len(cards) == gallery.MOST_CARDS
+    assert all(len(card["answers"]) == 8 for card in cards)
+    assert {answer["is_right"] for answer in cards[0]["answers"]} == {True, False}
+    assert [option for option in cards[0]["options"] if option["is_gold"]] == [{"text": "left", "is_gold": True}]
+    content = base64.b64decode(cards[0]["image"].removeprefix("data:image/png;base64,"))
+    assert content.startswith(gallery.PNG)
+    assert page.html.count('class="card"') == len(cards)
+    assert cards[0]["image"] in page.html
+
+
+def test_only_a_small_png_is_embedded(tmp_path):
+    row = {"item": "a", "question": "q", "gold_answer": "yes", "answer": "no", "correct": False, "arm": "x"}
+    (tmp_path / "note.png").write_text("secret")
+    (tmp_path / "large.png").write_bytes(gallery.PNG + bytes(gallery.LARGEST_IMAGE))
+    for image in ("note.png", "large.png", "absent.png", "", None):
+        [card] = gallery.cards([{**row, "image": image}], folder=tmp_path)
+        assert card["image"] == ""
+
+
+def test_text_of_data_and_models_is_escaped_everywhere(tmp_path):
+    document = fake_results(tmp_path, text=PAYLOAD, n_items=60)
+    document["errors"] = [failed_job_row(PAYLOAD)]
+    document["skipped"] = [PAYLOAD]
+    document["machine"]["hardware"] += PAYLOAD
+    for row in document["jobs"]:
+        row["commit"] += PAYLOAD
+    for claim in document["claims"]:
+        claim |= {"reason": PAYLOAD, "older_source": [PAYLOAD], "run_ids": [PAYLOAD], "unit": claim["unit"] + PAYLOAD}
+    document["curves"]["medthink"] = {f"train/{PAYLOAD}": {PAYLOAD: [[[0, 1.0], [1, 0.5]]]}}
+    page = page_of(document, tmp_path)
+    assert "<script" not in page.html
+    assert page.is_balanced
+    assert [name for name, _ in page.tags if name == "script"] == []
+    shown = page.text
+    for place in ("question", "options", "answers", "claim-text", "note", "failed", "facts"):
+        assert f'class="{place}' in page.html
+    assert shown.count("<script>alert(1)</script>\"'&{{ 7 * 7 }}$x^2$") > 40
+    assert all("<" not in name for _, attrs in page.tags for name in attrs)
+
+
+def test_an_svg_figure_cannot_carry_a_script_into_the_page(quick):
+    _, _, page = quick
+    svgs = [image["src"] for image in page.all("img") if image["src"].startswith("data:image/svg+xml;base64,")]
+    assert len(svgs) == 5
+    text = base64.b64decode(svgs[0].partition(",")[2]).decode()
+    assert "<svg" in text
+    assert "<script" not in text
+
+
+def test_a_smoke_run_shows_no_verdict(tmp_path):
+    page = page_of(fake_results(tmp_path, preset="smoke", n_items=60), tmp_path)
+    assert "Smoke run: no verdicts." in page.text
+    assert page.text.count("smoke: no verdict") == 6
+    assert "not decided" in page.text
+    assert "✗ failed" not in page.text
+
+
+def test_a_claim_whose_jobs_still_run_says_how_far_it_is(tmp_path):
+    page = page_of(fake_results(tmp_path, ended_seeds=3, n_items=60), tmp_path)
+    assert page.text.count("running, 3 of 5 seeds") == 6
+    assert "No verdict drawn yet; 3 claims still running." in page.text
+
+
+def test_a_failed_job_is_told_from_a_running_one(tmp_path):
+    document = fake_results(tmp_path, ended_seeds=3, n_items=60)
+    document["errors"] = [failed_job_row()]
+    page = page_of(document, tmp_path)
+    assert "incomplete, 3 of 5 seeds" in page.text
+    assert "1 job failed." in page.text
+    assert "MemoryError" in page.text
+
+
+def test_a_page_before_any_job_has_ended_can_be_written(tmp_path):
+    page = page_of(fake_results(tmp_path, ended_seeds=0), tmp_path)
+    assert page.text.count("running, 0 of 5 seeds") == 6
+    assert page.is_balanced
+
+
+def test_a_document_without_extras_still_makes_a_page(quick, tmp_path):
+    document = copy.deepcopy(quick[0])
+    for name in ("examples", "curves", "jobs", "errors", "skipped", "family"):
+        del document[name]
+    for claim in document["claims"]:
+        for name in ("arms", "note", "location", "reason", "is_primary", "published", "planned_seeds", "bound"):
+            del claim[name]
+    page = page_of(document, tmp_path)
+    assert page.text.count("● reproduced") == 3  # table, glossary, section
+    assert "Learning curves" not in page.text
+
+
+def test_an_exact_claim_shows_its_bound_and_no_interval(quick, tmp_path):
+    document = copy.deepcopy(quick[0])
+    document["claims"] = document["claims"][:1]
+    document["claims"][0] |= {"kind": "exact", "ci95": None, "bound": 0.25, "min_effect": 0.0, "gate": None}
+    page = page_of(document, tmp_path)
+    assert "exact, no interval" in page.text
+    assert "bound 0.25" in page.text
+
+
+def test_claims_of_two_papers_carry_their_papers_name(quick, tmp_path):
+    document = copy.deepcopy(quick[0])
+    document["claims"][1]["paper"] = "mmedpo"
+    page = page_of(document, tmp_path)
+    assert "medthink T1" in page.text
+    assert "mmedpo T2" in page.text
+    ids = [attrs["id"] for attrs in page.all("section") if "id" in attrs]
+    assert len(ids) == len(set(ids))
+
+
+def test_the_same_document_gives_the_same_page(quick, tmp_path):
+    document, out, page = quick
+    assert page_of(copy.deepcopy(document), out).html == page.html
+
+
+def test_figures_draw_dollars_and_percent_signs_as_they_are():
+    rows = (figures.ForestRow("$\\frac{", "primary", 1.0, (0.5, 1.5), (0.8, 1.2)),)
+    assert "<svg" in figures.forest([figures.ForestPanel("$x", "100 % $", "points", 2.0, rows)])
+    assert "<svg" in figures.levels([figures.Level("$\\frac{", (1.0,))], unit="$")
+
+
+def test_curves_with_gaps_and_no_points_are_drawn():
+    svg = figures.curves({"val/loss": {"a": [[(0, 1.0), (10, None)], [(0, 2.0)]], "b": [[]]}})
+    assert svg.count("<svg") == 1
+
+
+def test_arms_differ_in_line_style_and_roles_in_marker_not_in_colour_alone():
+    assert len({marker for marker, _ in figures.ROLES.values()}) == len(figures.ROLES)
+    assert len({str(line) for line in figures.LINES}) == len(figures.COLOURS)
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "expected"), [(None, 1, "–"), (-0.04, 1, "0.0"), (2.25, 2, "+2.25"), (-3.0, 0, "−3")]
+)
+def test_signed_numbers_read_well(value, digits, expected):
+    assert numbers.signed(value, digits) == expected
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(None, "–"), (42, "42 s"), (412, "6.9 min"), (5400, "1.5 h")])
+def test_durations_read_well(seconds, expected):
+    assert numbers.duration(seconds) == expected
+
+
+def test_writing_the_page_imports_neither_torch_nor_mlflow(quick, tmp_path):
+    document, _, _ = quick
+    (tmp_path / "results.json").write_text(json.dumps(document))
+    code = (
+        "import json, sys; from pathlib import Path; from lightbox.report.page import write_page\n"
+        "write_page(json.loads(Path('results.json').read_text()), Path('report.html'))\n"
+        "sys.exit(any(name in sys.modules for name in ('mlflow', 'torch', 'transformers')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, env=dict(os.environ)).returncode == 0
+    assert (tmp_path / "report.html").stat().st_size > 100_000
