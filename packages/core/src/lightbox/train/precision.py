@@ -29,7 +29,7 @@ def make_accelerator(run: RunConfig) -> Accelerator:
         )
     precision = "no" if run.precision == "fp32" else run.precision
     former = AcceleratorState._shared_state
-    if former and (former["_mixed_precision"], former["_cpu"]) != (precision, is_cpu):
+    if former and (former.get("_mixed_precision"), former.get("_cpu")) != (precision, is_cpu):
         AcceleratorState._reset_state(reset_partial_state=True)  # one a process, and an earlier job chose otherwise
     accelerator = Accelerator(cpu=is_cpu, mixed_precision=precision)
     if accelerator.num_processes > 1:
