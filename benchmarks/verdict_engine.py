@@ -8,10 +8,12 @@ import sys
 import time
 from pathlib import Path
 
+from lightbox.bench import ledger
 from lightbox.claims.simulate import Tally, World, pilot_sds, power_table, simulate
 from lightbox.claims.spec import Verdict
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "power.md"
+ROWS = Path(__file__).parent / "results.csv"
 SEEDS, ITEMS, SEED_SDS = (5, 8), (500, 2000), (0.0, 0.01, 0.02, 0.04)
 EFFECTS = (0.02, 0.03, 0.04, 0.06, 0.08)
 MOST_FALSE = 0.035
@@ -46,7 +48,21 @@ def main() -> int:
     print("\n".join(broken) or "every bound holds")
     if not options.dry_run:
         PAGE.write_text(page, encoding="utf-8")
+        ledger.append(ROWS, "verdict_engine", rows(null))
     return 1 if broken else 0
+
+
+def rows(null: list[Tally]) -> list[dict[str, object]]:
+    """Rows of the ledger: the worst null cell of each promise."""
+    worst = max(tally.share(Verdict.REPRODUCED) for tally in null)
+    least = min(tally.coverage for tally in null)
+    size = f"worst of {len(null)} null cells, {null[0].experiments} experiments each"
+    return [
+        {"case": "false reproduced", "peer": "bound of 3.5 %", "value": f"{100 * worst:.2f}", "unit": "%"}
+        | {"ratio": f"{worst / MOST_FALSE:.2f}", "notes": f"{size}; below 1 holds"},
+        {"case": "coverage of the 95 % interval", "peer": "nominal 95 %", "value": f"{100 * least:.2f}", "unit": "%"}
+        | {"ratio": f"{least / 0.95:.3f}", "notes": f"{size}; 0.979 to 1.021 holds"},
+    ]
 
 
 def violations(null: list[Tally], planted: Tally, untrained: Tally) -> list[str]:
