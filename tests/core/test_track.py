@@ -104,6 +104,20 @@ def test_a_run_left_half_written_by_a_kill_is_replaced(out):
     assert [run.info.run_id for run in runs_of(out) if "arm" in run.data.tags] == [second]
 
 
+def test_a_run_trained_anew_in_its_folder_replaces_the_old_one(out):
+    folder = write_job(out, "explanation", 0, place="runs", key="mine")
+    tracker = track.open_tracker(out)
+    first = tracker.single(folder)
+    shutil.rmtree(folder)
+    write_job(out, "explanation", 0, place="runs", key="mine", lr=5e-4)
+    later = (folder / "job.json").stat().st_mtime + 60
+    os.utime(folder / "job.json", (later, later))
+    second = tracker.single(folder)
+    assert second != first
+    assert {run.info.run_id: run.data.params["optim.lr"] for run in runs_of(out)} == {second: "0.0005"}
+    assert mlflow_place.known_run_ids(out)["mine"] == second
+
+
 def test_rebuild_restores_the_index_and_is_idempotent(out):
     for arm in ("answer_only", "explanation"):
         for seed in range(2):

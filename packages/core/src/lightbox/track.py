@@ -140,7 +140,7 @@ class Tracker:
         if run is None:
             return ""
         tags = tags | mlflow_entry.run_tags(run)
-        run_id, is_new = self._start(run.paper or "lightbox", folder.name, tags, name=run.label)
+        run_id, is_new = self._start(run.paper or "lightbox", folder.name, tags, name=run.label, end_ms=_end_ms(run))
         if is_new:
             self._fill(run_id, run)
         if claims:
@@ -165,12 +165,18 @@ class Tracker:
                 self._client.log_artifact(run_id, str(run.folder / name))
         self._client.set_terminated(run_id, "FINISHED", end_ms)
 
-    def _start(self, paper: str, key: str, tags: dict[str, str], *, name: str) -> tuple[str, bool]:
-        """Find the run of this key or create it; (run id, True where it is new). A half-written one is replaced."""
+    def _start(
+        self, paper: str, key: str, tags: dict[str, str], *, name: str, end_ms: int | None = None
+    ) -> tuple[str, bool]:
+        """Find the run of this key or create it; (run id, True where it is new).
+
+        A run is replaced where a kill left it half written, or where its folder has been trained anew since. A parent
+        run has no `end_ms` and is always continued.
+        """
         experiment_id = self._experiment(paper)
         wanted = f"tags.job_key = '{key}'" + (f" and tags.place = '{self._place}'" if self._place else "")
         for found in self._client.search_runs([experiment_id], filter_string=wanted):
-            if found.info.status == "FINISHED" or tags["kind"] == "reproduce":
+            if end_ms is None or (found.info.status == "FINISHED" and found.info.end_time == end_ms):
                 for tag, value in tags.items():
                     self._client.set_tag(found.info.run_id, tag, value)
                 return self._remember(key, found.info.run_id), False
