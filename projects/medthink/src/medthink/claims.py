@@ -1,48 +1,11 @@
-"""What MedThink claims, written before the model: claims T1-T6, their arms, controls and gates. No torch.
+"""What MedThink claims, written before the model: claims T1-T6, their contrasts, controls and gates. No torch.
 
-Every arm is one file of `conf/experiment/` and nothing else, so arms of a claim share data, steps and initial weights.
 The paper's text beyond its abstract was not available; its numbers are as an independent reproduction quotes them, and
 tables are named by content because their printed numbers were not found. Paper numbers are R-RAD / R-SLAKE.
 """
 
-from lightbox.claims.spec import Arm, Claim, Contrast, Gate, Kind, Measure, PaperClaims, Role, difference
-
-_CORRUPTION_PCT = (0, 10, 25, 50)
-
-
-def _arm(name: str, title: str, *needs: str, is_trained: bool = True) -> Arm:
-    return Arm(name, title, (f"experiment={name}",), needs, is_trained)
-
-
-_ARMS = (
-    _arm("untouched", "arm 0: shipped weights, not trained", is_trained=False),
-    _arm("majority", "most frequent training answer of the question kind", is_trained=False),
-    _arm("question_only", "most frequent training answer of the same question text", is_trained=False),
-    _arm("none", "answer only"),
-    _arm("explanation", "answer, then rationale"),
-    _arm("same_answer", "answer, then the rationale of another item with the same answer"),
-    _arm("filler", "answer, then neutral words, as many as the rationale has"),
-    _arm("reasoning", "rationale, then answer"),
-    _arm("none_pads", "answer only, pads counted in the loss (official code)"),
-    _arm("explanation_pads", "answer, then rationale, pads counted in the loss (official code)"),
-    _arm("stage1", "stage 1: question to rationale"),
-    _arm("stage1_folds", "stage 1, five models, each writing for the cases it did not see"),
-    _arm("stage2_gold", "stage 2 trained on reference rationales", "stage1"),
-    _arm("stage2_in_sample", "stage 2 trained on stage 1's rationales of its own training items", "stage1"),
-    _arm("stage2_out_of_fold", "stage 2 trained on out-of-fold rationales", "stage1", "stage1_folds"),
-    _arm("reader", "text-only reader trained on reference rationales", "explanation", "reasoning"),
-    _arm("reader_masked", "the same reader, answer-bearing words masked", "explanation", "reasoning"),
-    *(
-        _arm(f"{order}_corrupt{pct}", f"{order}, {pct} % of the training rationales corrupted")
-        for order in ("explanation", "reasoning")
-        for pct in _CORRUPTION_PCT[1:]
-    ),
-    _arm("majority_open", "most frequent training answer, open questions", is_trained=False),
-    _arm("question_only_open", "question-only look-up, open questions", is_trained=False),
-    _arm("explanation_open", "answer, then rationale; open questions"),
-    _arm("reasoning_open", "rationale, then answer; open questions"),
-    _arm("stage1_open", "stage 1: question to rationale; open questions"),
-)
+from lightbox.claims.spec import Claim, Contrast, Gate, Kind, Measure, PaperClaims, Role, difference
+from medthink.arms import ARMS, CORRUPTION_PCT, corruption_arm
 
 
 def _under(arm: str, condition: str, metric: str = "correct") -> Measure:
@@ -62,15 +25,11 @@ def _gate(*arms: str, suffix: str = "") -> Gate:
     return Gate(tuple(Measure(arm) for arm in arms), tuple(baselines))
 
 
-def _corruption_arm(order: str, pct: int) -> str:
-    return order if pct == 0 else f"{order}_corrupt{pct}"
-
-
 def _fitted_fall(order: str, sign: float = 1.0) -> tuple[tuple[float, Measure], ...]:
     """Terms whose sum is the least-squares fall of accuracy from 0 to 50 % corruption (positive: accuracy falls)."""
-    mean = sum(_CORRUPTION_PCT) / len(_CORRUPTION_PCT)
-    spread = sum((pct - mean) ** 2 for pct in _CORRUPTION_PCT)
-    return tuple((-sign * 50 * (pct - mean) / spread, Measure(_corruption_arm(order, pct))) for pct in _CORRUPTION_PCT)
+    mean = sum(CORRUPTION_PCT) / len(CORRUPTION_PCT)
+    spread = sum((pct - mean) ** 2 for pct in CORRUPTION_PCT)
+    return tuple((-sign * 50 * (pct - mean) / spread, Measure(corruption_arm(order, pct))) for pct in CORRUPTION_PCT)
 
 
 _T1 = Claim(
@@ -136,16 +95,14 @@ _T2 = Claim(
     contrasts=(
         difference("answer only - Reasoning", "none", "reasoning"),
         difference("Explanation - Reasoning", "explanation", "reasoning"),
-        difference(
-            "where Reasoning states the right facts: answer only - Reasoning",
-            "none",
-            Measure("reasoning", "correct_when_right"),
+        Contrast(
+            "part of (answer only - Reasoning) from items whose rationale states the right facts",
+            ((1.0, Measure("reasoning", "loss_at_right_facts")),),
             Role.SECONDARY,
         ),
-        difference(
-            "where Reasoning states wrong facts: answer only - Reasoning",
-            "none",
-            Measure("reasoning", "correct_when_wrong"),
+        Contrast(
+            "part of (answer only - Reasoning) from items whose rationale states wrong facts",
+            ((1.0, Measure("reasoning", "loss_at_wrong_facts")),),
             Role.SECONDARY,
         ),
         difference(
@@ -252,7 +209,7 @@ _T5 = Claim(
         difference("Explanation: 0 - 50 % corrupted", "explanation", "explanation_corrupt50", Role.SECONDARY),
         difference("Reasoning: 0 - 50 % corrupted", "reasoning", "reasoning_corrupt50", Role.SECONDARY),
     ),
-    gate=_gate(*(_corruption_arm(order, pct) for order in ("explanation", "reasoning") for pct in _CORRUPTION_PCT)),
+    gate=_gate(*(corruption_arm(order, pct) for order in ("explanation", "reasoning") for pct in CORRUPTION_PCT)),
     note="Corruption swaps side, zone or finding in the rationale and leaves the answer. Prediction before the run: a "
     "steeper fall for Reasoning, whose answer is read off its rationale.",
 )
@@ -295,6 +252,6 @@ PAPER = PaperClaims(
     paper="medthink",
     title="MedThink: rationale-guided medical visual question answering",
     arxiv="2404.12372",
-    arms={arm.name: arm for arm in _ARMS},
+    arms={arm.name: arm for arm in ARMS},
     claims=(_T1, _T1_PADS, _T2, _T3, _T4, _T5, _T6),
 )

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -85,6 +86,8 @@ def evaluate(
         if told is not None:
             generated[trial.condition] = {i.id: r for i, r in zip(trial.items, told, strict=True) if r is not None}
         _log.info("%s: %d items under condition %s", cfg.arm, len(texts), trial.condition)
+    if method == "reasoning" and "none" in needs:
+        scores.add_losses(rows, pq.read_table(needs["none"] / scores.SCORES))
     if generated:
         stages.add_generated(folder, generated)
     examples.write_examples(folder, answered, split, is_synthetic=cfg.data.source == PHANTOM)

@@ -1,6 +1,7 @@
 """One arm from configuration to a finished folder: baseline, folds, or train and evaluate. What every entry calls."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -25,12 +26,20 @@ def run(cfg: Config, folder: Path, *, out: Path, needs: Mapping[str, Path], keep
     cache = out / CACHE
     if cfg.is_folded and cfg.objective.is_trained:
         folds.run(cfg, folder, cache=cache)
+        drop_checkpoints(folder)
         return
     result = train.run(cfg, folder, needs=needs, cache=cache)
     evaluate.evaluate(cfg, result.model, result.tokenizer, result.scored, result.vision, folder=folder, needs=needs)
     if keeps_model:
         train.save_model(result, cfg, folder)
     add_to_card(folder, sanity(cfg, result.train, result.scored))
+    drop_checkpoints(folder)
+
+
+def drop_checkpoints(folder: Path) -> None:
+    """Delete the checkpoints of a scored run: nothing resumes from them, and many runs would hold gigabytes."""
+    for place in (*folder.glob("checkpoints"), *folder.glob("fold-*")):
+        shutil.rmtree(place)
 
 
 def sanity(cfg: Config, train_split: Split, scored: Split) -> dict[str, object]:

@@ -25,6 +25,8 @@ METRICS = (
     "rationale_right",  # 1 where the rationale states exactly the right facts
     "correct_when_right",  # `correct` where rationale_right is 1, else null
     "correct_when_wrong",  # `correct` where rationale_right is 0, else null
+    "loss_at_right_facts",  # answer-only's `correct` minus this one's where rationale_right is 1, else 0
+    "loss_at_wrong_facts",  # the same where rationale_right is 0; the two add up to the whole difference
 )
 ParseFacts = Callable[[str], frozenset[str]]
 ScoreRow = dict[str, str | float | None]
@@ -58,6 +60,22 @@ def score_item(
         row |= {"fact_f1": facts.f1, "rationale_right": float(facts.is_right)}
         row["correct_when_right" if facts.is_right else "correct_when_wrong"] = row["correct"]
     return row
+
+
+def add_losses(rows: Sequence[ScoreRow], answer_only: pa.Table) -> None:
+    """Fill in where a strategy loses against answer-only: at items whose rationale states the right or the wrong facts.
+
+    Args:
+        rows: of one arm, changed in place; rows without `rationale_right` stay as they are.
+        answer_only: the scores of arm "none" on the same items.
+    """
+    names = zip(answer_only["item"].to_pylist(), answer_only["condition"].to_pylist(), strict=True)
+    rival = dict(zip(names, answer_only["correct"].to_pylist(), strict=True))
+    for row in rows:
+        if row["rationale_right"] is not None and (row["item"], row["condition"]) in rival:
+            loss = rival[row["item"], row["condition"]] - row["correct"]
+            row["loss_at_right_facts"] = loss * row["rationale_right"]
+            row["loss_at_wrong_facts"] = loss * (1.0 - row["rationale_right"])
 
 
 def stated_answer(item: Item, text: str) -> str:

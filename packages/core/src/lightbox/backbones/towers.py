@@ -19,6 +19,8 @@ from lightbox.errors import RequestError
 
 BATCH = 128
 PREPROCESSOR = "preprocessor_config.json"
+UNREAD = ("pooler", "head")
+"""Parts that only serve pooled outputs, which are not read here; a file may lack them."""
 
 
 @dataclass(frozen=True)
@@ -101,12 +103,20 @@ def load_tower(name: str, revision: str = "", *, key: str = "model.tower") -> To
             f"Set {key} to one of those families, or give ready features with model.features",
         )
     with quiet_loading():
-        model = family.model_class.from_pretrained(
+        model, found = family.model_class.from_pretrained(
             place.source,
             revision=place.revision or "main",
             use_safetensors=True,
             trust_remote_code=False,
             dtype="float32",
+            output_loading_info=True,
+        )
+    missing = sorted(name for name in found["missing_keys"] if not name.startswith(UNREAD))
+    if missing:
+        raise RequestError(
+            f"{key} is '{name}', read as {family.model_class.__name__}",
+            f"Its file lacks {len(missing)} tensors, the first is {missing[0]}: the tower would be random",
+            "Use weights of that architecture",
         )
     return Tower(
         model=model.eval().requires_grad_(False),

@@ -1,0 +1,74 @@
+"""Random T5 and vision towers of a few thousand parameters, written by save_pretrained as real ones are."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from transformers import (
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    Dinov2Config,
+    Dinov2Model,
+    PreTrainedTokenizerFast,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+from lightbox.backbones.seq2seq import quiet_loading
+
+SPECIAL = ("<pad>", "</s>", "<unk>", "<extra_id_0>")
+TEMPLATE_WORDS = tuple("question options answer solution the is a b : ( ) . ? that part of image in yes no".split())
+TOWERS = {
+    "clip": (CLIPVisionConfig, CLIPVisionModel, 1),
+    "siglip": (SiglipVisionConfig, SiglipVisionModel, 0),
+    "dinov2": (Dinov2Config, Dinov2Model, 1),
+}
+"""Family -> config class, model class, leading tokens that are no patches."""
+
+
+def save_t5(folder: Path, words: Iterable[str], *, width: int = 32, layers: int = 1, seed: int = 0) -> Path:
+    """Write a random T5 with a word-level, lower-casing tokenizer of `words`."""
+    vocabulary = [*SPECIAL, *sorted({*TEMPLATE_WORDS, *words})]
+    core = Tokenizer(models.WordLevel({word: place for place, word in enumerate(vocabulary)}, unk_token="<unk>"))
+    core.normalizer = normalizers.Lowercase()
+    core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        additional_special_tokens=["<extra_id_0>"],
+    )
+    config = T5Config(
+        vocab_size=len(vocabulary),
+        d_model=width,
+        d_kv=width // 2,
+        d_ff=2 * width,
+        num_layers=layers,
+        num_heads=2,
+        pad_token_id=0,
+        eos_token_id=1,
+        decoder_start_token_id=0,
+    )
+    torch.manual_seed(seed)
+    with quiet_loading():
+        T5ForConditionalGeneration(config).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    return folder
+
+
+def save_tower(folder: Path, family: str = "clip", *, width: int = 32, image_px: int = 64, seed: int = 0) -> Path:
+    """Write a random vision tower of a family of `TOWERS`, patch 8, with its preprocessor settings."""
+    config_class, model_class, _ = TOWERS[family]
+    sizes = {"num_hidden_layers": 1, "num_attention_heads": 2, "image_size": image_px, "patch_size": 8}
+    mlp = {"mlp_ratio": 2} if family == "dinov2" else {"intermediate_size": 2 * width}
+    torch.manual_seed(seed)
+    with quiet_loading():
+        model_class(config_class(hidden_size=width, **sizes, **mlp)).save_pretrained(folder)
+    settings = {"size": {"height": image_px, "width": image_px}, "image_mean": [0.5] * 3, "image_std": [0.25] * 3}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    return folder
