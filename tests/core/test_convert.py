@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-import pickle
+import struct
 from collections import OrderedDict
 
 import pytest
@@ -25,7 +25,7 @@ class Payload:
         return (open, (str(self.marker), "w"))
 
 
-def save(path, value):
+def save_torch(path, value):
     torch.save(value, path)
     return path
 
@@ -33,7 +33,7 @@ def save(path, value):
 def test_state_dict_survives_bit_for_bit_with_digests(tmp_path):
     shared = torch.arange(6.0).reshape(2, 3)
     state = OrderedDict(weight=shared, tied=shared, half=torch.ones(2, dtype=torch.bfloat16), turned=shared.T)
-    source, dest = save(tmp_path / "a.pth", {"model": state}), tmp_path / "a.safetensors"
+    source, dest = save_torch(tmp_path / "a.pth", {"model": state}), tmp_path / "a.safetensors"
     done = convert(source, dest)
     loaded = load_file(dest)
     assert set(loaded) == {"model.weight", "model.tied", "model.half", "model.turned"}
@@ -47,9 +47,9 @@ def test_state_dict_survives_bit_for_bit_with_digests(tmp_path):
 
 
 def test_lone_tensor_and_list_get_plain_names(tmp_path):
-    convert(save(tmp_path / "a.pth", torch.zeros(3)), tmp_path / "a.safetensors")
+    convert(save_torch(tmp_path / "a.pth", torch.zeros(3)), tmp_path / "a.safetensors")
     assert set(load_file(tmp_path / "a.safetensors")) == {"tensor"}
-    convert(save(tmp_path / "b.pth", [torch.zeros(3), {"x": torch.ones(1)}]), tmp_path / "b.safetensors")
+    convert(save_torch(tmp_path / "b.pth", [torch.zeros(3), {"x": torch.ones(1)}]), tmp_path / "b.safetensors")
     assert set(load_file(tmp_path / "b.safetensors")) == {"0", "1.x"}
 
 
@@ -62,7 +62,9 @@ def test_malicious_pickle_never_creates_its_marker(tmp_path, way):
     assert marker.exists()  # the payload works where it is run
     marker.unlink()
     if way == "pickle":
-        source.write_bytes(pickle.dumps(payload["x"], protocol=2))
+        texts = (str(marker).encode(), b"w")
+        spelled = b"".join(b"X" + struct.pack("<I", len(text)) + text for text in texts)
+        source.write_bytes(b"\x80\x02cbuiltins\nopen\n(" + spelled + b"tR.")  # protocol 2: call open(marker, "w")
     else:
         torch.save(payload, source, _use_new_zipfile_serialization=way == "torch")
     with pytest.raises(RequestError, match="could run code"):
@@ -85,12 +87,12 @@ def test_malicious_pickle_never_creates_its_marker(tmp_path, way):
 )
 def test_anything_but_tensors_is_refused(tmp_path, value, why):
     with pytest.raises(RequestError, match=why):
-        convert(save(tmp_path / "a.pth", value), tmp_path / "a.safetensors")
+        convert(save_torch(tmp_path / "a.pth", value), tmp_path / "a.safetensors")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pth"]
 
 
 def test_files_that_are_no_weights_are_refused(tmp_path):
-    source = save(tmp_path / "a.pth", {"w": torch.zeros(100)})
+    source = save_torch(tmp_path / "a.pth", {"w": torch.zeros(100)})
     whole = source.read_bytes()
     for content in (b"", b"text", whole[:200], whole[: len(whole) // 2], b"PK\x03\x04" + b"\0" * 50):
         source.write_bytes(content)
@@ -99,7 +101,7 @@ def test_files_that_are_no_weights_are_refused(tmp_path):
 
 
 def test_destination_must_be_new_and_named_safetensors(tmp_path):
-    source = save(tmp_path / "a.pth", torch.zeros(1))
+    source = save_torch(tmp_path / "a.pth", torch.zeros(1))
     with pytest.raises(RequestError, match=r"The result is a \.safetensors file"):
         convert(source, tmp_path / "a.bin")
     (tmp_path / "b.safetensors").touch()
@@ -110,7 +112,7 @@ def test_destination_must_be_new_and_named_safetensors(tmp_path):
 
 
 def test_command_prints_the_digest(tmp_path):
-    source = save(tmp_path / "a.pth", torch.zeros(5))
+    source = save_torch(tmp_path / "a.pth", torch.zeros(5))
     result = CliRunner().invoke(app, ["convert", str(source), str(tmp_path / "a.safetensors")])
     assert result.exit_code == 0
     digest = hashlib.sha256((tmp_path / "a.safetensors").read_bytes()).hexdigest()

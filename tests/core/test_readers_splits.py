@@ -140,14 +140,14 @@ def test_no_patient_and_no_image_is_ever_in_two_splits(drawn, seed, fractions):
             assert split_of.setdefault(tie, c.split) == c.split
 
 
-def write(path, value):
+def put(path, value):
     path.write_text(json.dumps(value))
     return path
 
 
 def test_split_file_is_applied_by_case_id(tmp_path):
     cases = [case("1", "1", split="train"), case("2", "2", split="train")]
-    divided = split_by_file(cases, write(tmp_path / "s.json", {"train": [1], "test": ["2"]}))
+    divided = split_by_file(cases, put(tmp_path / "s.json", {"train": [1], "test": ["2"]}))
     assert [(c.id, c.split) for c in divided] == [("1", "train"), ("2", "test")]
 
 
@@ -162,4 +162,4 @@ def test_split_file_is_applied_by_case_id(tmp_path):
 )
 def test_split_file_must_name_every_case_once(tmp_path, content, reason):
     with pytest.raises(RequestError, match=reason):
-        split_by_file([case("1", "1"), case("2", "2")], write(tmp_path / "s.json", content))
+        split_by_file([case("1", "1"), case("2", "2")], put(tmp_path / "s.json", content))

@@ -21,7 +21,7 @@ ROW = {
 }
 
 
-def write(root, name, value):
+def put(root, name, value):
     (root / "images").mkdir(exist_ok=True)
     file = root / name
     file.parent.mkdir(exist_ok=True)
@@ -39,8 +39,8 @@ def test_split_form_golden(tmp_path):
         "answer_type": "OPEN",
     }
     other = {**ROW, "qid": 131, "image_name": "synpic2.jpg", "image_organ": "ABD ", "answer": 2, "answer_type": "OPEN "}
-    write(tmp_path, "trainset.json", [ROW, open_row, other])
-    write(tmp_path, "testset.json", [{**ROW, "qid": 9, "answer": "no"}])
+    put(tmp_path, "trainset.json", [ROW, open_row, other])
+    put(tmp_path, "testset.json", [{**ROW, "qid": 9, "answer": "no"}])
     result = read("vqa_rad", tmp_path)
     images = tmp_path / "images"
     assert result.cases == (
@@ -89,7 +89,7 @@ def test_public_form_golden_takes_split_from_phrase_type_and_patient_from_the_te
         "image_organ": "CHEST",
     }
     test_row = {**row, "qid": 8, "phrase_type": "test_para", "answer": "supratentorial"}
-    write(tmp_path, "VQA_RAD Dataset Public.json", [row, test_row])
+    put(tmp_path, "VQA_RAD Dataset Public.json", [row, test_row])
     train, test = read("vqa_rad", tmp_path).cases
     assert (train.split, test.split) == ("train", "test")
     assert train.patient_id == test.patient_id == "48e1dd0e-8552"
@@ -109,7 +109,7 @@ def test_llava_med_form_golden(tmp_path):
         "gpt4_answer": "Yes",
         "answer_type": "CLOSED",
     }
-    write(tmp_path, "llava_med_format/VQA_RAD_train_llavamed_format.jsonl", json.dumps(line) + "\n")
+    put(tmp_path, "llava_med_format/VQA_RAD_train_llavamed_format.jsonl", json.dumps(line) + "\n")
     (case,) = read("vqa_rad", tmp_path).cases
     assert case.questions == (Question("86", "Is there edema?", "yes", ("yes", "no"), 0),)
     assert (case.id, case.split, case.patient_id) == ("synpic3", "train", None)
@@ -117,9 +117,9 @@ def test_llava_med_form_golden(tmp_path):
 
 
 def test_form_can_be_chosen_where_two_are_there(tmp_path):
-    write(tmp_path, "trainset.json", [ROW])
+    put(tmp_path, "trainset.json", [ROW])
     line = {"question_id": 1, "image": "synpic3.jpg", "text": "q", "gpt4_answer": "lung", "answer_type": "CLOSED"}
-    write(tmp_path, "llava_med_format/a_train_b.jsonl", json.dumps(line))
+    put(tmp_path, "llava_med_format/a_train_b.jsonl", json.dumps(line))
     assert read("vqa_rad", tmp_path).cases[0].id == "synpic1"
     result = read("vqa_rad", tmp_path, form="llava_med")
     assert result.cases[0].id == "synpic3"
@@ -127,7 +127,7 @@ def test_form_can_be_chosen_where_two_are_there(tmp_path):
 
 
 def test_yes_marked_open_by_the_source_is_closed_and_counted(tmp_path):
-    write(tmp_path, "trainset.json", [{**ROW, "answer_type": "OPEN"}])
+    put(tmp_path, "trainset.json", [{**ROW, "answer_type": "OPEN"}])
     result = read("vqa_rad", tmp_path)
     assert result.cases[0].questions[0].is_closed
     assert result.counts["yes_no_marked_open"] == 1
@@ -148,7 +148,7 @@ def test_yes_marked_open_by_the_source_is_closed_and_counted(tmp_path):
     ],
 )
 def test_malformed_row_names_file_row_field_and_reason_and_the_rest_is_read(tmp_path, broken, field, reason):
-    file = write(tmp_path, "trainset.json", [{**ROW, "qid": 1}, broken, {**ROW, "qid": 3}])
+    file = put(tmp_path, "trainset.json", [{**ROW, "qid": 1}, broken, {**ROW, "qid": 3}])
     result = read("vqa_rad", tmp_path)
     assert [question.id for case in result.cases for question in case.questions] == ["1", "3"]
     (problem,) = result.problems
@@ -159,7 +159,7 @@ def test_malformed_row_names_file_row_field_and_reason_and_the_rest_is_read(tmp_
 
 def test_public_row_without_phrase_type_has_no_split(tmp_path):
     row = {k: v for k, v in ROW.items() if k != "phrase_type"}
-    file = write(tmp_path, "VQA_RAD Dataset Public.json", [ROW, row])
+    file = put(tmp_path, "VQA_RAD Dataset Public.json", [ROW, row])
     assert read("vqa_rad", tmp_path).problems == (
         Problem(str(file), "2", "phrase_type", "is missing, so the split of the row is unknown"),
     )
@@ -167,17 +167,17 @@ def test_public_row_without_phrase_type_has_no_split(tmp_path):
 
 def test_broken_json_line_is_one_problem(tmp_path):
     good = json.dumps({"question_id": 1, "image": "a.jpg", "text": "q", "gpt4_answer": "lung"})
-    write(tmp_path, "VQA_RAD_test.jsonl", f"{good}\n{{broken\n")
+    put(tmp_path, "VQA_RAD_test.jsonl", f"{good}\n{{broken\n")
     result = read("vqa_rad", tmp_path)
     assert [(p.row, p.field) for p in result.problems] == [("2", "row")]
     assert result.counts["questions"] == 1
 
 
 def test_dataset_without_a_readable_row_is_refused_with_the_first_problem(tmp_path):
-    write(tmp_path, "trainset.json", [{**ROW, "question": ""}])
+    put(tmp_path, "trainset.json", [{**ROW, "question": ""}])
     with pytest.raises(RequestError, match="has no readable row.*row 1, field 'question': is empty"):
         read("vqa_rad", tmp_path)
-    write(tmp_path, "trainset.json", [])
+    put(tmp_path, "trainset.json", [])
     with pytest.raises(RequestError, match="has no readable row"):
         read("vqa_rad", tmp_path)
 
@@ -185,7 +185,7 @@ def test_dataset_without_a_readable_row_is_refused_with_the_first_problem(tmp_pa
 def test_absent_files_forms_and_splits_are_refused(tmp_path):
     with pytest.raises(RequestError, match="There is no 'VQA_RAD Dataset Public.json'"):
         read("vqa_rad", tmp_path)
-    write(tmp_path, "trainset.json", [ROW])
+    put(tmp_path, "trainset.json", [ROW])
     with pytest.raises(RequestError, match="form 'llava_med'"):
         read("vqa_rad", tmp_path, form="llava_med")
     with pytest.raises(RequestError, match="split 'test'"):

@@ -31,11 +31,11 @@ def root(tmp_path):
     (tmp_path / "images").mkdir()
     for value, name in enumerate(("a", "b", "c"), start=1):
         Image.fromarray(np.full((4, 4), value * 10, np.uint8)).save(tmp_path / "images" / f"{name}.png")
-    write(tmp_path, train=[row(1, "a"), row(2, "b", answer="left", question_type="POS")], test=[row(3, "c")])
+    put(tmp_path, train=[row(1, "a"), row(2, "b", answer="left", question_type="POS")], test=[row(3, "c")])
     return tmp_path
 
 
-def write(root, **splits):
+def put(root, **splits):
     for split, rows in splits.items():
         (root / f"{split}set.json").write_text(json.dumps(rows))
 
@@ -58,7 +58,7 @@ def test_sound_dataset_is_counted_and_passes(root):
 
 
 def test_official_leakage_is_counted_and_no_failure(root):
-    write(root, test=[row(3, "a"), row(4, "c"), row(5, "a", question="question  1?")])
+    put(root, test=[row(3, "a"), row(4, "c"), row(5, "a", question="question  1?")])
     found = validate("vqa_rad", root)
     (leak,) = found.leakage
     assert (leak.images, leak.images_shared, leak.items, leak.items_on_shared_images) == (2, 1, 3, 2)
@@ -77,7 +77,7 @@ def test_unreadable_images_are_named_each_once(root):
     (root / "images" / "a.png").unlink()
     content = (root / "images" / "b.png").read_bytes()
     (root / "images" / "b.png").write_bytes(content[:50])
-    write(root, train=[row(1, "a"), row(2, "b"), row(4, "b")])
+    put(root, train=[row(1, "a"), row(2, "b"), row(4, "b")])
     found = validate("vqa_rad", root)
     assert found.unreadable_images == 2
     assert found.failures == ("2 unreadable images",)
@@ -88,14 +88,14 @@ def test_unreadable_images_are_named_each_once(root):
 
 
 def test_duplicate_ids_are_named(root):
-    write(root, train=[row(1, "a"), row(1, "b"), row(1, "b"), row(2, "b")])
+    put(root, train=[row(1, "a"), row(1, "b"), row(1, "b"), row(2, "b")])
     found = validate("vqa_rad", root)
     assert (found.duplicates, found.duplicate_ids) == (2, ("1",))
     assert found.failures == ("2 duplicate ids",)
 
 
 def test_repeated_items_are_reported_and_no_failure(root):
-    write(
+    put(
         root,
         train=[
             row(1, "a", question="Same?"),
@@ -109,7 +109,7 @@ def test_repeated_items_are_reported_and_no_failure(root):
 
 
 def test_first_twenty_malformed_rows_are_listed_and_all_are_counted(root):
-    write(root, train=[row(1, "a"), *(row(n, "a", question="") for n in range(2, 32))])
+    put(root, train=[row(1, "a"), *(row(n, "a", question="") for n in range(2, 32))])
     found = validate("vqa_rad", root)
     assert found.malformed == 30
     assert len(found.problems) == 20
@@ -137,7 +137,7 @@ def test_file_that_differs_from_its_recorded_digest_is_said(tmp_path):
 
 
 def test_empty_dataset_is_a_request_error(root):
-    write(root, train=[], test=[])
+    put(root, train=[], test=[])
     with pytest.raises(RequestError, match="no readable row"):
         validate("vqa_rad", root)
 
@@ -163,7 +163,7 @@ def test_command_exits_0_when_sound_and_prints_json(root):
     ],
 )
 def test_command_exits_1_when_a_rule_is_broken(root, train, text):
-    write(root, train=train)
+    put(root, train=train)
     result = runner.invoke(app, ["validate", "vqa_rad", "--root", str(root)])
     assert result.exit_code == 1
     assert text in result.stdout
