@@ -13,7 +13,7 @@ from PIL import Image
 from lightbox.errors import RequestError
 from lightbox.readers.catalog import read
 from lightbox.readers.images import load_image
-from lightbox.readers.splits import leakage
+from lightbox.readers.leakage import leakage
 from lightbox.records import Case, Question
 
 

@@ -10,14 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightbox.errors import RequestError
-from lightbox.readers.splits import (
-    image_keys,
-    leakage,
-    merge_cases,
-    require_clean,
-    split_by_file,
-    split_by_image,
-)
+from lightbox.readers.leakage import image_keys, leakage, require_clean
+from lightbox.readers.splits import merge_cases, split_by_file, split_by_image
 from lightbox.records import Case, Question
 
 

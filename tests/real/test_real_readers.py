@@ -8,7 +8,8 @@ import pytest
 
 from lightbox.readers.catalog import ROOT_VARIABLE, read
 from lightbox.readers.images import load_image
-from lightbox.readers.splits import leakage, split_by_image
+from lightbox.readers.leakage import leakage
+from lightbox.readers.splits import split_by_image
 from lightbox.readers.validate import validate
 
 pytestmark = [

@@ -14,8 +14,9 @@ from lightbox.readers import catalog
 from lightbox.readers.cards import NOT_RECORDED, load_card
 from lightbox.readers.convert import sha256_of
 from lightbox.readers.images import load_image
+from lightbox.readers.leakage import Leakage, image_key, leakage
 from lightbox.readers.rows import Problem, ReadResult
-from lightbox.readers.splits import Leakage, image_key, leakage, split_by_file
+from lightbox.readers.splits import split_by_file
 from lightbox.records import Case, Question, questions_of
 
 LISTED = 20
