@@ -134,6 +134,16 @@ def test_a_rule_of_the_schema_names_its_key(toy, override, key):
     assert key in str(caught.value)
 
 
+def test_quoted_values_stay_text(toy):
+    assert toy("run.seed=0", "run.out='a, b=c'").run.out == "a, b=c"
+
+
+def test_compositions_share_no_state(toy):
+    first = toy("run.seed=0", "model.width=16")
+    first.optim.lr = 1.0
+    assert (toy("run.seed=0").model.width, toy("run.seed=0").optim.lr) == (4, 1e-3)
+
+
 def test_seed_zero_and_micro_batch_that_divides_are_accepted(toy):
     cfg = toy("run.seed=0", "optim.batch_size=6", "optim.micro_batch_size=3")
     assert (cfg.run.seed, cfg.optim.micro_batch_size) == (0, 3)

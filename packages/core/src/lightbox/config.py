@@ -6,9 +6,12 @@ wrong type, a missing value or an impossible combination is a `RequestError` tha
 """
 
 import ast
+import copy
 import dataclasses
 import difflib
+import functools
 import hashlib
+import importlib
 import importlib.resources
 import inspect
 import itertools
@@ -19,10 +22,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from types import ModuleType
 from typing import Any, get_type_hints
 
 import hydra
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -158,10 +163,9 @@ def compose(package: str, config_name: str, overrides: Sequence[str]) -> Any:
         RequestError: naming the key: unknown (with close matches), wrong type, required and absent, unknown group
             choice, malformed override, or a rule of the dataclass.
     """
-    for override in overrides:
-        refusals.check_override(override)
+    parsed = [refusals.read_override(override) for override in overrides]
     try:
-        value = OmegaConf.to_object(_compose_raw(package, config_name, overrides))
+        value = OmegaConf.to_object(_compose_raw(package, config_name, parsed))
     except MissingConfigException as err:
         raise refusals.unknown_choice(err) from err
     except (HydraException, OmegaConfBaseException) as err:
@@ -227,9 +231,26 @@ def _own_docs(schema: type) -> dict[str, str]:
     return docs
 
 
-def _compose_raw(package: str, config_name: str, overrides: Sequence[str]) -> DictConfig:
-    with hydra.initialize_config_module(f"{package}.conf", version_base="1.3"):
-        return hydra.compose(config_name, overrides=list(overrides))
+def _compose_raw(package: str, config_name: str, overrides: Sequence[Override]) -> DictConfig:
+    """Choices of groups by Hydra, remembered because planning composes each arm once per seed; then single keys."""
+    choices, keys = [], []
+    for override in overrides:
+        if override.key_or_group in _groups(package) and not isinstance(override.value(), dict):
+            refusals.check_choice_of_group(override)
+            choices.append(override)
+        else:
+            keys.append(override)
+    conf = importlib.import_module(f"{package}.conf")
+    cfg = copy.deepcopy(_compose_choices(conf, config_name, tuple(str(choice.input_line) for choice in choices)))
+    for override in keys:
+        OmegaConf.update(cfg, override.key_or_group, override.value(), merge=True)
+    return cfg
+
+
+@functools.lru_cache(maxsize=512)
+def _compose_choices(conf: ModuleType, config_name: str, choices: tuple[str, ...]) -> DictConfig:
+    with hydra.initialize_config_module(conf.__name__, version_base="1.3"):
+        return hydra.compose(config_name, overrides=list(choices))
 
 
 def _groups(package: str) -> list[str]:

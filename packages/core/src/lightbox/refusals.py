@@ -4,14 +4,19 @@ import difflib
 from collections.abc import Iterator, Sequence
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from lightbox.errors import RequestError
 
 
-def check_override(override: str) -> None:
-    """Raise `RequestError` unless `override` is one key of a schema set to one value, as ``key=value``."""
+def read_override(override: str) -> Override:
+    """Parse one override, ``key=value``.
+
+    Raises:
+        RequestError: unless it sets one key of a schema to one value.
+    """
     given = f"The override '{override}'"
     if "=" not in override or override.startswith("-"):
         raise RequestError(given, "An override sets one key", "Write it as key=value")
@@ -28,6 +33,15 @@ def check_override(override: str) -> None:
         raise RequestError(given, f"Hydra cannot read it: {reason}", "Write key=value; quote special signs") from err
     if parsed.is_sweep_override():
         raise RequestError(given, "One run takes one value", "Start one run per value; write a list as key=[a,b]")
+    return parsed
+
+
+def check_choice_of_group(override: Override) -> None:
+    """Raise `RequestError` unless a group override names one file, as text."""
+    if not isinstance(override.value(), str):
+        group = override.key_or_group
+        given = f"The override '{override.input_line}'"
+        raise RequestError(given, f"{group} is a folder of files, and one is chosen by name", f"Write {group}=NAME")
 
 
 def unknown_choice(err: MissingConfigException) -> RequestError:
