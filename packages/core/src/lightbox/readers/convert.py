@@ -10,6 +10,7 @@ import pickle
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from lightbox.errors import RequestError
 
@@ -101,7 +102,7 @@ def _load(source: Path) -> object:
         ) from err
 
 
-def _named_tensors(value: object, source: Path, name: str = "", depth: int = 0) -> Iterator[tuple[str, object]]:
+def _named_tensors(value: object, source: Path, name: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
     import torch  # noqa: PLC0415
 
     if isinstance(value, torch.Tensor) and value.layout == torch.strided and not value.is_quantized:

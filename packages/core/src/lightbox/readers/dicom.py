@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 from pydicom.errors import BytesLengthException, InvalidDicomError
+from pydicom.multival import MultiValue
 from pydicom.pixels import apply_modality_lut, apply_voi_lut, pixel_array
 from pydicom.uid import RLELossless
 
@@ -151,7 +152,7 @@ def _tags(dataset: pydicom.Dataset) -> dict[str, str | float | tuple[float, ...]
     for name in NUMBER_TAGS:
         value = dataset.get(name)
         if value is not None and value != "":
-            is_list = isinstance(value, pydicom.multival.MultiValue)
+            is_list = isinstance(value, MultiValue)
             tags[name] = tuple(float(v) for v in value) if is_list else float(value)
     return tags
 

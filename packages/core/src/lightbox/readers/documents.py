@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from lightbox.errors import RequestError
 from lightbox.readers.rows import RowError
@@ -66,7 +67,7 @@ def parse_json(text: str) -> object:
         raise ValueError("it is nested too deep") from err
 
 
-def read_json(path: Path, kind: type) -> list | StrictObject:
+def read_json(path: Path, kind: type) -> Any:
     """Read a JSON file whose top level must be a `list` or an object (`dict`).
 
     Raises:

@@ -75,7 +75,7 @@ def image_size_wh(path: Path) -> tuple[int, int]:
     """Width and height of a PNG or JPEG, upright, from its header; pixels are not decoded."""
     with _opened(path, path) as image:
         turned = image.getexif().get(0x0112, 1) >= 5  # orientations 5 to 8 swap the sides
-        return image.size[::-1] if turned else image.size
+        return (image.height, image.width) if turned else (image.width, image.height)
 
 
 def to_uint8(values: np.ndarray) -> np.ndarray:

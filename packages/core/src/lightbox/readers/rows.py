@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from lightbox.errors import RequestError
 from lightbox.records import Case, Finding, Question, check_case, check_question
@@ -200,7 +201,7 @@ def case_id_of(image_name: str) -> str:
 
 
 def make_question(
-    qid: str, text: str, answer: str, *, choices: tuple[str, ...] = (), index: int | None = None, **fields: object
+    qid: str, text: str, answer: str, *, choices: tuple[str, ...] = (), index: int = 0, **fields: Any
 ) -> Question:
     """Build a question; it is closed exactly where it has two options.
 

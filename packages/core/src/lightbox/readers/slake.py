@@ -10,6 +10,7 @@ takes the name of the box that it fills, since the boxes were drawn around the r
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -49,7 +50,9 @@ def read_cases(
             with rows.row(file, number):
                 _add(rows, value, images if has_images else None, name, language, number)
     for case in rows.cases if has_images else ():
-        folder = case.images[0].parent
+        image = case.images[0]
+        assert isinstance(image, Path)
+        folder = image.parent
         findings = _boxes(folder, rows) if (folder / "detection.json").is_file() else []
         if use_masks and (folder / "mask.png").is_file():
             with rows.row(folder / "mask.png", case.id, counter="masks"):
@@ -122,7 +125,7 @@ def _boxes(folder: Path, rows: Gathering) -> list[Finding]:
     return findings
 
 
-def _box(xywh: object, image_wh: tuple[int, int], name: str) -> Box:
+def _box(xywh: Any, image_wh: tuple[int, int], name: str) -> Box:
     is_numbers = isinstance(xywh, list) and all(isinstance(v, int | float) and not isinstance(v, bool) for v in xywh)
     if not is_numbers or len(xywh) != 4:
         raise RowError(name, f"is {shown(xywh)}, not left, top, width, height in pixels")
