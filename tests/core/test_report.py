@@ -285,7 +285,10 @@ def test_curves_with_gaps_and_no_points_are_drawn():
 
 def test_arms_differ_in_line_style_and_roles_in_marker_not_in_colour_alone():
     assert len({marker for marker, _ in figures.ROLES.values()}) == len(figures.ROLES)
-    assert len({str(line) for line in figures.LINES}) == len(figures.COLOURS)
+    assert len({str(line) for line in figures.LINES}) == len(figures.LINES)
+    by_place = range(len(figures.COLOURS) * len(figures.LINES))
+    styles = [(figures.arm_colour(i), str(figures.LINES[i % len(figures.LINES)])) for i in by_place]
+    assert len(set(styles)) == len(styles)
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,7 @@ from lightbox.report.numbers import level
 
 INK, SOFT, FAINT, BAND = "#1f2933", "#6b7680", "#d5dade", "#eceff2"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555", "#8C6D1F")
-LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
+LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))  # 7 styles to 8 colours: 56 arms differ
 ROLES = {"primary": ("s", "#0072B2"), "control": ("D", "#D55E00"), "secondary": ("o", "#6b7680")}
 
 _STYLE = {
@@ -152,9 +151,7 @@ def arm_colour(index: int) -> str:
 
 def _draw_panel(axis: Axes, panel: ForestPanel, limits: tuple[float, float]) -> None:
     if panel.min_effect:
-        axis.axvspan(
-            -panel.min_effect, panel.min_effect, color=BAND, lw=0, clip_on=False
-        )  # a clip path would make ids vary
+        axis.axvspan(-panel.min_effect, panel.min_effect, color=BAND, lw=0)
     axis.axvline(0, color=SOFT, lw=0.8)
     for place, row in enumerate(panel.rows):
         _draw_row(axis, row, place)
@@ -257,6 +254,10 @@ def _cycle(choices: Sequence, index: int):
 
 
 def _svg(figure: Figure) -> str:
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for axis in figure.axes:  # the layout solver is exact to about 1e-13 only, and ids are digests of all digits
+        axis.set_position([round(number, 5) for number in axis.get_position().bounds])
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return buffer.getvalue()
