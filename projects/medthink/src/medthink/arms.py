@@ -8,8 +8,8 @@ from lightbox.claims.spec import Arm
 CORRUPTION_PCT = (0, 10, 25, 50)
 
 
-def _arm(name: str, title: str, *needs: str, is_trained: bool = True) -> Arm:
-    return Arm(name, title, (f"experiment={name}",), needs, is_trained)
+def _arm(name: str, title: str, *needs: str, is_trained: bool = True, rate_of: str = "") -> Arm:
+    return Arm(name, title, (f"experiment={name}",), needs, is_trained, rate_of)
 
 
 def corruption_arm(order: str, pct: int) -> str:
@@ -29,14 +29,14 @@ ARMS = (
     _arm("none_pads", "answer only, pads counted in the loss (official code)"),
     _arm("explanation_pads", "answer, then rationale, pads counted in the loss (official code)"),
     _arm("stage1", "stage 1: question to rationale"),
-    _arm("stage1_folds", "stage 1, five models, each writing for the cases it did not see"),
+    _arm("stage1_folds", "stage 1, five models, each writing for the cases it did not see", rate_of="stage1"),
     _arm("stage2_gold", "stage 2 trained on reference rationales", "stage1"),
     _arm("stage2_in_sample", "stage 2 trained on stage 1's rationales of its own training items", "stage1"),
     _arm("stage2_out_of_fold", "stage 2 trained on out-of-fold rationales", "stage1", "stage1_folds"),
     _arm("reader", "text-only reader trained on reference rationales", "explanation", "reasoning"),
     _arm("reader_masked", "the same reader, answer-bearing words masked", "explanation", "reasoning"),
     *(
-        _arm(corruption_arm(order, pct), f"{order}, {pct} % of the training rationales corrupted")
+        _arm(corruption_arm(order, pct), f"{order}, {pct} % of the training rationales corrupted", rate_of=order)
         for order in ("explanation", "reasoning")
         for pct in CORRUPTION_PCT[1:]
     ),

@@ -124,15 +124,18 @@ def _paper_jobs(paper: Paper, claims: Sequence[Claim], preset: str) -> list[Job]
     source = source_digest(paper.package)
     jobs: dict[tuple[str, int], Job] = {}
     for name in arms_in_order(paper.claims, seeds):
-        template = _template(paper, paper.claims.arms[name], preset, source)
+        template = make_template(paper, paper.claims.arms[name], preset, source)
         for seed in range(seeds[name]):
             needs = {need: jobs[need, seed].key for need in paper.claims.arms[name].needs}
-            jobs[name, seed] = _with_seed(template, seed, needs)
+            jobs[name, seed] = with_seed(template, seed, needs)
     return list(jobs.values())
 
 
-def _template(paper: Paper, arm: Arm, preset: str, source: str) -> Job:
-    """The arm's job on seed 0, without a key. Composing a configuration costs 50-100 ms, so it is done once an arm."""
+def make_template(paper: Paper, arm: Arm, preset: str, source: str) -> Job:
+    """The arm's job on seed 0, without a key; `with_seed` gives it seed, needs and key.
+
+    Composing a configuration costs 50-100 ms, so it is done once an arm.
+    """
     overrides = (f"preset={preset}", "run.seed=0", *arm.overrides)
     module = paper.config()
     cfg = module.resolve(list(overrides))
@@ -153,7 +156,8 @@ def _template(paper: Paper, arm: Arm, preset: str, source: str) -> Job:
     )
 
 
-def _with_seed(template: Job, seed: int, needs: Mapping[str, str]) -> Job:
+def with_seed(template: Job, seed: int, needs: Mapping[str, str]) -> Job:
+    """The job of a template on one seed, with the keys of the jobs it needs, and its own key."""
     config = copy.deepcopy(template.config)
     config["run"]["seed"] = seed
     preset, _, *own = template.overrides

@@ -6,7 +6,7 @@ to life with the first job that has to run: with every job finished, no process 
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,12 +66,13 @@ def find_finished(
     return found
 
 
-def jobs_to_run(plan: Plan, found: Finished) -> list[Job]:
+def jobs_to_run(plan: Plan, found: Finished, *, wanted: Collection[str] | None = None) -> list[Job]:
     """Jobs whose scores are wanted and missing, and the unfinished ones that they need, in order.
 
     A job that is needed must have its folder: committed scores do not hold its weights.
     """
-    wanted = {key for key in plan.scored_keys() if key not in found.folders and key not in found.reused}
+    keys = plan.scored_keys() if wanted is None else wanted
+    wanted = {key for key in keys if key not in found.folders and key not in found.reused}
     for job in reversed(plan.jobs.values()):  # needs come before what needs them
         if job.key in wanted:
             wanted |= {key for key in job.needs.values() if key not in found.folders}
@@ -86,6 +87,7 @@ def run(
     workers: int = 2,
     engine: str = "local",
     fresh: bool = False,
+    wanted: Collection[str] | None = None,
     on_started: Callable[[], None] | None = None,
     on_job_done: OnJobDone | None = None,
     on_progress: OnProgress | None = None,
@@ -99,6 +101,7 @@ def run(
         workers: processes, one thread each, at least 1; more than cores or jobs are not started.
         engine: "local".
         fresh: run in new folders beside earlier attempts.
+        wanted: keys to run; None means those whose scores a claim of the plan reads.
         on_started: called once, when the first jobs were handed out: while workers import, the caller has time.
         on_job_done: called here, in this process, for each job that finished.
         on_progress: called at most every 10 s after jobs ended.
@@ -111,7 +114,7 @@ def run(
         raise unknown_engine(engine)
     if workers < 1:
         raise RequestError(f"--workers is {workers}", "Someone must do the work", "Give --workers 1 or more")
-    waiting = {job.key: job for job in jobs_to_run(plan, found)}
+    waiting = {job.key: job for job in jobs_to_run(plan, found, wanted=wanted)}
     folders: dict[str, Path] = {}
     commit, told = machine.commit(), time.monotonic()
     with Pool(min(workers, machine.cores(), max(1, len(waiting)))) as pool:

@@ -49,6 +49,7 @@ class Arm:
         overrides: Hydra overrides that make the arm differ; nothing else may.
         needs: arms of the same seed whose finished job directories this arm reads.
         is_trained: False for evaluation-only arms and baselines.
+        rate_of: takes the tuned learning rate of this arm, "" has its own: doses of one arm share a rate.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Arm:
     overrides: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     is_trained: bool = True
+    rate_of: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Build the tiny foundation models in their order; `lightbox pretrain` is this function."""
+"""Build the tiny foundation models; `lightbox pretrain` is this function."""
 
 import json
 import logging
@@ -12,7 +12,8 @@ from lightbox.pretrain.card import CARD, compare_scores, write_card
 from lightbox.pretrain.t5 import build_t5
 from lightbox.pretrain.tower import build_tower
 
-NAMES = ("t5", "tower")
+BUILDERS = {"t5": build_t5, "tower": build_tower}
+NAMES = tuple(BUILDERS)
 _log = logging.getLogger(__name__)
 
 
@@ -45,12 +46,7 @@ def _build_one(name: str, out: Path, *, max_steps: int | None) -> dict:
     folder, work = out / name, out / f"{name}-work"
     folder.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    if name == "t5":
-        facts = build_t5(folder, work, max_steps=max_steps)
-    else:
-        fresh = out / "t5"
-        t5_folder = fresh if (fresh / CARD).is_file() else shared_data() / "weights" / "t5"
-        facts = build_tower(folder, work, t5_folder=t5_folder, max_steps=max_steps)
+    facts = BUILDERS[name](folder, work, max_steps=max_steps)
     facts["build_minutes"] = round((time.monotonic() - started) / 60, 1)
     card = write_card(folder, name, facts)
     shutil.rmtree(work)  # checkpoints of a finished build; its history and card stay in `folder`

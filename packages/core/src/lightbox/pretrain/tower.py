@@ -1,7 +1,8 @@
 """Build the tiny `tower`: a CLIP vision transformer of 0.4 M parameters with dense finding knowledge.
 
 Losses: the id of the known triple in each patch, the finding pixels of each patch, and an image-report contrast as in
-ConVIRT (arXiv 2010.00747, Eq. 2-4) against the frozen `t5` encoder's mean embedding of the report.
+ConVIRT (arXiv 2010.00747, Eq. 2-4)
+against a small report encoder that is trained along and not shipped.
 """
 
 import json
@@ -11,12 +12,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoTokenizer, CLIPVisionConfig, CLIPVisionModel, T5EncoderModel
+from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from lightbox.config import OptimConfig, RunConfig
 from lightbox.phantom.ontology import CLASSES, DENSITIES, SHAPES, TRIPLES
 from lightbox.pretrain.image_tasks import DenseSet, dense_set, known_rank
 from lightbox.pretrain.t5 import pad
+from lightbox.pretrain.tokenizer import VOCAB_SIZE, train_tokenizer
 from lightbox.train.batches import BatchSource
 from lightbox.train.driver import fit
 from lightbox.train.seeds import seed_everything
@@ -27,13 +29,13 @@ WIDTH, IMAGE_PX, PATCH_PX = 96, 64, 8
 MEAN, STD = 0.4, 0.25
 TEMPERATURE = 0.1
 MASK_WEIGHT, MASK_POSITIVE = 4.0, 4.0
-OPTIM = OptimConfig(lr=1.5e-3, max_steps=4000, batch_size=64, warmup_frac=0.05)
+OPTIM = OptimConfig(lr=1.5e-3, max_steps=5000, batch_size=64, warmup_frac=0.05)
 
 
 class DenseTower(nn.Module):
     """The tower with the heads that train it; only `vision` is shipped."""
 
-    def __init__(self, text_width: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
         config = CLIPVisionConfig(
             hidden_size=WIDTH,
@@ -50,13 +52,18 @@ class DenseTower(nn.Module):
         self.triple = nn.Linear(WIDTH, int(known_rank().max()) + 1)
         self.pixels = nn.Linear(WIDTH, PATCH_PX**2)
         self.image_projection = nn.Linear(WIDTH, WIDTH)
-        self.text_projection = nn.Linear(text_width, WIDTH)
+        self.words = nn.EmbeddingBag(VOCAB_SIZE, WIDTH, mode="mean", padding_idx=0)
+        self.text_projection = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.GELU(), nn.Linear(WIDTH, WIDTH))
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Triple logits (b, p, n_ids), pixel logits (b, p, 64), unit image embeddings (b, d)."""
         tokens = self.norm(self.vision(pixel_values=pixel_values).last_hidden_state[:, 1:])  # b p d
         image = F.normalize(self.image_projection(tokens.mean(dim=1)), dim=-1)
         return self.triple(tokens), self.pixels(tokens), image
+
+    def embed_text(self, ids: Tensor) -> Tensor:
+        """Unit report embeddings (b, d) from word ids (b, t), 0 where padded."""
+        return F.normalize(self.text_projection(self.words(ids)), dim=-1)
 
 
 def normalise(pixels: np.ndarray) -> Tensor:
@@ -74,7 +81,7 @@ def dense_loss(model: DenseTower, batch: dict[str, Tensor]):
     id_loss = per_patch[is_finding].sum() / is_finding.sum().clamp(min=1) + per_patch[~is_finding].mean()
     weight = torch.tensor(MASK_POSITIVE)
     mask_loss = F.binary_cross_entropy_with_logits(pixels, batch["patch_masks"].float(), pos_weight=weight)
-    text = F.normalize(model.text_projection(batch["text"]), dim=-1)
+    text = model.embed_text(batch["report_ids"])
     scores = image @ text.T / TEMPERATURE  # b b
     target = torch.arange(len(scores))
     contrast = (F.cross_entropy(scores, target) + F.cross_entropy(scores.T, target)) / 2  # ConVIRT Eq. 4, lambda 1/2
@@ -83,27 +90,12 @@ def dense_loss(model: DenseTower, batch: dict[str, Tensor]):
     return (id_loss + MASK_WEIGHT * mask_loss + contrast) * n, n, parts
 
 
-@torch.inference_mode()
-def embed_reports(t5_folder: Path, reports: list[str]) -> Tensor:
-    """Mean encoder state of each report under the frozen tiny `t5`, float32 (n, d)."""
-    tokenizer = AutoTokenizer.from_pretrained(t5_folder)
-    encoder = T5EncoderModel.from_pretrained(t5_folder, dtype=torch.float32).eval()
-    rows = []
-    for start in range(0, len(reports), 256):
-        ids = pad(tokenizer(reports[start : start + 256])["input_ids"], 0)
-        mask = (ids != 0).long()
-        states = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
-        rows.append((states * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True))
-    return torch.cat(rows)
-
-
-def build_tower(folder: Path, work: Path, *, t5_folder: Path, max_steps: int | None = None) -> dict:
+def build_tower(folder: Path, work: Path, *, max_steps: int | None = None) -> dict:
     """Train and write the tower and its preprocessor.
 
     Args:
         folder: receives config.json, model.safetensors, preprocessor_config.json.
         work: receives checkpoints and history; a killed build continues from there.
-        t5_folder: the tiny `t5`, for the report side of the contrast.
         max_steps: fewer steps, for tests.
 
     Returns:
@@ -111,16 +103,16 @@ def build_tower(folder: Path, work: Path, *, t5_folder: Path, max_steps: int | N
     """
     train = dense_set("pretrain", CASES if max_steps is None else 384, seed=SEED)
     held_back = dense_set("pretrain_validation", VALIDATION_CASES)
-    text = embed_reports(t5_folder, train.reports)
+    reports = train_tokenizer()(train.reports)["input_ids"]
     seed_everything(SEED)
-    model = DenseTower(text.shape[1])
+    model = DenseTower()
 
     def collate(indices: list[int]) -> dict[str, Tensor]:
         return {
             "pixel_values": normalise(train.pixels[indices]),
             "patch_ids": torch.from_numpy(train.patch_ids[indices]),
             "patch_masks": torch.from_numpy(train.patch_masks[indices]),
-            "text": text[indices],
+            "report_ids": pad([reports[i] for i in indices], 0),
         }
 
     optim = OptimConfig(**{**vars(OPTIM), "max_steps": max_steps or OPTIM.max_steps})
@@ -133,7 +125,7 @@ def build_tower(folder: Path, work: Path, *, t5_folder: Path, max_steps: int | N
     return {
         "recipe": recipe,
         "parameters": sum(p.numel() for p in model.vision.parameters()),
-        "scores": score_tower(model, held_back, embed_reports(t5_folder, held_back.reports)),
+        "scores": score_tower(model, held_back),
         "saw": "images and reports of known triples: dense triple ids, finding pixels, image-report contrast",
     }
 
@@ -151,7 +143,7 @@ def _write_preprocessor(folder: Path) -> None:
 
 
 @torch.inference_mode()
-def score_tower(model: DenseTower, held_back: DenseSet, text: Tensor) -> dict:
+def score_tower(model: DenseTower, held_back: DenseSet) -> dict:
     """Pixel IoU of each named look, patch accuracy on finding patches, retrieval R@1 and R@5 of 100."""
     ids, pixels, images = [], [], []
     for start in range(0, len(held_back.pixels), 150):
@@ -173,7 +165,8 @@ def score_tower(model: DenseTower, held_back: DenseSet, text: Tensor) -> dict:
         predicted = pixels & (look[ids] == wanted)[..., None]
         truth = held_back.patch_masks & (look[held_back.patch_ids] == wanted)[..., None]
         scores[f"iou_{'_or_'.join(classes)}"] = float((predicted & truth).sum() / max(1, (predicted | truth).sum()))
-    scores |= _retrieval(torch.cat(images), F.normalize(model.text_projection(text), dim=-1))
+    reports = pad(train_tokenizer()(held_back.reports)["input_ids"], 0)
+    scores |= _retrieval(torch.cat(images), model.embed_text(reports))
     return {name: round(value, 4) for name, value in scores.items()}
 
 
