@@ -66,30 +66,31 @@ def work(orders: Connection, lifeline: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides what stops
     threading.Thread(target=_leave_with_parent, args=(lifeline,), daemon=True).start()
     while (order := orders.recv()) is not None:
+        order.folder.mkdir(parents=True, exist_ok=True)
+        with (order.folder / LOG).open("a", encoding="utf-8") as log:
+            _send_output_to(log.fileno())
         orders.send(run_order(order))
 
 
 def run_order(order: Order) -> Outcome:
-    """Run one job; whatever it prints, and the traceback where it fails, goes to `log.txt` in its folder."""
+    """Run one job; where it fails, the traceback is logged and the outcome says why."""
     order.folder.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     error: LightboxError | None = None
     is_disk_full = False
-    with (order.folder / LOG).open("a", buffering=1, encoding="utf-8") as log:
-        _send_output_to(log.fileno())
-        try:
-            with FileLock(order.folder / ".lock", timeout=PATIENCE_S):
-                job = importlib.import_module(f"{order.package}.cli").run_job
-                job(order.folder, list(order.overrides), dict(order.needs))
-        except Timeout:
-            error = WorkError(f"The job folder is {order.folder}", "Another process runs a job in it", "End that one")
-        except LightboxError as err:
-            logger.exception("job %s", order.key)
-            error = err
-        except Exception as err:  # a bug in a paper must not take the other jobs along; the log keeps the traceback
-            logger.exception("job %s", order.key)
-            is_disk_full = isinstance(err, OSError) and err.errno in FULL_DISK
-            error = _as_work_error(order, err)
+    try:
+        with FileLock(order.folder / ".lock", timeout=PATIENCE_S):
+            job = importlib.import_module(f"{order.package}.cli").run_job
+            job(order.folder, list(order.overrides), dict(order.needs))
+    except Timeout:
+        error = WorkError(f"The job folder is {order.folder}", "Another process runs a job in it", "End that one")
+    except LightboxError as err:
+        logger.exception("job %s", order.key)
+        error = err
+    except Exception as err:  # a bug in a paper must not take the other jobs along; the log keeps the traceback
+        logger.exception("job %s", order.key)
+        is_disk_full = isinstance(err, OSError) and err.errno in FULL_DISK
+        error = _as_work_error(order, err)
     return Outcome(order.key, time.monotonic() - started, peak_memory_gib(), error, is_disk_full)
 
 
@@ -111,7 +112,7 @@ def _as_work_error(order: Order, err: Exception) -> WorkError:
 
 
 def _send_output_to(descriptor: int) -> None:
-    """Point standard output and error at an open file, also for code outside Python."""
+    """Point standard output and error at an open file, also for code outside Python: a job prints into its log."""
     sys.stdout.flush()
     sys.stderr.flush()
     os.dup2(descriptor, 1)

@@ -7,7 +7,7 @@ in steps, saves each one, and continues from the last, so that it can be killed 
 import sys
 from pathlib import Path
 
-CLAIMS = '''
+CLAIMS = """
 from lightbox.claims.spec import Arm, Claim, Contrast, Gate, Kind, Measure, PaperClaims, Role, difference
 
 ARMS = {
@@ -53,9 +53,9 @@ CLAIM_3 = Claim(
     **(COMMON | dict(presets=("full",), gate=None)),
 )
 PAPER = PaperClaims("toy", "A toy", "0000.00000", ARMS, (CLAIM_1, CLAIM_2, CLAIM_3))
-'''
+"""
 
-CONFIG = '''
+CONFIG = """
 from dataclasses import dataclass
 
 from lightbox.config import RunConfig
@@ -92,10 +92,11 @@ def estimate(cfg):
 
 
 STEP_S = 0.0
-'''
+"""
 
-CLI = '''
+CLI = """
 import json
+import os
 import time
 from pathlib import Path
 
@@ -145,8 +146,10 @@ def write_scores(directory, cfg, drift):
         {"item": items[0], "question": "is it there ?", "options": ["yes", "no"], "gold_answer": "yes", "answer": "yes",
          "gold_rationale": "it is there .", "rationale": "", "correct": True, "image": "", "condition": "image"}
     ]))
-    (directory / "card.json").write_text(json.dumps({"parameters": 0, "device": "cpu", "dtype": "fp32", "notes": []}))
-'''
+    card = {"parameters": 0, "device": "cpu", "dtype": "fp32", "notes": []}
+    card |= {"pid": os.getpid(), "threads": os.environ.get("OMP_NUM_THREADS"), "hub": os.environ.get("HF_HUB_OFFLINE")}
+    (directory / "card.json").write_text(json.dumps(card))
+"""
 
 WORLD = '''
 """A module of the paper, so that its source counts."""
