@@ -1,0 +1,120 @@
+"""The tiny foundation models: what they may and must not see; shipped files are what their cards say."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from lightbox.backbones.seq2seq import load_seq2seq
+from lightbox.backbones.towers import load_tower
+from lightbox.errors import RequestError, WorkError
+from lightbox.paths import shared_data
+from lightbox.phantom import VERSION
+from lightbox.phantom.facts import state_look
+from lightbox.phantom.ontology import CLASS_NAMES
+from lightbox.phantom.splits import load_splits, triple_mask
+from lightbox.pretrain import NAMES, build
+from lightbox.pretrain.card import CARD, check_card, compare_scores
+from lightbox.pretrain.image_tasks import PATCH_PX, dense_set, known_rank
+from lightbox.pretrain.text_tasks import text_pairs
+
+SHIPPED_LIMIT_BYTES = 24_000_000
+
+
+def weights(name):
+    return shared_data() / "weights" / name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_shipped_files_are_what_the_card_says(name):
+    card = check_card(weights(name))
+    assert card["data"]["generator"] == VERSION
+    assert card["scores"]
+    assert card["parameters"] < 6_000_000
+    assert set(card["sha256"]) == {p.name for p in weights(name).iterdir()} - {CARD}
+
+
+def test_shipped_weights_stay_small():
+    assert sum(p.stat().st_size for p in (shared_data() / "weights").rglob("*") if p.is_file()) < SHIPPED_LIMIT_BYTES
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    for path in weights("t5").iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    data = bytearray((tmp_path / "model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (tmp_path / "model.safetensors").write_bytes(bytes(data))
+    with pytest.raises(WorkError, match=r"model\.safetensors has digest"):
+        check_card(tmp_path)
+
+
+def test_pretraining_seeds_meet_no_other_split():
+    ranges = load_splits()["seed_ranges"]
+    seen = [ranges[name] for name in ("pretrain", "pretrain_validation")]
+    others = [pair for name, pair in ranges.items() if not name.startswith("pretrain")]
+    assert len(others) == 5
+    assert all(a[1] <= b[0] or b[1] <= a[0] for a in seen for b in others)
+
+
+def test_text_model_never_sees_a_rationale():
+    looks = {state_look(name).rstrip(" .") for name in CLASS_NAMES}
+    for pair in text_pairs("pretrain", 400):
+        for text in (pair.source.lower(), pair.target.lower()):
+            assert " lies in the " not in text
+            assert "the heart takes" not in text or "more than half" in text  # one question asks so
+            assert "that makes" not in text
+            assert not any(look in text for look in looks)
+
+
+def test_text_model_sees_questions_with_their_reports_and_spans():
+    pairs = text_pairs("pretrain", 200)
+    share = np.mean([pair.source.startswith("Question:") for pair in pairs])
+    assert 0.6 < share < 0.9
+    assert all("Context:" in p.source for p in pairs if p.source.startswith("Question:"))
+    assert all("<extra_id_0>" in p.target for p in pairs if not p.source.startswith("Question:"))
+
+
+def test_tower_sees_known_triples_only():
+    rank = known_rank()
+    assert (rank > 0).sum() == triple_mask("known").sum()
+    data = dense_set("pretrain", 600)
+    assert data.patch_ids.max() <= rank.max()
+    has_pixels = data.patch_masks.any(axis=2)
+    assert (has_pixels == (data.patch_ids > 0)).all()  # a finding with a held-out triple would have pixels and id 0
+
+
+def test_dense_targets_lie_where_the_finding_is():
+    data = dense_set("pretrain", 90)
+    side = data.pixels.shape[1] // PATCH_PX
+    tiles = data.patch_masks.reshape(-1, side, side, PATCH_PX, PATCH_PX).swapaxes(2, 3)
+    full = tiles.reshape(-1, side * PATCH_PX, side * PATCH_PX)
+    assert full.shape == data.pixels.shape
+    inside, outside = data.pixels[full].astype(float), data.pixels[~full].astype(float)
+    assert abs(inside.mean() - outside.mean()) > 10
+
+
+def test_scores_outside_the_tolerance_are_listed():
+    card = {"scores": {"a": 0.5, "b": 0.9}, "tolerance": 0.05}
+    assert compare_scores(card, {"scores": {"a": 0.54, "b": 0.8}}) == {"b": (0.9, 0.8)}
+
+
+def test_unknown_model_is_refused(tmp_path):
+    with pytest.raises(RequestError, match="'bert' is asked for"):
+        build("bert", tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_a_build_is_repeated_to_the_same_bytes_and_loads_by_name(name, tmp_path):
+    cards = [build(name, tmp_path / str(k), max_steps=4)[0] for k in range(2)]
+    assert cards[0]["sha256"] == cards[1]["sha256"]
+    folder = tmp_path / "0" / "pretrain" / name
+    assert json.loads((folder / CARD).read_text())["name"] == name
+    if name == "t5":
+        model, tokenizer = load_seq2seq(str(folder))
+        assert tokenizer.decode(tokenizer("Is there a nodule ?")["input_ids"]) == "is there a nodule ? </s>"
+        assert model.config.vocab_size == len(tokenizer)
+    else:
+        features = load_tower(str(folder)).encode(torch.zeros(2, 64, 64, dtype=torch.uint8))
+        assert features.shape == (2, 64, 96)
