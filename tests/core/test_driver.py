@@ -353,6 +353,21 @@ def test_evaluation_changes_nothing_in_training(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
 
 
+def test_an_undefined_metric_becomes_null(tmp_path):
+    _, history = fit_tagger(tmp_path, evaluate=lambda model: {"val/acc": float("nan")})
+    assert history["val/acc"] == [[12, None]]
+    assert json.loads((tmp_path / "history.json").read_text())["val/acc"] == [[12, None]]
+
+
+def test_a_source_or_gradient_used_before_changes_nothing(tmp_path):
+    one, _ = fit_tagger(tmp_path / "a")
+    source, model = make_source(), make_tagger()
+    for _ in range(9):
+        tagger_step(model, source.collate(source.next_indices()))[0].backward()
+    two, _ = fit_tagger(tmp_path / "b", source=source, model=model)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+
+
 def test_seeding_repeats_every_generator_and_zero_is_a_seed():
     for seed in (0, 1):
         seed_everything(seed)

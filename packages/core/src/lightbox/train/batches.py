@@ -65,6 +65,10 @@ class BatchSource:
         self.position += 1
         return batches[self.position - 1]
 
+    def rewind(self) -> None:
+        """Go back to the first batch of the first epoch."""
+        self.epoch, self.position = 0, 0
+
     def names(self, indices: Sequence[int]) -> list[str]:
         """Names of items, for messages."""
         return [str(index) if self.ids is None else self.ids[index] for index in indices]

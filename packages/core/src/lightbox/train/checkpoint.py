@@ -39,7 +39,7 @@ class ResumeState:
     """
 
     step: int = 0
-    history: dict[str, list[list[float]]] = field(default_factory=dict)
+    history: dict[str, list[list[float | None]]] = field(default_factory=dict)
     window: dict[str, list[float]] = field(default_factory=dict)
     batches: dict[str, Any] = field(default_factory=dict)
     rng: dict[str, Any] = field(default_factory=dict)

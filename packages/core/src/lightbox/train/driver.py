@@ -30,8 +30,8 @@ from lightbox.train.precision import make_accelerator, on_device
 from lightbox.train.schedule import lr_factor
 from lightbox.train.signals import StopSignals
 
-History = dict[str, list[list[float]]]
-"""Curves by metric key, each a list of [step, value]."""
+History = dict[str, list[list[float | None]]]
+"""Curves by metric key, each a list of [step, value]; None where an evaluation gave no finite number."""
 Evaluate = Callable[[nn.Module], dict[str, float]]
 """Gives metrics by key, such as "val/acc"; called in eval mode without gradient."""
 
@@ -158,6 +158,7 @@ def _build(
     model.to(accelerator.device).train()
     groups = decay_groups(model, lr=optim.lr, weight_decay=optim.weight_decay) if groups is None else groups
     optimizer = torch.optim.AdamW(groups, lr=optim.lr, weight_decay=optim.weight_decay, fused=True)
+    optimizer.zero_grad(set_to_none=True)
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     if accelerator.scaler is not None:
@@ -176,6 +177,7 @@ def _resume(parts: Parts) -> ResumeState:
     checkpoint.clean(folder)
     path = checkpoint.latest(folder)
     if path is None:
+        parts.batches.rewind()  # else a source used before would make this run another one
         return ResumeState(settings=settings)
     state = checkpoint.load(path, parts.model, parts.optimizer, settings=settings)
     parts.batches.restore(state.batches)
@@ -252,7 +254,8 @@ def _evaluate(parts: Parts, state: ResumeState, evaluate: Evaluate) -> None:
         metrics = evaluate(parts.model.eval())
     parts.model.train()
     for key, value in metrics.items():
-        state.history.setdefault(key, []).append([state.step, float(value)])
+        # JSON has no NaN: a metric that is undefined here, such as a mean over nothing, becomes null
+        state.history.setdefault(key, []).append([state.step, float(value) if math.isfinite(value) else None])
 
 
 def _save(parts: Parts, state: ResumeState, *, failures: int) -> int:
