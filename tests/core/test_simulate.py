@@ -1,0 +1,148 @@
+import importlib.util
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from lightbox.claims import simulate as simulation
+from lightbox.claims.gate import gate_result
+from lightbox.claims.results import SCHEMA
+from lightbox.claims.simulate import CLAIM, Tally, World, decide_one, draw_differences, pilot_sds, power_table, simulate
+from lightbox.claims.spec import Verdict
+from lightbox.claims.statistics import contrast_effect
+from lightbox.claims.verdicts import decide
+
+REPO = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def engine():
+    """The benchmark script as a module."""
+    spec = importlib.util.spec_from_file_location("verdict_engine", REPO / "benchmarks" / "verdict_engine.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def null_cells(engine):
+    return power_table([0.0], engine.SEED_SDS, seeds=engine.SEEDS, items=engine.ITEMS, experiments=500)
+
+
+def test_null_experiments_are_rarely_reproduced_and_the_interval_covers(engine, null_cells):
+    """The reduced form of the benchmark: 500 experiments a cell, and coverage over all cells of one seed SD."""
+    assert len(null_cells) == 16
+    for tally in null_cells:
+        assert tally.share(Verdict.REPRODUCED) <= engine.MOST_FALSE, tally.world
+    for sd in engine.SEED_SDS:
+        coverage = np.mean([tally.coverage for tally in null_cells if tally.world.seed_sd == sd])
+        assert engine.LEAST_COVERAGE <= coverage <= engine.MOST_COVERAGE, sd
+
+
+def test_large_null_experiments_without_seed_noise_are_called_absent(null_cells):
+    large = next(t for t in null_cells if t.world == World(8, 2000, 0.0))
+    assert large.share(Verdict.ABSENT) > 0.9
+
+
+def test_planted_effect_is_reproduced():
+    assert simulate(World(8, 2000, 0.02, effect=0.08), experiments=300).share(Verdict.REPRODUCED) > 0.98
+
+
+def test_planted_effect_with_a_control_that_does_as_well_is_not():
+    tally = simulate(World(8, 2000, 0.0, effect=0.08, control_effect=0.0), experiments=300)
+    assert tally.share(Verdict.REPRODUCED) < 0.05
+    assert tally.share(Verdict.CONTROL_FAILED) > 0.8
+
+
+def test_planted_reversal_is_contradicted():
+    assert simulate(World(8, 2000, 0.02, effect=-0.08), experiments=300).share(Verdict.CONTRADICTED) > 0.98
+
+
+def test_two_untrained_arms_are_not_testable():
+    tally = simulate(World(5, 500, 0.02, lead=0.0, control_effect=0.0), experiments=300)
+    assert tally.share(Verdict.NOT_TESTABLE) > 0.98
+
+
+def test_power_grows_with_seeds_items_and_effect_and_falls_with_seed_noise():
+    def power(*size, effect=0.04):
+        return simulate(World(*size, effect=effect), experiments=400).share(Verdict.REPRODUCED)
+
+    base = power(5, 500, 0.02)
+    assert power(8, 500, 0.02) > base + 0.1
+    assert power(5, 2000, 0.02) > base + 0.1
+    assert power(5, 500, 0.02, effect=0.06) > base + 0.1
+    assert power(5, 500, 0.04) < base - 0.1
+
+
+def test_draws_have_the_noise_of_items_and_seeds():
+    d = draw_differences(World(5, 500, 0.03), 0.04, 20_000, np.random.default_rng(0))
+    assert d.shape == (20_000, 5)
+    assert d.mean() == pytest.approx(0.04, abs=0.001)
+    assert d.std() == pytest.approx(np.sqrt(0.03**2 + 0.25 / 500), rel=0.02)
+    assert np.abs(d * 500 - np.round(d * 500)).max() < 1e-9  # whole items
+
+
+def test_the_same_simulation_gives_the_same_tally_and_another_seed_another():
+    world = World(5, 500, 0.02)
+    assert simulate(world, experiments=100) == simulate(world, experiments=100)
+    assert simulate(world, experiments=100) != simulate(world, experiments=100, seed=1)
+
+
+@pytest.mark.parametrize("level", [0.8, 0.55, 0.2])
+def test_simulated_decision_is_the_one_that_scores_would_get(level):
+    """The same experiment as score tables goes through pairing, gate and rules to the same verdict and interval."""
+    levels = {"arm": level, "rival": 0.5, "control": 0.52}
+    right = {name: np.random.default_rng(i).random((5, 300)) < p for i, (name, p) in enumerate(levels.items())}
+    # the simulation holds the baseline's mean fixed, so give every seed the same one
+    right["majority"] = np.tile(np.arange(300) < 300 * simulation.BASELINE_MEAN, (5, 1))
+    scores = {
+        (name, seed): pa.table({"item": [f"i{k:03d}" for k in range(300)], "correct": rows[seed].astype(float)})
+        for name, rows in right.items()
+        for seed in range(5)
+    }
+    scores = {pair: table.append_column("condition", [["image"] * 300]) for pair, table in scores.items()}
+    effects = [contrast_effect(c, scores, seeds=range(5), min_effect=CLAIM.min_effect) for c in CLAIM.contrasts]
+    expected = decide(CLAIM, effects, gate_result(CLAIM.gate, scores, seeds=range(5)), planned_seeds=5).verdict
+    d = {name: (right["arm"].astype(float) - right[name]).mean(axis=1) for name in ("rival", "control", "majority")}
+    verdict, ends = decide_one(d["rival"], d["control"], d["majority"], items=300)
+    assert verdict is expected
+    assert ends == pytest.approx(effects[0].ci95)
+
+
+def test_pilot_reads_the_between_seed_noise_of_primary_contrasts(tmp_path):
+    contrasts = [
+        {"name": "a minus b", "role": "primary", "between_sd": 1.5},
+        {"name": "a minus c", "role": "control", "between_sd": 9.0},
+    ]
+    claims = [{"paper": "toy", "id": "Y1", "unit": "points", "contrasts": contrasts}]
+    claims += [{"paper": "toy", "id": "Y2", "unit": "BLEU", "contrasts": contrasts}]
+    (tmp_path / "results.json").write_text(json.dumps({"schema": SCHEMA, "claims": claims}))
+    assert pilot_sds(tmp_path / "results.json") == {"toy Y1, a minus b": 0.015}
+
+
+def test_benchmark_reports_each_broken_bound(engine, null_cells):
+    world = World(5, 500, 0.0)
+    good, bad = null_cells[0], Tally(world, 100, {"reproduced": 4}, covered=99)
+    planted, untrained = Tally(world, 100, {"reproduced": 100}, 95), Tally(world, 100, {"not testable": 100}, 95)
+    assert engine.violations([good], planted, untrained) == []
+    broken = engine.violations([good, bad], untrained, planted)
+    assert [line.split(":")[0].split(" ")[0] for line in broken] == ["World(seeds=5,"] * 2 + ["planted", "untrained"]
+    assert "4.00%" in broken[0]
+
+
+def test_benchmark_page_has_a_row_for_each_size(engine, null_cells):
+    power = [replace(null_cells[0]) for _ in range(2 * len(engine.EFFECTS))]
+    page = engine.null_section(null_cells, null_cells[0], null_cells[0]) + engine.power_section(
+        power, {"toy": power[:5]}
+    )
+    assert sum(line.startswith(("| 5 |", "| 8 |")) for line in page) == 16 + 2
+    assert sum(line.startswith("| toy | 5 | 500 | 0 |") for line in page) == 1
+
+
+def test_committed_power_page_is_the_one_the_script_writes():
+    text = (REPO / "docs" / "power.md").read_text()
+    assert "2000 experiments a row" in text
+    assert text.count("\n| 5 |") == text.count("\n| 8 |") == 16
