@@ -34,7 +34,7 @@ ARMS = (
     _arm("stage2_in_sample", "stage 2 trained on stage 1's rationales of its own training items", "stage1"),
     _arm("stage2_out_of_fold", "stage 2 trained on out-of-fold rationales", "stage1", "stage1_folds"),
     _arm("reader", "text-only reader trained on reference rationales", "explanation", "reasoning"),
-    _arm("reader_masked", "the same reader, answer-bearing words masked", "explanation", "reasoning"),
+    _arm("reader_masked", "the same reader, answer-bearing words masked", "explanation", "reasoning", rate_of="reader"),
     *(
         _arm(corruption_arm(order, pct), f"{order}, {pct} % of the training rationales corrupted", rate_of=order)
         for order in ("explanation", "reasoning")
@@ -42,7 +42,7 @@ ARMS = (
     ),
     _arm("majority_open", "most frequent training answer, open questions", is_trained=False),
     _arm("question_only_open", "question-only look-up, open questions", is_trained=False),
-    _arm("explanation_open", "answer, then rationale; open questions"),
-    _arm("reasoning_open", "rationale, then answer; open questions"),
-    _arm("stage1_open", "stage 1: question to rationale; open questions"),
+    _arm("explanation_open", "answer, then rationale; open questions", rate_of="explanation"),
+    _arm("reasoning_open", "rationale, then answer; open questions", rate_of="reasoning"),
+    _arm("stage1_open", "stage 1: question to rationale; open questions", rate_of="stage1"),
 )
