@@ -3,7 +3,7 @@
 Every arm gets the same trials: each rate of `RATES` on each of `SEEDS`, at the `quick` size. The mean validation score
 over the seeds decides; a tie goes to the lower rate. The table is `results/<paper>/tuning.csv`, the choice
 `<package>/conf/tuned/quick.yaml`. An arm that repeats another one (`Arm.rate_of`: at another dose, on the other form of
-question) takes that arm's rate: a slope over doses must not mix rates, and rivals on another form had the same trials. Run
+question) takes that rate: a slope over doses must not mix rates, and rivals on another form had the same trials. Run
 as `python -m lightbox.claims.tuning PAPER`.
 """
 
