@@ -62,6 +62,7 @@ def test_folder_of_pickles_is_refused(tmp_path):
 
 def test_digest_changes_with_any_file_and_with_nothing_else(tmp_path, t5_folder):
     copy = shutil.copytree(t5_folder, tmp_path / "copy")
+    (copy / "card.json").write_text('{"build_minutes": 27.1}')
     assert weights.digest_of(str(copy)) == weights.digest_of(str(t5_folder))
     tensors = load_file(copy / "model.safetensors")
     tensors["shared.weight"][0, 0] += 1

@@ -15,8 +15,8 @@ from lightbox.claims.jobs import plan
 from lightbox.claims.pool import Pool
 from lightbox.claims.registry import choose_claims, load_papers
 from lightbox.claims.storage import finished_folder, open_output
-from lightbox.claims.worker import run_order
 from lightbox.errors import RequestError, WorkError
+from lightbox.testing.inline_pool import InlinePool
 from lightbox.testing.toy_paper import forget_toy_paper, write_toy_paper
 
 
@@ -31,21 +31,6 @@ def toy(tmp_path):
 @pytest.fixture
 def out(tmp_path):
     return tmp_path / "out"
-
-
-class InlinePool(Pool):
-    """Runs each order here, at once, where a test is not about processes."""
-
-    def give(self, order):
-        self.outcomes = [*getattr(self, "outcomes", []), run_order(order)]
-
-    @property
-    def busy(self):
-        return len(getattr(self, "outcomes", []))
-
-    def collect(self, timeout_s):
-        ready, self.outcomes = self.outcomes, []
-        return ready
 
 
 @pytest.fixture
@@ -308,6 +293,7 @@ def test_progress_is_told_at_most_every_ten_seconds(toy, out, inline, monkeypatc
     run(planned(ids=["Y1"]), out, on_progress=told.append)
     assert not told
     monkeypatch.setattr(runner, "PROGRESS_S", 0.0)
+    monkeypatch.setattr(runner, "PROGRESS_SHARE", 0)
     seen = []
     run(planned(ids=["Y2"]), out, fresh=True, on_progress=lambda found: seen.append(len(found.folders)))
     assert seen == [1, 2, 3, 4]

@@ -23,7 +23,7 @@ ARMS = (
     _arm("question_only", "most frequent training answer of the same question text", is_trained=False),
     _arm("none", "answer only"),
     _arm("explanation", "answer, then rationale"),
-    _arm("same_answer", "answer, then the rationale of another item with the same answer"),
+    _arm("same_answer", "answer, then the rationale of another item of the same kind and answer"),
     _arm("filler", "answer, then neutral words, as many as the rationale has"),
     _arm("reasoning", "rationale, then answer", "none"),
     _arm("none_pads", "answer only, pads counted in the loss (official code)"),

@@ -116,6 +116,10 @@ def _entry(argv: Sequence[str] | None, mode: str) -> None:
 
 def _run(overrides: list[str], mode: str) -> None:
     cfg: Config = compose(PAPER, mode, overrides)
+    if mode == "eval" and not any(override.startswith("model.backbone=") for override in overrides):
+        raise RequestError(
+            "model.backbone is not given", "There is no model to score", "Give model.backbone=RUN/model of a training"
+        )
     used = inputs(cfg)
     out = Path(cfg.run.out) if cfg.run.out else default_out()
     folder = out / "runs" / f"{cfg.arm}-{_key(cfg, used)}"
@@ -134,16 +138,22 @@ def _make(cfg: Config, folder: Path, *, out: Path, overrides: list[str], used: d
 
         baselines.run(cfg, folder)
     else:
-        from medthink import runs
+        from medthink import runs, stages
 
-        needs = {arm: Path(place) for arm, place in cfg.needs.items()}
+        needs = stages.earlier_runs(cfg.needs)
         runs.run(cfg, folder, out=out, needs=needs, keeps_model=cfg.objective.is_trained)
-    from lightbox import track
     from lightbox.train.files import write_json
 
     card = {"key": folder.name, "paper": PAPER, "arm": cfg.arm, "seed": cfg.run.seed, "preset": cfg.run.preset}
     card |= {"overrides": overrides, "config": to_plain(cfg), "inputs": used}
     write_json(folder / "job.json", card | {"wall_s": round(time.monotonic() - started, 1), "finished": True})
+    index_run(out, folder)
+
+
+def index_run(out: Path, folder: Path) -> None:
+    """Put a finished run into the MLflow index of its output folder."""
+    from lightbox import track
+
     tracker = track.open_tracker(out)
     tracker.single(folder)
     tracker.close()

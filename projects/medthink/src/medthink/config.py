@@ -190,9 +190,9 @@ class Config:
     run: RunConfig
     eval: EvalConfig = field(default_factory=EvalConfig)
     tuned: dict[str, float] = field(default_factory=dict)
-    """Learning rate per arm, chosen on validation at `quick` size; filled from conf/tuned; an absent arm takes 1e-3."""
-    needs: dict[str, str] = field(default_factory=dict)
-    """Finished folders of earlier arms by name, e.g. 'needs={stage1: runs/a}'; `reproduce` fills it by itself."""
+    """Learning rate per arm, chosen on validation at `quick` size, from conf/tuned; an absent arm takes 1e-3."""
+    needs: list[str] = field(default_factory=list)
+    """Finished folders of earlier arms, e.g. needs=[OUT/runs/stage1-KEY]; `reproduce` finds them by itself; no cost."""
 
     def __post_init__(self) -> None:
         if self.is_baseline and self.objective.is_trained:

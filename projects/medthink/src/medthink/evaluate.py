@@ -150,7 +150,7 @@ def is_answer_only(cfg: Config, trial: Trial) -> bool:
 
 def shuffled_images(split: Split, *, seed: int) -> list[int]:
     """For each item the image of another case: cases in random order, each takes the next one's, none its own."""
-    order = np.random.default_rng([seed, 4]).permutation(len(split.case_ids)).tolist()
+    order = np.random.default_rng([seed, 4, 0]).permutation(len(split.case_ids)).tolist()
     other = dict(zip(order, order[1:] + order[:1], strict=True))
     return [other[item.image] for item in split.items]
 

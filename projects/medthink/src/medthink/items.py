@@ -11,7 +11,7 @@ import numpy as np
 from lightbox import phantom
 from lightbox.config import digest
 from lightbox.errors import RequestError
-from lightbox.readers import catalog, splits
+from lightbox.readers import catalog, leakage, splits
 from lightbox.records import Case, Question
 from medthink.config import PHANTOM, Config
 
@@ -86,7 +86,7 @@ def read_cases(cfg: Config) -> tuple[Case, ...]:
 
 def leaks(cfg: Config) -> list[str]:
     """What the splits of a real data set share, one sentence a pair of splits; to be shown beside every score."""
-    return [str(found) for found in splits.leakage(read_cases(cfg))]
+    return [str(found) for found in leakage.leakage(read_cases(cfg))]
 
 
 def _draw(cfg: Config, name: str, n: int, *, with_images: bool) -> Split:

@@ -20,6 +20,7 @@ from medthink.data import encode_items, label_rows, pad_rows
 from medthink.generation import generate_texts, rationale_in
 from medthink.items import Item
 from medthink.model import MedThinkT5
+from medthink.stages import earlier_runs
 
 TOKENS = 512
 
@@ -87,7 +88,8 @@ def predict(image: Path, question: str, *, folder: Path, options: Sequence[str] 
     rationale = item.rationale if trained.method == "second_stage" else rationale_in(text, trained.method)
     answer = scores.stated_answer(item, text)
     told = dataclasses.replace(item, rationale=rationale or "")
-    by_option = {option: answer_logp(trained, told, vision, index) for index, option in enumerate(options)}
+    asked = () if trained.method == "first_stage" else tuple(options)
+    by_option = {option: answer_logp(trained, told, vision, index) for index, option in enumerate(asked)}
     return {
         "answer": answer,
         "rationale": rationale or "",
@@ -107,8 +109,6 @@ def answer_logp(trained: Trained, item: Item, vision: Tensor, index: int | None)
         vision: features of the image, 1 p c.
         index: option to score.
     """
-    if trained.method == "first_stage":
-        return 0.0, 0
     asked = dataclasses.replace(item, answer_index=index)
     row = encode_items([asked], trained.method, trained.tokenizer, source_tokens=TOKENS, target_tokens=TOKENS)[0]
     pad = trained.tokenizer.pad_token_id
@@ -156,14 +156,14 @@ def _generate(trained: Trained, item: Item, vision: Tensor) -> str:
 
 def _first_stage(trained: Trained, item: Item, vision: Tensor) -> str:
     """The rationale that the run's own stage 1 writes for the question."""
-    folder = trained.config["needs"].get("stage1", "")
-    if not (Path(folder) / "job.json").is_file():
+    earlier = earlier_runs(trained.config["needs"])
+    if "stage1" not in earlier:
         raise RequestError(
-            f"This run is stage 2 and its stage 1 is '{folder or 'not recorded'}'",
+            "This run is stage 2 and names no stage 1",
             "Stage 2 answers from a rationale that stage 1 writes first",
-            "Train it with 'needs={stage1: FOLDER}' naming a run of `lightbox train medthink experiment=stage1`",
+            "Train it with needs=[FOLDER], a run of `lightbox train medthink experiment=stage1`",
         )
-    return _generate(load_run(Path(folder)), item, vision)
+    return _generate(load_run(earlier["stage1"]), item, vision)
 
 
 def _item(question: str, options: tuple[str, ...]) -> Item:

@@ -44,22 +44,32 @@ def altered(
 
 
 def with_same_answer(items: Sequence[Item], *, seed: int) -> list[Item]:
-    """Give each item the rationale of another item with the same answer text.
+    """Give each item the rationale of another item of the same question kind with the same answer text.
 
-    Items of one answer are put in random order and each takes the next one's rationale, so every rationale is used once
-    and none stays. An item whose answer nobody shares is left with no rationale, hence an answer-only target.
+    Items of one kind and answer are put in random order and each takes the rationale of the one some places on, of
+    another case wherever that is possible, so every rationale is used once and none stays. An item that shares kind and
+    answer with nobody is left with no rationale, hence an answer-only target.
     """
-    groups: dict[str, list[int]] = defaultdict(list)
+    groups: dict[tuple[str, str], list[int]] = defaultdict(list)
     for index, item in enumerate(items):
-        groups[item.answer.lower()].append(index)
-    rng = np.random.default_rng([seed, 1])
+        groups[item.kind, item.answer.lower()].append(index)
+    rng = np.random.default_rng([seed, 1, 0])
     result = list(items)
     for members in groups.values():
         order = rng.permutation(members).tolist()
-        for taker, giver in zip(order, order[1:] + order[:1], strict=True):
+        for taker, giver in zip(order, _rotated(order, items), strict=True):
             text = items[giver].rationale if giver != taker else ""
             result[taker] = dataclasses.replace(items[taker], rationale=text)
     return result
+
+
+def _rotated(order: list[int], items: Sequence[Item]) -> list[int]:
+    """The order moved on by the fewest places that give every item one of another case; by one where none does."""
+    for shift in range(1, len(order)):
+        givers = order[shift:] + order[:shift]
+        if all(items[a].case_id != items[b].case_id for a, b in zip(order, givers, strict=True)):
+            return givers
+    return order[1:] + order[:1]
 
 
 def filler(n_words: int) -> str:
@@ -86,7 +96,7 @@ def with_corruption(items: Sequence[Item], pct: float, *, seed: int) -> list[Ite
             f"Only {len(able)} of them state a side, a zone or a finding that could be swapped",
             "Set a lower data.corruption_pct",
         )
-    rng = np.random.default_rng([seed, 2])
+    rng = np.random.default_rng([seed, 2, 0])
     result = list(items)
     for index in rng.permutation(able)[:wanted].tolist():
         result[index] = dataclasses.replace(items[index], rationale=corrupt(items[index].rationale, rng))

@@ -31,6 +31,22 @@ def add_generated(folder: Path, generated: Generated) -> None:
     write_json(path, former | generated)
 
 
+def earlier_runs(folders: Sequence[str]) -> dict[str, Path]:
+    """Folders of `needs` by the arm that each says it is.
+
+    Raises:
+        RequestError: a folder that is no finished run.
+    """
+    found = {}
+    for folder in map(Path, folders):
+        if not (folder / "job.json").is_file():
+            raise RequestError(
+                f"needs names '{folder}'", "It holds no job.json, so it is no finished run", "Name a finished run"
+            )
+        found[json.loads((folder / "job.json").read_text(encoding="utf-8"))["arm"]] = folder
+    return found
+
+
 def read_generated(needs: Mapping[str, Path], arm: str, condition: str) -> dict[str, str]:
     """Rationales that an earlier arm generated under a condition, by item.
 
@@ -42,7 +58,7 @@ def read_generated(needs: Mapping[str, Path], arm: str, condition: str) -> dict[
         raise RequestError(
             f"Arm '{arm}' is needed and its folder is '{folder or 'not given'}'",
             f"It holds no {GENERATED}, so there are no generated rationales to read",
-            f"Run experiment={arm} first and name its folder as 'needs={{{arm}: FOLDER}}'",
+            f"Run experiment={arm} first and name its folder as needs=[FOLDER]",
         )
     generated = json.loads((folder / GENERATED).read_text(encoding="utf-8"))
     if condition not in generated:
@@ -91,6 +107,6 @@ def folds_of(items: Sequence[Item], *, seed: int, n_folds: int = N_FOLDS) -> lis
             f"Out-of-fold rationales need at least one case in each of {n_folds} folds",
             "Raise data.n_train",
         )
-    order = np.random.default_rng([seed, 3]).permutation(len(cases))
+    order = np.random.default_rng([seed, 3, 0]).permutation(len(cases))
     fold_of = {cases[place]: rank % n_folds for rank, place in enumerate(order.tolist())}
     return [fold_of[item.case_id] for item in items]

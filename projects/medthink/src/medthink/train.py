@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lightbox.backbones.seq2seq import load_seq2seq, quiet_loading
+from lightbox.errors import RequestError
 from lightbox.train.batches import BatchSource
 from lightbox.train.card import describe
 from lightbox.train.driver import History, fit
@@ -57,6 +58,7 @@ def run(cfg: Config, folder: Path, *, needs: Mapping[str, Path], cache: Path) ->
     seen, vision = (load_vision(cfg, split, cache=cache) for split in (train, scored))
     model, tokenizer = load_model(cfg, vision)
     if not cfg.objective.is_trained:
+        _check_strategy(cfg, model)
         _describe_untrained(cfg, model, folder)
         return Result(model, tokenizer, {}, train, scored, vision)
 
@@ -129,8 +131,7 @@ def fit_items(
         collate,
         batch_size=cfg.optim.batch_size,
         seed=cfg.run.seed,
-        lengths=[len(row.source) + len(row.target) for row in rows],
-        ids=ids_of(items),
+        ids=ids_of(items),  # not bucketed: a rationale's length tells its answer, so batches would differ by arm
     )
     return fit(model, step, batches, optim=cfg.optim, run=cfg.run, out=folder)
 
@@ -145,6 +146,20 @@ def step(model: MedThinkT5, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Ten
         use_cache=False,
     ).logits
     return target_loss(logits, batch.labels)
+
+
+def _check_strategy(cfg: Config, model: MedThinkT5) -> None:
+    """Raise `RequestError` where saved weights were trained for another strategy or form than they are asked for."""
+    for key, own, asked in (
+        ("objective.method", model.config.method, cfg.objective.method),
+        ("data.form", model.config.form, cfg.data.form),
+    ):
+        if own and own != asked:
+            raise RequestError(
+                f"model.backbone is '{cfg.model.backbone}', trained with {key}={own}, and {key} is {asked}",
+                "Its answers follow the template it was trained on",
+                f"Choose the experiment that has {key}={own}",
+            )
 
 
 def _describe_untrained(cfg: Config, model: MedThinkT5, folder: Path) -> None:

@@ -13,6 +13,7 @@ from lightbox.paths import shared_data
 
 TINY = "tiny/"
 CONFIG = "config.json"
+CARD = "card.json"  # says how weights were made, and how long it took; they load without it
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+$")
 _REVISION = re.compile(r"[0-9a-f]{40}$")
 _READ_AS_WEIGHTS = (".safetensors", ".json", ".model", ".txt")
@@ -77,16 +78,19 @@ def digest_of(name: str, *, revision: str = "", key: str = "model.backbone") -> 
     place = locate(name, revision=revision, key=key)
     if place.folder is None:
         return f"hub:{place.source}@{place.revision}"
-    return digest_of_folder(place.folder, suffixes=_READ_AS_WEIGHTS)
+    return digest_of_folder(place.folder, suffixes=_READ_AS_WEIGHTS, without=(CARD,))
 
 
-def digest_of_folder(folder: Path, *, suffixes: Sequence[str]) -> str:
+def digest_of_folder(folder: Path, *, suffixes: Sequence[str], without: Sequence[str] = ()) -> str:
     """SHA-256 over names and contents of the files below `folder` with one of `suffixes`, in order of name.
+
+    Files called as one of `without` are left out.
 
     Raises:
         RequestError: where the folder is not there or holds no such file.
     """
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix in suffixes)
+    found = (path for path in folder.rglob("*") if path.suffix in suffixes and path.name not in without)
+    files = sorted(path for path in found if path.is_file())
     if not files:
         raise RequestError(
             f"Folder '{folder}'", f"It holds no file that ends in {', '.join(suffixes)}", "Name the folder that does"

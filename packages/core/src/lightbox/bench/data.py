@@ -53,4 +53,5 @@ def _rate(work, n: int) -> float:
 
 
 def _row(case: str, peer: str, value: float, ratio: float) -> dict:
-    return {"case": case, "peer": peer, "value": round(value, 1), "unit": "per second", "ratio": round(ratio, 2), "notes": ""}
+    shown = {"value": round(value, 1), "unit": "per second", "ratio": round(ratio, 2)}
+    return {"case": case, "peer": peer, **shown, "notes": ""}

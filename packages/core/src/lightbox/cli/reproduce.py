@@ -15,7 +15,7 @@ from lightbox.claims.storage import open_output
 from lightbox.cli import claim_tables
 from lightbox.cli.session import PAGE, Session, write_document
 from lightbox.errors import RequestError, WorkError
-from lightbox.paths import default_out, results_dir
+from lightbox.paths import default_out, repo_root, results_dir
 
 Papers = Annotated[list[str] | None, typer.Argument(metavar="[PAPER ...]", help="Papers by name; left out, all.")]
 Out = Annotated[Path | None, typer.Option(help="Output folder; left out, ./lightbox-out.")]
@@ -61,10 +61,17 @@ def report(
     ] = "results",
     preset: Annotated[str, typer.Option(help="Only this preset; left out, one page for each.")] = "",
     out: Out = None,
+    readmes: Annotated[
+        bool, typer.Option("--readmes", help="Write no page; bring the generated blocks of every README up to date.")
+    ] = False,
 ) -> None:
     """Write the page again, at once: from committed results, every interval recomputed, or from an earlier run."""
     console = claim_tables.plain_console()
-    if source == "results":
+    if readmes:
+        from lightbox.report.readme import write_blocks
+
+        paths = write_blocks(repo_root())
+    elif source == "results":
         known = registry.load_papers(papers or ())
         paths = report_published(known, results_dir(), out or default_out(), preset=preset)
     else:

@@ -15,7 +15,8 @@ VOCAB_SIZE = 1000
 # Words of templates, answers and fact sentences. Words only: no fact sentence is ever a pretraining target.
 EXTRA_WORDS = (
     "question options answer solution context the answer is yes no right left a b ( ) : . , ? lies takes to percent "
-    "of chest width largest larger part one two three four five six none that makes clear lungs in on 35 36 40 45 50 55 60 65"
+    "of chest width largest larger part one two three four five six none that makes clear lungs in on 35 36 40 45 50 "
+    "55 60 65"
 ).split()
 
 
