@@ -1,0 +1,217 @@
+"""Blocks of Markdown files that a machine writes: published results, a paper's settings, its map to the code. No torch.
+
+A block stands between `<!-- KIND: NAME -->` and `<!-- end KIND -->`, each on a line of its own. KIND is "results" (NAME
+is PAPER/PRESET, read from `results/PAPER/PRESET/results.json`), "config" or "map" (NAME is the paper). What stands
+outside of blocks is prose and is left alone.
+"""
+
+import dataclasses
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from lightbox.claims import registry, results
+from lightbox.claims.published import DOCUMENT
+from lightbox.claims.storage import replace_text
+from lightbox.config import leaf_docs
+from lightbox.errors import RequestError
+from lightbox.report.claim_view import CHIPS
+from lightbox.report.numbers import decimals, duration, interval, level, number, signed
+from lightbox.report.paper_map import read_map
+
+BLOCK = re.compile(r"^<!-- (results|config|map): ([\w/]+) -->\n(.*?)^<!-- end \1 -->$", re.DOTALL | re.MULTILINE)
+OPENING = re.compile(r"^<!-- (?:results|config|map): .*$", re.MULTILINE)
+BUILT = ("lightbox-out", "site", "__pycache__")
+MECHANISM = "A verdict on phantom images speaks about a mechanism, never about patients."
+KEY_DIGITS = 8
+
+
+def write_blocks(root: Path) -> list[Path]:
+    """Bring every block of every Markdown file of a checkout up to date; the files that changed.
+
+    Raises:
+        RequestError: see `rewritten`; then no file has been touched.
+    """
+    changed = rewritten(root)
+    for path, text in changed.items():
+        replace_text(path, text)
+    return list(changed)
+
+
+def rewritten(root: Path) -> dict[Path, str]:
+    """New text of each Markdown file of a checkout in which a block is out of date.
+
+    Raises:
+        RequestError: for a block that is not closed, or whose results, paper or map do not exist.
+    """
+    texts = {path: path.read_text(encoding="utf-8") for path in documents(root)}
+    new = {path: filled(text, root=root, document=path) for path, text in texts.items() if OPENING.search(text)}
+    return {path: text for path, text in new.items() if text != texts[path]}
+
+
+def documents(root: Path) -> Iterator[Path]:
+    """Markdown files of a checkout, without hidden folders, environments and what runs wrote."""
+    for folder, names, files in os.walk(root):
+        names[:] = sorted(name for name in names if not name.startswith(".") and name not in BUILT)
+        yield from (Path(folder, file) for file in sorted(files) if file.endswith(".md"))
+
+
+def filled(text: str, *, root: Path, document: Path) -> str:
+    """A document's text with every block written anew.
+
+    Args:
+        text: of the document.
+        root: the checkout.
+        document: its path; links of blocks are relative to it.
+
+    Raises:
+        RequestError: see `rewritten`.
+    """
+    if len(OPENING.findall(text)) != len(BLOCK.findall(text)):
+        why = "A block that is not closed would swallow the prose after it"
+        raise RequestError(f"A generated block of {document}", why, "End it with a line '<!-- end KIND -->'")
+
+    def block(match: re.Match[str]) -> str:
+        kind, name = match[1], match[2]
+        lines = {"results": results_lines, "config": config_lines, "map": map_lines}[kind]
+        inside = "\n".join(lines(name, root=root, folder=document.parent))
+        return f"<!-- {kind}: {name} -->\n\n{inside}\n\n<!-- end {kind} -->"
+
+    return BLOCK.sub(block, text)
+
+
+def results_lines(name: str, *, root: Path, folder: Path) -> list[str]:
+    """The claim table of a publication, and under it its origin, what stands beside each verdict, and the run keys."""
+    path = root / "results" / name / DOCUMENT
+    document = results.load(path)
+    claims = document["claims"]
+    link = os.path.relpath(path, folder)
+    return [
+        "| claim | statement | paper | measured, 95 % interval | minimum | seeds × items | verdict | runs |",
+        "|---|---|---|---|---|---|---|---|",
+        *(_row(claim) for claim in claims),
+        "",
+        _origin(document),
+        "",
+        _family(document),
+        "",
+        *(f"- {claim['id']}: {'; '.join(_beside(claim))}." for claim in claims),
+        "",
+        f"<details><summary>Keys of all runs; scores in [results.json]({link}) and beside it</summary>",
+        "",
+        *(f"- {claim['id']}: {', '.join(_short(key) for key in claim['run_ids']) or 'none'}" for claim in claims),
+        "",
+        "</details>",
+    ]
+
+
+def _row(claim: Mapping[str, Any]) -> str:
+    digits = decimals(claim["min_effect"])
+    is_exact = claim.get("bound") is not None
+    measured = f"{signed(claim['effect'], digits)} {interval(claim['ci95'], digits)}".strip()
+    keys = claim["run_ids"]
+    return _cells(
+        f"{claim['id']}{' (primary)' if claim.get('is_primary') else ''}",
+        claim["statement"],
+        claim["paper_numbers"],
+        f"{measured} {claim['unit']}",
+        f"{number(claim['bound']) if is_exact else format(claim['min_effect'], 'g')} {claim['unit']}",
+        f"{len(claim['seeds'])} × {claim['items']}",
+        _verdict(claim["verdict"]),
+        f"{_short(keys[0])}{', ...' * (len(keys) > 1)}" if keys else "none",
+    )
+
+
+def _verdict(verdict: str) -> str:
+    """Every verdict as it was drawn, with the page's mark: a negative one is as visible as a positive one."""
+    return f"{CHIPS[verdict][0]} **{verdict}**" if verdict in CHIPS else verdict
+
+
+def _beside(claim: Mapping[str, Any]) -> Iterator[str]:
+    """Why the verdict is what it is: the reason, each control, the other links, the sanity baselines."""
+    digits = decimals(claim["min_effect"])
+    yield claim.get("reason") or "no reason recorded"
+    for contrast in claim["contrasts"]:
+        if contrast["role"] != "secondary":
+            narrow = claim["kind"] == "equivalence" and contrast.get("ci90")
+            ends = f"{interval(contrast['ci90'], digits)} at 90 %" if narrow else interval(contrast["ci95"], digits)
+            state = f", {contrast['state']}" if contrast.get("state") else ""
+            said = f"{signed(contrast['effect'], digits)} {ends}".strip()
+            yield f'{contrast["role"]} "{contrast["name"]}" {said}{state}'
+    yield from _levels(claim)
+
+
+def _levels(claim: Mapping[str, Any]) -> Iterator[str]:
+    """Mean of the best arm and of the sanity baselines; those read from every arm, such as a blank image, from it."""
+    gate = claim.get("gate") or {}
+    best = gate.get("best", "")
+    kept = [name for name in claim.get("baselines") or {} if "[" not in name or name.startswith(f"{best} [")]
+    if kept:
+        means = ", ".join(f"{name} {level(claim['baselines'][name]['mean'])}" for name in kept)
+        yield f"best arm {best} {level(gate.get('best_mean'))} {gate.get('unit', '')}, baselines {means}"
+
+
+def _origin(document: Mapping[str, Any]) -> str:
+    jobs = document["jobs"]
+    dates = sorted({(row.get("ended") or document["started"])[:10] for row in jobs}) or [document["started"][:10]]
+    commits = sorted({row["commit"] for row in jobs if row.get("commit")}) or [document["commit"]]
+    machines = sorted({row["hardware"] for row in jobs if row.get("hardware")})
+    times = {row["key"]: row["wall_s"] for row in jobs if row.get("wall_s")}
+    return (
+        f"Preset {document['preset']}; run {' to '.join(dict.fromkeys((dates[0], dates[-1])))}; "
+        f"commit {', '.join(commits)}; on {'; '.join(machines) or document['machine']['hardware']}; "
+        f"{duration(sum(times.values()))} of job time in all."
+    )
+
+
+def _family(document: Mapping[str, Any]) -> str:
+    found = document["family"]
+    return (
+        f"{MECHANISM} Verdicts drawn: {found['verdicts']}; if no effect existed, "
+        f'{number(found["expected_false"])} false "reproduced" would be expected among them.'
+    )
+
+
+def _short(key: str) -> str:
+    """The beginning of a key, with a letter in it: digits alone would read as a measured number."""
+    first = next((place for place, sign in enumerate(key) if not sign.isdigit()), 0)
+    return f"`{key[: max(KEY_DIGITS, first + 1)]}`"
+
+
+def config_lines(name: str, *, root: Path, folder: Path) -> list[str]:
+    """Every setting of a paper: key, default of its schema, and its one line of meaning."""
+    schema = registry.load_papers([name])[0].config().Config
+    defaults = schema_defaults(schema)
+    rows = [_cells(f"`{key}`", defaults[key], doc) for key, doc in leaf_docs(schema).items()]
+    return ["| key | default | meaning and cost |", "|---|---|---|", *rows]
+
+
+def schema_defaults(schema: type) -> dict[str, str]:
+    """Default of each dotted leaf as text; "required" where the schema has none and a preset or the user sets it."""
+    types = get_type_hints(schema)
+    found: dict[str, str] = {}
+    for field in dataclasses.fields(schema):
+        kind = types[field.name]
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+            found |= {f"{field.name}.{key}": value for key, value in schema_defaults(kind).items()}
+        elif field.default is not dataclasses.MISSING:
+            found[field.name] = str(field.default) if field.default != "" else "empty"
+        else:
+            found[field.name] = "required" if field.default_factory is dataclasses.MISSING else "empty"
+    return found
+
+
+def map_lines(name: str, *, root: Path, folder: Path) -> list[str]:
+    """What the paper says, the name that implements it, and a link to its line."""
+    rows = [
+        _cells(a.item, f"`{a.name}`", f"[{a.path.name}:{a.line}]({os.path.relpath(a.path, folder)}#L{a.line})")
+        for a in read_map(root, name)
+    ]
+    return ["| in the paper | in the code | where |", "|---|---|---|", *rows]
+
+
+def _cells(*texts: str) -> str:
+    """One row of a table; a bar in a text would end its cell."""
+    return f"| {' | '.join(' '.join(text.split()).replace('|', chr(92) + '|') for text in texts)} |"

@@ -1,0 +1,226 @@
+"""Blocks that a machine writes into Markdown: up to date, complete, plain about negative verdicts, and nothing else."""
+
+import copy
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from lightbox.cli import app as front
+from lightbox.config import leaf_docs
+from lightbox.errors import RequestError
+from lightbox.report import readme
+from lightbox.report.paper_map import locate, read_map
+from lightbox.testing.fake_results import fake_results
+from medthink.config import Config
+
+ROOT = Path(__file__).resolve().parents[2]
+NUMBER = re.compile(r"(?<![\w.])[-+\u2212]?\d+(?:\.\d+)?(?![\w])")
+BLOCK = "<!-- results: medthink/quick -->\n<!-- end results -->\n"
+
+
+def recorded_numbers(value):
+    """Every number of a document, those inside of texts too."""
+    if isinstance(value, dict | list):
+        inner = value.values() if isinstance(value, dict) else value
+        return [number for part in inner for number in recorded_numbers(part)]
+    return [float(found.replace("\u2212", "-")) for found in NUMBER.findall(str(value))]
+
+
+def is_rounded_from(shown, recorded):
+    """True where a recorded number rounds to the shown one at the shown precision."""
+    text = shown.replace("\u2212", "-").lstrip("+")
+    half = 0.5 * 10 ** -len(text.partition(".")[2]) + 1e-9
+    return any(abs(float(text) - number) <= half for number in recorded)
+
+
+@pytest.fixture(scope="module")
+def document(tmp_path_factory):
+    return fake_results(tmp_path_factory.mktemp("out"), n_items=200)
+
+
+@pytest.fixture
+def checkout(tmp_path, document):
+    """A checkout with published results and one document around a block."""
+
+    def build(changed=document, text=f"# Title\n\nBefore.\n\n{BLOCK}\nAfter 99.9 points.\n"):
+        place = tmp_path / "results" / "medthink" / "quick" / "results.json"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(json.dumps(changed), encoding="utf-8")
+        (tmp_path / "docs").mkdir(exist_ok=True)
+        (tmp_path / "docs" / "page.md").write_text(text, encoding="utf-8")
+        return tmp_path
+
+    return build
+
+
+def table(root):
+    """Cells of each row of the written table, header left out."""
+    text = (root / "docs" / "page.md").read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("|")][2:]
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]] for row in rows]
+
+
+def test_every_block_of_this_repository_is_up_to_date():
+    """Where it fails: `lightbox report --readmes` writes them anew."""
+    stale = [str(path.relative_to(ROOT)) for path in readme.rewritten(ROOT)]
+    assert stale == []
+
+
+def test_prose_is_left_alone_and_a_second_writing_changes_nothing(checkout):
+    root = checkout()
+    assert readme.write_blocks(root) == [root / "docs" / "page.md"]
+    text = (root / "docs" / "page.md").read_text(encoding="utf-8")
+    assert text.startswith("# Title\n\nBefore.\n\n<!-- results: medthink/quick -->\n")
+    assert text.endswith("<!-- end results -->\n\nAfter 99.9 points.\n")
+    assert readme.write_blocks(root) == []
+
+
+def test_table_says_everything_about_a_claim(checkout, document):
+    root = checkout()
+    readme.write_blocks(root)
+    rows = table(root)
+    assert [row[0] for row in rows] == ["T1 (primary)", "T2", "T6"]
+    name, statement, paper, measured, least, size, verdict, runs = rows[0]
+    claim = document["claims"][0]
+    assert (statement, paper) == (claim["statement"], claim["paper_numbers"])
+    low, high = claim["ci95"]
+    assert measured == f"{claim['effect']:+.1f} [{low:.1f}, {high:.1f}] points".replace("-", "\u2212")
+    assert (least, size) == ("2 points", "5 × 200")
+    assert claim["verdict"] in verdict
+    assert runs == f"`{claim['run_ids'][0][:8]}`, ..."
+
+
+def test_origin_baselines_controls_and_run_keys_stand_under_the_table(checkout, document):
+    root = checkout()
+    readme.write_blocks(root)
+    text = (root / "docs" / "page.md").read_text(encoding="utf-8")
+    claim = document["claims"][0]
+    for said in ("Preset quick; run 2026-11-22; commit 0123456789ab; on ", "never about patients", "would be expected"):
+        assert said in text
+    assert 'control "true rationale - filler" ' in text
+    assert "baselines majority " in text
+    assert "explanation [blank]" in text
+    assert "none [blank]" not in text  # only the best arm's
+    assert all(f"`{key[:8]}`" in text for key in claim["run_ids"])
+    assert "[results.json](../results/medthink/quick/results.json)" in text
+
+
+def test_every_number_of_a_table_is_recorded(checkout, document):
+    root = checkout()
+    readme.write_blocks(root)
+    recorded = recorded_numbers(document)
+    shown = [number for row in table(root) for cell in row for number in NUMBER.findall(cell)]
+    assert len(shown) > 20
+    assert [number for number in shown if not is_rounded_from(number, recorded)] == []
+    assert not is_rounded_from("99.9", recorded)
+
+
+@pytest.mark.parametrize("verdict", ["absent", "contradicted", "control failed", "inconclusive", "not testable"])
+def test_negative_verdicts_are_shown_as_such(checkout, document, verdict):
+    changed = copy.deepcopy(document)
+    changed["claims"][0] |= {"verdict": verdict, "effect": -4.26, "ci95": [-6.1, -2.4], "reason": "it is so"}
+    root = checkout(changed)
+    readme.write_blocks(root)
+    row = table(root)[0]
+    assert f"**{verdict}**" in row[6]
+    assert row[3] == "\u22124.3 [\u22126.1, \u22122.4] points"
+    assert "T1: it is so; primary " in (root / "docs" / "page.md").read_text(encoding="utf-8")
+
+
+def test_equivalence_names_the_interval_that_decides(checkout, document):
+    root = checkout()
+    readme.write_blocks(root)
+    line = next(x for x in (root / "docs" / "page.md").read_text(encoding="utf-8").splitlines() if x.startswith("- T6"))
+    assert "at 90 %" in line
+
+
+def test_a_key_of_digits_does_not_read_as_a_number(checkout, document):
+    changed = copy.deepcopy(document)
+    changed["claims"][0]["run_ids"][0] = "123456789012ab345678"
+    root = checkout(changed)
+    readme.write_blocks(root)
+    assert table(root)[0][7] == "`123456789012a`, ..."
+    assert NUMBER.findall(table(root)[0][7]) == []
+
+
+def test_a_bar_in_a_text_does_not_end_its_cell(checkout, document):
+    changed = copy.deepcopy(document)
+    changed["claims"][0]["statement"] = "p(a|b)"
+    root = checkout(changed)
+    readme.write_blocks(root)
+    assert table(root)[0][1] == r"p(a\|b)"
+
+
+def test_block_that_is_not_closed_is_refused_and_nothing_written(checkout):
+    text = f"{BLOCK}\n<!-- results: medthink/quick -->\nprose\n"
+    root = checkout(text=text)
+    with pytest.raises(RequestError, match="would swallow the prose"):
+        readme.write_blocks(root)
+    assert (root / "docs" / "page.md").read_text(encoding="utf-8") == text
+
+
+def test_block_without_a_recorded_run_is_refused(checkout):
+    root = checkout(text=BLOCK.replace("quick", "full"))
+    with pytest.raises(RequestError, match=r"full.results\.json"):
+        readme.write_blocks(root)
+
+
+def test_hidden_and_built_folders_are_not_searched(checkout):
+    root = checkout()
+    for folder in (".venv", "lightbox-out"):
+        (root / folder).mkdir()
+        (root / folder / "page.md").write_text(BLOCK, encoding="utf-8")
+    assert readme.write_blocks(root) == [root / "docs" / "page.md"]
+
+
+def test_config_table_has_every_leaf_with_its_default(checkout):
+    root = checkout(text="<!-- config: medthink -->\n<!-- end config -->\n")
+    readme.write_blocks(root)
+    rows = {key.strip("`"): (default, doc) for key, default, doc in table(root)}
+    assert set(rows) == set(leaf_docs(Config))
+    assert rows["model.gate_bias"][0] == "-4.0"
+    assert rows["data.n_train"][0] == "required"
+    assert rows["run.out"][0] == "empty"
+    assert all(len(doc) > 14 for _, doc in rows.values())
+
+
+def test_map_links_each_item_to_the_line_that_defines_it(checkout):
+    root = checkout(text="<!-- map: toy -->\n<!-- end map -->\n")
+    source = root / "projects" / "toy" / "src" / "toy"
+    source.mkdir(parents=True)
+    (source / "model.py").write_text("LIMIT: int = 3\n\nclass Net:\n    def forward(self):\n        pass\n")
+    declared = "PAPER_MAP = (('p(a|b)', 'toy.model.Net.forward'), ('limit', 'toy.model.LIMIT'))\n"
+    (root / "projects" / "toy" / "walkthrough.py").write_text(declared)
+    readme.write_blocks(root)
+    assert table(root) == [
+        [r"p(a\|b)", "`toy.model.Net.forward`", "[model.py:4](../projects/toy/src/toy/model.py#L4)"],
+        ["limit", "`toy.model.LIMIT`", "[model.py:1](../projects/toy/src/toy/model.py#L1)"],
+    ]
+
+
+@pytest.mark.parametrize("name", ["medthink.model.Fusion.backward", "medthink.nowhere.f", "nobody.model.f"])
+def test_name_that_nothing_defines_is_refused(name):
+    with pytest.raises(RequestError, match="No source file"):
+        locate(ROOT, name)
+
+
+def test_project_without_a_map_is_refused(tmp_path):
+    with pytest.raises(RequestError, match="There is no"):
+        read_map(tmp_path, "toy")
+    (tmp_path / "projects" / "toy").mkdir(parents=True)
+    (tmp_path / "projects" / "toy" / "walkthrough.py").write_text("OTHER = ()\n")
+    with pytest.raises(RequestError, match="binds no PAPER_MAP"):
+        read_map(tmp_path, "toy")
+
+
+def test_report_command_writes_the_blocks_when_asked(checkout, monkeypatch, capsys):
+    root = checkout()
+    (root / "shared_data").mkdir()
+    monkeypatch.setenv("LIGHTBOX_HOME", str(root))
+    with pytest.raises(SystemExit) as stopped:
+        front.main(["report", "--readmes"])
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out.split() == [str(root / "docs" / "page.md")]
+    assert table(root)
