@@ -1,0 +1,45 @@
+"""Solutions of `exercises.py`. Try first."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from medthink.items import Item
+
+
+def write_target(item: Item, method: str) -> str:
+    """Explanation and answer-only share their beginning: the answer is written before any rationale token exists.
+
+    That is why Explanation costs nothing at test time if only the answer is wanted, and why a wrong rationale cannot
+    mislead its answer. Under Reasoning it can.
+    """
+    answer = f"The answer is ({'AB'[item.answer_index]})."
+    return {
+        "none": answer,
+        "explanation": f"{answer} Solution: {item.rationale}",
+        "reasoning": f"{item.rationale} Answer: {answer}",
+    }[method]
+
+
+def with_shuffled_words(items: Sequence[Item], *, seed: int) -> list[Item]:
+    """One generator for all items, so that equal rationales get different orders.
+
+    If this control did as well as the truth, the model would profit from the words that go with an image, as from a bag
+    of labels, and not from a chain of reasons.
+    """
+    rng = np.random.default_rng(seed)
+    changed = []
+    for item in items:
+        words = item.rationale.split()
+        changed.append(dataclasses.replace(item, rationale=" ".join(rng.permutation(words).tolist()) if words else ""))
+    return changed
+
+
+def leak_answer(item: Item) -> str:
+    """A code that the mask does not know: the place of the right option, in words.
+
+    A mask of listed words hides what somebody thought of. So the gain behind it is at most leak-free: an upper bound.
+    Rationales written by a model that was shown the answer are full of such codes, and nobody listed them.
+    """
+    return f"the {('first', 'second')[item.answer_index]} of the two fits ."
