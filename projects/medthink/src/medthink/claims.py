@@ -81,8 +81,8 @@ _T1_PADS = Claim(
         difference("Explanation: pads masked - counted", "explanation", "explanation_pads", Role.SECONDARY),
     ),
     gate=_gate("explanation", "none", "explanation_pads", "none_pads"),
-    note="A control of T1. Above 0: part of the paper's gain comes from the pads. Every other claim masks them. The padded "
-    "width is the strategy's own, as in the official scripts, so pads and width change together.",
+    note="A control of T1. Above 0: part of the paper's gain comes from the pads. Every other claim masks them. The "
+    "padded width is the strategy's own, as in the official scripts, so pads and width change together.",
 )
 
 _T2 = Claim(
@@ -216,8 +216,8 @@ _T5 = Claim(
     ),
     gate=_gate(*(corruption_arm(order, pct) for order in ("explanation", "reasoning") for pct in CORRUPTION_PCT)),
     note="Corruption swaps side, zone or finding in the rationale and leaves the answer; shares are of all items, and "
-    "threshold rationales state none of these. Prediction before the run: a steeper fall for Reasoning, whose answer is "
-    "read off its rationale.",
+    "threshold rationales state none of these. Prediction before the run: a steeper fall for Reasoning, whose answer "
+    "is read off its rationale.",
 )
 
 _T6 = Claim(
