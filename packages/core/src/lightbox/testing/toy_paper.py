@@ -58,7 +58,6 @@ PAPER = PaperClaims("toy", "A toy", "0000.00000", ARMS, (CLAIM_1, CLAIM_2, CLAIM
 CONFIG = """
 from dataclasses import dataclass
 
-from lightbox.config import RunConfig
 from lightbox.errors import RequestError
 
 ITEMS = {"smoke": 20, "quick": 200, "full": 300}
@@ -66,8 +65,14 @@ CALLS = []
 
 
 @dataclass
+class Run:
+    seed: int
+    preset: str
+
+
+@dataclass
 class Config:
-    run: RunConfig
+    run: Run
     level: float
     items: int
     step_s: float
@@ -79,7 +84,7 @@ def resolve(overrides):
     preset = given.get("preset", "quick")
     if preset not in ITEMS:
         raise RequestError(f"preset={preset}", "There is no such preset", "Choose one of " + ", ".join(ITEMS))
-    run = RunConfig(seed=int(given["run.seed"]), preset=preset)
+    run = Run(int(given["run.seed"]), preset)
     return Config(run, float(given["level"]), ITEMS[preset], STEP_S)
 
 
