@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -12,11 +12,10 @@ from transformers import PreTrainedTokenizerBase
 from lightbox.backbones.seq2seq import load_seq2seq
 from lightbox.backbones.towers import load_tower
 from lightbox.errors import RequestError
-from lightbox.losses.language import sequence_logp
 from lightbox.readers.images import load_image
 from medthink import scores
 from medthink.config import EvalConfig
-from medthink.data import encode_items, label_rows, pad_rows
+from medthink.data import Row, encode_items
 from medthink.generation import generate_texts, rationale_in
 from medthink.items import Item
 from medthink.model import MedThinkT5
@@ -88,33 +87,46 @@ def predict(image: Path, question: str, *, folder: Path, options: Sequence[str] 
     rationale = item.rationale if trained.method == "second_stage" else rationale_in(text, trained.method)
     answer = scores.stated_answer(item, text)
     told = dataclasses.replace(item, rationale=rationale or "")
-    asked = () if trained.method == "first_stage" else tuple(options)
-    by_option = {option: answer_logp(trained, told, vision, index) for index, option in enumerate(asked)}
     return {
         "answer": answer,
         "rationale": rationale or "",
-        "confidence": _confidence(trained, told, vision, answer),
-        "options": _normalised({option: total for option, (total, _) in by_option.items()}),
+        "confidence": confidence(trained, dataclasses.replace(told, answer=answer), vision) if answer else None,
+        "options": {} if trained.method == "first_stage" else option_probs(trained, told, vision),
         "strategy": trained.method,
         "note": "research and teaching only, not for clinical use",
     }
 
 
-def answer_logp(trained: Trained, item: Item, vision: Tensor, index: int | None) -> tuple[float, int]:
-    """Log-probability of the answer sentence after what the model says before it, and its number of tokens.
+def confidence(trained: Trained, item: Item, vision: Tensor) -> float:
+    """Exponential of the mean log-probability of the answer sentence's tokens, after the rationale the model wrote.
 
     Args:
         trained: the model.
-        item: question with the rationale that the model generated; `answer` is scored where `index` is None.
+        item: question with the generated rationale and the generated answer.
         vision: features of the image, 1 p c.
-        index: option to score.
     """
-    asked = dataclasses.replace(item, answer_index=index)
-    row = encode_items([asked], trained.method, trained.tokenizer, source_tokens=TOKENS, target_tokens=TOKENS)[0]
-    pad = trained.tokenizer.pad_token_id
-    input_ids = pad_rows([row.source], pad)
-    labels = label_rows([row.target], pad_id=pad, pads="masked", width=0)
-    begin, end = row.answer
+    index = item.options.index(item.answer) if item.options else None
+    row, logps = _forced(trained, dataclasses.replace(item, answer_index=index), vision)
+    return float(logps[slice(*row.answer)].mean().exp())
+
+
+def option_probs(trained: Trained, item: Item, vision: Tensor) -> dict[str, float]:
+    """Probability of each option's letter where the answer sentence names it, normalised over the options."""
+    forced = [
+        _forced(trained, dataclasses.replace(item, answer_index=index), vision) for index in range(len(item.options))
+    ]
+    if not forced:
+        return {}
+    places = zip(*(row.target for row, _ in forced), strict=False)
+    letter = next(place for place, tokens in enumerate(places) if len(set(tokens)) > 1)
+    probs = torch.stack([logps[letter] for _, logps in forced]).softmax(dim=0)
+    return dict(zip(item.options, probs.tolist(), strict=True))
+
+
+def _forced(trained: Trained, item: Item, vision: Tensor) -> tuple[Row, Tensor]:
+    """The item's target as token row, and the log-probability of each of its tokens given those before."""
+    row = encode_items([item], trained.method, trained.tokenizer, source_tokens=TOKENS, target_tokens=TOKENS)[0]
+    input_ids, labels = torch.tensor([row.source]), torch.tensor([row.target])
     with torch.inference_mode():
         logits = trained.model(
             input_ids=input_ids,
@@ -122,21 +134,7 @@ def answer_logp(trained: Trained, item: Item, vision: Tensor, index: int | None)
             vision=vision,
             decoder_input_ids=trained.model.prepare_decoder_input_ids_from_labels(labels),
         ).logits
-    total, tokens = sequence_logp(logits[:, begin:end], labels[:, begin:end])
-    return float(total), int(tokens)
-
-
-def _confidence(trained: Trained, item: Item, vision: Tensor, answer: str) -> float | None:
-    if not answer:
-        return None
-    index = item.options.index(answer) if item.options else None
-    total, tokens = answer_logp(trained, dataclasses.replace(item, answer=answer), vision, index)
-    return float(torch.tensor(total / tokens).exp())
-
-
-def _normalised(logps: Mapping[str, float]) -> dict[str, float]:
-    shares = torch.tensor(list(logps.values()), dtype=torch.float64).softmax(dim=0).tolist() if logps else []
-    return dict(zip(logps, shares, strict=True))
+    return row, logits[0].log_softmax(dim=-1).gather(1, labels[0][:, None])[:, 0]
 
 
 def _generate(trained: Trained, item: Item, vision: Tensor) -> str:

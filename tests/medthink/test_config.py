@@ -1,0 +1,120 @@
+"""Cross-field rules, tuned learning rates, inputs of a job key, and refusals before torch is imported."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import medthink.conf
+from lightbox.config import compose, digest, to_plain
+from lightbox.errors import RequestError
+from medthink import cli
+from medthink.claims import PAPER
+from medthink.config import estimate, inputs, resolve
+
+SMOKE = ["preset=smoke", "run.seed=0"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["objective.method=reasonin"], r"Did you mean objective.method=reasoning\?"),
+        (["objective.pads=on"], "The choices are masked, official"),
+        (["data.corruption_pct=10"], "belongs to corrupted rationales"),
+        (["data.rationale=corrupted"], "belongs to corrupted rationales"),
+        (["data.rationale=corrupted", "data.corruption_pct=101"], "at most 100"),
+        (["experiment=none", "data.rationale=filler"], "Only Explanation and Reasoning train on altered rationales"),
+        (["objective.method=majority"], "A baseline counts training answers"),
+        (["objective.masks_answer_words=true"], "Only the reader"),
+        (["data.source=r_slake"], "data.root is empty"),
+        (["data.source=r_slake", "data.root=x", "data.eval_split=test_shifted"], "Only the phantom"),
+        (["model.features=detr.safetensors"], "Phantom images are drawn in the run"),
+        (["model.dropout_prob=1"], "some units must stay"),
+        (["data.n_test=0"], "data.n_test is 0"),
+        (["data.n_tset=5"], "there is no key 'data.n_tset'"),
+        (["preset=quik"], "Did you mean preset=quick"),
+    ],
+)
+def test_impossible_requests_name_the_key(overrides, message):
+    with pytest.raises(RequestError, match=message):
+        resolve([*SMOKE, *overrides])
+
+
+def test_wrong_request_exits_2_before_torch_is_imported():
+    code = "import sys; from medthink.cli import train\ntry:\n    train([sys.argv[1]])\nexcept SystemExit as stop:\n"
+    code += "    sys.exit(9 if 'torch' in sys.modules or 'transformers' in sys.modules else stop.code)"
+    command = [sys.executable, "-c", code, "objective.method=reasonin"]
+    done = subprocess.run(command, timeout=60, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 3
+    assert "Traceback" not in done.stderr
+
+
+def test_tuned_rate_applies_to_its_arm_and_the_command_line_wins(tmp_path, monkeypatch):
+    copy = shutil.copytree(Path(medthink.conf.__file__).parent, tmp_path / "tuned_copy" / "conf")
+    (copy / "tuned" / "quick.yaml").write_text("reasoning: 0.0003\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def rate(*overrides):
+        return compose("tuned_copy", "train", ["preset=quick", *overrides]).optim.lr
+
+    assert rate("experiment=reasoning") == 0.0003
+    assert rate("experiment=none") == 0.001
+    assert rate("experiment=reasoning", "optim.lr=0.5") == 0.5
+
+
+def test_tuned_rates_name_arms_that_exist():
+    assert set(resolve(["preset=quick"]).tuned) <= set(PAPER.arms)
+
+
+def test_profiles_set_their_own_rate():
+    given = ["model.backbone=x", "data.root=x"]
+    assert resolve(["preset=paper", *given]).optim.lr == 0.0005
+    assert resolve(["preset=paper", *given]).run.seed == 42
+
+
+def test_targets_are_short_for_answers_and_long_for_rationales():
+    assert resolve([*SMOKE, "experiment=none"]).target_tokens == 32
+    assert resolve([*SMOKE, "experiment=explanation"]).target_tokens == 64
+    assert resolve([*SMOKE, "experiment=none"]).new_tokens == 12
+    assert resolve([*SMOKE, "experiment=explanation"]).new_tokens == 12 + 16
+    assert resolve([*SMOKE, "experiment=stage1"]).new_tokens == 16
+
+
+def test_only_the_folded_arm_is_folded():
+    assert resolve([*SMOKE, "experiment=stage1_folds"]).is_folded
+    assert not resolve([*SMOKE, "experiment=stage1"]).is_folded
+    assert not resolve([*SMOKE, "experiment=stage2_out_of_fold"]).is_folded
+
+
+def test_inputs_hold_the_weights_that_an_arm_uses(tiny):
+    assert set(inputs(resolve([*tiny, "experiment=explanation"]))) == {"data", "backbone", "tower"}
+    assert set(inputs(resolve([*tiny, "experiment=reader"]))) == {"data", "backbone"}
+    assert set(inputs(resolve([*tiny, "experiment=majority"]))) == {"data"}
+
+
+def test_eval_refuses_to_guess_a_model(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.evaluate([])
+    assert stop.value.code == 2
+    assert "There is no model to score" in capsys.readouterr().err
+
+
+def test_eval_scores_what_it_is_given():
+    cfg = compose("medthink", "eval", ["model.backbone=run/model", "experiment=reasoning"])
+    assert not cfg.objective.is_trained
+    assert cfg.objective.method == "reasoning"
+
+
+def test_resolved_configuration_has_a_stable_digest():
+    first, second = (digest(to_plain(resolve([*SMOKE, "experiment=filler"]))) for _ in range(2))
+    assert first == second
+
+
+def test_estimate_grows_with_steps_and_folds(tiny):
+    one = estimate(resolve([*tiny, "experiment=stage1", "optim.max_steps=100000"]))
+    five = estimate(resolve([*tiny, "experiment=stage1_folds", "optim.max_steps=100000"]))
+    assert five["minutes"] > 4 * one["minutes"]
+    assert estimate(resolve([*tiny, "experiment=majority"]))["minutes"] < one["minutes"]

@@ -1,0 +1,136 @@
+"""Conditions of the evaluation, and vision features with their cache."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from lightbox.backbones import towers
+from lightbox.errors import RequestError
+from medthink import evaluate, features, reader, stages
+from medthink.config import ModelConfig, resolve
+from medthink.items import Split, load_splits
+from medthink.rationales import MASK
+
+SMALL = ["preset=smoke", "data.n_train=8", "data.n_test=30"]
+
+
+@pytest.fixture
+def test_split():
+    return load_splits(resolve(SMALL))[1]
+
+
+def fake_split(n=3):
+    images = [np.full((64, 64), 40 * k, dtype=np.uint8) for k in range(n)]
+    return Split("test", [], images, [f"case{k}" for k in range(n)])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_shuffled_condition_has_no_fixed_point_and_uses_every_image(test_split, seed):
+    images = evaluate.shuffled_images(test_split, seed=seed)
+    own = [item.image for item in test_split.items]
+    assert all(shown != kept for shown, kept in zip(images, own, strict=True))
+    assert set(images) == set(own)
+
+
+def test_blank_condition_shows_the_last_feature_row(test_split):
+    trials = {t.condition: t for t in evaluate.trials(resolve([*SMALL, "experiment=none"]), test_split, {})}
+    assert set(trials) == {"image", "blank", "shuffled"}
+    assert set(trials["blank"].images) == {len(test_split.case_ids)}
+    assert trials["image"].images == [item.image for item in test_split.items]
+
+
+@pytest.mark.parametrize(("arm", "short"), [("explanation", True), ("none", True), ("reasoning", False)])
+def test_answer_first_strategies_generate_only_the_answer_without_their_image(test_split, arm, short):
+    cfg = resolve([*SMALL, f"experiment={arm}"])
+    trials = {t.condition: t for t in evaluate.trials(cfg, test_split, {})}
+    assert trials["image"].max_new_tokens == cfg.new_tokens
+    assert (trials["blank"].max_new_tokens == cfg.eval.answer_tokens) is short
+
+
+def test_stage_two_reads_the_rationale_of_the_same_condition(test_split, tmp_path):
+    ids = [item.id for item in test_split.items]
+    stages.add_generated(tmp_path, {c: dict.fromkeys(ids, f"seen {c}") for c in ("image", "blank", "shuffled")})
+    cfg = resolve([*SMALL, "experiment=stage2_gold"])
+    for trial in evaluate.trials(cfg, test_split, {"stage1": tmp_path}):
+        assert {item.rationale for item in trial.items} == {f"seen {trial.condition}"}
+
+
+def test_reader_reads_four_texts_and_sees_no_image(test_split, tmp_path):
+    needs = {}
+    for arm in ("explanation", "reasoning"):
+        needs[arm] = tmp_path / arm
+        needs[arm].mkdir()
+        stages.add_generated(needs[arm], {"image": {item.id: f"no {arm}" for item in test_split.items}})
+    plain = {t.condition: t for t in evaluate.trials(resolve([*SMALL, "experiment=reader"]), test_split, needs)}
+    assert set(plain) == {"no_rationale", "reference", *reader.GENERATED}
+    assert {t.images for t in plain.values()} == {None}
+    assert plain["reference"].items == test_split.items
+    assert plain["generated"].items[0].rationale == "no explanation"
+    masked = {t.condition: t for t in evaluate.trials(resolve([*SMALL, "experiment=reader_masked"]), test_split, needs)}
+    assert masked["generated_reasoning"].items[0].rationale == f"{MASK} reasoning"
+
+
+def test_features_are_the_towers_and_computed_once(tower_folder, tmp_path, monkeypatch):
+    model = ModelConfig(backbone="x", tower=str(tower_folder))
+    first = features.load_features(model, fake_split(), cache=tmp_path)
+    tower = towers.load_tower(str(tower_folder))
+    grey = torch.full((1, 64, 64), features.GREY, dtype=torch.uint8)
+    expected = torch.cat([tower.encode(torch.from_numpy(np.stack(fake_split().images))), tower.encode(grey)])
+    torch.testing.assert_close(first, expected, atol=1e-5, rtol=1e-5)
+    assert first.shape == (4, 64, 24)
+    monkeypatch.setattr(towers, "load_tower", None)  # a second look must not need the tower
+    assert torch.equal(features.load_features(model, fake_split(), cache=tmp_path), first)
+    assert [path.suffix for path in tmp_path.iterdir()] == [".safetensors"]
+
+
+def test_other_images_get_other_features(tower_folder, tmp_path):
+    model = ModelConfig(backbone="x", tower=str(tower_folder))
+    features.load_features(model, fake_split(3), cache=tmp_path)
+    features.load_features(model, fake_split(2), cache=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_killed_writer_leaves_no_file_that_is_read(tower_folder, tmp_path, monkeypatch):
+    model = ModelConfig(backbone="x", tower=str(tower_folder))
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(features.os, "replace", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            features.load_features(model, fake_split(), cache=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    assert features.load_features(model, fake_split(), cache=tmp_path).shape[0] == 4
+
+
+def write_detr(folder, names, *, width=6):
+    table = torch.arange(float(len(names) * 5 * width)).view(len(names), 5, width)
+    save_file({"tensor": table}, folder / "detr.safetensors")
+    (folder / "name_map.json").write_text(json.dumps({name: str(row) for row, name in enumerate(names)}))
+    return table
+
+
+def test_ready_features_are_found_by_name_and_blank_is_their_mean(tmp_path):
+    table = write_detr(tmp_path, ["case2", "case0", "case1"])
+    model = ModelConfig(backbone="x", features=str(tmp_path / "detr.safetensors"))
+    rows = features.load_features(model, fake_split(), cache=tmp_path)
+    assert torch.equal(rows[:3], table[[1, 2, 0]])
+    torch.testing.assert_close(rows[3], table.mean(dim=0))
+
+
+def test_image_without_features_is_refused_and_not_skipped(tmp_path):
+    write_detr(tmp_path, ["case0"])
+    model = ModelConfig(backbone="x", features=str(tmp_path / "detr.safetensors"))
+    with pytest.raises(RequestError, match="2 of 3 images of split 'test' have no row, the first is 'case1'"):
+        features.load_features(model, fake_split(), cache=tmp_path)
+
+
+def test_features_without_a_name_map_are_refused(tmp_path):
+    write_detr(tmp_path, ["case0"])
+    (tmp_path / "name_map.json").unlink()
+    with pytest.raises(RequestError, match=r"name_map.json \(image name to row\) beside it"):
+        features.read_features(tmp_path / "detr.safetensors", fake_split())

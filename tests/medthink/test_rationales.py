@@ -1,0 +1,100 @@
+"""The arms' rationales are what they say, exactly and repeatably."""
+
+import re
+
+import numpy as np
+import pytest
+
+from lightbox import phantom
+from lightbox.errors import RequestError
+from lightbox.phantom.facts import parse
+from medthink import rationales
+from medthink.config import resolve
+from medthink.items import load_splits
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    cfg = resolve(["preset=smoke", "run.seed=3", "data.n_train=400", "data.n_test=4"])
+    return load_splits(cfg, with_images=False)[0].items
+
+
+def test_same_answer_comes_from_another_item_with_the_same_answer(drawn):
+    changed = rationales.with_same_answer(drawn, seed=0)
+    givers = {}
+    for item in drawn:
+        givers.setdefault((item.answer, item.rationale), []).append(item.id)
+    for before, after in zip(drawn, changed, strict=True):
+        assert (after.id, after.answer, after.question) == (before.id, before.answer, before.question)
+        owners = givers[before.answer, after.rationale]  # raises KeyError where the answers differ
+        assert owners != [before.id]
+    assert sorted(i.rationale for i in changed) == sorted(i.rationale for i in drawn)  # each is used once
+    assert sum(a.rationale != b.rationale for a, b in zip(drawn, changed, strict=True)) > 0.8 * len(drawn)
+
+
+def test_answer_that_nobody_shares_is_left_without_rationale(items):
+    changed = rationales.with_same_answer(items, seed=0)
+    assert changed[-1].rationale == ""  # the only item with "left upper zone"
+
+
+def test_filler_has_the_length_of_the_rationale_and_none_of_its_facts(items):
+    def count(text):
+        return len(text.split())
+
+    changed = rationales.altered(items, "filler", seed=0, corruption_pct=0, count_tokens=count)
+    assert [count(i.rationale) for i in changed] == [count(i.rationale) for i in items]
+    assert all(not (parse(c.rationale) & i.facts) for c, i in zip(changed, items, strict=True))
+    assert set(" ".join(i.rationale for i in changed).split()) <= set(rationales.FILLER_WORDS)
+
+
+@pytest.mark.parametrize("pct", [0, 10, 25, 50])
+def test_corruption_rate_is_exact_and_every_corrupted_fact_is_wrong(drawn, pct):
+    changed = rationales.with_corruption(drawn, pct, seed=1)
+    different = [(a, b) for a, b in zip(drawn, changed, strict=True) if a.rationale != b.rationale]
+    assert len(different) == round(len(drawn) * pct / 100)
+    for before, after in different:
+        assert parse(after.rationale) != before.facts
+        assert after.answer == before.answer
+
+
+def test_corruption_swaps_words_of_one_kind_consistently():
+    text = "a disc lies in the left upper zone . the larger one lies on the left ."
+    for seed in range(20):
+        words = rationales.corrupt(text, np.random.default_rng(seed)).split()
+        changes = {(a, b) for a, b in zip(text.split(), words, strict=True) if a != b}
+        assert len(changes) == 1  # one word became one other word, everywhere
+        old, new = changes.pop()
+        assert any(old in kind and new in kind for kind in rationales.SWAPS.values())
+
+
+def test_too_high_corruption_is_refused(make_item):
+    clear = [make_item(str(k), rationale="the lungs are clear .") for k in range(4)]
+    with pytest.raises(RequestError, match="Only 0 of them state a side"):
+        rationales.with_corruption(clear, 50, seed=0)
+
+
+@pytest.mark.parametrize("kind", ["true", "same_answer", "filler", "corrupted"])
+def test_every_alteration_repeats_itself(drawn, kind):
+    def draw():
+        return rationales.altered(drawn, kind, seed=5, corruption_pct=25, count_tokens=len)
+
+    assert draw() == draw()
+
+
+def test_masking_hides_options_and_polarity_and_leaves_facts(make_item):
+    side = make_item(answer="left", options=("right", "left"))
+    assert rationales.masked(side, "the left lung shows a disc , not the right .") == (
+        f"the {rationales.MASK} lung shows a disc , {rationales.MASK} the {rationales.MASK} ."
+    )
+    yes = make_item(rationale="no disc is seen .")
+    assert rationales.masked(yes, yes.rationale) == f"{rationales.MASK} disc is seen ."
+
+
+def test_corruption_words_are_those_of_the_phantom():
+    said = " ".join(
+        question.rationale
+        for case in phantom.draw_cases(phantom.seed_range("train", 1, 200), closed=True, with_pixels=False)
+        for question in case.questions
+    )
+    for words in rationales.SWAPS.values():
+        assert all(re.search(rf"\b{word}\b", said) for word in words), words
