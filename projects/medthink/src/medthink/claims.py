@@ -97,12 +97,12 @@ _T2 = Claim(
         difference("answer only - Reasoning", "none", "reasoning"),
         difference("Explanation - Reasoning", "explanation", "reasoning"),
         Contrast(
-            "part of (answer only - Reasoning) from items whose rationale states the right facts",
+            "share of it where its facts are right",
             ((1.0, Measure("reasoning", "loss_at_right_facts")),),
             Role.SECONDARY,
         ),
         Contrast(
-            "part of (answer only - Reasoning) from items whose rationale states wrong facts",
+            "share of it where its facts are wrong",
             ((1.0, Measure("reasoning", "loss_at_wrong_facts")),),
             Role.SECONDARY,
         ),
