@@ -332,7 +332,7 @@ def start(toy, out, preset="quick"):
         "if __name__ == '__main__':\n"
         "    sys.exit(guard(main))\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+    process = subprocess.Popen([sys.executable, "-c", code], process_group=0)
     deadline = time.monotonic() + 30
     while not list(out.glob("jobs/*/checkpoints/state.json")) and time.monotonic() < deadline:
         time.sleep(0.05)
