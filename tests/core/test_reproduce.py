@@ -249,6 +249,7 @@ def test_explanation_stays_within_20_lines_for_a_claim_of_many_contrasts(toy):
     [
         ({"papers": ["tyo"]}, "no paper 'tyo'. The known ones are: toy"),
         ({"claim_ids": ["Y7"]}, "no claim 'Y7'. The known ones are: Y1, Y2, Y3"),
+        ({"claim_ids": ["Y3"]}, "--preset quick with --claims Y3. None of them runs there: Y3 at full"),
         ({"preset": "huge"}, "no preset 'huge'. The known ones are: full, quick, smoke"),
     ],
 )

@@ -336,3 +336,13 @@ def test_intervals_agree_where_they_overlap(ends, agrees):
     theirs = {"effect": sum(ends) / 2, "ci95": ends, "verdict": "absent", "commits": [], "contrasts": []}
     assert with_published(ours, theirs)["published"]["agrees"] is agrees
     assert with_published(ours, None)["published"] is None
+
+
+def test_publication_of_another_version_is_warned_of_and_replaced(run, tmp_path, caplog):
+    path = tmp_path / "toy" / "quick" / "results.json"
+    path.parent.mkdir(parents=True)
+    path.write_text('{"schema": 0}')
+    assert published.committed_claims(tmp_path, ["toy"], "quick") == {}
+    assert "has schema 0" in caplog.text
+    publish(run, tmp_path)
+    assert len(results.load(path)["claims"]) == 2

@@ -6,6 +6,7 @@
 
 import csv
 import io
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,8 @@ from lightbox.claims.storage import SCORES, replace_text
 from lightbox.claims.verdicts import PRESETS_WITHOUT_VERDICT
 from lightbox.errors import RequestError, WorkError
 from lightbox.train.files import file_sha256, sync_folder, write_synced
+
+_log = logging.getLogger("lightbox.claims")
 
 DOCUMENT = "results.json"
 ROWS = "runs.csv"
@@ -128,8 +131,17 @@ def joined(documents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _documents(root: Path, papers: Sequence[str], preset: str) -> list[dict[str, Any]]:
-    paths = [root / paper / preset / DOCUMENT for paper in papers]
-    return [results.load(path) for path in paths if path.exists()]
+    found = [_earlier(root / paper / preset / DOCUMENT) for paper in papers]
+    return [document for document in found if document is not None]
+
+
+def _earlier(path: Path) -> dict[str, Any] | None:
+    """What is published, or None where nothing is; what another version wrote must not stop a new run."""
+    try:
+        return results.load(path) if path.exists() else None
+    except RequestError as err:
+        _log.warning("%s", err)
+        return None
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -170,7 +182,7 @@ def _append_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def _merged(document: Mapping[str, Any], path: Path, paper: str) -> dict[str, Any]:
     """The paper's part of a document, with what an earlier publication holds of other claims and jobs."""
-    earlier = results.load(path) if path.exists() else {"claims": [], "jobs": [], "curves": {}}
+    earlier = _earlier(path) or {"claims": [], "jobs": [], "curves": {}}
     claims = {entry["id"]: entry for entry in earlier["claims"]}
     claims |= {entry["id"]: entry | {"published": None} for entry in document["claims"] if entry["paper"] == paper}
     jobs = {(row["arm"], row["seed"], row["key"]): row for row in earlier["jobs"]}

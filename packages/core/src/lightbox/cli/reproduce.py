@@ -111,11 +111,16 @@ def make_plan(
         packages: package by paper name, in place of the installed papers.
 
     Raises:
-        RequestError: for an unknown paper, claim or preset, listing the known ones.
+        RequestError: for an unknown paper, claim or preset, listing the known ones, or where no claim runs.
     """
     loaded = registry.load_papers(papers, packages=packages)
     registry.check_preset(preset, registry.choose_claims(loaded))
-    return jobs.plan(registry.choose_claims(loaded, claim_ids), preset)
+    plan = jobs.plan(registry.choose_claims(loaded, claim_ids), preset)
+    if not plan.claims:
+        runs = "; ".join(f"{claim.id} at {', '.join(claim.presets)}" for claim in plan.skipped)
+        given = f"--preset {preset} with --claims {','.join(claim_ids)}"
+        raise RequestError(given, f"None of them runs there: {runs}", "Choose a preset from those")
+    return plan
 
 
 def run_plan(
