@@ -118,3 +118,11 @@ def test_estimate_grows_with_steps_and_folds(tiny):
     five = estimate(resolve([*tiny, "experiment=stage1_folds", "optim.max_steps=100000"]))
     assert five["minutes"] > 4 * one["minutes"]
     assert estimate(resolve([*tiny, "experiment=majority"]))["minutes"] < one["minutes"]
+
+
+def test_a_data_set_of_text_files_has_a_digest(tmp_path):
+    (tmp_path / "All_QA_Pairs_train.txt").write_text("synpic1|what plane is this?|axial\n")
+    cfg = resolve(["experiment=none", "data.source=vqa_med_2019", f"data.root={tmp_path}"])
+    before = inputs(cfg)["data"]
+    (tmp_path / "All_QA_Pairs_train.txt").write_text("synpic1|what plane is this?|sagittal\n")
+    assert inputs(cfg)["data"] != before

@@ -17,8 +17,8 @@ from medthink.rationales import MASK
 SMALL = ["preset=smoke", "data.n_train=8", "data.n_test=30"]
 
 
-@pytest.fixture
-def test_split():
+@pytest.fixture(scope="module")
+def asked():
     return load_splits(resolve(SMALL))[1]
 
 
@@ -28,48 +28,48 @@ def fake_split(n=3):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_shuffled_condition_has_no_fixed_point_and_uses_every_image(test_split, seed):
-    images = evaluate.shuffled_images(test_split, seed=seed)
-    own = [item.image for item in test_split.items]
+def test_shuffled_condition_has_no_fixed_point_and_uses_every_image(asked, seed):
+    images = evaluate.shuffled_images(asked, seed=seed)
+    own = [item.image for item in asked.items]
     assert all(shown != kept for shown, kept in zip(images, own, strict=True))
     assert set(images) == set(own)
 
 
-def test_blank_condition_shows_the_last_feature_row(test_split):
-    trials = {t.condition: t for t in evaluate.trials(resolve([*SMALL, "experiment=none"]), test_split, {})}
+def test_blank_condition_shows_the_last_feature_row(asked):
+    trials = {t.condition: t for t in evaluate.trials(resolve([*SMALL, "experiment=none"]), asked, {})}
     assert set(trials) == {"image", "blank", "shuffled"}
-    assert set(trials["blank"].images) == {len(test_split.case_ids)}
-    assert trials["image"].images == [item.image for item in test_split.items]
+    assert set(trials["blank"].images) == {len(asked.case_ids)}
+    assert trials["image"].images == [item.image for item in asked.items]
 
 
 @pytest.mark.parametrize(("arm", "short"), [("explanation", True), ("none", True), ("reasoning", False)])
-def test_answer_first_strategies_generate_only_the_answer_without_their_image(test_split, arm, short):
+def test_answer_first_strategies_generate_only_the_answer_without_their_image(asked, arm, short):
     cfg = resolve([*SMALL, f"experiment={arm}"])
-    trials = {t.condition: t for t in evaluate.trials(cfg, test_split, {})}
+    trials = {t.condition: t for t in evaluate.trials(cfg, asked, {})}
     assert trials["image"].max_new_tokens == cfg.new_tokens
     assert (trials["blank"].max_new_tokens == cfg.eval.answer_tokens) is short
 
 
-def test_stage_two_reads_the_rationale_of_the_same_condition(test_split, tmp_path):
-    ids = [item.id for item in test_split.items]
+def test_stage_two_reads_the_rationale_of_the_same_condition(asked, tmp_path):
+    ids = [item.id for item in asked.items]
     stages.add_generated(tmp_path, {c: dict.fromkeys(ids, f"seen {c}") for c in ("image", "blank", "shuffled")})
     cfg = resolve([*SMALL, "experiment=stage2_gold"])
-    for trial in evaluate.trials(cfg, test_split, {"stage1": tmp_path}):
+    for trial in evaluate.trials(cfg, asked, {"stage1": tmp_path}):
         assert {item.rationale for item in trial.items} == {f"seen {trial.condition}"}
 
 
-def test_reader_reads_four_texts_and_sees_no_image(test_split, tmp_path):
+def test_reader_reads_four_texts_and_sees_no_image(asked, tmp_path):
     needs = {}
     for arm in ("explanation", "reasoning"):
         needs[arm] = tmp_path / arm
         needs[arm].mkdir()
-        stages.add_generated(needs[arm], {"image": {item.id: f"no {arm}" for item in test_split.items}})
-    plain = {t.condition: t for t in evaluate.trials(resolve([*SMALL, "experiment=reader"]), test_split, needs)}
+        stages.add_generated(needs[arm], {"image": {item.id: f"no {arm}" for item in asked.items}})
+    plain = {t.condition: t for t in evaluate.trials(resolve([*SMALL, "experiment=reader"]), asked, needs)}
     assert set(plain) == {"no_rationale", "reference", *reader.GENERATED}
     assert {t.images for t in plain.values()} == {None}
-    assert plain["reference"].items == test_split.items
+    assert plain["reference"].items == asked.items
     assert plain["generated"].items[0].rationale == "no explanation"
-    masked = {t.condition: t for t in evaluate.trials(resolve([*SMALL, "experiment=reader_masked"]), test_split, needs)}
+    masked = {t.condition: t for t in evaluate.trials(resolve([*SMALL, "experiment=reader_masked"]), asked, needs)}
     assert masked["generated_reasoning"].items[0].rationale == f"{MASK} reasoning"
 
 

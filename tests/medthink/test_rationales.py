@@ -19,15 +19,15 @@ def drawn():
     return load_splits(cfg, with_images=False)[0].items
 
 
-def test_same_answer_comes_from_another_item_with_the_same_answer(drawn):
+def test_same_answer_comes_from_another_case_with_the_same_kind_and_answer(drawn):
     changed = rationales.with_same_answer(drawn, seed=0)
     givers = {}
     for item in drawn:
-        givers.setdefault((item.answer, item.rationale), []).append(item.id)
+        givers.setdefault((item.kind, item.answer, item.rationale), set()).add(item.case_id)
     for before, after in zip(drawn, changed, strict=True):
         assert (after.id, after.answer, after.question) == (before.id, before.answer, before.question)
-        owners = givers[before.answer, after.rationale]  # raises KeyError where the answers differ
-        assert owners != [before.id]
+        owners = givers[before.kind, before.answer, after.rationale]  # raises KeyError where kind or answer differ
+        assert owners != {before.case_id}
     assert sorted(i.rationale for i in changed) == sorted(i.rationale for i in drawn)  # each is used once
     assert sum(a.rationale != b.rationale for a, b in zip(drawn, changed, strict=True)) > 0.8 * len(drawn)
 
@@ -35,6 +35,12 @@ def test_same_answer_comes_from_another_item_with_the_same_answer(drawn):
 def test_answer_that_nobody_shares_is_left_without_rationale(items):
     changed = rationales.with_same_answer(items, seed=0)
     assert changed[-1].rationale == ""  # the only item with "left upper zone"
+    assert changed[3].rationale == ""  # "yes" is shared, but this is the only threshold question
+
+
+def test_items_of_one_case_swap_only_where_no_other_case_shares_their_answer(make_item):
+    one_case = [make_item(name, case_id="same", rationale=f"{name} .") for name in "ab"]
+    assert [item.rationale for item in rationales.with_same_answer(one_case, seed=0)] == ["b .", "a ."]
 
 
 def test_filler_has_the_length_of_the_rationale_and_none_of_its_facts(items):
