@@ -260,7 +260,7 @@ def inputs(cfg: Config) -> dict[str, str]:
     if cfg.data.source == PHANTOM:
         read = {"data": f"phantom {phantom.VERSION}"}
     else:
-        read = {"data": weights.digest_of_folder(Path(cfg.data.root), suffixes=(".json", ".jsonl", ".parquet"))}
+        read = {"data": weights.digest_of_folder(Path(cfg.data.root), suffixes=(".json", ".jsonl", ".parquet", ".txt"))}
     if not cfg.is_baseline:
         read["backbone"] = weights.digest_of(cfg.model.backbone, revision=cfg.model.backbone_revision)
     if cfg.has_vision and cfg.model.features:
