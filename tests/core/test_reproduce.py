@@ -10,6 +10,7 @@ from rich.console import Console
 
 from lightbox.claims import runner
 from lightbox.claims.registry import load_papers
+from lightbox.claims.spec import Role
 from lightbox.cli import claim_tables, reproduce, session
 from lightbox.errors import RequestError, WorkError
 from lightbox.testing.inline_pool import InlinePool
@@ -238,8 +239,10 @@ def test_explanation_of_a_claim_fits_in_20_lines_and_names_its_parts(toy, index,
 def test_explanation_stays_within_20_lines_for_a_claim_of_many_contrasts(toy):
     paper = load_papers(packages={"toy": "toy"})[0]
     claim = paper.claims.claims[1]
-    many = tuple(replace(claim.contrasts[0], name=f"link {i}") for i in range(40))
-    lines = claim_tables.explanation(paper, replace(claim, contrasts=many), [])
+    many = tuple(replace(claim.contrasts[0], name=f"link {i}", role=list(Role)[i % 3]) for i in range(40))
+    entry = {"verdict": "absent", "effect": 1.0, "ci95": [0.5, 1.5], "unit": "points", "seeds": [0], "commits": ["a"]}
+    published = [("quick", entry), ("full", entry)]
+    lines = claim_tables.explanation(paper, replace(claim, contrasts=many), published)
     assert len(lines) <= 20
     assert all(f"link {i}:" in "\n".join(lines) for i in range(40))
 

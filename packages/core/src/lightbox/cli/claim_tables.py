@@ -96,9 +96,9 @@ def explanation(paper: Paper, claim: Claim, entries: Sequence[tuple[str, Mapping
     ]
     titles = [f"{name} ({paper.claims.arms[name].title})" for name in claim.arms]
     lines.append(f"Arms: {'; '.join(titles)}")
-    for role in (Role.PRIMARY, Role.CONTROL, Role.SECONDARY):
+    for role, most in ((Role.PRIMARY, 4), (Role.CONTROL, 3), (Role.SECONDARY, 2)):
         named = [f"{c.name}: {formula(claim, c.name)}" for c in claim.by_role(role)]
-        lines += [f"{str(role).capitalize()}: {text}" for text in _at_most(named, 4)]
+        lines += [f"{str(role).capitalize()}: {text}" for text in _at_most(named, most)]
     lines.append(_gate_line(claim))
     if claim.kind is Kind.EXACT:
         lines.append(f"Bound: {'at most' if claim.is_upper_bound else 'at least'} {claim.bound * scale:g} {unit}")
