@@ -48,8 +48,9 @@ def leak_answer(item: Item) -> str:
     """Break: give the answer away to the reader of claim T4, past the mask that should hide it.
 
     `medthink.rationales.masked` hides the words of the options and words such as "yes", "no" and "absent". The gain
-    that is left is printed as "leak-free". Write a rationale that says nothing about the image and from which the
-    answer can still be read once it is masked. It must work for every closed question, whatever its options are called.
+    that is left is printed as "without answer words". Write a rationale that says nothing about the image and from
+    which the answer can still be read once it is masked. It must work for every closed question, whatever its options
+    are called.
 
     Args:
         item: a closed question with two options; only `answer_index` may be used.

@@ -39,7 +39,7 @@ def with_shuffled_words(items: Sequence[Item], *, seed: int) -> list[Item]:
 def leak_answer(item: Item) -> str:
     """A code that the mask does not know: the place of the right option, in words.
 
-    A mask of listed words hides what somebody thought of. So the gain behind it is at most leak-free: an upper bound.
-    Rationales written by a model that was shown the answer are full of such codes, and nobody listed them.
+    A mask of listed words hides what somebody thought of. So the gain behind it is an upper bound of what the reader
+    gets from facts. A writer that was shown the answer may use any code, and nobody has listed them.
     """
     return f"the {('first', 'second')[item.answer_index]} of the two fits ."

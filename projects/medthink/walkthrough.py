@@ -80,7 +80,7 @@ PAPER_MAP = (
     ("greedy decoding, every strategy", "medthink.model.MedThinkT5.generate_greedy"),
     ('closed answer: one match of "The answer is (X)", else wrong', "lightbox.eval.answers.parse_letter"),
     ("Two-Stage: which rationales stage 2 is trained on", "medthink.stages.stage2_items"),
-    ("control: rationale of another item with the same answer", "medthink.rationales.with_same_answer"),
+    ("control: rationale of another item of the same kind and answer", "medthink.rationales.with_same_answer"),
     ("control: filler of the same length", "medthink.rationales.filler"),
     ("ablation of the annotation: wrong facts in rationales", "medthink.rationales.with_corruption"),
     ("rationales judged by a reader: what it is asked", "medthink.evaluate.trials"),
@@ -310,8 +310,8 @@ assert curve[-1][1] < curve[0][1] / 3  # break: set optim.lr=0.00001 for this ru
 # %% [markdown]
 # ## 8. What changes when the idea is switched off
 #
-# The idea is the content of the rationale. Switch it off in two ways: no rationale at all, and the rationale of another
-# item with the same answer. The ablation is the three lines at the end of the next cell.
+# The idea is the content of the rationale. Switch it off: no rationale at all, the rationale of another item of the
+# same kind and answer, or as many neutral words. The ablation is the three lines at the end of the next cell.
 
 
 # %%
