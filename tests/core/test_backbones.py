@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, CLIPConfig, CLIPModel
 from lightbox.backbones import weights
 from lightbox.backbones.seq2seq import load_seq2seq
 from lightbox.backbones.towers import FAMILIES, load_tower
-from lightbox.errors import RequestError
+from lightbox.errors import RequestError, WorkError
 from lightbox.testing.tiny_models import TOWERS, save_t5, save_tower
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -183,3 +183,16 @@ def test_tower_with_missing_tensor_is_refused(tmp_path, tower_folder):
     save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(RequestError, match="the tower would be random"):
         load_tower(str(copy))
+
+
+def test_tiny_model_with_a_damaged_file_is_refused_by_name(tmp_path, monkeypatch, t5_folder):
+    folder = tmp_path / "shared_data" / "weights" / "t5"
+    shutil.copytree(t5_folder, folder)
+    monkeypatch.setattr(weights, "shared_data", lambda: tmp_path / "shared_data")
+    digests = {"model.safetensors": weights.digest_of_file(folder / "model.safetensors")}
+    (folder / "card.json").write_text(json.dumps({"sha256": digests}))
+    weights.locate("tiny/t5")
+    data = bytearray((folder / "model.safetensors").read_bytes())
+    (folder / "model.safetensors").write_bytes(bytes([*data[:-1], data[-1] ^ 1]) + b"\0")
+    with pytest.raises(WorkError, match=r"model\.safetensors has digest"):
+        weights.locate("tiny/t5")

@@ -8,6 +8,7 @@ import torch
 
 from lightbox.backbones.seq2seq import load_seq2seq
 from lightbox.backbones.towers import load_tower
+from lightbox.backbones.weights import CARD, check_card
 from lightbox.errors import RequestError, WorkError
 from lightbox.paths import shared_data
 from lightbox.phantom import VERSION
@@ -15,7 +16,7 @@ from lightbox.phantom.facts import state_look
 from lightbox.phantom.ontology import CLASS_NAMES
 from lightbox.phantom.splits import load_splits, triple_mask
 from lightbox.pretrain import NAMES, build
-from lightbox.pretrain.card import CARD, check_card, compare_scores
+from lightbox.pretrain.card import compare_scores
 from lightbox.pretrain.image_tasks import PATCH_PX, dense_set, known_rank
 from lightbox.pretrain.text_tasks import text_pairs
 

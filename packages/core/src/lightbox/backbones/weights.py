@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from lightbox.errors import RequestError
+from lightbox.errors import RequestError, WorkError
 from lightbox.paths import shared_data
 
 TINY = "tiny/"
@@ -44,10 +44,13 @@ def locate(name: str, *, revision: str = "", key: str = "model.backbone") -> Pla
 
     Raises:
         RequestError: nothing there, no safetensors, or a hub id without a full revision.
+        WorkError: a file of a tiny model is not the one on its card.
     """
     folder = shared_data() / "weights" / name.removeprefix(TINY) if name.startswith(TINY) else Path(name).expanduser()
     if folder.is_dir():
         _check_folder(folder, key)
+        if name.startswith(TINY) and (folder / CARD).is_file():
+            check_card(folder)
         return Place(str(folder))
     if name.startswith(TINY):
         known = sorted(path.parent.name for path in folder.parent.glob(f"*/{CONFIG}"))
@@ -124,6 +127,24 @@ def _file_sha256(path: str, size: int, mtime_ns: int) -> str:
         while block := file.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()
+
+
+def check_card(folder: Path) -> dict:
+    """Compare the files of a tiny model with the digests on its card, and return the card.
+
+    Raises:
+        WorkError: a file is missing or is another one, with its name.
+    """
+    card = json.loads((folder / CARD).read_text(encoding="utf-8"))
+    for file, wanted in card["sha256"].items():
+        have = digest_of_file(folder / file) if (folder / file).is_file() else "missing"
+        if have != wanted:
+            raise WorkError(
+                f"{folder / file} has digest {have[:12]}, its card says {wanted[:12]}",
+                "The file is damaged or from another build, so results with it would not be those of this model",
+                "Restore the file from the repository, or rebuild it with 'lightbox pretrain'",
+            )
+    return card
 
 
 def _check_folder(folder: Path, key: str) -> None:

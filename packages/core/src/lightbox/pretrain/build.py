@@ -6,9 +6,10 @@ import shutil
 import time
 from pathlib import Path
 
+from lightbox.backbones.weights import CARD
 from lightbox.errors import RequestError
 from lightbox.paths import default_out, shared_data
-from lightbox.pretrain.card import CARD, compare_scores, write_card
+from lightbox.pretrain.card import compare_scores, write_card
 from lightbox.pretrain.t5 import build_t5
 from lightbox.pretrain.tower import build_tower
 

@@ -4,11 +4,10 @@ import hashlib
 import json
 from pathlib import Path
 
-from lightbox.errors import WorkError
+from lightbox.backbones.weights import CARD, digest_of_file
 from lightbox.phantom import VERSION
 from lightbox.phantom.splits import load_splits
 
-CARD = "card.json"
 TOLERANCE = 0.05
 """A rebuilt model's scores differ from the card's by at most this: another machine has other bits."""
 MUST_NOT_SEE = "rationales as targets, validation and test seeds, held-out triples, attribute labels"
@@ -25,7 +24,7 @@ def write_card(folder: Path, name: str, facts: dict) -> dict:
     Returns:
         The card.
     """
-    digests = {p.name: _sha256(p) for p in sorted(folder.iterdir()) if p.is_file() and p.name != CARD}
+    digests = {p.name: digest_of_file(p) for p in sorted(folder.iterdir()) if p.is_file() and p.name != CARD}
     splits = load_splits()
     data = {
         "generator": VERSION,
@@ -48,30 +47,7 @@ def write_card(folder: Path, name: str, facts: dict) -> dict:
     return card
 
 
-def check_card(folder: Path) -> dict:
-    """Compare every file with the digest on its card.
-
-    Raises:
-        WorkError: a file is missing or differs, with its name.
-    """
-    card = json.loads((folder / CARD).read_text())
-    for name, wanted in card["sha256"].items():
-        path = folder / name
-        have = _sha256(path) if path.is_file() else "missing"
-        if have != wanted:
-            raise WorkError(
-                f"{path} has digest {have[:12]}, its card says {wanted[:12]}",
-                "The file is damaged or from another build, so results with it would not be those of this model",
-                "Restore the file from the repository, or rebuild with 'lightbox pretrain'",
-            )
-    return card
-
-
 def compare_scores(card: dict, rebuilt: dict) -> dict[str, tuple[float, float]]:
     """Scores of a rebuilt model that differ from the card's by more than its tolerance: name -> (card, rebuilt)."""
     old, new = card["scores"], rebuilt["scores"]
     return {k: (old[k], new[k]) for k in old if abs(old[k] - new[k]) > card["tolerance"]}
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
