@@ -16,8 +16,9 @@ from rich.console import Console
 from rich.table import Table
 
 from lightbox import rundir
+from lightbox.cli import guard
 from lightbox.config import compose, digest, to_plain
-from lightbox.errors import LightboxError, RequestError
+from lightbox.errors import RequestError
 from lightbox.paths import default_out
 from medthink.config import Config, inputs, resolve
 
@@ -106,12 +107,9 @@ def newest_run(out: Path) -> Path:
 
 def _entry(argv: Sequence[str] | None, mode: str) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
-        _run(list(sys.argv[1:] if argv is None else argv), mode)
-    except LightboxError as err:
-        for part in (err.given, err.why, err.do):
-            Console(stderr=True, soft_wrap=True, highlight=False).print(part, markup=False)
-        raise SystemExit(err.exit_code) from err
+    code = guard(lambda: _run(list(sys.argv[1:] if argv is None else argv), mode))
+    if code:
+        raise SystemExit(code)
 
 
 def _run(overrides: list[str], mode: str) -> None:
