@@ -19,6 +19,7 @@ ENVIRONMENT = {
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",  # on by default in 3.17
     "MLFLOW_SQLALCHEMYSTORE_POOLCLASS": "NullPool",  # a pooled connection would outlive a database set aside
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # would break --json
+    "MLFLOW_CONFIGURE_LOGGING": "false",  # its import would undo the levels set below
 }
 PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}  # its own: 247 s of silence
 PROBE_S = 5.0
