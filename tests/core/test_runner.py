@@ -319,7 +319,8 @@ def start(toy, out, preset="quick"):
     text = (toy / "config.py").read_text()
     (toy / "config.py").write_text(text.replace("STEP_S = 0.0", "STEP_S = 0.2"))
     code = (
-        f"import sys; sys.path.insert(0, {str(toy.parent)!r})\n"
+        f"import signal, sys; sys.path.insert(0, {str(toy.parent)!r})\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell starts background jobs with it ignored
         "from pathlib import Path\n"
         "from lightbox.claims import jobs, registry, runner, storage\n"
         "from lightbox.cli import guard\n"
