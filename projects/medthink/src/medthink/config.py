@@ -271,7 +271,7 @@ def inputs(cfg: Config) -> dict[str, str]:
 
 
 def estimate(cfg: Config) -> dict[str, float]:
-    """Rough cost of the job on one CPU core: minutes of wall time and GiB of memory. A worker imports torch once, not per job.
+    """Rough cost of the job on one CPU core: minutes of wall time and GiB of memory. A worker imports torch once.
 
     Scaled from the weights' size: 6 floating-point operations per parameter and trained token, at 50 GFLOP/s.
     """
