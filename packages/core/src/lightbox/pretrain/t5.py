@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGene
 from lightbox.config import OptimConfig, RunConfig
 from lightbox.losses.language import IGNORED, token_cross_entropy
 from lightbox.pretrain.text_tasks import TextPair, text_pairs
-from lightbox.pretrain.tokenizer import train_tokenizer
+from lightbox.pretrain.tokenizer import fixed_tokenizer
 from lightbox.train.batches import BatchSource
 from lightbox.train.driver import fit
 from lightbox.train.seeds import seed_everything
@@ -78,7 +78,7 @@ def build_t5(folder: Path, work: Path, *, max_steps: int | None = None) -> dict:
     Returns:
         Facts for the model card.
     """
-    tokenizer = train_tokenizer()
+    tokenizer = fixed_tokenizer()
     train, held_back = (
         text_pairs("pretrain", CASES if max_steps is None else 400, seed=SEED),
         text_pairs("pretrain_validation", VALIDATION_CASES),

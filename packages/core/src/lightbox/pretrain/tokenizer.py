@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from lightbox.paths import shared_data
 from lightbox.phantom import Knobs, draw_cases, seed_range
 from lightbox.phantom.ontology import CLASS_NAMES, DENSITY_WORDS, SHAPE_WORDS, SIZES
 
@@ -27,6 +28,18 @@ def corpus(n_cases: int) -> Iterable[str]:
         yield from (q.text for q in case.questions)
     words = [*EXTRA_WORDS, *CLASS_NAMES, *DENSITY_WORDS.values(), *SHAPE_WORDS.values(), *SIZES]
     yield from words * 50  # often enough to become whole tokens
+
+
+def fixed_tokenizer() -> PreTrainedTokenizerFast:
+    """The committed tokenizer of the tiny `t5`, or a newly trained one where there is none.
+
+    Training breaks ties between merges in an order that differs from run to run, so the trained tokenizer is part of
+    the recipe: with it, a build is repeated to the same bytes.
+    """
+    folder = shared_data() / "weights" / "t5"
+    if (folder / "tokenizer.json").is_file():
+        return PreTrainedTokenizerFast.from_pretrained(folder)
+    return train_tokenizer()
 
 
 def train_tokenizer(n_cases: int = 4_000) -> PreTrainedTokenizerFast:

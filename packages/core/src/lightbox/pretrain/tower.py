@@ -18,7 +18,7 @@ from lightbox.config import OptimConfig, RunConfig
 from lightbox.phantom.ontology import CLASSES, DENSITIES, SHAPES, TRIPLES
 from lightbox.pretrain.image_tasks import DenseSet, dense_set, known_rank
 from lightbox.pretrain.t5 import pad
-from lightbox.pretrain.tokenizer import VOCAB_SIZE, train_tokenizer
+from lightbox.pretrain.tokenizer import VOCAB_SIZE, fixed_tokenizer
 from lightbox.train.batches import BatchSource
 from lightbox.train.driver import fit
 from lightbox.train.seeds import seed_everything
@@ -103,7 +103,7 @@ def build_tower(folder: Path, work: Path, *, max_steps: int | None = None) -> di
     """
     train = dense_set("pretrain", CASES if max_steps is None else 384, seed=SEED)
     held_back = dense_set("pretrain_validation", VALIDATION_CASES)
-    reports = train_tokenizer()(train.reports)["input_ids"]
+    reports = fixed_tokenizer()(train.reports)["input_ids"]
     seed_everything(SEED)
     model = DenseTower()
 
@@ -165,7 +165,7 @@ def score_tower(model: DenseTower, held_back: DenseSet) -> dict:
         predicted = pixels & (look[ids] == wanted)[..., None]
         truth = held_back.patch_masks & (look[held_back.patch_ids] == wanted)[..., None]
         scores[f"iou_{'_or_'.join(classes)}"] = float((predicted & truth).sum() / max(1, (predicted | truth).sum()))
-    reports = pad(train_tokenizer()(held_back.reports)["input_ids"], 0)
+    reports = pad(fixed_tokenizer()(held_back.reports)["input_ids"], 0)
     scores |= _retrieval(torch.cat(images), model.embed_text(reports))
     return {name: round(value, 4) for name, value in scores.items()}
 
