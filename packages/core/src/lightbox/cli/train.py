@@ -7,6 +7,8 @@ refused in about a second.
 import difflib
 import importlib
 import json
+import logging
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -66,6 +68,7 @@ def pretrain(
     """
     from lightbox.pretrain import build
 
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)  # a line every 50 steps
     for card in build(only or None, out=out):
         differs = ", ".join(f"{name} {old:.3f} -> {new:.3f}" for name, (old, new) in card["differs"].items())
         verdict = f"beyond the tolerance of the shipped card: {differs}" if differs else "scores as on the shipped card"
