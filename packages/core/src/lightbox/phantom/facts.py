@@ -107,7 +107,7 @@ _FINDING = re.compile(
 def parse(text: str) -> frozenset[str]:
     """The atomic facts that a text states.
 
-    A finding sentence gives five facts (what is where, its side, place, density and size); any other sentence is one
+    A finding sentence gives four facts (what lies where, on which side, its density, its size); any other sentence is one
     fact. Unknown sentences are facts too, and false ones: a model that makes up a sentence loses precision.
 
     Args:
