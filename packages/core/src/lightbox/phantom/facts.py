@@ -107,8 +107,8 @@ _FINDING = re.compile(
 def parse(text: str) -> frozenset[str]:
     """The atomic facts that a text states.
 
-    A finding sentence gives four facts (what lies where, on which side, its density, its size); any other sentence is one
-    fact. Unknown sentences are facts too, and false ones: a model that makes up a sentence loses precision.
+    A finding sentence gives four facts (what lies where, on which side, its density, its size); any other sentence is
+    one fact. Unknown sentences are facts too, and false ones: a model that makes up a sentence loses precision.
 
     Args:
         text: sentences that end in "."; case and spacing do not matter.
