@@ -62,7 +62,7 @@ def pretrain(
     only: Annotated[str, typer.Option(help="Build one of them: t5 or tower.")] = "",
     out: Annotated[Path | None, typer.Option(help="Output folder; left out, ./lightbox-out.")] = None,
 ) -> None:
-    """Rebuild the tiny foundation models on the phantom with fixed seeds (up to 25 minutes each on 2 cores).
+    """Rebuild the tiny foundation models on the phantom with fixed seeds; how long each took is in its card.json.
 
     They lie in OUT/pretrain. The shipped ones are compared with them and not touched.
     """
