@@ -38,6 +38,12 @@ from lightbox.errors import RequestError
 SCHEDULES = ("linear", "constant", "cosine")
 DEVICES = ("cpu", "auto", "cuda")
 PRECISIONS = ("fp32", "bf16", "fp16")
+OPTIMIZERS = ("adamw", "adamw_8bit", "paged_adamw_8bit")
+ADAPTERS = ("none", "lora")
+QUANTS = ("none", "nf4", "int8")
+ADAPTER_INITS = ("default", "loftq", "eva")
+PROJECTOR_MODES = ("frozen", "lora", "full")
+LANGUAGE = "language"
 
 
 @dataclass(kw_only=True)
@@ -60,6 +66,9 @@ class OptimConfig:
     """Share of max_steps with rising learning rate, in [0, 1); raising it delays learning."""
     schedule: str = "linear"
     """After warm-up: linear (to 0), cosine (to 0) or constant; no cost."""
+    optimizer: str = "adamw"
+    """adamw, adamw_8bit (its state in a quarter of the memory), or paged_adamw_8bit (spills to the host); 8 bits cost a
+    little accuracy."""
 
     def __post_init__(self) -> None:
         check_positive("optim.lr", self.lr)
@@ -68,6 +77,7 @@ class OptimConfig:
         for key in ("weight_decay", "clip_norm", "micro_batch_size"):
             check_at_least("optim." + key, getattr(self, key), 0)
         check_choice("optim.schedule", self.schedule, SCHEDULES)
+        check_choice("optim.optimizer", self.optimizer, OPTIMIZERS)
         if not 0 <= self.warmup_frac < 1:
             raise RequestError(
                 f"optim.warmup_frac is {self.warmup_frac}",
@@ -80,6 +90,70 @@ class OptimConfig:
                 "A step is made of whole micro-batches of one size",
                 "Set optim.micro_batch_size to a divisor of optim.batch_size, or to 0",
             )
+
+
+@dataclass(kw_only=True)
+class AdapterConfig:
+    """What is trained of a pretrained model, and how its frozen part is stored."""
+
+    kind: str = "none"
+    """none trains every parameter; lora trains low-rank additions only, in a fraction of the memory."""
+    quant: str = "none"
+    """Frozen weights of the language model: none (16 or 32 bit), int8, nf4 (QLoRA); fewer bits cost some accuracy."""
+    r: int = 16
+    """Rank of the additions, >= 1; memory and time grow in proportion, capacity too."""
+    alpha: float = 32.0
+    """Scale of the additions, > 0: alpha / r, or alpha / sqrt(r) with use_rslora; more acts like a higher rate."""
+    dropout_prob: float = 0.0
+    """Dropout before the additions, in [0, 1); above 0 it resists over-fitting and costs time."""
+    use_rslora: bool = False
+    """Scale by alpha / sqrt(r), steadier at ranks from 32; no cost."""
+    use_dora: bool = False
+    """Learn direction and length apart (DoRA); slower, helps at low ranks."""
+    init: str = "default"
+    """Start of the additions: default (no change), loftq (repairs the quantisation error), eva (from data)."""
+    targets: str = "language"
+    """language: linear layers of the language model; or a regular expression of module names, matched as a whole."""
+    projector: str = "frozen"
+    """Projector between vision and language: frozen, lora, or full (trained as a whole, in 32 bit)."""
+    use_fused: bool = True
+    """Compute base and addition of a linear layer in one autograd step; false is peft's own, slower and larger."""
+
+    def __post_init__(self) -> None:
+        check_choice("adapter.kind", self.kind, ADAPTERS)
+        check_choice("adapter.quant", self.quant, QUANTS)
+        check_choice("adapter.init", self.init, ADAPTER_INITS)
+        check_choice("adapter.projector", self.projector, PROJECTOR_MODES)
+        check_at_least("adapter.r", self.r, 1)
+        check_positive("adapter.alpha", self.alpha)
+        if not 0 <= self.dropout_prob < 1:
+            raise RequestError(
+                f"adapter.dropout_prob is {self.dropout_prob}",
+                "It is a probability and some inputs must stay",
+                "Set adapter.dropout_prob in [0, 1)",
+            )
+        if self.quant != "none" and self.kind == "none":
+            raise RequestError(
+                f"adapter.quant is {self.quant} and adapter.kind is none",
+                "Quantised weights are frozen, so nothing would learn",
+                "Set adapter.kind=lora, or adapter.quant=none",
+            )
+        if self.init == "loftq" and self.quant != "nf4":
+            raise RequestError(
+                f"adapter.init is loftq and adapter.quant is {self.quant}",
+                "LoftQ starts from the error that 4-bit storage makes",
+                "Set adapter.quant=nf4, or adapter.init=default",
+            )
+
+
+@dataclass(kw_only=True)
+class TrainConfig:
+    """How a step fits the machine; none of it changes the gradient beyond rounding."""
+
+    auto_batch: bool = False
+    """Where memory runs out, halve the micro-batch and go on with the same effective batch; costs time per step."""
+    checkpoint_layers: bool = False
+    """Keep only the inputs of decoder layers and compute the rest again; about a third more time, far less memory."""
 
 
 @dataclass(kw_only=True)
