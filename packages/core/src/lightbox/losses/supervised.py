@@ -1,0 +1,94 @@
+"""Losses of supervised positions only: rows are chosen before the language head, so full logits never exist.
+
+A head gives v logits a position, and v is 32,000 to 262,000 where a row may hold 1,000 positions of which 30 carry a
+loss. Choosing first makes the head, its float32 copy and its gradient smaller by that share; sums stay the same.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from lightbox.losses.language import IGNORED
+
+
+def supervised_rows(
+    hidden: Float[Tensor, "b t d"], labels: Int[Tensor, "b t"], *, ignored: int = IGNORED
+) -> tuple[Float[Tensor, "n d"], Int[Tensor, " n"]]:
+    """Choose the hidden rows that carry a label, in reading order; position t of both belongs together.
+
+    Args:
+        hidden: what the head reads.
+        labels: token ids, or `ignored` where a position carries no loss.
+        ignored: the label that carries no loss.
+
+    Returns:
+        The rows, with gradient to `hidden`, and their labels; n is 0 where nothing is supervised.
+
+    Example:
+        >>> hidden = torch.arange(6.0).view(1, 3, 2)
+        >>> supervised_rows(hidden, torch.tensor([[-100, 7, -100]]))
+        (tensor([[2., 3.]]), tensor([7]))
+    """
+    places = (labels.flatten() != ignored).nonzero().flatten()  # n
+    return hidden.flatten(0, 1).index_select(0, places), labels.flatten().index_select(0, places)
+
+
+def row_cross_entropy(logits: Float[Tensor, "n v"], targets: Int[Tensor, " n"]) -> Float[Tensor, ""]:
+    """Sum the cross-entropy of chosen rows, in nats, >= 0; 0 with a zero gradient where there are none.
+
+    Args:
+        logits: of the chosen rows; computed in float32 at least.
+        targets: one id in [0, v) a row.
+    """
+    return F.cross_entropy(_wide(logits), targets, reduction="sum")
+
+
+def row_logps(
+    logits: Float[Tensor, "n v"], targets: Int[Tensor, " n"], labels: Int[Tensor, "b t"], *, ignored: int = IGNORED
+) -> Float[Tensor, " b"]:
+    """Sum the log-probabilities of chosen rows by the sequence that they come from.
+
+    Args:
+        logits: of the rows that `supervised_rows` chose by `labels`.
+        targets: one id in [0, v) a row.
+        labels: says which sequence each row belongs to.
+        ignored: the label that carries no loss.
+
+    Returns:
+        One log-probability a sequence, <= 0, with gradient; 0 where nothing of it is supervised.
+    """
+    sequence = (labels != ignored).nonzero()[:, 0]  # n
+    logps = -F.cross_entropy(_wide(logits), targets, reduction="none")
+    return logps.new_zeros(labels.shape[0]).index_add(0, sequence, logps)
+
+
+@contextmanager
+def rows_before(head: nn.Module, labels: Int[Tensor, "b t"], *, ignored: int = IGNORED) -> Iterator[None]:
+    """Within this context `head` reads only the rows that `labels` supervises, so the model's logits are n v.
+
+    The model's own forward runs, whatever wraps it, so scaling before the head and capping after it stay what they
+    are.
+
+    Args:
+        head: the language head; its first positional argument is b t d.
+        labels: aligned with the head's positions.
+        ignored: the label that carries no loss.
+    """
+
+    def choose(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        rows, _ = supervised_rows(arguments[0], labels, ignored=ignored)
+        return (rows, *arguments[1:])
+
+    handle = head.register_forward_pre_hook(choose)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()
