@@ -319,7 +319,7 @@ def score(arm):
     """Train one arm for a few steps and return its table of per-item scores."""
     arm_cfg, folder = resolve([*SIZES, f"experiment={arm}"]), Path(WORK.name, arm)
     done = train.run(arm_cfg, folder, needs={}, cache=CACHE)
-    return evaluate.evaluate(arm_cfg, done.model, done.tokenizer, done.scored, done.vision, folder=folder, needs={})
+    return evaluate.evaluate(arm_cfg, done.learner, done.scored, folder=folder, needs={})
 
 
 tables = {arm: score(arm) for arm in ("none", "explanation", "same_answer", "filler")}

@@ -30,18 +30,18 @@ def test_too_few_cases_for_folds_are_refused(items):
 def test_out_of_fold_rationales_never_come_from_a_model_that_saw_the_case(tiny, tmp_path, monkeypatch):
     """Every training is watched: whoever writes for an item was trained on none of its case's items."""
     seen, wrote = [], {}
-    fit_items, generate = train.fit_items, folds.generate
+    fit_items, write = train.fit_items, train.FusedT5.write
 
     def watched_fit(cfg, model, tokenizer, items, vision, folder):
         seen.append({item.case_id for item in items})
         return fit_items(cfg, model, tokenizer, items, vision, folder)
 
-    def watched_generate(cfg, model, tokenizer, trial, vision):
+    def watched_write(learner, trial, split):
         wrote.update({item.id: (item.case_id, len(seen) - 1) for item in trial.items})
-        return generate(cfg, model, tokenizer, trial, vision)
+        return write(learner, trial, split)
 
     monkeypatch.setattr(train, "fit_items", watched_fit)
-    monkeypatch.setattr(folds, "generate", watched_generate)
+    monkeypatch.setattr(train.FusedT5, "write", watched_write)
     cfg = resolve([*tiny, "experiment=stage1_folds", "optim.max_steps=1"])
     folds.run(cfg, tmp_path / "job", cache=tmp_path / "cache")
     assert len(seen) == N_FOLDS

@@ -12,8 +12,11 @@ from pathlib import Path
 from lightbox import phantom
 from lightbox.backbones import weights
 from lightbox.config import (
+    PRECISIONS,
+    AdapterConfig,
     OptimConfig,
     RunConfig,
+    TrainConfig,
     check_at_least,
     check_choice,
     check_positive,
@@ -35,6 +38,8 @@ STAGE2_SOURCES = ("gold", "in_sample", "out_of_fold")
 PADS = ("masked", "official")
 EVAL_SPLITS = ("test", "validation", "test_shifted")
 DATA_SPLITS = ("official", "by_image")
+ATTENTIONS = ("auto", "sdpa", "xformers", "flash", "eager")
+OWN_TOWER = "tiny/tower"
 
 
 @dataclass(kw_only=True)
@@ -42,11 +47,11 @@ class ModelConfig:
     """Which pretrained parts, and the fusion between them."""
 
     backbone: str
-    """T5: tiny/t5, a directory, or a hub id (paper: allenai/unifiedqa-t5-base); cost grows with its size."""
+    """T5 (paper: allenai/unifiedqa-t5-base) or a vision-language model: tiny/NAME, a directory, or a hub id."""
     backbone_revision: str = ""
     """Full commit hash of a hub id, required for one; no cost."""
-    tower: str = "tiny/tower"
-    """Frozen vision tower: tiny/tower, a directory, or a hub id; used once per image, then cached on disk."""
+    tower: str = OWN_TOWER
+    """Frozen vision tower beside a T5: tiny/tower, a directory, or a hub id; used once per image, then cached."""
     tower_revision: str = ""
     """Full commit hash of a hub id, required for one; no cost."""
     features: str = ""
@@ -55,8 +60,17 @@ class ModelConfig:
     """Bias of a new fusion gate (paper: silent; code: PyTorch's default, about 0); lower starts nearer to text only."""
     dropout_prob: float = 0.0
     """Dropout of T5 in [0, 1) (paper: silent; T5's own is 0.1); raising it slows learning and resists over-fitting."""
+    dtype: str = "fp32"
+    """Frozen weights in memory: fp32, bf16 or fp16; halves memory and time on a GPU; trained weights stay in fp32."""
+    attention: str = "auto"
+    """auto, sdpa, xformers, flash or eager, for a vision-language model; the choice is on the run card."""
+    image_px: int = 448
+    """Longest side of an image shown to a vision-language model, >= 1; Qwen's cost grows with its square."""
 
     def __post_init__(self) -> None:
+        check_choice("model.dtype", self.dtype, PRECISIONS)
+        check_choice("model.attention", self.attention, ATTENTIONS)
+        check_positive("model.image_px", self.image_px)
         if not 0 <= self.dropout_prob < 1:
             raise RequestError(
                 f"model.dropout_prob is {self.dropout_prob}",
@@ -188,6 +202,8 @@ class Config:
     objective: ObjectiveConfig
     optim: OptimConfig
     run: RunConfig
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     tuned: dict[str, float] = field(default_factory=dict)
     """Learning rate per arm, chosen on validation at `quick` size, from conf/tuned; an absent arm takes 1e-3."""
@@ -206,6 +222,12 @@ class Config:
                 f"data.rationale is {self.data.rationale} and objective.method is {self.objective.method}",
                 "Only Explanation and Reasoning train on altered rationales",
                 "Set objective.method=explanation or reasoning, or data.rationale=true",
+            )
+        if self.model.dtype != "fp32" and self.adapter.kind == "none" and self.objective.is_trained:
+            raise RequestError(
+                f"model.dtype is {self.model.dtype} and adapter.kind is none",
+                "Every weight would be trained in 16 bits, where a small update is rounded away",
+                "Set adapter.kind=lora, or model.dtype=fp32 with run.precision=bf16",
             )
         if self.model.features and self.data.source == PHANTOM:
             raise RequestError(

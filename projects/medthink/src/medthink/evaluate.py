@@ -8,20 +8,17 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Float
-from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from lightbox.phantom.facts import parse
 from medthink import examples, reader, scores, stages
 from medthink.config import PHANTOM, Config
-from medthink.generation import generate_texts, rationale_in
+from medthink.generation import rationale_in
 from medthink.items import Item, Split
-from medthink.model import MedThinkT5
 
 BLANK, IMAGE, SHUFFLED = "blank", "image", "shuffled"
 ANSWER_FIRST = ("none", "explanation", "second_stage", "reader")
@@ -30,7 +27,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Trial:
-    """Items as asked under one condition; `images` is the row of the features that each is shown, None for no image."""
+    """Items as asked under one condition.
+
+    `images` is the place in the split of the image that each is shown, one past the last for the blank one; None for no
+    image.
+    """
 
     condition: str
     items: list[Item]
@@ -38,24 +39,19 @@ class Trial:
     max_new_tokens: int
 
 
-def evaluate(
-    cfg: Config,
-    model: MedThinkT5,
-    tokenizer: PreTrainedTokenizerBase,
-    split: Split,
-    vision: Float[Tensor, "n p c"] | None,
-    *,
-    folder: Path,
-    needs: Mapping[str, Path],
-) -> pa.Table:
+class Writer(Protocol):
+    """What writes one greedy text an item of a trial: a T5 with fusion, or a vision-language model."""
+
+    def write(self, trial: Trial, split: Split) -> list[str]: ...
+
+
+def evaluate(cfg: Config, writer: Writer, split: Split, *, folder: Path, needs: Mapping[str, Path]) -> pa.Table:
     """Generate and score every trial; write scores.parquet, generated.json, examples.json and the example PNGs.
 
     Args:
-        cfg: strategy, lengths, batch size.
-        model: trained or not.
-        tokenizer: the model's.
+        cfg: strategy and lengths.
+        writer: the model, trained or not.
         split: items with reference answers and rationales.
-        vision: features of the split's images and, last, of the blank one; None for the reader.
         folder: where the files go.
         needs: folders of the arms whose generated rationales are read.
 
@@ -69,9 +65,8 @@ def evaluate(
     rows: list[scores.ScoreRow] = []
     generated: stages.Generated = {}
     answered: list[examples.Answered] = []
-    model.eval()
     for trial in trials(cfg, split, needs):
-        texts = generate(cfg, model, tokenizer, trial, vision)
+        texts = writer.write(trial, split)
         told = None if is_answer_only(cfg, trial) else [rationale_in(text, method) for text in texts]
         for place, (item, text) in enumerate(zip(trial.items, texts, strict=True)):
             rationale = None if told is None else told[place]
@@ -92,27 +87,6 @@ def evaluate(
         stages.add_generated(folder, generated)
     examples.write_examples(folder, answered, split, is_synthetic=cfg.data.source == PHANTOM)
     return scores.write_scores(folder, rows)
-
-
-def generate(
-    cfg: Config,
-    model: MedThinkT5,
-    tokenizer: PreTrainedTokenizerBase,
-    trial: Trial,
-    vision: Float[Tensor, "n p c"] | None,
-) -> list[str]:
-    """One greedy text an item of a trial."""
-    return generate_texts(
-        model,
-        tokenizer,
-        trial.items,
-        cfg.objective.method,
-        images=trial.images,
-        vision=vision,
-        batch_size=cfg.eval.batch_size,
-        max_new_tokens=trial.max_new_tokens,
-        source_tokens=cfg.data.source_tokens,
-    )
 
 
 def trials(cfg: Config, split: Split, needs: Mapping[str, Path]) -> list[Trial]:

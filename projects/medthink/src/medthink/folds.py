@@ -8,7 +8,7 @@ from lightbox.phantom.facts import parse
 from lightbox.train.files import write_json
 from medthink import scores, stages, train
 from medthink.config import N_FOLDS, PHANTOM, Config
-from medthink.evaluate import generate, train_trial
+from medthink.evaluate import train_trial
 from medthink.examples import write_examples
 from medthink.items import ids_of, load_splits
 
@@ -24,15 +24,14 @@ def run(cfg: Config, folder: Path, *, cache: Path) -> pa.Table:
     """
     folder.mkdir(parents=True, exist_ok=True)
     split, _ = load_splits(cfg)
-    vision = train.load_vision(cfg, split, cache=cache)
     fold_of = stages.folds_of(split.items, seed=cfg.run.seed)
     written: dict[str, str] = {}
     for fold in range(N_FOLDS):
         kept = [item for item, own in zip(split.items, fold_of, strict=True) if own != fold]
         left_out = [item for item, own in zip(split.items, fold_of, strict=True) if own == fold]
-        model, tokenizer = train.load_model(cfg, vision)
-        history = train.fit_items(cfg, model, tokenizer, kept, vision, folder / f"fold-{fold}")
-        texts = generate(cfg, model.eval(), tokenizer, train_trial(cfg, left_out), vision)
+        learner = train.open_learner(cfg, (split,), cache=cache)
+        history = learner.fit(kept, split, folder / f"fold-{fold}")
+        texts = learner.write(train_trial(cfg, left_out), split)
         written |= dict(zip(ids_of(left_out), texts, strict=True))
     stages.add_generated(folder, {stages.TRAIN: written})
     write_json(folder / "folds.json", dict(zip(ids_of(split.items), fold_of, strict=True)))

@@ -11,6 +11,7 @@ from medthink.config import BASELINES, PHANTOM, Config
 from medthink.items import Split, leaks
 
 CACHE = "cache"
+MODEL = "model"
 
 
 def run(cfg: Config, folder: Path, *, out: Path, needs: Mapping[str, Path], keeps_model: bool) -> None:
@@ -29,9 +30,9 @@ def run(cfg: Config, folder: Path, *, out: Path, needs: Mapping[str, Path], keep
         drop_checkpoints(folder)
         return
     result = train.run(cfg, folder, needs=needs, cache=cache)
-    evaluate.evaluate(cfg, result.model, result.tokenizer, result.scored, result.vision, folder=folder, needs=needs)
+    evaluate.evaluate(cfg, result.learner, result.scored, folder=folder, needs=needs)
     if keeps_model:
-        train.save_model(result, cfg, folder)
+        result.learner.save(folder / MODEL)
     add_to_card(folder, sanity(cfg, result.train, result.scored))
     drop_checkpoints(folder)
 
