@@ -7,8 +7,14 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from transformers.models.llava_next.modeling_llava_next import (
+    get_anyres_image_grid_shape,
+    image_size_to_num_patches,
+    unpad_image,
+)
 
-from lightbox.backbones.backbone import Backbone, VisionTokens
+from lightbox.backbones.backbone import Backbone
+from lightbox.backbones.hooks import VisionTokens
 from lightbox.errors import RequestError
 
 PLAIN = "USER: {image}{prompt} ASSISTANT:"
@@ -19,6 +25,14 @@ HAS_CLASS_TOKEN = ("clip_vision_model",)
 
 class LlavaBackbone(Backbone):
     """LLaVA-1.5: the image is resized to the tower's square, and each patch is one token."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        if self.processor.patch_size is None:  # processors saved before mid 2024 leave these to the model
+            config = self.core.config
+            self.processor.patch_size = config.vision_config.patch_size
+            self.processor.vision_feature_select_strategy = config.vision_feature_select_strategy
+            self.processor.num_additional_image_tokens = self._prefix_tokens()
 
     def write_prompt(self, prompt: str, *, has_image: bool) -> str:
         """The processor's template; LLaVA-1.5's own where it has none."""
@@ -34,7 +48,7 @@ class LlavaBackbone(Backbone):
 
     def vision_tokens(self, images: Sequence[Image.Image], *, layers: Sequence[int] = ()) -> VisionTokens:
         """See `Backbone.vision_tokens`."""
-        pixels = self._pixels(images)["pixel_values"]
+        pixels = self.pixels(images)["pixel_values"]
         with tapped(self.part(self.family.vision), layers) as taps:
             tokens = self.core.get_image_features(pixel_values=pixels, return_dict=True).pooler_output
         prefix = self._prefix_tokens()
@@ -43,13 +57,6 @@ class LlavaBackbone(Backbone):
             taps={layer: list(output[:, prefix:]) for layer, output in taps.items()},
             grids=[self._grid(*pixels.shape[-2:])] * len(images),
         )
-
-    def _pixels(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
-        encoded = self.processor.image_processor([image.convert("RGB") for image in images], return_tensors="pt")
-        return {
-            name: value.to(self.device, self.dtype if value.is_floating_point() else None)
-            for name, value in encoded.items()
-        }
 
     def _grid(self, height_px: int, width_px: int) -> tuple[int, int]:
         patch = self.core.config.vision_config.patch_size
@@ -62,6 +69,50 @@ class LlavaBackbone(Backbone):
         """Tokens that the projector gives beyond patches: "default" drops the first of the tower, whatever it is."""
         drops = self.core.config.vision_feature_select_strategy == "default"
         return self._prefix_tokens() - int(drops)
+
+
+class LlavaNextBackbone(LlavaBackbone):
+    """LLaVA-NeXT: a small image of the whole, then tiles at higher resolution with one newline token a row.
+
+    The tiles' grid is the one of the config that fits the image best; the tokens of its margins are left out, so the
+    count follows the image's size and shape.
+    """
+
+    def tokens_per_image(self, encoded: dict[str, Tensor]) -> list[int]:
+        """Tokens of the whole, of the rows of the tiles within the image, and a newline a row."""
+        columns_and_rows = [self._tile_grid(size) for size in encoded["image_sizes"]]
+        whole = self._side() ** 2 + self._extra_tokens()
+        return [whole + rows * (columns + 1) for rows, columns in columns_and_rows]
+
+    def vision_tokens(self, images: Sequence[Image.Image], *, layers: Sequence[int] = ()) -> VisionTokens:
+        """See `Backbone.vision_tokens`; a grid is that of the tiles within the image, without whole and newlines."""
+        inputs = self.pixels(images)
+        sizes = inputs["image_sizes"]
+        with tapped(self.part(self.family.vision), layers) as taps:
+            tokens = self.core.get_image_features(**inputs, return_dict=True).pooler_output
+        config = self.core.config
+        tiles = [
+            image_size_to_num_patches(size, config.image_grid_pinpoints, config.vision_config.image_size)
+            for size in sizes
+        ]
+        prefix = self._prefix_tokens()
+        return VisionTokens(
+            tokens=list(tokens),
+            taps={layer: list(output[:, prefix:].split(tiles)) for layer, output in taps.items()},
+            grids=[self._tile_grid(size) for size in sizes],
+        )
+
+    def _side(self) -> int:
+        vision = self.core.config.vision_config
+        return vision.image_size // vision.patch_size
+
+    def _tile_grid(self, size: Tensor) -> tuple[int, int]:
+        """Rows and columns of tokens that lie within an image of `size` (height, width in pixels)."""
+        config = self.core.config
+        rows, columns = get_anyres_image_grid_shape(size, config.image_grid_pinpoints, config.vision_config.image_size)
+        whole = torch.empty(1, rows * self._side(), columns * self._side(), device="meta")
+        kept = unpad_image(whole, size)
+        return kept.shape[1], kept.shape[2]
 
 
 @contextmanager

@@ -1,22 +1,29 @@
 """`load`: a name of weights -> a backbone. Local directory first, the hub only when asked; safetensors only."""
 
+import json
 import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from huggingface_hub import hf_hub_download
 from transformers import AutoProcessor, AutoTokenizer
 
-from lightbox.backbones import weights
+from lightbox.backbones import preflight, quantisation, weights
+from lightbox.backbones.attention import choose
 from lightbox.backbones.backbone import Backbone
-from lightbox.backbones.families import Family, family_of
-from lightbox.backbones.llava import LlavaBackbone
+from lightbox.backbones.families import Family
+from lightbox.backbones.llava import LlavaBackbone, LlavaNextBackbone
 from lightbox.backbones.seq2seq import quiet_loading
 from lightbox.backbones.t5 import T5Backbone
+from lightbox.config import check_choice
 from lightbox.errors import RequestError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-CLASSES: dict[str, type[Backbone]] = {"llava": LlavaBackbone, "t5": T5Backbone}
+CLASSES: dict[str, type[Backbone]] = {"llava": LlavaBackbone, "llava_next": LlavaNextBackbone, "t5": T5Backbone}
 """Name of a family -> what wraps it."""
 _log = logging.getLogger(__name__)
 
@@ -38,43 +45,87 @@ def load(
         revision: full commit hash of a hub id.
         quant: none, nf4 or int8; quantised weights are frozen.
         dtype: fp32, bf16 or fp16, of weights that are not quantised, whatever the file holds.
-        device: cpu, cuda or cuda:N; the whole model is placed there.
+        device: cpu, cuda or cuda:N; the whole model is placed there, or loading fails.
         attention: auto, sdpa, xformers, flash or eager; see `attention.choose`.
-        key: config key that gave the name, for messages.
+        key: config key that gave the name, for messages; attention's is model.attention.
 
     Raises:
-        RequestError: not there, not of a known family, without safetensors, weights that do not fit their config, or a
-            tokenizer that does not fit the model.
+        RequestError: what `preflight.check_request` refuses, no such device, a hub that does not answer, weights that
+            do not fit their config, or a tokenizer that does not fit the model.
+        WorkError: layers that are quantised otherwise than `quant` asks.
     """
+    check_choice("dtype", dtype, tuple(DTYPES))
+    _check_device(device)
+    family = preflight.check_request(name, revision, quant=quant, key=key)
     place = weights.locate(name, revision=revision, key=key)
-    config = weights.read_config(name, revision=revision, key=key) or {}
-    family = family_of(config, name=name, key=key)
-    shared: dict[str, Any] = {"trust_remote_code": False}
-    if place.revision:
-        shared["revision"] = place.revision
-    with quiet_loading():
+    given = f"{key} is '{name}'"
+    shared = {"revision": place.revision} if place.revision else {}
+    with _hub_errors(place, given), quiet_loading():
+        if family is None:
+            config = _hub_config(place)
+            family = preflight.check_config(config, name=name, quant=quant, key=key)
+        choice = choose(attention, device=device, dtype=dtype, model_type=family.name)
         reader = AutoProcessor if family.has_vision else AutoTokenizer
-        processor = reader.from_pretrained(place.source, **shared)
+        processor = reader.from_pretrained(place.source, trust_remote_code=False, **shared)
         model, found = getattr(transformers, family.model_class).from_pretrained(
             place.source,
             use_safetensors=True,
+            trust_remote_code=False,
             dtype=DTYPES[dtype],
             output_loading_info=True,
-            device_map={"": device} if device != "cpu" else None,
+            attn_implementation=choice.implementation,
+            ignore_mismatched_sizes=True,  # named and refused below
+            **_placement(quant, family, dtype, device),
             **shared,
         )
-    _check_weights(found, family, f"{key} is '{name}'")
-    return CLASSES[family.name](
+    _check_weights(found, family, given)
+    quantisation.settle(model, family, quant)
+    backbone = CLASSES[family.name](
         model.eval(),
         processor,
         family,
-        attention=None,
+        attention=choice,
         name=name,
         revision=revision,
         digest=weights.digest_of(name, revision=revision, key=key),
         quant=quant,
         dtype=DTYPES[dtype],
     )
+    _check_tokenizer(backbone, given)
+    return backbone
+
+
+def _placement(quant: str, family: Family, dtype: str, device: str) -> dict[str, Any]:
+    """One device for all: "auto" would spread a model over host memory and call that success."""
+    settings = quantisation.settings_for(quant, family, dtype=DTYPES[dtype], device=device)
+    return settings or ({} if device == "cpu" else {"device_map": {"": device}})
+
+
+def _check_device(device: str) -> None:
+    if device.partition(":")[0] not in ("cpu", "cuda"):
+        raise RequestError(f"The device is '{device}'", "Models run on cpu, cuda or cuda:N", "Name one of them")
+    if device != "cpu" and not torch.cuda.is_available():
+        raise RequestError(f"The device is '{device}'", "torch finds no CUDA device on this machine", "Use cpu")
+
+
+@contextmanager
+def _hub_errors(place: weights.Place, given: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as err:
+        if place.folder is not None:
+            raise
+        raise RequestError(
+            f"{given} at revision {place.revision}",
+            f"The hub did not give its files ({type(err).__name__}): no network, no such commit, no access, or no "
+            "safetensors",
+            f"Fetch the repository into a folder and set that folder instead of '{place.source}'",
+        ) from err
+
+
+def _hub_config(place: weights.Place) -> Mapping[str, Any]:
+    path = hf_hub_download(place.source, weights.CONFIG, revision=place.revision)
+    return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
 def _check_weights(found: dict[str, Any], family: Family, given: str) -> None:
@@ -83,11 +134,22 @@ def _check_weights(found: dict[str, Any], family: Family, given: str) -> None:
         "of another shape": sorted(str(key) for key in found["mismatched_keys"]),
     }
     if any(lists.values()):
+        text = "; ".join(f"{title}: {', '.join(names[:5]) or 'none'}" for title, names in lists.items())
         raise RequestError(
             f"{given}, read as {family.model_class}",
-            "Its tensors do not fit; " + "; ".join(f"{title}: {', '.join(n) or 'none'}" for title, n in lists.items()),
-            "Use weights of that architecture",
+            f"Its tensors do not fit; {text}",
+            "Use weights of that architecture, as transformers saves them",
         )
     if found["unexpected_keys"]:
         names = ", ".join(sorted(found["unexpected_keys"])[:5])
         _log.warning("%s: %d tensors of its file are not read, such as %s", given, len(found["unexpected_keys"]), names)
+
+
+def _check_tokenizer(backbone: Backbone, given: str) -> None:
+    rows = backbone.part(backbone.family.embeddings).num_embeddings
+    if len(backbone.tokenizer) > rows:
+        raise RequestError(
+            f"{given}: {len(backbone.tokenizer)} tokens and {rows} embeddings",
+            "A token without an embedding cannot be read",
+            "Use the tokenizer that was saved with the model",
+        )

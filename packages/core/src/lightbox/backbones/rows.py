@@ -2,17 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from lightbox.errors import RequestError
 from lightbox.losses.language import IGNORED
 
 TOKEN_FIELDS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 """What a processor gives one value a token of; everything else is about images and is passed on as it is."""
 
+UNLIMITED = 1 << 30
 Row = dict[str, list[int]]
 """One row without padding: the ids, and whatever else the model reads one value a token of."""
 
@@ -89,3 +91,52 @@ def aligned(labels: Int[Tensor, "b t"], *, is_encoder_decoder: bool) -> Int[Tens
     if is_encoder_decoder:
         return labels
     return torch.cat([labels[:, 1:], labels.new_full((len(labels), 1), IGNORED)], dim=1)
+
+
+def check_counts(images: Sequence[Any] | None, prompts: Sequence[str], targets: Sequence[str] | None) -> None:
+    """Refuse an empty batch, and one whose images, prompts and targets are not as many.
+
+    Raises:
+        RequestError: with the counts.
+    """
+    counts = {"prompts": len(prompts)}
+    counts |= {} if images is None else {"images": len(images)}
+    counts |= {} if targets is None else {"targets": len(targets)}
+    if len(set(counts.values())) != 1 or not prompts:
+        raise RequestError(
+            ", ".join(f"{count} {name}" for name, count in counts.items()),
+            "A batch has at least one item, and one of each an item",
+            "Give as many of each; repeat an image that serves several prompts",
+        )
+
+
+def check_lengths(
+    prompts: Sequence[Row],
+    targets: Sequence[list[int]] | None,
+    *,
+    max_tokens: int,
+    context_tokens: int | None,
+    is_joined: bool,
+) -> None:
+    """Refuse a row that is longer than what the user allows or the model has positions for.
+
+    Args:
+        prompts: with image tokens.
+        targets: with end tokens, or None.
+        max_tokens: what the user allows.
+        context_tokens: what the model has positions for; None is no limit.
+        is_joined: True where prompt and target make one row.
+
+    Raises:
+        RequestError: with the item and its lengths.
+    """
+    limit = max_tokens if context_tokens is None else min(max_tokens, context_tokens)
+    for index, row in enumerate(prompts):
+        prompt, target = len(row["input_ids"]), len(targets[index]) if targets is not None else 0
+        if (prompt + target if is_joined else max(prompt, target)) > limit:
+            context = "" if context_tokens is None else f", and the model's context is {context_tokens}"
+            raise RequestError(
+                f"Item {index} has {prompt} tokens in the prompt, image included, and {target} in the target",
+                f"The limit here is {max_tokens}{context}; a row that is cut would teach another text",
+                "Shorten the text, use a smaller image, or raise the limit within the context",
+            )

@@ -1,0 +1,219 @@
+"""Refuse what cannot work before anything long: a second of reading JSON instead of minutes of loading. No torch.
+
+`check_request` is what `load` does first and what a config step can do at once. For a hub id it sees the name and the
+revision only, until the hub's config.json is handed in.
+"""
+
+import importlib.util
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightbox.backbones import weights
+from lightbox.backbones.families import Family, family_of
+from lightbox.config import QUANTS, check_choice
+from lightbox.errors import RequestError
+
+BACKEND = "bitsandbytes"
+ADAPTER = "adapter_config.json"
+SHARDS = "model.safetensors.index.json"
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
+PROCESSORS = ("processor_config.json", "preprocessor_config.json")
+ORIGINAL_LLAVA = ("llava_llama", "llava_mistral")
+ORIGINAL_CLASSES = ("LlavaLlamaForCausalLM", "LlavaMistralForCausalLM")
+ORIGINAL_FLORENCE = "florence2_language"
+
+
+def check_request(
+    name: str,
+    revision: str = "",
+    *,
+    quant: str = "none",
+    max_tokens: int = 0,
+    config: Mapping[str, Any] | None = None,
+    key: str = "model.backbone",
+    tokens_key: str = "max_tokens",
+) -> Family | None:
+    """Check a request for a model, as far as can be known without loading it.
+
+    Args:
+        name: see `weights.locate`.
+        revision: full commit hash of a hub id.
+        quant: none, nf4 or int8.
+        max_tokens: longest row asked for; 0 is not checked.
+        config: config.json of a hub id where it is at hand; a local one is read.
+        key, tokens_key: config keys that gave the name and `max_tokens`, for messages.
+
+    Returns:
+        The family; None for a hub id without `config`.
+
+    Raises:
+        RequestError: what is wrong, with what to do instead.
+    """
+    _check_quant(quant)
+    _check_adapter_folder(name, key)
+    place = weights.locate(name, revision=revision, key=key)
+    if place.folder is not None:
+        config = _read(place.folder / weights.CONFIG, f"{key} is '{name}'")
+    if config is None:
+        return None
+    family = check_config(config, name=name, quant=quant, max_tokens=max_tokens, key=key, tokens_key=tokens_key)
+    if place.folder is not None:
+        given = f"{key} is '{name}'"
+        _check_shards(place.folder, given)
+        _check_companions(place.folder, family, config, given)
+    return family
+
+
+def check_config(
+    config: Mapping[str, Any],
+    *,
+    name: str,
+    quant: str = "none",
+    max_tokens: int = 0,
+    key: str = "model.backbone",
+    tokens_key: str = "max_tokens",
+) -> Family:
+    """Check config.json alone; see `check_request`."""
+    given = f"{key} is '{name}'"
+    text = _text_config(config)
+    is_original = config.get("model_type") in ORIGINAL_LLAVA or "mm_vision_tower" in config
+    if is_original or any(kind in ORIGINAL_CLASSES for kind in config.get("architectures") or ()):
+        raise RequestError(
+            f"{given}, of model_type '{config.get('model_type')}'",
+            "It is in the layout of LLaVA's own code, which transformers does not read",
+            f"Convert it once with 'lightbox data convert-llava {name} NEW-FOLDER' and set {key} to the new folder",
+        )
+    family = family_of(config, name=name, key=key)
+    if text.get("model_type") == ORIGINAL_FLORENCE:
+        raise RequestError(
+            f"{given}, a Florence-2 in the layout of the code that comes with it",
+            "Such code can do anything on this machine, and transformers' own Florence-2 names its tensors otherwise",
+            "Use the same weights as published under florence-community",
+        )
+    if "quantization_config" in config:
+        raise RequestError(
+            f"{given}, whose weights are quantised already",
+            "What storage costs could not be chosen here, nor could an adapter be merged without loss",
+            "Use the 16-bit weights that it was made from, and set adapter.quant",
+        )
+    context = None if family.name == "t5" else text.get("max_position_embeddings")
+    if context is not None and max_tokens > context:
+        raise RequestError(
+            f"{tokens_key} is {max_tokens} and {given}, with positions for {context} tokens",
+            "A prompt beyond the context reads positions that were never trained",
+            f"Set {tokens_key} to at most {context}",
+        )
+    return family
+
+
+def _check_quant(quant: str) -> None:
+    check_choice("adapter.quant", quant, QUANTS)
+    if quant != "none" and importlib.util.find_spec(BACKEND) is None:
+        raise RequestError(
+            f"adapter.quant is {quant}",
+            f"Quantised weights need {BACKEND}, which is not installed",
+            "Install lightbox-core with it, or set adapter.quant=none",
+        )
+
+
+def _check_adapter_folder(name: str, key: str) -> None:
+    folder = Path(name).expanduser()
+    if not (folder / ADAPTER).is_file() or (folder / weights.CONFIG).is_file():
+        return
+    base = _read(folder / ADAPTER, f"{key} is '{name}'").get("base_model_name_or_path") or "the model it was trained on"
+    raise RequestError(
+        f"{key} is '{name}', a folder with an adapter and no model",
+        "An adapter is a change of a base model and means nothing without it",
+        f"Set {key} to {base}, and load this folder as its adapter",
+    )
+
+
+def _check_shards(folder: Path, given: str) -> None:
+    """Every file of the weights is there and as long as its own header says."""
+    files = {path.name for path in folder.glob("*.safetensors")}
+    if (folder / SHARDS).is_file():
+        wanted = set(_read(folder / SHARDS, given).get("weight_map", {}).values())
+        missing = sorted(wanted - files)
+        if missing:
+            raise RequestError(
+                f"{given}: {SHARDS} names {len(wanted)} files, {len(missing)} are missing, the first is {missing[0]}",
+                "Part of the weights would be random",
+                "Fetch the missing files into that folder",
+            )
+        files = wanted
+    for file in sorted(files):
+        path = folder / file
+        wanted_bytes, have_bytes = _expected_bytes(path), path.stat().st_size
+        if wanted_bytes != have_bytes:
+            raise RequestError(
+                f"{given}: {file} has {have_bytes:,} bytes, and its header says {wanted_bytes:,}",
+                "The file was cut off, or is not the file itself but a pointer to it",
+                "Fetch the file again",
+            )
+
+
+def _expected_bytes(path: Path) -> int:
+    """Length of a safetensors file by its header: 8 bytes of length, the header, the last tensor's end; -1 if none."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > path.stat().st_size:
+            return -1
+        try:
+            header = json.loads(file.read(length))
+        except ValueError:
+            return -1
+    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    return 8 + length + max(ends, default=0)
+
+
+def _check_companions(folder: Path, family: Family, config: Mapping[str, Any], given: str) -> None:
+    """A tokenizer, and a processor for a family that reads images, that fit the model."""
+    wanted = [("tokenizer", TOKENIZERS), *([("image processor", PROCESSORS)] if family.has_vision else [])]
+    for what, names in wanted:
+        if not any((folder / name).is_file() for name in names):
+            raise RequestError(
+                f"{given}, a folder without a {what}",
+                f"One of {', '.join(names)} is needed to read what is shown to the model",
+                "Copy the files of that kind from where the weights come from",
+            )
+    rows = _text_config(config).get("vocab_size")
+    highest = _highest_added_id(folder / TOKENIZERS[0])
+    if rows is not None and highest >= rows:
+        raise RequestError(
+            f"{given}: its tokenizer has ids up to {highest} and the model {rows} embeddings",
+            "A token without an embedding cannot be read",
+            "Use the tokenizer that was saved with the model",
+        )
+
+
+def _highest_added_id(path: Path) -> int:
+    """Highest id among added tokens, which stand before the long vocabulary; -1 where there are none.
+
+    Example:
+        >>> _highest_added_id(Path("there is no such file"))
+        -1
+    """
+    if not path.is_file():
+        return -1
+    text = path.read_text(encoding="utf-8")
+    found = re.search(r'"added_tokens"\s*:\s*', text)
+    if found is None:
+        return -1
+    added, _ = json.JSONDecoder().raw_decode(text, found.end())
+    return max((token["id"] for token in added), default=-1)
+
+
+def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    return config.get("text_config") or config
+
+
+def _read(path: Path, given: str) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as err:
+        raise RequestError(
+            f"{given}: {path.name} is no JSON", "The file is damaged, or a pointer to the file", "Fetch it again"
+        ) from err
