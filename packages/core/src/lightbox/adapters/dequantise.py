@@ -1,0 +1,66 @@
+"""Weights of a linear layer as float32, whatever it is stored in.
+
+bitsandbytes' own dequantisation of a model that was loaded in bf16 rounds to bf16; here the operators are called with
+float32, so that a merged layer is rounded once, when it is stored.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightbox.backbones.quantisation import quantised_as
+from lightbox.errors import WorkError
+
+
+@torch.no_grad()
+def dense_weight(layer: nn.Module) -> Tensor:
+    """The weight of a linear layer, out in, float32, on its device, without gradient.
+
+    NF4: w = code[index] * scale of its block of 64; scales are code2[index2] * scale2 + offset where they are
+    quantised themselves. int8: w = index * scale of its row / 127.
+
+    Raises:
+        WorkError: where an evaluation repacked the weights (see `quantisation.keep_unpacked`).
+    """
+    weight: Any = layer.weight
+    way = quantised_as(layer)
+    if way == "none":
+        return weight.detach().float()
+    if way == "int8":
+        return weight.detach().float() * (row_scales(layer) / 127).unsqueeze(1)
+    state = weight.quant_state
+    if is_packed(layer):
+        raise packed_error(1, "a layer")
+    operators = torch.ops.bitsandbytes
+    scales = state.absmax
+    if state.nested:
+        second = state.state2
+        scales = operators.dequantize_blockwise.default(
+            state.absmax, second.absmax, second.code, second.blocksize, torch.float32
+        )
+        scales = scales + state.offset
+    return operators.dequantize_4bit.default(
+        weight.detach(), scales.float(), state.blocksize, state.quant_type, state.shape, torch.float32
+    )
+
+
+def row_scales(layer: Any) -> Tensor:
+    """Largest magnitude of each row of an int8 layer; the first forward moves it from the weight to the layer."""
+    scales = layer.state.SCB
+    return layer.weight.SCB if scales is None else scales
+
+
+def is_packed(layer: nn.Module) -> bool:
+    """True where an evaluation on the CPU rewrote a 4-bit layer's weights for its kernel."""
+    return bool(getattr(getattr(layer.weight, "quant_state", None), "packing_format_for_cpu", False))
+
+
+def packed_error(count: int, first: str) -> WorkError:
+    """What to raise for packed weights."""
+    return WorkError(
+        f"The 4-bit weights of {count} layers were repacked by an evaluation on the CPU, the first is {first}",
+        "Repacking rounds their scales, so they are no longer the weights that the adapter was trained on",
+        "Load the base again with lightbox.backbones.loading.load, or call quantisation.keep_unpacked before the "
+        "first forward",
+    )

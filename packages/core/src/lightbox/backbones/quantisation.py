@@ -1,0 +1,171 @@
+"""Quantised storage of frozen weights: what bitsandbytes is asked for, and whether that is what was loaded.
+
+Only linear layers inside the language model are quantised. Tower, projector and head stay in 16 or 32 bit: they are
+small, and a quantised tower or head costs accuracy that its bytes do not pay for. Layers are counted by part against
+the same model on the meta device, because a skip list that matches nothing is accepted without a word.
+"""
+
+import copy
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import BitsAndBytesConfig, PreTrainedModel
+
+from lightbox.backbones.families import Family
+from lightbox.backbones.seq2seq import quiet_loading
+from lightbox.errors import RequestError, WorkError
+
+BACKEND = "bitsandbytes"
+PARTS = ("language", "vision", "projector", "head")
+_CLASSES = {"Linear4bit": "nf4", "Linear8bitLt": "int8"}
+
+# One suggests a package that would fetch kernels at import, the other repeats the casts of int8 at every call.
+for _name in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions"):
+    logging.getLogger(_name).setLevel(logging.ERROR)
+
+
+@dataclass(frozen=True)
+class Count:
+    """Linear layers of one part of a model: all of them, and those stored in 4 or 8 bit."""
+
+    linear: int
+    quantised: int
+
+
+def config_for(quant: str, family: Family, *, dtype: torch.dtype) -> BitsAndBytesConfig | None:
+    """What to hand to `from_pretrained` as `quantization_config`.
+
+    NF4 stores 4 bit a weight in blocks of 64; the blocks' scales are quantised a second time, 4.127 bit a weight in
+    all. Products are computed in `dtype`.
+
+    Args:
+        quant: none, nf4 or int8.
+        family: names what stays as it is.
+        dtype: of computation and of weights that are not quantised.
+    """
+    if quant == "none":
+        return None
+    kept = list(family.kept_in_16_bit)
+    if quant == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=kept,
+    )
+
+
+def settings_for(quant: str, family: Family, *, dtype: torch.dtype, device: str) -> dict[str, Any]:
+    """Arguments of `from_pretrained` for `quant`; empty for none.
+
+    The device is always named: left open, transformers moves quantised weights to a GPU where it finds one.
+    """
+    config = config_for(quant, family, dtype=dtype)
+    return {} if config is None else {"quantization_config": config, "device_map": {"": device}}
+
+
+def settle(model: PreTrainedModel, family: Family, quant: str) -> None:
+    """Check a freshly loaded model and make it safe to evaluate. Call it once, before the first forward.
+
+    Raises:
+        WorkError, RequestError: as `check_layout`.
+    """
+    check_layout(model, family, quant)
+    keep_unpacked(model)
+
+
+def keep_unpacked(model: nn.Module) -> int:
+    """Stop 4-bit layers from repacking their weights in place, and say how many were told so.
+
+    On CPUs with AVX512-BF16 a 4-bit layer in evaluation mode rewrites its weights at the first forward for a bf16
+    kernel and rounds the blocks' scales to bf16; changing back does not bring the lost bits back. Each layer asks a
+    flag of its own first, which is lowered here, so evaluation mode computes what training mode computes.
+    """
+    layers = [module for module in model.modules() if quantised_as(module) == "nf4"]
+    for layer in layers:
+        layer.support_avx512bf16_for_cpu = False
+    return len(layers)
+
+
+def quantised_as(module: nn.Module) -> str:
+    """The way in which one layer is stored: nf4, int8 or none. Peft's wrappers, which share class names, are none."""
+    kind = type(module)
+    return _CLASSES.get(kind.__name__, "none") if kind.__module__.startswith(BACKEND) else "none"
+
+
+def count_by_part(model: nn.Module, family: Family) -> dict[str, Count]:
+    """Count linear layers, and quantised ones among them, in each part of a model without adapters."""
+    found = {part: [0, 0] for part in PARTS}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            found[part_of(name, family)][0] += 1
+            found[part_of(name, family)][1] += quantised_as(module) != "none"
+    return {part: Count(*numbers) for part, numbers in found.items()}
+
+
+def part_of(name: str, family: Family) -> str:
+    """Which of `PARTS` a module belongs to, by its path; a projector may lie inside the tower and is its own part."""
+    for part in ("projector", "vision", "head"):
+        path = getattr(family, part)
+        if path and (name == path or name.startswith(path + ".")):
+            return part
+    return "language"
+
+
+def check_layout(model: PreTrainedModel, family: Family, quant: str) -> dict[str, Count]:
+    """Compare what is quantised with what should be, layer by layer, and return the counts.
+
+    The list of linear layers comes from the same class on the meta device, so that a layer that is missing, renamed or
+    of a wrong kind is seen. Layers that the class keeps in 32 bit (T5's `wo`) are left alone by transformers.
+
+    Raises:
+        RequestError: where the files themselves are quantised and `quant` says another thing.
+        WorkError: where a layer is quantised that should not be, or the other way round, or holds other weights than
+            its class says.
+    """
+    with torch.device("meta"), quiet_loading():
+        bare = type(model)(copy.deepcopy(model.config))
+    linears = [name for name, module in bare.named_modules() if isinstance(module, nn.Linear)]
+    kept = set(model._keep_in_fp32_modules or ())
+    wanted = {
+        name
+        for name in linears
+        if quant != "none" and part_of(name, family) == "language" and name.rpartition(".")[2] not in kept
+    }
+    modules = dict(model.named_modules())
+    ways = {name: quantised_as(module) for name, module in modules.items()}
+    found = {name for name, way in ways.items() if way != "none"}
+    counts = count_by_part(model, family)
+    if quant == "none" and found:
+        raise RequestError(
+            f"The weights are stored as {ways[min(found)]} ({len(found)} layers), and adapter.quant is none",
+            "Files that are quantised already cannot be read in 16 or 32 bit without loss",
+            "Use the weights that they were made from, and choose the storage with adapter.quant",
+        )
+    wrong = sorted((found ^ wanted) | {name for name in wanted & found if not _is_stored_as(modules[name], quant)})
+    if wrong:
+        table = ", ".join(f"{part} {count.quantised} of {count.linear}" for part, count in counts.items())
+        raise WorkError(
+            f"{len(wrong)} layers are not stored as adapter.quant={quant} asks, the first is {wrong[0]} "
+            f"({ways.get(wrong[0], 'missing')}); quantised are: {table}",
+            "Only linear layers of the language model are to be quantised, and the names of this model's parts differ "
+            "from those of its family",
+            "Use the version of transformers in the lock file, or set adapter.quant=none",
+        )
+    return counts
+
+
+def _is_stored_as(module: nn.Module, quant: str) -> bool:
+    """True where a layer holds quantised weights, and not 16-bit ones in a quantised layer's clothes."""
+    if quantised_as(module) != quant:
+        return False
+    weight: Any = module.weight
+    if quant == "int8":
+        return weight.dtype == torch.int8 and weight.numel() == module.in_features * module.out_features
+    bytes_wanted = (module.in_features * module.out_features + 1) // 2
+    return getattr(weight, "quant_state", None) is not None and weight.element_size() * weight.numel() == bytes_wanted
