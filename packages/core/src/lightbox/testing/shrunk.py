@@ -124,7 +124,7 @@ def _generation(name: str, config: PreTrainedConfig) -> GenerationConfig:
     text = config.get_text_config(decoder=True)
     ids = {key: getattr(text, key, None) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     own = {key: getattr(config, key) for key in ids if getattr(config, key, None) is not None}
-    start = getattr(text, "decoder_start_token_id", None)
+    start = getattr(text, "decoder_start_token_id", getattr(config, "decoder_start_token_id", None))  # T5's is outside
     if name.startswith("qwen"):
         own["pad_token_id"] = text.bos_token_id
         own["eos_token_id"] = [text.eos_token_id, text.bos_token_id]
