@@ -1,0 +1,202 @@
+"""Boxes as text, in the convention that each family was trained with. No torch.
+
+A codec writes a box, given as fractions of the image, for an image of a size, and reads all boxes of a text back. What
+cannot be read as a box is not one: text from a model gives fewer boxes, never an error.
+"""
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from lightbox.records import Box, check_box
+
+NUMBER = r"\s*(-?\d+(?:\.\d*)?)\s*"
+
+
+class CoordinateCodec(Protocol):
+    """Boxes as text and back; `width_px` and `height_px` are those of the image as the user has it.
+
+    A coordinate comes back within half a step of the codec. A box thinner than a step comes back one step wide, and
+    then each end within one step; ends in the wrong order are no box; ends outside the image are moved to its edge.
+    """
+
+    def encode(self, box: Sequence[float], width_px: int, height_px: int) -> str:
+        """Write a box: x0, y0, x1, y1 as fractions with x0 < x1 and y0 < y1; RequestError for another."""
+        ...
+
+    def decode(self, text: str, width_px: int, height_px: int) -> list[Box]:
+        """Read every box of a text, in order."""
+        ...
+
+    def step(self, width_px: int, height_px: int) -> tuple[float, float]:
+        """The smallest difference that the codec tells apart, across and down, as fractions."""
+        ...
+
+
+@dataclass(frozen=True)
+class FlorenceBins:
+    """Florence-2: the image is cut into bins each way, and each coordinate is the token of its bin.
+
+    A coordinate x is written as floor(x * bins), at most bins - 1, and read at the middle of that bin.
+
+    Args:
+        bins: how many each way; 1,000 in the published models.
+
+    Example:
+        >>> FlorenceBins().encode((0.1, 0.2, 0.5, 1.0), 64, 64)
+        '<loc_100><loc_200><loc_500><loc_999>'
+    """
+
+    bins: int = 1000
+
+    def encode(self, box: Sequence[float], width_px: int, height_px: int) -> str:
+        """See `CoordinateCodec`."""
+        checked = check_box(Box(*box), where="a box for Florence bins")
+        return "".join(f"<loc_{min(int(value * self.bins), self.bins - 1)}>" for value in checked)
+
+    def decode(self, text: str, width_px: int, height_px: int) -> list[Box]:
+        """See `CoordinateCodec`; four location tokens in a row are a box."""
+        found = re.findall(r"<loc_(\d+)>" * 4, text)
+        places = [[min(int(value), self.bins - 1) + 0.5 for value in row] for row in found]
+        return _boxes(places, self.bins, self.bins)
+
+    def step(self, width_px: int, height_px: int) -> tuple[float, float]:
+        """One bin."""
+        return 1 / self.bins, 1 / self.bins
+
+
+@dataclass(frozen=True)
+class PerMille:
+    """Qwen2-VL: whole thousandths of width and height, 0 to 1000, between box tokens.
+
+    Reading does not need the box tokens, as they are special and may be left out of a decoded text.
+
+    Example:
+        >>> PerMille().encode((0.1, 0.2, 0.5, 1.0), 64, 64)
+        '<|box_start|>(100,200),(500,1000)<|box_end|>'
+    """
+
+    def encode(self, box: Sequence[float], width_px: int, height_px: int) -> str:
+        """See `CoordinateCodec`."""
+        checked = check_box(Box(*box), where="a box in thousandths")
+        x0, y0, x1, y1 = (round(value * 1000) for value in checked)
+        return f"<|box_start|>({x0},{y0}),({x1},{y1})<|box_end|>"
+
+    def decode(self, text: str, width_px: int, height_px: int) -> list[Box]:
+        """See `CoordinateCodec`."""
+        point = rf"\({NUMBER},{NUMBER}\)"
+        return _boxes(_numbers(rf"{point}\s*,\s*{point}", text), 1000, 1000)
+
+    def step(self, width_px: int, height_px: int) -> tuple[float, float]:
+        """A thousandth."""
+        return 0.001, 0.001
+
+
+def resized(
+    width_px: int, height_px: int, *, factor: int = 28, min_pixels: int = 3136, max_pixels: int = 12845056
+) -> tuple[int, int]:
+    """Width and height to which Qwen2-VL and Qwen2.5-VL resize an image.
+
+    Both become multiples of `factor` (patch times merge), near the given ones; where the area then lies outside
+    [min_pixels, max_pixels], both are first scaled alike to that bound.
+    """
+    width, height = (round(side / factor) * factor for side in (width_px, height_px))
+    if width * height > max_pixels:
+        shrink = math.sqrt(width_px * height_px / max_pixels)
+        width, height = (max(factor, math.floor(side / shrink / factor) * factor) for side in (width_px, height_px))
+    elif width * height < min_pixels:
+        grow = math.sqrt(min_pixels / (width_px * height_px))
+        width, height = (math.ceil(side * grow / factor) * factor for side in (width_px, height_px))
+    return width, height
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Qwen2.5-VL: whole pixels of the image as the model sees it, which is not the image as it is given.
+
+    Args:
+        resize: width and height of an image -> width and height that the model sees; a backbone gives that of its own
+            processor.
+
+    Example:
+        >>> Pixels().encode((0.1, 0.2, 0.5, 1.0), 280, 280)
+        '{"bbox_2d": [28, 56, 140, 280]}'
+    """
+
+    resize: Callable[[int, int], tuple[int, int]] = resized
+
+    def encode(self, box: Sequence[float], width_px: int, height_px: int) -> str:
+        """See `CoordinateCodec`."""
+        x0, y0, x1, y1 = check_box(Box(*box), where="a box in pixels")
+        width, height = self.resize(width_px, height_px)
+        ends = [round(x0 * width), round(y0 * height), round(x1 * width), round(y1 * height)]
+        return f'{{"bbox_2d": {ends}}}'
+
+    def decode(self, text: str, width_px: int, height_px: int) -> list[Box]:
+        """See `CoordinateCodec`; the JSON around a box may be unfinished."""
+        width, height = self.resize(width_px, height_px)
+        found = _numbers(rf'"bbox_2d"\s*:\s*\[{NUMBER},{NUMBER},{NUMBER},{NUMBER}\]', text)
+        return _boxes(found, width, height)
+
+    def step(self, width_px: int, height_px: int) -> tuple[float, float]:
+        """A pixel that the model sees."""
+        width, height = self.resize(width_px, height_px)
+        return 1 / width, 1 / height
+
+
+@dataclass(frozen=True)
+class Fraction:
+    """LLaVA, and families without a convention of their own: fractions with three decimals in square brackets.
+
+    Example:
+        >>> Fraction().encode((0.1, 0.2, 0.5, 1.0), 64, 64)
+        '[0.100, 0.200, 0.500, 1.000]'
+    """
+
+    def encode(self, box: Sequence[float], width_px: int, height_px: int) -> str:
+        """See `CoordinateCodec`."""
+        checked = check_box(Box(*box), where="a box in fractions")
+        return f"[{', '.join(f'{value:.3f}' for value in checked)}]"
+
+    def decode(self, text: str, width_px: int, height_px: int) -> list[Box]:
+        """See `CoordinateCodec`."""
+        found = _numbers(rf"\[{NUMBER},{NUMBER},{NUMBER},{NUMBER}\]", text)
+        return _boxes([[value * 1000 for value in row] for row in found], 1000, 1000)
+
+    def step(self, width_px: int, height_px: int) -> tuple[float, float]:
+        """A thousandth."""
+        return 0.001, 0.001
+
+
+CODECS: dict[str, CoordinateCodec] = {
+    "florence_bins": FlorenceBins(),
+    "per_mille": PerMille(),
+    "pixels": Pixels(),
+    "fraction": Fraction(),
+}
+
+
+def _numbers(pattern: str, text: str) -> list[list[float]]:
+    return [[float(value) for value in row] for row in re.findall(pattern, text)]
+
+
+def _boxes(places: Sequence[Sequence[float]], steps_across: int, steps_down: int) -> list[Box]:
+    """Rows of x0, y0, x1, y1 in steps as boxes; those with ends in the wrong order are left out."""
+    found = []
+    for x0, y0, x1, y1 in places:
+        across, down = _span(x0, x1, steps_across), _span(y0, y1, steps_down)
+        if across and down:
+            found.append(Box(across[0], down[0], across[1], down[1]))
+    return found
+
+
+def _span(low: float, high: float, steps: int) -> tuple[float, float] | None:
+    """Two ends in steps as fractions inside [0, 1], at least one step apart; None where they are swapped."""
+    if low > high:
+        return None
+    low, high = (min(max(end, 0), steps) for end in (low, high))
+    if high == low:
+        low, high = max(low - 0.5, 0), min(high + 0.5, steps)
+    return low / steps, high / steps
