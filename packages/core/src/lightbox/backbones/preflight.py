@@ -171,11 +171,11 @@ def _expected_bytes(path: Path) -> int:
 
 def _check_companions(folder: Path, family: Family, config: Mapping[str, Any], given: str) -> None:
     """A tokenizer, and a processor for a family that reads images, that fit the model."""
-    wanted = [("tokenizer", TOKENIZERS), *([("image processor", PROCESSORS)] if family.has_vision else [])]
+    wanted = [("a tokenizer", TOKENIZERS), *([("an image processor", PROCESSORS)] if family.has_vision else [])]
     for what, names in wanted:
         if not any((folder / name).is_file() for name in names):
             raise RequestError(
-                f"{given}, a folder without a {what}",
+                f"{given}, a folder without {what}",
                 f"One of {', '.join(names)} is needed to read what is shown to the model",
                 "Copy the files of that kind from where the weights come from",
             )
