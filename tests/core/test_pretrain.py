@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from transformers import LlavaForConditionalGeneration
 
 from lightbox.backbones.seq2seq import load_seq2seq
 from lightbox.backbones.towers import load_tower
@@ -116,6 +117,10 @@ def test_a_build_is_repeated_to_the_same_bytes_and_loads_by_name(name, tmp_path)
         model, tokenizer = load_seq2seq(str(folder))
         assert tokenizer.decode(tokenizer("Is there a nodule ?")["input_ids"]) == "is there a nodule ? </s>"
         assert model.config.vocab_size == len(tokenizer)
+    elif name == "llava":
+        model = LlavaForConditionalGeneration.from_pretrained(folder)
+        tokens = model.get_image_features(pixel_values=torch.zeros(2, 3, 64, 64)).pooler_output
+        assert [token.shape for token in tokens] == [(64, model.config.text_config.hidden_size)] * 2
     else:
         features = load_tower(str(folder)).encode(torch.zeros(2, 64, 64, dtype=torch.uint8))
         assert features.shape == (2, 64, 96)

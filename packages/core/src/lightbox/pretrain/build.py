@@ -10,10 +10,11 @@ from lightbox.backbones.weights import CARD
 from lightbox.errors import RequestError
 from lightbox.paths import default_out, shared_data
 from lightbox.pretrain.card import compare_scores, write_card
+from lightbox.pretrain.llava import build_llava
 from lightbox.pretrain.t5 import build_t5
 from lightbox.pretrain.tower import build_tower
 
-BUILDERS = {"t5": build_t5, "tower": build_tower}
+BUILDERS = {"t5": build_t5, "tower": build_tower, "llava": build_llava}
 NAMES = tuple(BUILDERS)
 _log = logging.getLogger(__name__)
 

@@ -36,7 +36,7 @@ def write_card(folder: Path, name: str, facts: dict) -> dict:
         "name": name,
         **facts,
         "data": data,
-        "must_not_see": MUST_NOT_SEE,
+        "must_not_see": facts.get("must_not_see", MUST_NOT_SEE),
         "tolerance": TOLERANCE,
         "bytes": sum(p.stat().st_size for p in folder.iterdir() if p.is_file()),
         "sha256": digests,
