@@ -1,7 +1,7 @@
-"""Weights of a linear layer as float32, whatever it is stored in.
+"""Weights of a linear layer in full, whatever it is stored in.
 
 bitsandbytes' own dequantisation of a model that was loaded in bf16 rounds to bf16; here the operators are called with
-float32, so that a merged layer is rounded once, when it is stored.
+the dtype that is wanted, so that a merged layer is rounded once, when it is stored.
 """
 
 from typing import Any
@@ -14,8 +14,8 @@ from lightbox.errors import WorkError
 
 
 @torch.no_grad()
-def dense_weight(layer: nn.Module) -> Tensor:
-    """The weight of a linear layer, out in, float32, on its device, without gradient.
+def dense_weight(layer: nn.Module, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The weight of a linear layer, out in, in `dtype`, on its device, without gradient.
 
     NF4: w = code[index] * scale of its block of 64; scales are code2[index2] * scale2 + offset where they are
     quantised themselves. int8: w = index * scale of its row / 127.
@@ -26,9 +26,9 @@ def dense_weight(layer: nn.Module) -> Tensor:
     weight: Any = layer.weight
     way = quantised_as(layer)
     if way == "none":
-        return weight.detach().float()
+        return weight.detach().to(dtype)
     if way == "int8":
-        return weight.detach().float() * (row_scales(layer) / 127).unsqueeze(1)
+        return weight.detach().to(dtype) * (row_scales(layer) / 127).to(dtype).unsqueeze(1)
     state = weight.quant_state
     if is_packed(layer):
         raise packed_error(1, "a layer")
@@ -41,7 +41,7 @@ def dense_weight(layer: nn.Module) -> Tensor:
         )
         scales = scales + state.offset
     return operators.dequantize_4bit.default(
-        weight.detach(), scales.float(), state.blocksize, state.quant_type, state.shape, torch.float32
+        weight.detach(), scales.float(), state.blocksize, state.quant_type, state.shape, dtype
     )
 
 

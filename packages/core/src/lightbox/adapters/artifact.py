@@ -1,0 +1,179 @@
+"""One folder for what was trained: saved with everything that decides whether it fits, refused where it does not.
+
+`adapter_model.safetensors` (low-rank additions, the projector's trained copy, rows of new tokens) and
+`adapter_config.json` are peft's own format, so plain peft loads the folder too; `manifest.json` is ours.
+"""
+
+import copy
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lightbox.adapters import fit, guards, kbit, lora
+from lightbox.adapters.fused import use_fused
+from lightbox.adapters.manifest import check_files, read_manifest, write_manifest
+from lightbox.adapters.reference import refuse_merged
+from lightbox.backbones.backbone import Backbone
+from lightbox.config import AdapterConfig, to_plain
+from lightbox.errors import RequestError, WorkError
+
+WEIGHTS = "adapter_model.safetensors"
+KIND = "adapter"
+
+
+def save(
+    folder: Path,
+    backbone: Backbone,
+    adapter: AdapterConfig,
+    *,
+    new_tokens: Mapping[str, int] | None = None,
+    pruning: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write the trained part of a backbone to a new folder, or replace one that holds an adapter.
+
+    Args:
+        folder: appears as a whole at the end.
+        backbone: around a model that `lora.add_lora` wrapped.
+        adapter: settings that it was wrapped with.
+        new_tokens: id by token, where rows of new tokens were trained.
+        pruning: settings of visual-token pruning that the model was trained under; None for none.
+
+    Raises:
+        RequestError: no adapter in the model, adapters merged, a folder with other content, or new tokens that are not
+            those whose rows train.
+        WorkError: 4-bit weights that were repacked.
+    """
+    model = wrapped_model(backbone)
+    refuse_merged(model)
+    guards.refuse_packed(model)
+    check_place(folder, KIND)
+    config = copy.deepcopy(model.peft_config[lora.ADAPTER])
+    fit.check_rows(config, new_tokens or {})
+    config.inference_mode = True
+    config.base_model_name_or_path, config.revision = backbone.name, backbone.revision or None
+    staged = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(staged, ignore_errors=True)
+    staged.mkdir(parents=True)
+    save_file(trained_state(model), staged / WEIGHTS, metadata={"format": "pt"})
+    config.save_pretrained(str(staged))
+    facts = {"adapter": to_plain(adapter), "new_tokens": dict(new_tokens or {}), "pruning": pruning and {**pruning}}
+    write_manifest(staged, KIND, base_facts(backbone) | facts)
+    shutil.rmtree(folder, ignore_errors=True)
+    staged.replace(folder)
+    return folder
+
+
+def load(
+    folder: Path,
+    backbone: Backbone,
+    *,
+    is_trainable: bool = False,
+    checkpoint_layers: bool = False,
+    allow_quant: bool = False,
+) -> Backbone:
+    """Put a saved adapter on its base, and check that every tensor arrived bit by bit.
+
+    Args:
+        folder: written by `save`.
+        backbone: the base as loaded; its model is changed in place.
+        is_trainable: continue training; False freezes everything.
+        checkpoint_layers: see `kbit.prepare`.
+        allow_quant: accept a base that is stored in another way than in training (16 bit in place of NF4). Scores then
+            differ a little. Never accepted for a LoftQ start, where the adapter repairs one storage's own error.
+
+    Returns:
+        The backbone around the wrapped model, in evaluation mode.
+
+    Raises:
+        RequestError: another base, a merged base, another storage, a tokenizer without the new tokens, or a folder
+            that is none of ours.
+        WorkError: a damaged file.
+    """
+    record = read_manifest(folder, KIND)
+    fit.check_fit(folder, record, backbone, allow_quant=allow_quant)
+    check_files(folder, record)
+    config = LoraConfig.from_pretrained(str(folder))
+    config.inference_mode = not is_trainable
+    tensors = load_file(folder / WEIGHTS)
+    kbit.prepare(backbone.core, backbone.family, checkpoint_layers=checkpoint_layers)
+    config.base_model_name_or_path = None  # peft would compare it with the path of today
+    with torch.random.fork_rng():  # the start that is overwritten below is drawn
+        model = lora.wrap(backbone.core, config)
+    set_peft_model_state_dict(model, dict(tensors), adapter_name=lora.ADAPTER)
+    _check_arrived(folder, tensors, trained_state(model))
+    if not is_trainable:
+        model.requires_grad_(False)
+    if record["adapter"]["use_fused"]:
+        use_fused(model)
+    return backbone.with_model(model.eval())
+
+
+def wrapped_model(backbone: Backbone) -> PeftModel:
+    """The model that peft wrapped, inside any data-parallel wrapper.
+
+    Raises:
+        RequestError: where there is none.
+    """
+    model: Any = backbone.model
+    while not isinstance(model, PeftModel) and hasattr(model, "module"):
+        model = model.module
+    if not isinstance(model, PeftModel):
+        raise RequestError(
+            f"The model '{backbone.name}' has no adapter",
+            "Only what adapters hold is saved or merged here",
+            "Train with adapter.kind=lora, or save the whole model with save_pretrained",
+        )
+    return model
+
+
+def trained_state(model: PeftModel) -> dict[str, Tensor]:
+    """Tensors of the adapter under peft's names, on the CPU, each with memory of its own."""
+    # "auto" would look the base's configuration up on the hub to find out whether its vocabulary grew
+    state = get_peft_model_state_dict(model, adapter_name=lora.ADAPTER, save_embedding_layers=False)
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+
+
+def base_facts(backbone: Backbone) -> dict[str, Any]:
+    """What a manifest says about the base and how it is held."""
+    attention = backbone.attention
+    return {
+        "base": {
+            "name": backbone.name,
+            "revision": backbone.revision,
+            "digest": backbone.digest,
+            "family": backbone.family.name,
+        },
+        "quant": backbone.quant,
+        "dtype": str(backbone.dtype).removeprefix("torch."),
+        "attention": None if attention is None else {"name": attention.name, "reason": attention.reason},
+    }
+
+
+def check_place(folder: Path, kind: str) -> None:
+    """Refuse a folder that holds anything but an earlier result of the same kind."""
+    if folder.exists() and any(folder.iterdir()):
+        try:
+            read_manifest(folder, kind)
+        except (RequestError, WorkError) as err:
+            raise RequestError(
+                f"The folder '{folder}' is not empty",
+                f"It does not hold {kind} weights, and writing there would delete what it holds",
+                "Name a new folder",
+            ) from err
+
+
+def _check_arrived(folder: Path, wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    odd = sorted(wanted.keys() ^ found.keys())
+    odd += [n for n in wanted.keys() & found.keys() if not torch.equal(wanted[n], found[n])]
+    if odd:
+        raise WorkError(
+            f"{len(odd)} tensors of '{folder}' are not in the model as saved, the first is {odd[0]}",
+            "The adapter's description and its tensors do not belong together",
+            "Save the adapter again with this version",
+        )

@@ -1,0 +1,94 @@
+"""What a folder of trained weights says about itself: what it belongs to, what is in it, and its files' digests.
+
+`manifest.json` has a `kind`: "adapter" (to be put on a base) or "merged" (a whole model). No torch.
+"""
+
+import json
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from lightbox.backbones.weights import digest_of_file
+from lightbox.errors import RequestError, WorkError
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+_PACKAGES = ("lightbox-core", "torch", "transformers", "peft", "bitsandbytes")
+
+
+def write_manifest(folder: Path, kind: str, facts: dict[str, Any]) -> dict[str, Any]:
+    """Record facts, versions, and size and SHA-256 of every other file of a folder, and return the record."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    record = {
+        "format": FORMAT,
+        "kind": kind,
+        **facts,
+        "versions": {name: _version(name) for name in _PACKAGES},
+        "files": {
+            path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": digest_of_file(path)}
+            for path in files
+        },
+    }
+    text = json.dumps(record, indent=2, sort_keys=True, allow_nan=False)
+    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    return record
+
+
+def read_manifest(folder: Path, kind: str) -> dict[str, Any]:
+    """Read the record of a folder of this kind, without looking at its files.
+
+    Raises:
+        RequestError: no folder, no manifest, or one of another kind or format.
+        WorkError: a manifest that is damaged.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise RequestError(
+            f"'{folder}'",
+            f"There is no {MANIFEST}, so nothing says which base these weights belong to",
+            "Name a folder that lightbox saved; adapters of other tools load with peft itself",
+        )
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        found = record["format"], record["kind"]
+    except (ValueError, KeyError, TypeError) as err:
+        raise WorkError(f"{path} cannot be read", repr(err), "Save the weights again, or use another copy") from err
+    if found != (FORMAT, kind):
+        raise RequestError(
+            f"'{folder}' holds {found[1]} weights of format {found[0]}",
+            f"Here {kind} weights of format {FORMAT} are read",
+            "Name another folder" if found[1] != kind else "Read it with the version that wrote it",
+        )
+    return record
+
+
+def check_files(folder: Path, record: dict[str, Any]) -> None:
+    """Compare every file with the record.
+
+    Raises:
+        WorkError: naming a file that is missing or has changed.
+    """
+    for name, facts in record["files"].items():
+        path = folder / name
+        have = digest_of_file(path) if path.is_file() else "missing"
+        if have != facts["sha256"]:
+            raise WorkError(
+                f"{path} has SHA-256 {have[:12]}, its manifest says {facts['sha256'][:12]}",
+                "The file was damaged or replaced after it was saved, and would load without a word",
+                "Fetch or save the folder again; do not judge with it",
+            )
+
+
+def is_merged(folder: Path) -> bool:
+    """True for a folder with a whole model that adapters were merged into."""
+    try:
+        return json.loads((folder / MANIFEST).read_text(encoding="utf-8")).get("kind") == "merged"
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

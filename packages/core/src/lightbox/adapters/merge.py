@@ -1,0 +1,125 @@
+"""A plain model out of a base and its adapter: dequantised, added in float32, stored in 16 or 32 bit.
+
+Nothing is merged in memory and nothing is quantised again: merging into 4 bit rounds small learned changes away. The
+result has no trace of bitsandbytes or peft in it and loads as any other weights.
+"""
+
+import copy
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from peft.utils import ModulesToSaveWrapper, TrainableTokensWrapper
+from torch import Tensor, nn
+
+from lightbox.adapters import guards, lora
+from lightbox.adapters.artifact import base_facts, check_place, wrapped_model
+from lightbox.adapters.dequantise import dense_weight
+from lightbox.adapters.manifest import write_manifest
+from lightbox.adapters.reference import refuse_merged
+from lightbox.adapters.shards import Spec, write_shards
+from lightbox.backbones.backbone import Backbone
+from lightbox.backbones.loading import DTYPES
+from lightbox.backbones.quantisation import quantised_as
+from lightbox.backbones.seq2seq import quiet_loading
+from lightbox.config import check_choice
+
+KIND = "merged"
+
+
+def merge_to_16_bit(backbone: Backbone, folder: Path, *, dtype: str = "bf16", max_shard_gib: float = 4.0) -> Path:
+    """Write base plus adapter as one model, with processor and configuration.
+
+    Tensors are made and written one at a time, so memory stays within about one layer of the model in memory, which is
+    not changed.
+
+    Args:
+        backbone: around a model with an adapter.
+        folder: appears as a whole at the end.
+        dtype: bf16, fp16 or fp32, of the stored weights.
+        max_shard_gib: largest file.
+
+    Raises:
+        RequestError: no adapter, adapters merged already, or a folder with other content.
+        WorkError: 4-bit weights that were repacked.
+    """
+    check_choice("dtype", dtype, tuple(DTYPES))
+    model = wrapped_model(backbone)
+    refuse_merged(model)
+    guards.refuse_packed(model)
+    check_place(folder, KIND)
+    staged = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(staged, ignore_errors=True)
+    staged.mkdir(parents=True)
+    write_plain(model, staged, dtype=DTYPES[dtype], max_bytes=int(max_shard_gib * (1 << 30)))
+    with quiet_loading():
+        backbone.processor.save_pretrained(staged)
+    write_manifest(staged, KIND, base_facts(backbone) | {"stored_as": dtype})
+    shutil.rmtree(folder, ignore_errors=True)
+    staged.replace(folder)
+    return folder
+
+
+def write_plain(model: PeftModel, folder: Path, *, dtype: torch.dtype, max_bytes: int) -> None:
+    """Write configuration and tensors of base plus adapter to a folder."""
+    base: Any = model.get_base_model()
+    config = copy.deepcopy(base.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    config.dtype, config.architectures = dtype, [type(base).__name__]
+    with torch.device("meta"), quiet_loading():
+        bare = type(base)(config)
+    specs: dict[str, Spec] = {}
+    seen: set[int] = set()
+    for name, tensor in bare.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:  # a tied table is stored once
+            seen.add(id(tensor))
+            specs[name] = Spec(dtype if tensor.is_floating_point() else tensor.dtype, tuple(tensor.shape))
+    with quiet_loading():
+        config.save_pretrained(folder)
+        if getattr(base, "generation_config", None) is not None:
+            base.generation_config.save_pretrained(folder)
+    write_shards(folder, specs, lambda name: merged_tensor(base, name).to(specs[name].dtype), max_bytes=max_bytes)
+
+
+@torch.no_grad()
+def merged_tensor(base: nn.Module, name: str) -> Tensor:
+    """One tensor of the plain model, by its name there; float32 where an addition was made."""
+    path, _, leaf = name.rpartition(".")
+    owner: Any = base
+    for part in path.split("."):
+        owner = _trained(getattr(owner, part))
+    if isinstance(owner, TrainableTokensWrapper):
+        return _with_new_rows(owner.token_adapter, leaf)
+    if isinstance(owner, LoraLayer):
+        return _with_addition(owner) if leaf == "weight" else getattr(owner.get_base_layer(), leaf)
+    if leaf == "weight" and quantised_as(owner) != "none":
+        return dense_weight(owner)
+    return getattr(owner, leaf)
+
+
+def _trained(module: Any) -> Any:
+    return module.modules_to_save[lora.ADAPTER] if isinstance(module, ModulesToSaveWrapper) else module
+
+
+def _with_addition(layer: Any) -> Tensor:
+    """W + s B A, with DoRA's rows rescaled to their learned lengths, in float32."""
+    name = lora.ADAPTER
+    a, b = layer.lora_A[name].weight.float(), layer.lora_B[name].weight.float()
+    weight = torch.addmm(dense_weight(layer.get_base_layer()), b, a, alpha=layer.scaling[name])
+    if name in layer.lora_magnitude_vector:
+        lengths = layer.lora_magnitude_vector[name].weight.float()
+        weight = weight * (lengths / weight.norm(dim=1)).unsqueeze(1)
+    return weight
+
+
+def _with_new_rows(tokens: Any, leaf: str) -> Tensor:
+    base = tokens.get_base_layer()
+    if leaf != "weight":
+        return getattr(base, leaf)
+    table = base.weight.detach().float().clone()
+    table[tokens.token_indices[lora.ADAPTER]] = tokens.trainable_tokens_delta[lora.ADAPTER].float()
+    return table
