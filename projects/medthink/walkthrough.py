@@ -37,7 +37,7 @@ atexit.register(WORK.cleanup)
 # The project's own functions, in the order in which the files are read. Nothing of the method is written again below.
 
 # %%
-from medthink import baselines, evaluate, rationales, train
+from medthink import baselines, evaluate, rationales, t5, train
 from medthink.claims import PAPER
 from medthink.config import resolve
 from medthink.data import decoded, encode_items, label_rows, make_collate, texts_of
@@ -155,8 +155,8 @@ for item in pair:
 # tower, computed once and cached.
 
 # %%
-features = train.load_vision(cfg, training, cache=CACHE)
-model, tokenizer = train.load_model(cfg, features)
+features = t5.load_vision(cfg, training, cache=CACHE)
+model, tokenizer = t5.load_model(cfg, features)
 rows = encode_items(pair, "explanation", tokenizer, source_tokens=64, target_tokens=64)
 print("features of all images and a blank one:", tuple(features.shape))
 for row in rows:
@@ -237,7 +237,7 @@ print(inspect.getsource(target_loss))
 
 # %%
 with torch.no_grad():
-    total, tokens, extra = train.step(model, batch)
+    total, tokens, extra = t5.step(model, batch)
     shifted = model.prepare_decoder_input_ids_from_labels(batch.labels)
     logp = model(**text, vision=batch.vision, decoder_input_ids=shifted).logits.double().log_softmax(dim=-1)
 reference = -sum(logp[b, n, y].item() for b, n in (batch.labels != IGNORED).nonzero() for y in [batch.labels[b, n]])
@@ -288,7 +288,7 @@ assert means["official"] < means["masked"]  # break: set the logit of the pad to
 # %%
 few = training.items[:8]
 once = resolve([*SIZES, "experiment=explanation", "optim.max_steps=80", "optim.batch_size=8"])
-history = train.fit_items(once, model, tokenizer, few, features, Path(WORK.name, "overfit"))
+history = t5.fit_items(once, model, tokenizer, few, features, Path(WORK.name, "overfit"))
 curve = history["train/loss"]
 print("loss by step:", ", ".join(f"{step}: {loss:.2f}" for step, loss in curve))
 if FIGURES:
@@ -341,7 +341,7 @@ print(f"standard error with {n_items} items: about {100 * math.sqrt(0.25 / n_ite
 # answers. Only the claimed thing differs.
 
 # %%
-starts = [train.load_model(resolve([*SIZES, f"experiment={arm}"]), features)[0] for arm in ("none", "explanation")]
+starts = [t5.load_model(resolve([*SIZES, f"experiment={arm}"]), features)[0] for arm in ("none", "explanation")]
 weights = [torch.cat([p.detach().flatten() for p in start.parameters()]) for start in starts]
 swapped = rationales.with_same_answer(training.items, seed=0)
 print("first item's rationale in the control:", swapped[0].rationale)

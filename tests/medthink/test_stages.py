@@ -5,7 +5,7 @@ import json
 import pytest
 
 from lightbox.errors import RequestError
-from medthink import folds, stages, train
+from medthink import folds, stages, t5
 from medthink.config import N_FOLDS, resolve
 from medthink.items import load_splits
 
@@ -30,7 +30,7 @@ def test_too_few_cases_for_folds_are_refused(items):
 def test_out_of_fold_rationales_never_come_from_a_model_that_saw_the_case(tiny, tmp_path, monkeypatch):
     """Every training is watched: whoever writes for an item was trained on none of its case's items."""
     seen, wrote = [], {}
-    fit_items, write = train.fit_items, train.FusedT5.write
+    fit_items, write = t5.fit_items, t5.FusedT5.write
 
     def watched_fit(cfg, model, tokenizer, items, vision, folder):
         seen.append({item.case_id for item in items})
@@ -40,8 +40,8 @@ def test_out_of_fold_rationales_never_come_from_a_model_that_saw_the_case(tiny, 
         wrote.update({item.id: (item.case_id, len(seen) - 1) for item in trial.items})
         return write(learner, trial, split)
 
-    monkeypatch.setattr(train, "fit_items", watched_fit)
-    monkeypatch.setattr(train.FusedT5, "write", watched_write)
+    monkeypatch.setattr(t5, "fit_items", watched_fit)
+    monkeypatch.setattr(t5.FusedT5, "write", watched_write)
     cfg = resolve([*tiny, "experiment=stage1_folds", "optim.max_steps=1"])
     folds.run(cfg, tmp_path / "job", cache=tmp_path / "cache")
     assert len(seen) == N_FOLDS

@@ -20,6 +20,7 @@ from lightbox.cli import guard
 from lightbox.config import compose, digest, to_plain
 from lightbox.errors import RequestError
 from lightbox.paths import default_out
+from medthink import bases
 from medthink.config import Config, inputs, resolve
 
 PAPER = "medthink"
@@ -118,6 +119,7 @@ def _run(overrides: list[str], mode: str) -> None:
         raise RequestError(
             "model.backbone is not given", "There is no model to score", "Give model.backbone=RUN/model of a training"
         )
+    bases.check(cfg)
     used = inputs(cfg)
     out = Path(cfg.run.out) if cfg.run.out else default_out()
     folder = out / "runs" / f"{cfg.arm}-{_key(cfg, used)}"

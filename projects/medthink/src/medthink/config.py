@@ -11,6 +11,7 @@ from pathlib import Path
 
 from lightbox import phantom
 from lightbox.backbones import weights
+from lightbox.backbones.families import Family, family_of
 from lightbox.config import (
     PRECISIONS,
     AdapterConfig,
@@ -277,14 +278,24 @@ def resolve(overrides: Sequence[str]) -> Config:
     return compose("medthink", "train", overrides)
 
 
+def family_of_backbone(cfg: Config) -> Family | None:
+    """The family of `model.backbone`; None for a hub id, whose config.json is not here yet."""
+    read = weights.read_config(cfg.model.backbone, revision=cfg.model.backbone_revision)
+    return None if read is None else family_of(read, name=cfg.model.backbone)
+
+
 def inputs(cfg: Config) -> dict[str, str]:
     """Digests of what a job reads besides its config and the source: generator version or data files, and weights."""
     if cfg.data.source == PHANTOM:
         read = {"data": f"phantom {phantom.VERSION}"}
     else:
         read = {"data": weights.digest_of_folder(Path(cfg.data.root), suffixes=(".json", ".jsonl", ".parquet", ".txt"))}
-    if not cfg.is_baseline:
-        read["backbone"] = weights.digest_of(cfg.model.backbone, revision=cfg.model.backbone_revision)
+    if cfg.is_baseline:
+        return read
+    read["backbone"] = weights.digest_of(cfg.model.backbone, revision=cfg.model.backbone_revision)
+    family = family_of_backbone(cfg)
+    if family is not None and family.has_vision:
+        return read
     if cfg.has_vision and cfg.model.features:
         read["features"] = weights.digest_of_file(Path(cfg.model.features))
     elif cfg.has_vision:

@@ -108,6 +108,35 @@ def encode_items(
     return [_row(*pair, ids_of, tokenizer.eos_token_id, source_tokens, target_tokens) for pair in fields]
 
 
+def fitted_texts(
+    items: Sequence[Item], method: str, tokenizer: PreTrainedTokenizerBase, *, source_tokens: int, target_tokens: int
+) -> list[tuple[str, str]]:
+    """Prompts and targets as text, shortened by the rule of `encode_items`, for models that tokenise by themselves.
+
+    Args:
+        items: with the rationale that the strategy is to read or write.
+        method: key of `TEMPLATES`.
+        tokenizer: counts; a field that is too long becomes the text of its first ids.
+        source_tokens, target_tokens: longest texts, one token for the end included.
+    """
+    template = TEMPLATES[method]
+
+    def shortened(item: Item, names: Sequence[str], limit: int) -> str:
+        texts = fields_of(item, names)
+        parts = [(name, tokenizer(text, add_special_tokens=False)["input_ids"]) for name, text in texts]
+        kept = fitted(parts, limit - 1)
+        words = [
+            text if len(few) == len(ids) else tokenizer.decode(few)
+            for (_, text), (_, ids), (_, few) in zip(texts, parts, kept, strict=True)
+        ]
+        return " ".join(word for word in words if word)
+
+    return [
+        (shortened(item, template.source, source_tokens), shortened(item, template.target, target_tokens))
+        for item in items
+    ]
+
+
 def _row(
     source: list[tuple[str, str]],
     target: list[tuple[str, str]],

@@ -13,12 +13,20 @@ The encoder and decoder are the stock T5; the decoder attends under the text's p
 computed once per item: generation receives it as `encoder_outputs` and keeps its key-value cache.
 """
 
+import dataclasses
+
 import torch
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from transformers import T5Config, T5ForConditionalGeneration
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
+
+from lightbox.backbones.families import BY_MODEL_TYPE, Family
+
+PLAIN = BY_MODEL_TYPE["t5"]
+FUSED = dataclasses.replace(PLAIN, projector="fusion")
+"""T5's parts with the fusion in the place of a projector: never quantised, and trained as a whole beside adapters."""
 
 
 @strict
@@ -113,6 +121,11 @@ class MedThinkT5(T5ForConditionalGeneration):
         if encoder_outputs is None:
             encoder_outputs = BaseModelOutput(last_hidden_state=self.encode(input_ids, attention_mask, vision))
         return super().forward(attention_mask=attention_mask, encoder_outputs=encoder_outputs, **kwargs)
+
+    @property
+    def family(self) -> Family:
+        """Names of the parts, for adapters and quantisation."""
+        return PLAIN if self.fusion is None else FUSED
 
     @torch.inference_mode()
     def generate_greedy(

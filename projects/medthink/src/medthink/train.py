@@ -1,7 +1,7 @@
-"""Train one arm: items -> rows -> batches -> fit. The only file that knows data, model and objective at once.
+"""Train one arm: splits -> training items -> learner -> rationales of stage 1.
 
-An arm is trained by a `Learner`: the paper's T5 with fusion, `FusedT5`, or any vision-language model, `vlm.Vlm`.
-What is asked and what is written, in which order, is the same for both.
+A `Learner` is the paper's T5 with fusion, `t5.FusedT5`, or any vision-language model, `vlm.Vlm`. What is asked and what
+is written, in which order, is the same for both.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,27 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from jaxtyping import Float
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from lightbox.backbones.seq2seq import load_seq2seq, quiet_loading
-from lightbox.errors import RequestError
-from lightbox.train.batches import BatchSource
-from lightbox.train.card import describe
-from lightbox.train.driver import History, fit
+from lightbox.train.driver import History
 from lightbox.train.files import write_json
-from lightbox.train.seeds import seed_everything
-from medthink import features, rationales, reader, stages
+from medthink import bases, rationales, reader, stages, t5, vlm
 from medthink.config import Config
-from medthink.data import Batch, encode_items, make_collate
-from medthink.evaluate import Trial, Writer, train_trial
-from medthink.generation import generate_texts
+from medthink.evaluate import Writer, train_trial
 from medthink.items import Item, Split, ids_of, load_splits
-from medthink.model import MedThinkT5
-from medthink.objective import target_loss
-
-UNTRAINED = "weights scored as loaded, nothing trained"
 
 
 class Learner(Writer, Protocol):
@@ -86,26 +73,10 @@ def run(cfg: Config, folder: Path, *, needs: Mapping[str, Path], cache: Path) ->
 
 def open_learner(cfg: Config, splits: Sequence[Split], *, cache: Path) -> Learner:
     """The model that `model.backbone` names, ready to learn; `splits` are all that it will be shown."""
-    return FusedT5(cfg, splits, cache=cache)
-
-
-def load_vision(cfg: Config, split: Split, *, cache: Path) -> Float[Tensor, "n p c"] | None:
-    """Features of a split's images and of the blank one; None for the text-only reader."""
-    return features.load_features(cfg.model, split, cache=cache) if cfg.has_vision else None
-
-
-def load_model(cfg: Config, vision: Float[Tensor, "n p c"] | None) -> tuple[MedThinkT5, PreTrainedTokenizerBase]:
-    """The backbone with its fusion; what the file lacks is drawn from `run.seed`, so arms of a seed start alike."""
-    seed_everything(cfg.run.seed, cfg.run.threads, device=cfg.run.device)
-    settings = {} if vision is None else {"vision_width": features.width_of(vision), "gate_bias": cfg.model.gate_bias}
-    return load_seq2seq(
-        cfg.model.backbone,
-        cfg.model.backbone_revision,
-        model_class=MedThinkT5,
-        allow_missing=r"fusion\.",
-        dropout_rate=cfg.model.dropout_prob,
-        **settings,
-    )
+    family = bases.check(cfg)
+    if family is None or not family.has_vision:
+        return t5.FusedT5(cfg, splits, cache=cache)
+    return vlm.open_vlm(cfg)
 
 
 def training_items(
@@ -121,106 +92,3 @@ def training_items(
         corruption_pct=cfg.data.corruption_pct,
         count_tokens=lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"]),
     )
-
-
-def fit_items(
-    cfg: Config,
-    model: MedThinkT5,
-    tokenizer: PreTrainedTokenizerBase,
-    items: Sequence[Item],
-    vision: Float[Tensor, "n p c"] | None,
-    folder: Path,
-) -> History:
-    """Train `model` on items under the strategy of `cfg`."""
-    rows = encode_items(
-        items,
-        cfg.objective.method,
-        tokenizer,
-        source_tokens=cfg.data.source_tokens,
-        target_tokens=cfg.target_tokens,
-    )
-    collate = make_collate(
-        rows,
-        [item.image for item in items],
-        vision,
-        pad_id=tokenizer.pad_token_id,
-        pads=cfg.objective.pads,
-        width=cfg.target_tokens,
-    )
-    batches = BatchSource(
-        len(rows),
-        collate,
-        batch_size=cfg.optim.batch_size,
-        seed=cfg.run.seed,
-        ids=ids_of(items),  # not bucketed: a rationale's length tells its answer, so batches would differ by arm
-    )
-    return fit(model, step, batches, optim=cfg.optim, run=cfg.run, out=folder)
-
-
-def step(model: MedThinkT5, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """One forward pass: summed loss, supervised tokens, diagnostics."""
-    logits = model(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-        vision=batch.vision,
-        decoder_input_ids=model.prepare_decoder_input_ids_from_labels(batch.labels),
-        use_cache=False,
-    ).logits
-    return target_loss(logits, batch.labels)
-
-
-class FusedT5:
-    """The paper's model as a learner: T5, a frozen tower's features, and the fusion between them."""
-
-    def __init__(self, cfg: Config, splits: Sequence[Split], *, cache: Path) -> None:
-        self._cfg = cfg
-        self._vision = {split.name: load_vision(cfg, split, cache=cache) for split in splits}
-        self.model, self.tokenizer = load_model(cfg, self._vision[splits[0].name])
-        if not cfg.objective.is_trained:
-            check_strategy(cfg, method=self.model.config.method, form=self.model.config.form)
-
-    def fit(self, items: Sequence[Item], split: Split, folder: Path) -> History:
-        """Train on items of a split."""
-        return fit_items(self._cfg, self.model, self.tokenizer, items, self._vision[split.name], folder)
-
-    def write(self, trial: Trial, split: Split) -> list[str]:
-        """One greedy text an item."""
-        return generate_texts(
-            self.model.eval(),
-            self.tokenizer,
-            trial.items,
-            self._cfg.objective.method,
-            images=trial.images,
-            vision=self._vision[split.name],
-            batch_size=self._cfg.eval.batch_size,
-            max_new_tokens=trial.max_new_tokens,
-            source_tokens=self._cfg.data.source_tokens,
-        )
-
-    def describe(self, folder: Path) -> None:
-        """Write the card of weights that are scored as they are."""
-        facts = describe(self.model, self.model.device, self._cfg.run, notes=[UNTRAINED])
-        write_json(folder / "card.json", facts | {"wall_s": 0.0})
-
-    def save(self, folder: Path) -> None:
-        """Write model and tokenizer to `folder`, with what they were trained for."""
-        cfg, config = self._cfg, self.model.config
-        config.method, config.form = cfg.objective.method, cfg.data.form
-        config.tower = cfg.model.features or cfg.model.tower if cfg.has_vision else ""
-        with quiet_loading():
-            self.model.save_pretrained(folder)
-            self.tokenizer.save_pretrained(folder)
-
-
-def check_strategy(cfg: Config, *, method: str, form: str) -> None:
-    """Raise `RequestError` where saved weights were trained for another strategy or form than they are asked for."""
-    for key, own, asked in (
-        ("objective.method", method, cfg.objective.method),
-        ("data.form", form, cfg.data.form),
-    ):
-        if own and own != asked:
-            raise RequestError(
-                f"model.backbone is '{cfg.model.backbone}', trained with {key}={own}, and {key} is {asked}",
-                "Its answers follow the template it was trained on",
-                f"Choose the experiment that has {key}={own}",
-            )

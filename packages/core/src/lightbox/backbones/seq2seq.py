@@ -21,9 +21,10 @@ def load_seq2seq(
     model_class: type[T5ForConditionalGeneration] = T5ForConditionalGeneration,
     key: str = "model.backbone",
     allow_missing: str = "",
+    dtype: str = "float32",
     **settings: Any,
 ) -> tuple[T5ForConditionalGeneration, PreTrainedTokenizerBase]:
-    """Load a T5 and its tokenizer in float32 on the CPU, in evaluation mode.
+    """Load a T5 and its tokenizer, in float32 on the CPU unless told otherwise, in evaluation mode.
 
     Args:
         name: see `weights.locate`.
@@ -32,7 +33,9 @@ def load_seq2seq(
             the class, from torch's generator; all others keep the file's values.
         key: config key that gave the name, for messages.
         allow_missing: regular expression, matched at the start of a name, of parameters that the file may lack.
-        settings: fields of the configuration to set, for example `dropout_rate=0.0`.
+        dtype: of the weights, as torch spells it.
+        settings: fields of the configuration to set, for example `dropout_rate=0.0`, and what else `from_pretrained`
+            takes, for example a `quantization_config`.
 
     Raises:
         RequestError: not there, not a T5, without safetensors, weights that do not fit the class, or a tokenizer that
@@ -53,7 +56,7 @@ def load_seq2seq(
             place.source,
             use_safetensors=True,
             trust_remote_code=False,
-            dtype="float32",
+            dtype=dtype,
             output_loading_info=True,
             **shared,
             **settings,
