@@ -13,6 +13,7 @@ from torch import nn
 
 from lightbox.config import RunConfig
 from lightbox.errors import WorkError
+from lightbox.train import processes
 from lightbox.train.files import write_json
 
 PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "numpy")
@@ -42,28 +43,60 @@ class RunCard:
 
     def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, tb: TracebackType | None) -> None:
         try:
-            self._write(self._former_s + time.perf_counter() - self._began)
+            self._write(self._wall_s())
         except WorkError as failure:
             if err is None:
                 raise
             _log.warning("%s", failure)  # what ended the run matters more
 
+    def note(self, text: str) -> None:
+        """Add a sentence to `notes` and write the card anew."""
+        _log.warning("%s", text)
+        self._facts["notes"] = [*self._facts.get("notes", ()), text]
+        self._write(self._wall_s())
+
+    def _wall_s(self) -> float:
+        return self._former_s + time.perf_counter() - self._began
+
     def _write(self, wall_s: float) -> None:
-        write_json(self._path, self._facts | {"wall_s": round(wall_s, 3)})
+        if processes.is_main():
+            write_json(self._path, self._facts | {"wall_s": round(wall_s, 3)})
 
 
 def describe(model: nn.Module, device: torch.device, run: RunConfig, *, notes: list[str]) -> dict[str, Any]:
-    """Facts of a run card: sizes, device, precision, threads, versions, notes."""
+    """Facts of a run card: sizes, what trains, device, precision, threads, processes, versions, notes."""
     return {
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": sum(_numbers(p) for p in model.parameters()),
         "parameters_trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "trained": trained_groups(model),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "dtype": str(next(p.dtype for p in model.parameters() if p.is_floating_point())).removeprefix("torch."),
         "precision": run.precision,
         "threads": run.threads,
+        "processes": {"count": processes.count(), "model": "in shards" if processes.is_sharded() else "whole in each"},
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "notes": notes,
     }
+
+
+def trained_groups(model: nn.Module) -> dict[str, int]:
+    """Numbers that train, by name, with layers of one kind together.
+
+    Example:
+        >>> trained_groups(nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 3, bias=False)))
+        {'*.weight': 15, '*.bias': 3}
+    """
+    groups: dict[str, int] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            kind = ".".join("*" if part.isdigit() else part for part in name.split("."))
+            groups[kind] = groups.get(kind, 0) + parameter.numel()
+    return groups
+
+
+def _numbers(parameter: nn.Parameter) -> int:
+    """Numbers in a parameter; a byte of a 4-bit one holds two."""
+    return parameter.numel() * (2 * parameter.element_size() if type(parameter).__name__ == "Params4bit" else 1)
 
 
 def _former_wall_s(path: Path) -> float:

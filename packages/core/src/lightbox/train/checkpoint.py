@@ -19,12 +19,13 @@ from torch.optim import Optimizer
 
 from lightbox.config import digest
 from lightbox.errors import RequestError, WorkError
-from lightbox.train import files, optimizer_state, weights
-from lightbox.train.weights import load_model_weights
+from lightbox.train import files, optimizer_state, processes, sharding, weights
 
 KEEP = 2
 FAILURES_ALLOWED = 3
-MODEL, OPTIMIZER, STATE, MANIFEST = "model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"
+MODEL, OPTIMIZER, STATE, MANIFEST = weights.MODEL, "optimizer.safetensors", "state.json", "manifest.json"
+FREE_TO_CHANGE = ("optim.micro_batch_size",)
+"""Settings that a continued run may have otherwise: they cut a step's batch, and change its result by rounding only."""
 _STEP = re.compile(r"step-(\d{8,})$")
 _log = logging.getLogger(__name__)
 
@@ -34,8 +35,9 @@ class ResumeState:
     """Everything beside tensors that a resumed run needs to be the same run.
 
     `history` holds the curves so far, `window` the sums since the last logged step, `batches` the place in the data,
-    `rng` every generator, `groups` the optimiser's numbers, `scaler` the loss scale of fp16 and `overflows` its skipped
-    steps in a row, `settings` the configuration that defines the run, schedule included.
+    `rng` every generator of the first process and `other_rngs` those of the others, `groups` the optimiser's numbers,
+    `scaler` the loss scale of fp16 and `overflows` its skipped steps in a row, `micro_batch_size` what a shortage of
+    memory left (0 before one), `settings` the configuration that defines the run, schedule included.
     """
 
     step: int = 0
@@ -43,14 +45,18 @@ class ResumeState:
     window: dict[str, list[float]] = field(default_factory=dict)
     batches: dict[str, Any] = field(default_factory=dict)
     rng: dict[str, Any] = field(default_factory=dict)
+    other_rngs: list[dict[str, Any]] = field(default_factory=list)
     groups: list[dict[str, Any]] = field(default_factory=list)
     scaler: dict[str, Any] = field(default_factory=dict)
     overflows: int = 0
+    micro_batch_size: int = 0
     settings: dict[str, Any] = field(default_factory=dict)
 
 
 def save(folder: Path, model: nn.Module, optimizer: Optimizer, state: ResumeState) -> Path:
     """Write one checkpoint, then delete all but the newest two.
+
+    With several processes all must call it: a model in shards is gathered, and the first process writes.
 
     Args:
         folder: holds `step-XXXXXXXX` folders; made where absent.
@@ -64,11 +70,14 @@ def save(folder: Path, model: nn.Module, optimizer: Optimizer, state: ResumeStat
     Raises:
         OSError: where the disk is full or refuses; earlier checkpoints are untouched then.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {MODEL: weights.trained_tensors(model), OPTIMIZER: optimizer_state.state_tensors(model, optimizer)}
+    parts = {MODEL: weights.trained_tensors(model), OPTIMIZER: optimizer_state.state_tensors(model, optimizer)}
+    tensors = {name: sharding.whole_tensors(part) for name, part in parts.items()}
     state.groups = optimizer_state.group_numbers(model, optimizer)
-    _check_room(folder, sum(t.nbytes for part in tensors.values() for t in part.values()))
     target, staged = folder / f"step-{state.step:08d}", folder / f".tmp-{state.step}-{os.getpid()}"
+    if not processes.is_main():
+        return target
+    folder.mkdir(parents=True, exist_ok=True)
+    _check_room(folder, sum(t.nbytes for part in tensors.values() for t in part.values()))
     shutil.rmtree(staged, ignore_errors=True)
     staged.mkdir()
     try:
@@ -102,23 +111,27 @@ def save_or_warn(folder: Path, model: nn.Module, optimizer: Optimizer, state: Re
     Raises:
         WorkError: at the third failure in a row.
     """
+    refused: OSError | None = None
     try:
         save(folder, model, optimizer, state)
     except OSError as err:
-        failures += 1
-        if failures >= FAILURES_ALLOWED:
-            raise WorkError(
-                f"The checkpoint of step {state.step} cannot be written to {folder}",
-                f"{err.strerror or err}, {failures} times in a row",
-                "Free space there or choose another folder with run.out, then run the same command again",
-            ) from err
-        _log.warning(
-            "Step %d: no checkpoint written (%s); the earlier ones are kept and the next save tries again",
-            state.step,
-            err.strerror or err,
-        )
-        return failures
-    return 0
+        refused = err
+    reason = processes.from_main("" if refused is None else refused.strerror or str(refused))
+    if not reason:
+        return 0
+    failures += 1
+    if failures >= FAILURES_ALLOWED:
+        raise WorkError(
+            f"The checkpoint of step {state.step} cannot be written to {folder}",
+            f"{reason}, {failures} times in a row",
+            "Free space there or choose another folder with run.out, then run the same command again",
+        ) from refused
+    _log.warning(
+        "Step %d: no checkpoint written (%s); the earlier ones are kept and the next save tries again",
+        state.step,
+        reason,
+    )
+    return failures
 
 
 def load(path: Path, model: nn.Module, optimizer: Optimizer, *, settings: dict[str, Any] | None = None) -> ResumeState:
@@ -128,22 +141,20 @@ def load(path: Path, model: nn.Module, optimizer: Optimizer, *, settings: dict[s
         path: a checkpoint folder, as `latest` gives it.
         model: has the same trainable parameters and buffers.
         optimizer: has the same groups.
-        settings: the configuration of this run; None accepts any.
+        settings: the configuration of this run, `FREE_TO_CHANGE` apart; None accepts any.
 
     Raises:
         RequestError: where the settings or the parameters are not those of the checkpoint.
         WorkError: where a file is damaged.
     """
     state = _read_state(path / STATE)
-    if settings is not None and settings != state.settings:
+    if settings is not None and _fixed(settings) != _fixed(state.settings):
         raise RequestError(
             f"{path} was made with {_differences(state.settings, settings)}",
             "A run that continues with other settings is neither the old run nor the new one",
             "Restore those settings, choose another folder with run.out, or start anew with run.resume=false",
         )
-    trained = weights.trained_tensors(model)
-    frozen = [re.escape(name) + "$" for name in model.state_dict() if name not in trained]
-    load_model_weights(path, model, allow_missing="|".join(frozen))
+    weights.load_trained_tensors(path, model)
     optimizer_state.restore(model, optimizer, weights.read_tensors(path / OPTIMIZER), state.groups)
     return state
 
@@ -216,7 +227,12 @@ def _manifest(staged: Path, state: ResumeState) -> bytes:
     return files.canonical_json(manifest | {"self": digest(manifest)})
 
 
+def _fixed(settings: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key not in FREE_TO_CHANGE}
+
+
 def _differences(then: dict[str, Any], now: dict[str, Any]) -> str:
+    then, now = _fixed(then), _fixed(now)
     keys = sorted(key for key in then.keys() | now.keys() if then.get(key) != now.get(key))
     return ", ".join(f"{key}={then.get(key)} (now {now.get(key)})" for key in keys)
 

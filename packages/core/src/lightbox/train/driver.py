@@ -1,58 +1,41 @@
 """The loop, once: accumulate, clip, step, schedule, log, evaluate, save. A paper hands in its own `step`.
 
 What is unusual here: the gradient is that of the sum over supervised tokens divided by the tokens of the whole
-optimiser step, so micro-batches of unequal lengths give what one large batch gives; a loss or gradient that is not
-finite stops the run before the weights change; a killed run continues to the same bits.
+optimiser step, so micro-batches of unequal lengths, on one process or several, give what one large batch gives; a loss
+or gradient that is not finite stops the run before the weights change; a killed run continues to the same bits.
 """
 
+import contextlib
 import logging
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from lightbox.config import OptimConfig, RunConfig, to_plain
-from lightbox.errors import RequestError
-from lightbox.train import checkpoint, nonfinite, seeds
+from lightbox.config import OptimConfig, RunConfig, TrainConfig
+from lightbox.train import checkpoint, nonfinite, parts, processes, seeds, sharding, shortage, weights
 from lightbox.train.accumulation import Micro, Step, accumulate, combine
 from lightbox.train.batches import BatchSource
 from lightbox.train.card import RunCard, describe
 from lightbox.train.checkpoint import ResumeState
 from lightbox.train.files import write_json
-from lightbox.train.groups import decay_groups
-from lightbox.train.precision import make_accelerator, on_device
+from lightbox.train.parts import Parts
+from lightbox.train.precision import on_device
 from lightbox.train.schedule import lr_factor
 from lightbox.train.signals import StopSignals
+from lightbox.train.watch import Watch
 
 History = dict[str, list[list[float | None]]]
 """Curves by metric key, each a list of [step, value]; None where an evaluation gave no finite number."""
 Evaluate = Callable[[nn.Module], dict[str, float]]
-"""Gives metrics by key, such as "val/acc"; called in eval mode without gradient."""
+"""Gives metrics by key, such as "val/acc"; called in eval mode without gradient, in every process."""
 
 OVERFLOWS_ALLOWED = 20
 LAST_CHANCE = checkpoint.FAILURES_ALLOWED - 1
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What one training is made of; only `ResumeState` changes while it runs."""
-
-    model: nn.Module
-    step: Step
-    batches: BatchSource
-    optim: OptimConfig
-    run: RunConfig
-    out: Path
-    accelerator: Accelerator
-    optimizer: Optimizer
-    parameters: list[nn.Parameter]
 
 
 def fit(
@@ -63,13 +46,21 @@ def fit(
     optim: OptimConfig,
     run: RunConfig,
     out: Path,
+    train: TrainConfig | None = None,
     groups: Sequence[dict[str, Any]] | None = None,
     evaluate: Evaluate | None = None,
+    facts: Mapping[str, Any] | None = None,
+    memory_advice: shortage.Advice | None = None,
 ) -> History:
     """Train `model` in place for `optim.max_steps` optimiser steps, or continue from the newest checkpoint in `out`.
 
     Writes `out/checkpoints/step-XXXXXXXX/`, `out/history.json` and `out/card.json` (times are in the card only, so
     that a repeated run gives the same history byte for byte).
+
+    Under `accelerate launch` every process calls this with the same arguments and an `out` that all can read. They
+    share each batch, so losses are those of one process up to rounding; only what is drawn in a step, such as dropout,
+    differs, since each process draws from seeds of its own. The first process writes, all return the same curves, and
+    the model is whole in each of them.
 
     Args:
         model: in train mode while it learns, and moved to the device of `run`.
@@ -79,47 +70,50 @@ def fit(
         run: seed, device, precision, cadences. Everything is seeded anew here, so a run depends on the initial
             weights, the data and the seed only.
         out: folder of this run.
+        train: how a step fits the machine; None is the default. Layers are checkpointed by whoever made the model.
         groups: torch parameter groups in place of `decay_groups`.
         evaluate: gives metrics such as ``{"val/acc": 0.5}`` at each `run.save_every_steps` and at the end; it runs in
             eval mode without gradient and moves no random generator.
+        facts: what else the card is to say, such as the attention chosen and why, or how the base is stored.
+        memory_advice: for the message where memory runs out, see `shortage.Advice`.
 
     Returns:
-        The curves train/loss, train/grad_norm, train/lr, train/<each mean of step>, and those of `evaluate`.
+        The curves train/loss, train/grad_norm, train/lr, train/<each mean of step>, and those of `evaluate`; with
+        `train.auto_batch` also train/micro_batch_size, a point for each time that it was cut.
 
     Raises:
-        RequestError: where settings, data and checkpoint do not fit each other.
-        WorkError: where loss or gradient is not finite, or checkpoints cannot be written.
-        KeyboardInterrupt, SystemExit: after saving, on SIGINT and SIGTERM.
+        RequestError: where settings, data, checkpoint and launch do not fit each other.
+        WorkError: where loss or gradient is not finite, memory runs out, checkpoints cannot be written, no gradient
+            reaches a trainable tensor of a partly frozen model, or the quantised base has changed.
+        KeyboardInterrupt, SystemExit: after saving, on SIGINT and SIGTERM to any process.
     """
     # ---- build
-    parts = _build(model, step, batches, optim=optim, run=run, out=out, groups=groups)
-    state = _resume(parts)
+    train = TrainConfig() if train is None else train
+    made = parts.build(model, step, batches, optim=optim, run=run, train=train, out=out, groups=groups)
+    watch = Watch(model)
+    state = parts.resume(made)
     failures = 0
     notes = [f"continued from step {state.step}"] if state.step else []
-    facts = describe(model, parts.accelerator.device, run, notes=notes)
+    told = describe(model, made.device, run, notes=notes) | {"optimizer": optim.optimizer} | dict(facts or {})
 
-    with RunCard(out / "card.json", facts, is_resumed=state.step > 0), StopSignals() as signals:
+    with RunCard(out / "card.json", told, is_resumed=state.step > 0) as card, StopSignals() as signals:
         while state.step < optim.max_steps:
             # ---- gradient
-            lr = _set_lr(parts, state.step)
-            micros = accumulate(
-                model,
-                step,
-                batches,
-                micro_batch_size=optim.micro_batch_size or optim.batch_size,
-                accelerator=parts.accelerator,
-                parameters=parts.parameters,
-            )
-            norm = _grad_norm(parts)
-            means = combine(micros) | {"train/grad_norm": float(norm)}
-            if _must_stop(parts, state, means):
-                _stop(parts, state, micros, means)
+            lr = _set_lr(made, state.step)
+            micros = _gradient(made, state, card, memory_advice)
+            norm = _grad_norm(made)
+            means = combine(micros) | {"train/grad_norm": float(sharding.whole(norm))}
+            if _must_stop(made, state, means):
+                _stop(made, state, micros, means)
+            watch.see_gradients(micros, means)
 
             # ---- update
             if optim.clip_norm > 0:
-                nn.utils.clip_grads_with_norm_(parts.parameters, optim.clip_norm, norm)
-            parts.optimizer.step()
-            parts.optimizer.zero_grad(set_to_none=True)
+                nn.utils.clip_grads_with_norm_(made.parameters, optim.clip_norm, norm)
+            with _explained(made, state, memory_advice):
+                made.optimizer.step()
+            made.optimizer.zero_grad(set_to_none=True)
+            processes.spread(weights.buffers(model), device=made.device)
             state.step += 1
 
             # ---- log, evaluate, save
@@ -127,83 +121,89 @@ def fit(
             _record(state, means, lr=lr, is_due=is_last or state.step % run.log_every_steps == 0)
             is_due = is_last or (run.save_every_steps > 0 and state.step % run.save_every_steps == 0)
             if is_due and evaluate is not None:
-                _evaluate(parts, state, evaluate)
-            if is_due or signals.received is not None:
-                failures = _save(parts, state, failures=LAST_CHANCE if is_last else failures)
-            signals.raise_if_received()
+                with _explained(made, state, memory_advice):
+                    _evaluate(made, state, evaluate)
+            received = max(processes.gather(signals.received or 0))
+            if is_due or received:
+                failures = parts.save(made, state, failures=LAST_CHANCE if is_last else failures)
+            signals.stop_for(received)
+        signals.stop_for(max(processes.gather(signals.received or 0)))  # one that came while the last step was saved
+        if made.shards is not None:
+            made.shards.rejoin()
+        watch.check_base()
 
-    write_json(out / "history.json", state.history)
+    if processes.is_main():
+        write_json(out / "history.json", state.history)
     return state.history
 
 
-def _build(
-    model: nn.Module,
-    step: Step,
-    batches: BatchSource,
-    *,
-    optim: OptimConfig,
-    run: RunConfig,
-    out: Path,
-    groups: Sequence[dict[str, Any]] | None,
-) -> Parts:
-    if batches.batch_size != optim.batch_size:
-        raise RequestError(
-            f"The batches hold {batches.batch_size} items and optim.batch_size is {optim.batch_size}",
-            "A batch is what one optimiser step learns from; micro-batches are cut from it",
-            "Make the BatchSource with batch_size=optim.batch_size",
-        )
-    out.mkdir(parents=True, exist_ok=True)
-    accelerator = make_accelerator(run)
-    seeds.seed_everything(run.seed, run.threads, device=accelerator.device.type)
-    model.to(accelerator.device).train()
-    groups = decay_groups(model, lr=optim.lr, weight_decay=optim.weight_decay) if groups is None else groups
-    optimizer = torch.optim.AdamW(groups, lr=optim.lr, weight_decay=optim.weight_decay, fused=True)
-    optimizer.zero_grad(set_to_none=True)
-    for group in optimizer.param_groups:
-        group["initial_lr"] = group["lr"]
-    if accelerator.scaler is not None:
-        optimizer = accelerator.prepare_optimizer(optimizer)  # its wrapper only serves the loss scale of fp16
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    return Parts(model, step, batches, optim, run, out, accelerator, optimizer, parameters)
-
-
-def _resume(parts: Parts) -> ResumeState:
-    """Continue from the newest checkpoint that verifies, or start at step 0."""
-    folder = parts.out / "checkpoints"
-    settings = {f"optim.{key}": value for key, value in to_plain(parts.optim).items()}
-    settings |= {"run.seed": parts.run.seed, "run.precision": parts.run.precision}
-    if not parts.run.resume:
-        checkpoint.set_aside(folder)
-    checkpoint.clean(folder)
-    path = checkpoint.latest(folder)
-    if path is None:
-        parts.batches.rewind()  # else a source used before would make this run another one
-        return ResumeState(settings=settings)
-    state = checkpoint.load(path, parts.model, parts.optimizer, settings=settings)
-    parts.batches.restore(state.batches)
-    if parts.accelerator.scaler is not None:
-        parts.accelerator.scaler.load_state_dict(state.scaler)
-    seeds.restore_rng(state.rng)
-    _log.info("continuing from %s", path.name)
-    return state
-
-
-def _set_lr(parts: Parts, step: int) -> float:
-    optim = parts.optim
+def _set_lr(made: Parts, step: int) -> float:
+    optim = made.optim
     factor = lr_factor(step, max_steps=optim.max_steps, warmup_frac=optim.warmup_frac, schedule=optim.schedule)
-    for group in parts.optimizer.param_groups:
+    for group in made.optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor
     return optim.lr * factor
 
 
-def _grad_norm(parts: Parts) -> Tensor:
-    if parts.accelerator.scaler is not None:
-        parts.accelerator.unscale_gradients()
+def _gradient(made: Parts, state: ResumeState, card: RunCard, advice: shortage.Advice | None) -> list[Micro]:
+    """The next batch's gradient; with `train.auto_batch` in smaller micro-batches where memory runs out.
+
+    A step that is taken again begins where it began: same items, same generators, same buffers. So it gives the bits of
+    a run that had the smaller micro-batch from the start.
+    """
+    indices = made.batches.next_indices()
+    start = parts.Start(made.model) if made.train.auto_batch else None
+    while True:
+        size = made.micro_batch_size(state)
+        try:
+            return accumulate(
+                lambda batch: made.call(made.step, batch),
+                made.batches.collate,
+                indices,
+                micro_batch_size=size,
+                accelerator=made.accelerator,
+                parameters=made.parameters,
+            )
+        except shortage.NoMemoryLeftError as err:
+            message = str(err)
+        made.optimizer.zero_grad(set_to_none=True)
+        shortage.release(made.device)
+        smaller = shortage.half(size, made.share)
+        if start is None or not smaller:
+            raise shortage.explained(
+                message, step=state.step + 1, micro_batch_size=size, advice=advice, can_halve=smaller > 0
+            )
+        start.restore()
+        state.micro_batch_size = smaller
+        state.history.setdefault("train/micro_batch_size", []).append([state.step + 1, float(smaller)])
+        card.note(f"step {state.step + 1}: memory ran out with {size} items in a forward pass, {smaller} from here on")
+
+
+@contextlib.contextmanager
+def _explained(made: Parts, state: ResumeState, advice: shortage.Advice | None) -> Iterator[None]:
+    """Say what takes the memory where it runs out outside the passes: first moments, or an evaluation."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as err:
+        if not shortage.is_shortage(err):
+            raise
+        raise shortage.explained(
+            str(err),
+            step=state.step + 1,
+            micro_batch_size=made.micro_batch_size(state),
+            advice=advice,
+            can_halve=False,
+        ) from err
+
+
+def _grad_norm(made: Parts) -> Tensor:
+    if made.accelerator.scaler is not None:
+        made.accelerator.unscale_gradients()
     # torch's own: accelerate's clipping looks for sharded tensors first and costs 5 ms a step on a small model
-    return nn.utils.get_total_norm([p.grad for p in parts.parameters if p.grad is not None])
+    return nn.utils.get_total_norm([p.grad for p in made.parameters if p.grad is not None])
 
 
-def _must_stop(parts: Parts, state: ResumeState, means: dict[str, float]) -> bool:
+def _must_stop(made: Parts, state: ResumeState, means: dict[str, float]) -> bool:
     """True where a number is not finite; the loss scale of fp16 may skip overflowing gradients for a while."""
     if not math.isfinite(means["train/loss"]):
         return True
@@ -211,24 +211,24 @@ def _must_stop(parts: Parts, state: ResumeState, means: dict[str, float]) -> boo
         state.overflows = 0
         return False
     state.overflows += 1
-    return parts.accelerator.scaler is None or state.overflows > OVERFLOWS_ALLOWED
+    return made.accelerator.scaler is None or state.overflows > OVERFLOWS_ALLOWED
 
 
-def _stop(parts: Parts, state: ResumeState, micros: list[Micro], means: dict[str, float]) -> NoReturn:
+def _stop(made: Parts, state: ResumeState, micros: list[Micro], means: dict[str, float]) -> NoReturn:
     broken = next((micro.indices for micro in micros if not math.isfinite(micro.loss_sum)), None)
-    batch = on_device(parts.batches.collate(broken or micros[-1].indices), parts.accelerator)
+    batch = on_device(made.batches.collate(broken or micros[-1].indices), made.accelerator)
 
     def forward() -> None:
-        with parts.accelerator.autocast():
-            parts.step(parts.model, batch)
+        with made.accelerator.autocast():
+            made.call(made.step, batch)
 
     nonfinite.stop(
-        parts.model,
+        made.model,
         forward,
         batch,
-        out=parts.out,
+        out=made.out,
         step=state.step + 1,
-        ids=parts.batches.names(broken or [index for micro in micros for index in micro.indices]),
+        ids=made.batches.names(broken or [index for micro in micros for index in micro.indices]),
         loss=means["train/loss"],
         grad_norm=means["train/grad_norm"],
     )
@@ -246,20 +246,17 @@ def _record(state: ResumeState, means: dict[str, float], *, lr: float, is_due: b
     for key, value in row.items():
         state.history.setdefault(key, []).append([state.step, value])
     state.window = {}
-    _log.info("step %d: %s", state.step, ", ".join(f"{key} {value:.4g}" for key, value in sorted(row.items())))
+    if processes.is_main():
+        _log.info("step %d: %s", state.step, ", ".join(f"{key} {value:.4g}" for key, value in sorted(row.items())))
 
 
-def _evaluate(parts: Parts, state: ResumeState, evaluate: Evaluate) -> None:
+def _evaluate(made: Parts, state: ResumeState, evaluate: Evaluate) -> None:
+    made.model.eval()
     with seeds.untouched_rng(), torch.no_grad():
-        metrics = evaluate(parts.model.eval())
-    parts.model.train()
+        metrics = processes.from_main(made.call(evaluate))
+    made.model.train()
+    if made.shards is not None:
+        made.shards.drop_whole()
     for key, value in metrics.items():
         # JSON has no NaN: a metric that is undefined here, such as a mean over nothing, becomes null
         state.history.setdefault(key, []).append([state.step, float(value) if math.isfinite(value) else None])
-
-
-def _save(parts: Parts, state: ResumeState, *, failures: int) -> int:
-    state.batches, state.rng = parts.batches.state(), seeds.rng_state()
-    state.scaler = {} if parts.accelerator.scaler is None else parts.accelerator.scaler.state_dict()
-    folder = parts.out / "checkpoints"
-    return checkpoint.save_or_warn(folder, parts.model, parts.optimizer, state, failures=failures)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightbox.errors import WorkError
+from lightbox.train import processes
 from lightbox.train.files import write_json
 
 
@@ -39,7 +40,8 @@ def stop(
     """
     tensor = first_nonfinite(model, forward, batch)
     facts = {"step": step, "last_good_step": step - 1, "ids": ids, "tensor": tensor}
-    write_json(out / "nonfinite.json", facts | {"loss": str(loss), "grad_norm": str(grad_norm)})  # JSON has no NaN
+    if processes.is_main():
+        write_json(out / "nonfinite.json", facts | {"loss": str(loss), "grad_norm": str(grad_norm)})  # JSON has no NaN
     shown = ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
     raise WorkError(
         f"At step {step} the loss is {loss} and the gradient norm {grad_norm}; examples {shown}",

@@ -1,21 +1,25 @@
-"""Device and precision, chosen once by accelerate."""
+"""Device and precision, chosen once by accelerate, which also makes processes that were launched together meet."""
 
+import datetime
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import send_to_device
+from accelerate.utils import InitProcessGroupKwargs, send_to_device
 
 from lightbox.config import RunConfig
 from lightbox.errors import RequestError
 
+PATIENCE = datetime.timedelta(hours=2)
+"""How long a process waits for the others: the first may compute features that all will read."""
+
 
 def make_accelerator(run: RunConfig) -> Accelerator:
-    """Make accelerate's object for device placement, autocast and loss scaling, for one process.
+    """Make accelerate's object for device placement, autocast and loss scaling, and meet the other processes.
 
     Raises:
-        RequestError: where the device is absent, cannot compute in the precision, or several processes were launched.
+        RequestError: where the device is absent or cannot compute in the precision.
     """
     has_cuda = torch.cuda.is_available()
     if run.device == "cuda" and not has_cuda:
@@ -31,14 +35,8 @@ def make_accelerator(run: RunConfig) -> Accelerator:
     former = AcceleratorState._shared_state
     if former and (former.get("_mixed_precision"), former.get("_cpu")) != (precision, is_cpu):
         AcceleratorState._reset_state(reset_partial_state=True)  # one a process, and an earlier job chose otherwise
-    accelerator = Accelerator(cpu=is_cpu, mixed_precision=precision)
-    if accelerator.num_processes > 1:
-        raise RequestError(
-            f"{accelerator.num_processes} processes were launched",
-            "The step driver trains one model in one process; each process would train on the same batches",
-            "Launch one process; lightbox reproduce runs seeds and arms side by side",
-        )
-    return accelerator
+    meeting = InitProcessGroupKwargs(timeout=PATIENCE)
+    return Accelerator(cpu=is_cpu, mixed_precision=precision, kwargs_handlers=[meeting])
 
 
 def on_device(batch: Any, accelerator: Accelerator) -> Any:

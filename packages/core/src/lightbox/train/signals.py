@@ -24,15 +24,17 @@ class StopSignals:
         for number, handler in self._former.items():
             signal.signal(number, handler)
 
-    def raise_if_received(self) -> None:
-        """End the work as the signal asks: `KeyboardInterrupt` for SIGINT, `SystemExit(143)` for SIGTERM."""
-        if self.received == signal.SIGINT:
+    def stop_for(self, number: int) -> None:
+        """End the work as a signal asks: `KeyboardInterrupt` for SIGINT, `SystemExit(143)` for SIGTERM; 0 is none.
+
+        The number is given, since several processes stop together for what one of them received.
+        """
+        if number == signal.SIGINT:
             raise KeyboardInterrupt
-        if self.received is not None:
-            raise SystemExit(128 + self.received)
+        if number:
+            raise SystemExit(128 + number)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:
-            self.received = number
-            self.raise_if_received()
+            self.stop_for(number)
         self.received = number

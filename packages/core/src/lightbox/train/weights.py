@@ -16,8 +16,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lightbox.errors import RequestError, WorkError
+from lightbox.train import sharding
 from lightbox.train.files import file_sha256
 
+MODEL = "model.safetensors"
 TIES = "tied_to"
 _SHOWN = 8
 
@@ -34,9 +36,28 @@ class Mismatch:
 
 
 def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Tensors that training may change: trainable parameters under every tied name, and persistent buffers."""
-    frozen = {name for name, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad}
-    return {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
+    """Tensors that training may change: trainable parameters under every tied name, and persistent buffers.
+
+    `state_dict` is not asked: a quantised layer adds its scales and code tables to it, which belong to the frozen base.
+    """
+    found: dict[str, Tensor] = {}
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        at = f"{prefix}." if prefix else ""
+        own = module.named_parameters(recurse=False, remove_duplicate=False)
+        found |= {at + name: parameter for name, parameter in own if parameter.requires_grad}
+        found |= {at + name: tensor for name, tensor in persistent_buffers(module).items()}
+    return found
+
+
+def persistent_buffers(module: nn.Module) -> dict[str, Tensor]:
+    """Buffers of one module itself that a checkpoint keeps, such as running statistics."""
+    passing = module._non_persistent_buffers_set
+    return {name: tensor for name, tensor in module.named_buffers(recurse=False) if name not in passing}
+
+
+def buffers(model: nn.Module) -> list[Tensor]:
+    """Persistent buffers of a whole model."""
+    return [tensor for module in model.modules() for tensor in persistent_buffers(module).values()]
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -118,24 +139,56 @@ def load_model_weights(
         RequestError: listing names in file, in model, missing and unexpected, where they differ beyond the patterns.
         WorkError: where the file is damaged or its digest is not the recorded one.
     """
-    file = path / "model.safetensors" if path.is_dir() else path
+    file = path / MODEL if path.is_dir() else path
     digest = digest or _recorded_digest(file)
     if digest is not None:
         check_digest(file, digest)
     tensors, own = read_tensors(file), model.state_dict()
-    places = {tensor.data_ptr() for name, tensor in own.items() if name in tensors}
-    mismatch = Mismatch(
+    mismatch = _compare(tensors, own)
+    _refuse(mismatch, file, type(model).__name__, allow_missing, allow_unexpected)
+    _copy(tensors, own)
+    return mismatch
+
+
+def load_trained_tensors(path: Path, model: nn.Module) -> None:
+    """Copy a checkpoint's tensors into what `trained_tensors` gives, in place; each side must have all of the other.
+
+    Args:
+        path: a checkpoint folder.
+        model: with the same trainable parameters and buffers; it may lie in shards.
+
+    Raises:
+        RequestError, WorkError: as `load_model_weights`.
+    """
+    file = path / MODEL
+    digest = _recorded_digest(file)
+    if digest is not None:
+        check_digest(file, digest)
+    tensors, own = read_tensors(file), trained_tensors(model)
+    _refuse(_compare(tensors, own), file, type(model).__name__, "", "")
+    _copy(tensors, own)
+
+
+def _place(tensor: Tensor) -> int:
+    """Equal for tied tensors; a shard has no address of its own, and tied ones are one object."""
+    return id(tensor) if sharding.is_part(tensor) else tensor.data_ptr()
+
+
+def _compare(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Mismatch:
+    places = {_place(tensor) for name, tensor in own.items() if name in tensors}
+    return Mismatch(
         in_file=tuple(sorted(tensors)),
         in_model=tuple(sorted(own)),
-        missing=tuple(sorted(n for n, t in own.items() if n not in tensors and t.data_ptr() not in places)),
+        missing=tuple(sorted(n for n, t in own.items() if n not in tensors and _place(t) not in places)),
         unexpected=tuple(sorted(tensors.keys() - own.keys())),
         reshaped=tuple(sorted(n for n in tensors.keys() & own.keys() if tensors[n].shape != own[n].shape)),
     )
-    _refuse(mismatch, file, type(model).__name__, allow_missing, allow_unexpected)
-    with torch.no_grad():
-        for name in tensors.keys() & own.keys():
-            own[name].copy_(tensors[name])
-    return mismatch
+
+
+@torch.no_grad()
+def _copy(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    for name in tensors.keys() & own.keys():
+        own[name].copy_(sharding.as_part_of(own[name], tensors[name]))
 
 
 def _refuse(mismatch: Mismatch, file: Path, model: str, allow_missing: str, allow_unexpected: str) -> None:
