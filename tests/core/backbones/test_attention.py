@@ -30,6 +30,7 @@ def stand_in(monkeypatch):
 
     def operator(query, key, value, attn_bias=None, p=0.0, scale=None):
         assert query.shape[0] == key.shape[0]
+        assert query.shape[-1] % 8 == 0
         assert query.shape[2:] == key.shape[2:] == value.shape[2:]  # b t k e, as many key heads as query heads
         scores = torch.einsum("btke,bske->bkts", query, key) * (query.shape[-1] ** -0.5 if scale is None else scale)
         if isinstance(attn_bias, torch.Tensor):
@@ -66,6 +67,7 @@ def test_auto_takes_flash_where_it_is_installed_and_right(packages):
         ({"dtype": "fp32"}, "the model is in fp32"),
         ({"model_type": "gemma3"}, "image tokens of Gemma 3 see each other"),
         ({"model_type": "t5"}, "adds its relative positions"),
+        ({"model_type": "florence2"}, "heads as wide as the image has patches"),
     ],
 )
 def test_auto_takes_torchs_own_and_says_why_else(packages, changes, reason):
@@ -152,6 +154,14 @@ def test_towers_need_no_mask(name, stand_in):
     model.set_attn_implementation("xformers")
     torch.testing.assert_close(model(pixel_values=pixels).last_hidden_state, expected, atol=1e-5, rtol=1e-4)
     assert set(stand_in) == {None}
+
+
+def test_heads_of_any_width_are_filled_up(stand_in):
+    """Florence-2's tower has heads as wide as the image has patches, here 9."""
+    query, key, value = (torch.randn(1, 2, 4, 9) for _ in range(3))
+    mixed, _ = xformers_attention(nn.Module(), query, key, value, None, is_causal=False)
+    expected = nn.functional.scaled_dot_product_attention(query, key, value)
+    torch.testing.assert_close(mixed, expected.transpose(1, 2), atol=1e-6, rtol=1e-5)
 
 
 def test_causal_without_padding_takes_xformers_own_mask_and_one_query_none(stand_in):

@@ -20,11 +20,13 @@ from lightbox.errors import RequestError
 
 ATTENTIONS = ("auto", "sdpa", "xformers", "flash", "eager")
 ALIGNMENT = 8
-"""Elements to whose multiple xformers wants each row of a bias to begin: 16 bytes in half precision."""
+"""xformers wants the width of a head and the start of a row of a bias at multiples: 16 bytes in half precision."""
 NO_FLASH = {
     "gemma3": "Flash attention reads causal masks only, and image tokens of Gemma 3 see each other in both directions; "
     "it would drop that without a word",
     "t5": "Flash attention takes no bias, and T5 adds its relative positions as one",
+    "florence2": "Flash attention takes heads up to 256 wide, and Florence-2's tower attends between channels, with "
+    "heads as wide as the image has patches",
 }
 """Families that flash attention computes wrongly or not at all."""
 
@@ -140,15 +142,17 @@ def xformers_attention(
         bias = _tensor_bias(query, key.shape[2], attention_mask, position_bias, is_causal=is_causal)
     elif is_causal:
         bias = _operators().LowerTriangularMask()
+    width = query.shape[-1]
+    query, key, value = (F.pad(part, (0, -width % ALIGNMENT)) for part in (query, key, value))  # zeros add nothing
     mixed = _memory_efficient()(
         query.transpose(1, 2),  # b t k e
         key.repeat_interleave(groups, dim=1).transpose(1, 2),
         value.repeat_interleave(groups, dim=1).transpose(1, 2),
         attn_bias=bias,
         p=dropout,
-        scale=scaling,
+        scale=width**-0.5 if scaling is None else scaling,
     )
-    return mixed, None
+    return mixed[..., :width], None
 
 
 def _tensor_bias(

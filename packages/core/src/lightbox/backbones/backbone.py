@@ -41,7 +41,8 @@ class Backbone(FamilyHooks):
             targets: what the model is to answer; None for generation.
             max_tokens: longest row, image tokens and end token included; prompt and target together for a causal
                 model, each for an encoder-decoder. Nothing is cut: a longer row is refused.
-            padding: side of prompts, "right" for training and "left" for generation with a causal model.
+            padding: side of rows of a causal model, "right" for training and "left" for generation; an
+                encoder-decoder is always padded on the right.
 
         Raises:
             RequestError: counts that differ, a row that is too long for `max_tokens` or the context, image tokens that
@@ -65,6 +66,8 @@ class Backbone(FamilyHooks):
             if name not in rows.TOKEN_FIELDS
         }
         pad_id = self.tokenizer.pad_token_id
+        if self.family.is_encoder_decoder:
+            padding = "right"  # an encoder with absolute positions reads another text behind padding
         if ends is None:
             return VlmBatch(rows.padded(prompt_rows, pad_id, side=padding) | rest)
         if self.family.is_encoder_decoder:

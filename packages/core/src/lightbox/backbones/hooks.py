@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lightbox.backbones.attention import AttentionChoice
+from lightbox.backbones.codecs import CODECS, CoordinateCodec
 from lightbox.backbones.families import Family
 from lightbox.errors import RequestError
 
@@ -147,6 +148,11 @@ class FamilyHooks:
         return self.tokenizer.decode(ids, skip_special_tokens=True)
 
     # ---- images
+
+    @property
+    def codec(self) -> CoordinateCodec:
+        """How boxes are written in text."""
+        return CODECS[self.family.codec]
 
     @property
     def image_token(self) -> str | None:

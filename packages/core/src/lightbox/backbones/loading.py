@@ -16,14 +16,25 @@ from lightbox.backbones import preflight, quantisation, weights
 from lightbox.backbones.attention import choose
 from lightbox.backbones.backbone import Backbone
 from lightbox.backbones.families import Family
+from lightbox.backbones.florence2 import Florence2Backbone
+from lightbox.backbones.gemma3 import Gemma3Backbone
 from lightbox.backbones.llava import LlavaBackbone, LlavaNextBackbone
+from lightbox.backbones.qwen_vl import Qwen2VlBackbone, Qwen25VlBackbone
 from lightbox.backbones.seq2seq import quiet_loading
 from lightbox.backbones.t5 import T5Backbone
 from lightbox.config import check_choice
 from lightbox.errors import RequestError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-CLASSES: dict[str, type[Backbone]] = {"llava": LlavaBackbone, "llava_next": LlavaNextBackbone, "t5": T5Backbone}
+CLASSES: dict[str, type[Backbone]] = {
+    "llava": LlavaBackbone,
+    "llava_next": LlavaNextBackbone,
+    "qwen2_vl": Qwen2VlBackbone,
+    "qwen2_5_vl": Qwen25VlBackbone,
+    "gemma3": Gemma3Backbone,
+    "florence2": Florence2Backbone,
+    "t5": T5Backbone,
+}
 """Name of a family -> what wraps it."""
 _log = logging.getLogger(__name__)
 

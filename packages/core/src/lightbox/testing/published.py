@@ -5,7 +5,7 @@ that `shrink` changes. `shrink` changes width, depth, vocabulary, positions, ima
 and nothing else. `parameters` is the published size in millions.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 Config = dict[str, Any]
@@ -22,6 +22,7 @@ class Published:
         config: values of config.json.
         shrink: values of the small form, nested as `config`.
         uncertain: what could not be checked against the repository itself.
+        decoding: settings of generation_config.json that would change a greedy answer.
     """
 
     repository: str
@@ -30,6 +31,7 @@ class Published:
     config: Config
     shrink: Config
     uncertain: str = ""
+    decoding: Config = field(default_factory=dict)
 
 
 CLIP_L = {
@@ -217,6 +219,7 @@ QWEN25_VL = Published(
         },
     }
     | SMALL_QWEN_IDS,
+    decoding={"do_sample": True, "repetition_penalty": 1.05, "temperature": 1e-6},
     uncertain="lingshu-medical-mllm/Lingshu-7B is taken to have the same configuration: it is fine-tuned from this.",
 )
 MEDGEMMA = Published(
@@ -266,6 +269,7 @@ MEDGEMMA = Published(
         },
         "vision_config": SMALL_VIT | {"image_size": 112},
     },
+    decoding={"do_sample": True, "top_k": 64, "top_p": 0.95},
     uncertain="The repository is gated; the values are those of google/gemma-3-4b-it, from which it was trained.",
 )
 FLORENCE_2 = Published(
@@ -289,7 +293,6 @@ FLORENCE_2 = Published(
             "activation_dropout": 0.1,
             "attention_dropout": 0.1,
             "decoder_start_token_id": 2,
-            "forced_eos_token_id": 2,
         },
         "vision_config": {
             "model_type": "florence_vision",
@@ -323,8 +326,15 @@ FLORENCE_2 = Published(
             "projection_dim": 64,
         },
     },
+    decoding={
+        "num_beams": 3,
+        "no_repeat_ngram_size": 3,
+        "early_stopping": True,
+        "forced_bos_token_id": 0,
+        "forced_eos_token_id": 2,
+    },
     uncertain="Vocabulary: 51,289 tokens and the image token, filled up to a multiple of 64, as the conversion script "
-    "does. Dropouts are those of microsoft/Florence-2-base.",
+    "does. Dropouts and decoding are those of microsoft/Florence-2-base.",
 )
 UNIFIEDQA_T5 = Published(
     repository="allenai/unifiedqa-t5-base",

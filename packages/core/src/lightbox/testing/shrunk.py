@@ -120,7 +120,7 @@ def _wake(model: PreTrainedModel) -> None:
 
 
 def _generation(name: str, config: PreTrainedConfig) -> GenerationConfig:
-    """Token ids that generation_config.json gives; decoding itself is greedy."""
+    """What generation_config.json gives: token ids and settings of decoding."""
     text = config.get_text_config(decoder=True)
     ids = {key: getattr(text, key, None) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     own = {key: getattr(config, key) for key in ids if getattr(config, key, None) is not None}
@@ -128,6 +128,7 @@ def _generation(name: str, config: PreTrainedConfig) -> GenerationConfig:
     if name.startswith("qwen"):
         own["pad_token_id"] = text.bos_token_id
         own["eos_token_id"] = [text.eos_token_id, text.bos_token_id]
+    own |= PUBLISHED[name].decoding
     return GenerationConfig(**(ids | own), **({} if start is None else {"decoder_start_token_id": start}))
 
 

@@ -123,7 +123,7 @@ def make_florence(size: int = 400, locations: int = LOCATIONS) -> PreTrainedToke
     added = ["<od>", "</od>", "<ocr>", "</ocr>", *places, *pairs, "<sep>", "<and>"]
     vocabulary |= {token: size + place for place, token in enumerate([*added, "<image>"])}
     tokenizer = BartTokenizer(vocab=vocabulary, merges=merges, extra_special_tokens={"image_token": "<image>"})
-    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in added])
+    tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in added], True)
     return tokenizer
 
 
