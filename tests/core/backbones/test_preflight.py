@@ -102,7 +102,7 @@ def test_unknown_family(copy):
 )
 def test_original_llava_layout_names_the_converter(copy, changes):
     set_config(copy, **changes)
-    with pytest.raises(RequestError, match="lightbox data convert-llava"):
+    with pytest.raises(RequestError, match="lightbox data convert .* NEW-FOLDER"):
         check_request(str(copy))
 
 

@@ -62,7 +62,7 @@ def check_request(
     family = check_config(config, name=name, quant=quant, max_tokens=max_tokens, key=key, tokens_key=tokens_key)
     if place.folder is not None:
         given = f"{key} is '{name}'"
-        _check_shards(place.folder, given)
+        check_files(place.folder, given)
         _check_companions(place.folder, family, config, given)
     return family
 
@@ -84,7 +84,7 @@ def check_config(
         raise RequestError(
             f"{given}, of model_type '{config.get('model_type')}'",
             "It is in the layout of LLaVA's own code, which transformers does not read",
-            f"Convert it once with 'lightbox data convert-llava {name} NEW-FOLDER' and set {key} to the new folder",
+            f"Convert it once with 'lightbox data convert {name} NEW-FOLDER' and set {key} to the new folder",
         )
     family = family_of(config, name=name, key=key)
     if text.get("model_type") == ORIGINAL_FLORENCE:
@@ -131,8 +131,12 @@ def _check_adapter_folder(name: str, key: str) -> None:
     )
 
 
-def _check_shards(folder: Path, given: str) -> None:
-    """Every file of the weights is there and as long as its own header says."""
+def check_files(folder: Path, given: str) -> None:
+    """Check that every file of safetensors is there and as long as its own header says.
+
+    Raises:
+        RequestError: with the file that is missing or cut off.
+    """
     files = {path.name for path in folder.glob("*.safetensors")}
     if (folder / SHARDS).is_file():
         wanted = set(_read(folder / SHARDS, given).get("weight_map", {}).values())

@@ -131,10 +131,21 @@ def render(
 
 @app.command()
 def convert(
-    source: Annotated[Path, typer.Argument(help="An official .pth, .pt or .bin with tensors only.")],
-    dest: Annotated[Path, typer.Argument(help="New .safetensors; a JSON with digests is written beside it.")],
+    source: Annotated[
+        Path, typer.Argument(help="An official .pth, .pt or .bin with tensors only, or a folder of LLaVA's authors.")
+    ],
+    dest: Annotated[Path, typer.Argument(help="New .safetensors (a JSON with digests goes beside it), or folder.")],
+    tower: Annotated[
+        Path | None, typer.Option(help="Folder of the CLIP tower, where a LLaVA folder does not hold it.")
+    ] = None,
 ) -> None:
-    """Turn a `.pth` into safetensors, tensors only; anything else is refused."""
+    """Turn a `.pth` into safetensors, tensors only; or a LLaVA of its authors' layout into transformers' own."""
+    if source.is_dir():
+        from lightbox.backbones.convert_llava import convert_llava
+
+        made = convert_llava(source, dest, tower=tower)
+        _say(Console(), f"{made.tensors} tensors, {made.parameters} numbers, in {made.files} files in {dest}")
+        return
     from lightbox.readers.convert import convert as turn
 
     done = turn(source, dest)
