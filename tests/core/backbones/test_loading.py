@@ -5,11 +5,13 @@ import shutil
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from lightbox.backbones import weights
-from lightbox.backbones.loading import load
+from lightbox.backbones.families import FAMILIES
+from lightbox.backbones.loading import CLASSES, load
 from lightbox.errors import RequestError
 from lightbox.testing.tiny_models import save_llava, save_t5
 
@@ -31,6 +33,17 @@ def rewrite(folder, change):
     tensors = load_file(folder / "model.safetensors")
     change(tensors)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_every_family_has_a_class():
+    assert set(CLASSES) == {family.name for family in FAMILIES}
+
+
+def test_the_shipped_llava_loads_by_its_name_and_answers():
+    backbone = load("tiny/llava")
+    size = backbone.core.config.vision_config.image_size
+    answers = backbone.generate([Image.new("L", (size, size), 99)], ["Is there a nodule?"], max_new_tokens=8)
+    assert answers[0]
 
 
 def test_a_loaded_model_says_what_it_is(folder):

@@ -19,6 +19,7 @@ from lightbox.backbones.families import Family
 from lightbox.backbones.florence2 import Florence2Backbone
 from lightbox.backbones.gemma3 import Gemma3Backbone
 from lightbox.backbones.llava import LlavaBackbone, LlavaNextBackbone
+from lightbox.backbones.matching import check_tensors, check_tokenizer
 from lightbox.backbones.qwen_vl import Qwen2VlBackbone, Qwen25VlBackbone
 from lightbox.backbones.seq2seq import quiet_loading
 from lightbox.backbones.t5 import T5Backbone
@@ -89,7 +90,9 @@ def load(
             **_placement(quant, family, dtype, device),
             **shared,
         )
-    _check_weights(found, family, given)
+    unread = check_tensors(found, family.model_class, given, may_hold_more=True)
+    if unread:
+        _log.warning("%s: %d tensors of its file are not read, such as %s", given, len(unread), unread[0])
     quantisation.settle(model, family, quant)
     backbone = CLASSES[family.name](
         model.eval(),
@@ -102,7 +105,7 @@ def load(
         quant=quant,
         dtype=DTYPES[dtype],
     )
-    _check_tokenizer(backbone, given)
+    check_tokenizer(len(backbone.tokenizer), backbone.part(family.embeddings).num_embeddings, given)
     return backbone
 
 
@@ -137,30 +140,3 @@ def _hub_errors(place: weights.Place, given: str) -> Iterator[None]:
 def _hub_config(place: weights.Place) -> Mapping[str, Any]:
     path = hf_hub_download(place.source, weights.CONFIG, revision=place.revision)
     return json.loads(Path(path).read_text(encoding="utf-8"))
-
-
-def _check_weights(found: dict[str, Any], family: Family, given: str) -> None:
-    lists = {
-        "missing": sorted(found["missing_keys"]),
-        "of another shape": sorted(str(key) for key in found["mismatched_keys"]),
-    }
-    if any(lists.values()):
-        text = "; ".join(f"{title}: {', '.join(names[:5]) or 'none'}" for title, names in lists.items())
-        raise RequestError(
-            f"{given}, read as {family.model_class}",
-            f"Its tensors do not fit; {text}",
-            "Use weights of that architecture, as transformers saves them",
-        )
-    if found["unexpected_keys"]:
-        names = ", ".join(sorted(found["unexpected_keys"])[:5])
-        _log.warning("%s: %d tensors of its file are not read, such as %s", given, len(found["unexpected_keys"]), names)
-
-
-def _check_tokenizer(backbone: Backbone, given: str) -> None:
-    rows = backbone.part(backbone.family.embeddings).num_embeddings
-    if len(backbone.tokenizer) > rows:
-        raise RequestError(
-            f"{given}: {len(backbone.tokenizer)} tokens and {rows} embeddings",
-            "A token without an embedding cannot be read",
-            "Use the tokenizer that was saved with the model",
-        )

@@ -1,6 +1,5 @@
 """T5 models and their tokenizers by name: the tiny T5, a local directory such as UnifiedQA-T5-base, or a hub id."""
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,6 +8,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5ForConditiona
 from transformers.utils import logging
 
 from lightbox.backbones import weights
+from lightbox.backbones.matching import check_tensors, check_tokenizer
 from lightbox.errors import RequestError
 
 FAMILY = "t5"
@@ -61,8 +61,10 @@ def load_seq2seq(
             **shared,
             **settings,
         )
-    _check_weights(found, model_class, f"{key} is '{name}'", allow_missing)
-    _check_pair(model, tokenizer, name, key)
+    given = f"{key} is '{name}'"
+    check_tensors(found, model_class.__name__, given, may_lack=allow_missing)
+    check_tokenizer(len(tokenizer), model.config.vocab_size, given)
+    _check_roles(model, tokenizer, given)
     return model.eval(), tokenizer
 
 
@@ -80,29 +82,11 @@ def quiet_loading() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _check_weights(found: dict[str, Any], model_class: type, given: str, allow_missing: str) -> None:
-    missing = sorted(n for n in found["missing_keys"] if not allow_missing or not re.match(allow_missing, n))
-    unexpected, reshaped = sorted(found["unexpected_keys"]), sorted(str(key) for key in found["mismatched_keys"])
-    if missing or unexpected or reshaped:
-        lists = {"missing": missing, "unexpected": unexpected, "of another shape": reshaped}
-        raise RequestError(
-            f"{given}, read as {model_class.__name__}",
-            "Its tensors do not fit; " + "; ".join(f"{title}: {', '.join(n) or 'none'}" for title, n in lists.items()),
-            "Use weights of that architecture",
-        )
-
-
-def _check_pair(model: T5ForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, name: str, key: str) -> None:
-    if len(tokenizer) > model.config.vocab_size:
-        raise RequestError(
-            f"{key} is '{name}': {len(tokenizer)} tokens and {model.config.vocab_size} embeddings",
-            "A token without an embedding cannot be read",
-            "Use the tokenizer that belongs to the model",
-        )
+def _check_roles(model: T5ForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, given: str) -> None:
     for role in ("pad_token_id", "eos_token_id"):
         if getattr(tokenizer, role) is None or getattr(tokenizer, role) != getattr(model.config, role):
             raise RequestError(
-                f"{key} is '{name}': {role} is {getattr(tokenizer, role)} in the tokenizer and "
+                f"{given}: {role} is {getattr(tokenizer, role)} in the tokenizer and "
                 f"{getattr(model.config, role)} in the model",
                 "Padding and the end of a text must mean the same to both",
                 "Use the tokenizer that belongs to the model",

@@ -1,0 +1,59 @@
+"""Whether what was loaded belongs together: tensors and their class, a tokenizer and its model."""
+
+import re
+from typing import Any
+
+from lightbox.errors import RequestError
+
+SHOWN = 5
+
+
+def check_tensors(
+    found: dict[str, Any], class_name: str, given: str, *, may_lack: str = "", may_hold_more: bool = False
+) -> list[str]:
+    """Refuse weights that do not fit their class.
+
+    Args:
+        found: what `from_pretrained` says with `output_loading_info`.
+        class_name: of the model.
+        given: what was asked for, for messages.
+        may_lack: regular expression, matched at the start of a name, of parameters that the file may lack.
+        may_hold_more: True lets a file hold tensors that the class does not read.
+
+    Returns:
+        Names of tensors in the file that the class does not read, sorted.
+
+    Raises:
+        RequestError: with names by kind.
+    """
+    missing = [name for name in found["missing_keys"] if not may_lack or not re.match(may_lack, name)]
+    reshaped = [str(key) for key in found["mismatched_keys"]]
+    unread = sorted(found["unexpected_keys"])
+    if missing or reshaped or (unread and not may_hold_more):
+        lists = {"missing": missing, "unexpected": unread, "of another shape": reshaped}
+        text = "; ".join(f"{kind}: {_first(names)}" for kind, names in lists.items())
+        raise RequestError(
+            f"{given}, read as {class_name}", f"Its tensors do not fit; {text}", "Use weights of that architecture"
+        )
+    return unread
+
+
+def check_tokenizer(tokens: int, rows: int, given: str) -> None:
+    """Refuse a tokenizer with more tokens than the model has embeddings.
+
+    Raises:
+        RequestError: with both counts.
+    """
+    if tokens > rows:
+        raise RequestError(
+            f"{given}: {tokens} tokens and {rows} embeddings",
+            "A token without an embedding cannot be read",
+            "Use the tokenizer that was saved with the model",
+        )
+
+
+def _first(names: list[str]) -> str:
+    if not names:
+        return "none"
+    rest = len(names) - SHOWN
+    return ", ".join(sorted(names)[:SHOWN]) + (f" and {rest} more" if rest > 0 else "")
