@@ -9,8 +9,10 @@ from PIL import Image
 from torch import nn
 from transformers import StoppingCriteriaList
 
+from lightbox.adapters.lora import add_lora
 from lightbox.backbones.generation import StopAtText
 from lightbox.backbones.loading import load
+from lightbox.config import AdapterConfig
 from lightbox.errors import RequestError
 from lightbox.losses.language import sequence_logp, token_cross_entropy
 from lightbox.testing.tiny_models import save_llava, save_t5
@@ -95,6 +97,23 @@ def test_loss_is_that_of_full_logits_in_value_and_gradient(case):
     assert sum(grad is not None for grad in wanted_grads) > 20
     for have, want in zip(grads, wanted_grads, strict=True):
         assert (have is None) == (want is None)
+        if want is not None:
+            torch.testing.assert_close(have, want, rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_of_items_one_by_one_add_up_to_those_of_the_batch(case):
+    """Accumulation 3 x 1 equals 1 x 3 with unequal lengths, since losses are sums."""
+    backbone, images = case
+    parameters = [p for p in backbone.model.parameters() if p.requires_grad]
+    together = backbone.loss(backbone.prepare(images, PROMPTS, TARGETS, max_tokens=200))[0]
+    wanted = torch.autograd.grad(together, parameters, allow_unused=True)
+    items = [
+        backbone.prepare(images and images[i : i + 1], PROMPTS[i : i + 1], TARGETS[i : i + 1], max_tokens=200)
+        for i in range(3)
+    ]
+    alone = torch.stack([backbone.loss(item)[0] for item in items]).sum()
+    torch.testing.assert_close(alone, together, rtol=1e-6, atol=0)
+    for have, want in zip(torch.autograd.grad(alone, parameters, allow_unused=True), wanted, strict=True):
         if want is not None:
             torch.testing.assert_close(have, want, rtol=1e-4, atol=1e-5)
 
@@ -267,6 +286,26 @@ def test_a_wrapped_model_is_called_through_its_wrapper(case):
     assert torch.equal(wrapped.loss(batch)[0], backbone.loss(batch)[0])
     assert wrapper.calls == 1
     assert wrapped.generate(images, PROMPTS, max_new_tokens=4) == backbone.generate(images, PROMPTS, max_new_tokens=4)
+
+
+def test_an_adapted_model_is_read_through_its_adapter(tmp_path):
+    backbone = load(str(save_llava(tmp_path)))
+    batch = backbone.prepare(IMAGES, PROMPTS, TARGETS, max_tokens=200)
+    base = backbone.sequence_logps(batch).detach()
+    texts = backbone.generate(IMAGES, PROMPTS, max_new_tokens=6)
+    adapted = backbone.with_model(add_lora(backbone.model, backbone.family, AdapterConfig(kind="lora", r=2)))
+    assert adapted.core is backbone.model
+    torch.testing.assert_close(adapted.sequence_logps(batch), base, rtol=1e-6, atol=1e-6)  # additions start at 0
+    assert adapted.generate(IMAGES, PROMPTS, max_new_tokens=6) == texts
+    with torch.no_grad():
+        for name, parameter in adapted.model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(generator=torch.Generator().manual_seed(0))
+    wanted, _ = sequence_logp(*full_logits(adapted, batch))
+    have = adapted.sequence_logps(batch)
+    torch.testing.assert_close(have, wanted, rtol=1e-6, atol=1e-5)
+    assert (have - base).abs().min() > 1e-3
+    assert adapted.generate(IMAGES, PROMPTS, max_new_tokens=6) != texts
 
 
 # ---- what is refused

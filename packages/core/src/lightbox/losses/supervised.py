@@ -80,8 +80,7 @@ def rows_before(head: nn.Module, labels: Int[Tensor, "b t"], *, ignored: int = I
     """
 
     def choose(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        rows, _ = supervised_rows(arguments[0], labels, ignored=ignored)
-        return (rows, *arguments[1:])
+        return (supervised_rows(arguments[0], labels, ignored=ignored)[0], *arguments[1:])
 
     handle = head.register_forward_pre_hook(choose)
     try:
