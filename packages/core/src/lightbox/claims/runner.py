@@ -1,7 +1,8 @@
-"""Run a plan: jobs in order of need, on a local pool, each marked finished as it ends; what is finished is not run.
+"""Run a plan: jobs in order of need, on this machine or a Ray cluster, each marked finished as it ends.
 
-A failing job is recorded and the others go on, except those that need it. The pool, and so the worker's imports, come
-to life with the first job that has to run: with every job finished, no process is started and no torch is imported.
+What is finished is not run. A failing job is recorded and the others go on, except those that need it. The pool, and so
+the worker's imports, come to life with the first job that has to run: with every job finished, no process is started,
+no cluster is asked and no torch is imported.
 """
 
 import logging
@@ -14,12 +15,15 @@ from typing import Any
 from lightbox import machine
 from lightbox.claims.jobs import Job, Plan
 from lightbox.claims.pool import Pool
+from lightbox.claims.ray_connection import check_address
+from lightbox.claims.ray_pool import RayPool
 from lightbox.claims.storage import FAILURE, FULL_DISK, disk_full, finished_folder, folder_to_run, mark_finished
 from lightbox.claims.worker import Order, Outcome
 from lightbox.errors import LightboxError, RequestError, WorkError
 from lightbox.train.files import write_json
 
-ENGINES = ("local",)
+ENGINES = ("local", "ray")
+LOCAL_WORKERS = 2
 PROGRESS_S = 10.0
 PROGRESS_SHARE = 20
 
@@ -85,8 +89,9 @@ def run(
     out: Path,
     found: Finished,
     *,
-    workers: int = 2,
+    workers: int | None = None,
     engine: str = "local",
+    address: str = "",
     fresh: bool = False,
     wanted: Collection[str] | None = None,
     on_started: Callable[[], None] | None = None,
@@ -99,8 +104,10 @@ def run(
         plan: the jobs.
         out: output folder, locked by the caller (`storage.open_output`).
         found: from `find_finished`; changed in place.
-        workers: processes, one thread each, at least 1; more than cores or jobs are not started.
-        engine: "local".
+        workers: most jobs at once, one thread each, at least 1; None means 2 here, and all CPUs of a cluster. More than
+            cores or jobs are not started.
+        engine: "local", or "ray".
+        address: HOST:PORT of a Ray cluster's head, for that engine.
         fresh: run in new folders beside earlier attempts.
         wanted: keys to run; None means those whose scores a claim of the plan reads.
         on_started: called once, when the first jobs were handed out: while workers import, the caller has time.
@@ -108,24 +115,26 @@ def run(
         on_progress: called at most every 10 s after jobs ended.
 
     Raises:
-        RequestError: for an unknown engine or fewer than 1 worker.
+        RequestError: for an unknown engine, fewer than 1 worker, or a cluster that cannot be used.
         WorkError: where the disk is full. Failing jobs do not raise: they are in `errors`.
     """
-    if engine not in ENGINES:
-        raise unknown_engine(engine)
-    if workers < 1:
+    check_engine(engine, address)
+    if workers is not None and workers < 1:
         raise RequestError(f"--workers is {workers}", "Someone must do the work", "Give --workers 1 or more")
     waiting = {job.key: job for job in jobs_to_run(plan, found, wanted=wanted)}
+    if not waiting:
+        return found
     folders: dict[str, Path] = {}
     commit, tell_at = machine.commit(), time.monotonic() + PROGRESS_S
-    with Pool(min(workers, machine.cores(), max(1, len(waiting)))) as pool:
+    with _make_pool(list(waiting.values()), engine=engine, address=address, workers=workers) as pool:
         while waiting or pool.busy:
             _drop_hopeless(waiting, found)
             for job in [job for job in waiting.values() if set(job.needs.values()) <= found.folders.keys()]:
-                if pool.has_room:
-                    del waiting[job.key]
-                    folders[job.key] = folder_to_run(out, job.key, fresh=fresh)
-                    pool.give(_order(job, folders[job.key], found))
+                if not pool.has_room:
+                    break
+                del waiting[job.key]
+                folders[job.key] = folder_to_run(out, job.key, fresh=fresh)
+                pool.give(_order(job, folders[job.key], found))
             if on_started is not None and pool.busy:
                 on_started()
                 on_started = None
@@ -147,15 +156,32 @@ def _tell(on_progress: OnProgress, found: Finished) -> float:
     return ended + max(PROGRESS_S, PROGRESS_SHARE * (ended - begun))
 
 
-def unknown_engine(engine: str) -> RequestError:
-    """The error for an engine that is not in `ENGINES`."""
-    why = "This version runs jobs on this machine only"
-    return RequestError(f"--engine is '{engine}'", why, "Give --engine local; split a long run with --claims")
+def check_engine(engine: str, address: str) -> None:
+    """Raise `RequestError` for an unknown engine, or an address that is missing, superfluous or answers nothing."""
+    given = f"--engine is '{engine}'"
+    if engine not in ENGINES:
+        raise RequestError(given, f"The engines are {' and '.join(ENGINES)}", "Give --engine local, or leave it out")
+    if engine == "local" and address:
+        why = "Jobs of that engine run on this machine, so the address would not be used"
+        raise RequestError(f"{given} and --address is '{address}'", why, "Give --engine ray, or leave --address out")
+    if engine == "ray" and not address:
+        why = "That engine uses a cluster that is running, and it starts none"
+        do = "Start one with `ray start --head` and give --address HOST:PORT, or give --engine local"
+        raise RequestError(f"{given} and --address is empty", why, do)
+    if engine == "ray":
+        check_address(address)
+
+
+def _make_pool(waiting: list[Job], *, engine: str, address: str, workers: int | None) -> Pool | RayPool:
+    if engine == "ray":
+        return RayPool(address, size=workers, sources={job.package: job.source for job in waiting})
+    return Pool(min(LOCAL_WORKERS if workers is None else workers, machine.cores(), len(waiting)))
 
 
 def _order(job: Job, folder: Path, found: Finished) -> Order:
     needs = {arm: found.folders[key].resolve() for arm, key in job.needs.items()}
-    return Order(job.key, job.package, folder.resolve(), job.overrides, needs)
+    title = f"{job.paper} {job.arm}, seed {job.seed}"
+    return Order(job.key, job.package, folder.resolve(), job.overrides, needs, title, job.source, job.inputs)
 
 
 def _drop_hopeless(waiting: dict[str, Job], found: Finished) -> None:
@@ -200,6 +226,6 @@ def _failed(outcome: Outcome, folder: Path, why: str) -> Outcome:
 def _card(job: Job, outcome: Outcome, commit: str) -> dict[str, Any]:
     own = {name: value for name, value in vars(job).items() if name not in ("package", "minutes", "mem_gib")}
     own["overrides"] = list(job.overrides)
-    ran = {"commit": commit, "hardware": machine.hardware(), "versions": machine.versions()}
+    ran = outcome.ran or {"commit": commit, "hardware": machine.hardware(), "versions": machine.versions()}
     times = {"wall_s": round(outcome.wall_s, 3), "peak_gib": round(outcome.peak_gib, 3)}
     return own | ran | times | {"ended": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}

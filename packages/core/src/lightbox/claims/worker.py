@@ -1,8 +1,9 @@
 """A worker process: takes jobs one after another and imports the paper, hence torch, once for all of them.
 
-It is started by `runner` and never by hand. It dies with its parent, however the parent dies: a thread reads a pipe
+It is started by `pool` and never by hand. It dies with its parent, however the parent dies: a thread reads a pipe
 whose other end only the parent holds. A job folder is locked while a job runs in it, so that a worker which outlived
-its parent for a moment and its successor never write to one folder.
+its parent for a moment and its successor never write to one folder. `run_order` is the one way in which a job is run,
+on a cluster too.
 """
 
 import importlib
@@ -13,9 +14,10 @@ import signal
 import sys
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -36,24 +38,35 @@ logger = logging.getLogger("lightbox.claims.worker")
 
 @dataclass(frozen=True)
 class Order:
-    """One job for a worker: `package.cli.run_job(folder, overrides, needs)`."""
+    """One job for a worker: `package.cli.run_job(folder, overrides, needs)`.
+
+    `title`, `source` and `inputs` are what to call it, the digest of its code and the digests of what it reads; a
+    cluster compares the digests with those of the node.
+    """
 
     key: str
     package: str
     folder: Path
     overrides: tuple[str, ...]
     needs: dict[str, Path]
+    title: str = ""
+    source: str = ""
+    inputs: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a job ended: `error` is None where it worked. `peak_gib` is the worker's highest memory so far."""
+    """How a job ended: `error` is None where it worked. `peak_gib` is the worker's highest memory so far.
+
+    `ran` holds commit, hardware and versions of the machine that it ran on; empty means this one.
+    """
 
     key: str
     wall_s: float
     peak_gib: float
     error: LightboxError | None = None
     is_disk_full: bool = False
+    ran: dict[str, Any] = field(default_factory=dict)
 
 
 def work(orders: Connection, lifeline: Connection) -> None:
@@ -72,18 +85,24 @@ def work(orders: Connection, lifeline: Connection) -> None:
         orders.send(run_order(order))
 
 
-def run_order(order: Order) -> Outcome:
-    """Run one job; where it fails, the traceback is logged and the outcome says why."""
-    order.folder.mkdir(parents=True, exist_ok=True)
+def run_order(order: Order, *, place: Path | None = None) -> Outcome:
+    """Run one job; where it fails, the traceback is logged and the outcome says why.
+
+    Args:
+        order: the job; errors name its folder.
+        place: folder to work in, where the job's own is on another machine; None means the job's own.
+    """
+    place = place or order.folder
+    place.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     error: LightboxError | None = None
     is_disk_full = False
     try:
-        with FileLock(order.folder / ".lock", timeout=PATIENCE_S):
+        with FileLock(place / ".lock", timeout=PATIENCE_S):
             job = importlib.import_module(f"{order.package}.cli").run_job
-            job(order.folder, list(order.overrides), dict(order.needs))
+            job(place, list(order.overrides), dict(order.needs))
     except Timeout:
-        error = WorkError(f"The job folder is {order.folder}", "Another process runs a job in it", "End that one")
+        error = WorkError(f"The job folder is {place}", "Another process runs a job in it", "End that one")
     except LightboxError as err:
         logger.exception("job %s", order.key)
         error = err

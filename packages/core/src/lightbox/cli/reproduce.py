@@ -26,12 +26,15 @@ def reproduce(
     preset: Annotated[str, typer.Option(help="Size: smoke, quick or full.")] = "quick",
     claims: Annotated[str, typer.Option(help="Claims by id, for example T1,P3; left out, all.")] = "",
     out: Out = None,
-    engine: Annotated[str, typer.Option(help="Where jobs run: local.")] = "local",
+    engine: Annotated[str, typer.Option(help="Where jobs run: local, or ray with --address.")] = "local",
+    address: Annotated[str, typer.Option(help="HOST:PORT of the head of a running Ray cluster.")] = "",
     resume: Annotated[
         bool, typer.Option("--resume/--fresh", help="Keep finished jobs, or recompute beside them.")
     ] = True,
     reuse: Annotated[str, typer.Option(help='"results" takes committed jobs instead of running them.')] = "",
-    workers: Annotated[int, typer.Option(help="Worker processes, one thread each.")] = 2,
+    workers: Annotated[
+        int | None, typer.Option(help="Jobs at once, one thread each; left out, 2, or every CPU of a cluster.")
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show jobs, minutes, memory and widths; run none.")
     ] = False,
@@ -46,6 +49,7 @@ def reproduce(
         out or default_out(),
         root=results_dir(),
         engine=engine,
+        address=address,
         fresh=not resume,
         reuse=bool(reuse),
         workers=workers,
@@ -129,9 +133,10 @@ def run_plan(
     *,
     root: Path,
     engine: str = "local",
+    address: str = "",
     fresh: bool = False,
     reuse: bool = False,
-    workers: int = 2,
+    workers: int | None = None,
     dry_run: bool = False,
     publish: bool = False,
     console: Console | None = None,
@@ -142,7 +147,7 @@ def run_plan(
         plan: from `make_plan`.
         out: output folder.
         root: folder of committed results.
-        engine, fresh, workers: see `runner.run`.
+        engine, address, fresh, workers: see `runner.run`.
         reuse: take committed jobs of `root` as finished.
         dry_run: print the cost and run nothing.
         publish: copy the finished run to `root`.
@@ -154,15 +159,15 @@ def run_plan(
     """
     console = console or claim_tables.plain_console()
     names = list(dict.fromkeys(paper.name for paper, _ in plan.claims))
-    if engine not in runner.ENGINES:
-        raise runner.unknown_engine(engine)
+    runner.check_engine(engine, address)
     for claim in plan.skipped:
         console.print(f"{claim.paper} {claim.id} does not run at {plan.preset}; it runs at {', '.join(claim.presets)}")
     committed = published.committed_scores(root, names, plan.preset) if reuse else None
     if dry_run:
         waiting = runner.jobs_to_run(plan, runner.find_finished(plan, out, fresh=fresh, committed=committed))
         earlier = published.committed_claims(root, names, plan.preset)
-        claim_tables.show_plan(console, plan, waiting, workers=workers, published=earlier)
+        at_once = runner.LOCAL_WORKERS if workers is None else workers
+        claim_tables.show_plan(console, plan, waiting, workers=at_once, published=earlier)
         return {}
     with open_output(out):
         found = runner.find_finished(plan, out, fresh=fresh, committed=committed)
@@ -174,6 +179,7 @@ def run_plan(
                 found,
                 workers=workers,
                 engine=engine,
+                address=address,
                 fresh=fresh,
                 on_started=session.open_index,
                 on_job_done=session.job_done,

@@ -1,0 +1,212 @@
+"""The Ray engine on real clusters of this machine: each node has processes and a temporary folder of its own."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from lightbox.testing.toy_paper import forget_toy_paper, write_toy_paper
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+STEP_S = 0.3  # a job of the toy paper takes four of them
+STORE_BYTES = 80_000_000
+
+DRIVER = """
+import signal, sys
+from pathlib import Path
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with it ignored
+from lightbox import track
+from lightbox.cli import guard, reproduce
+
+
+class Index:
+    def parent(self, *_):
+        return ""
+
+    def child(self, *_):
+        return ""
+
+    def close(self, *_):
+        pass
+
+
+track.open_tracker = lambda out: Index()  # opening the real one takes longer than the whole run
+
+
+def main():
+    plan = reproduce.make_plan([], preset="smoke", claim_ids=["Y1", "Y2"], packages={"toy": "toy"})
+    reproduce.run_plan(plan, Path(sys.argv[1]), root=Path(sys.argv[1]) / "none", engine=sys.argv[2], address=sys.argv[3])
+    assert not {"torch", "transformers"} & sys.modules.keys()
+    assert ("ray" in sys.modules) == (sys.argv[2] == "ray")
+
+
+if __name__ == "__main__":
+    sys.exit(guard(main))
+"""
+
+
+class Node:
+    """`ray start --block` in a process; everything that it started can be killed at once."""
+
+    def __init__(self, folder, *options, source):
+        folder.mkdir()
+        self.tmp, self.log = folder, folder / "start.txt"
+        environment = os.environ | {"TMPDIR": str(folder), "PYTHONPATH": str(source), "RAY_USAGE_STATS_ENABLED": "0"}
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus=1", *options]
+        command += [f"--object-store-memory={STORE_BYTES}", "--include-log-monitor=false", "--disable-usage-stats"]
+        for _ in range(4):  # Ray itself gives up after 30 s, which are too few while both cores are busy
+            with self.log.open("wb") as log:
+                self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+            wait_until(lambda: self.has_started or self.process.poll() is not None, "a node", 120)
+            if self.has_started:
+                return
+        pytest.fail(self.log.read_text())
+
+    @property
+    def has_started(self):
+        return "Ray runtime started" in self.log.read_text()
+
+    @property
+    def processes(self):
+        return [self.process, *psutil.Process(self.process.pid).children(recursive=True)]
+
+    @property
+    def steps(self):
+        """Step of each job under way on this node, by key."""
+        found = {}
+        for path in self.tmp.glob("lightbox-*/jobs/*/checkpoints/state.json"):
+            try:
+                found[path.parts[-3]] = json.loads(path.read_text())["step"]
+            except FileNotFoundError:
+                continue  # the job ended meanwhile
+        return found
+
+    @property
+    def worker(self):
+        """The process that runs a job here now."""
+        running = [process for process in self.processes[1:] if "ray::run_parcel" in " ".join(process.cmdline())]
+        assert len(running) == 1, [process.cmdline() for process in self.processes[1:]]
+        return running[0]
+
+    def kill(self):
+        """SIGKILL to all of the node, as a power cut would."""
+        if self.process.poll() is None:
+            processes = self.processes
+            for process in processes:
+                process.kill()
+            self.process.wait(20)
+            psutil.wait_procs(processes[1:], timeout=20)
+
+
+def wait_until(holds, what, seconds):
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """Folder of the toy paper, on the path of nodes and drivers."""
+    folder = tmp_path_factory.mktemp("source")
+    write_toy_paper(folder, step_s=STEP_S)
+    forget_toy_paper(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def place():
+    """A folder with a short name: the addresses of Unix sockets have room for 107 characters."""
+    folder = Path(tempfile.mkdtemp(prefix="lb"))
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def address(place, source):
+    """A cluster of one node with one CPU."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    head = Node(place / "a", "--head", f"--port={port}", "--include-dashboard=false", source=source)
+    yield f"127.0.0.1:{port}"
+    head.kill()
+
+
+@pytest.fixture
+def second(place, source, address):
+    """A second node with one CPU, for one test."""
+    node = Node(place / "b", f"--address={address}", source=source)
+    yield node
+    node.kill()
+    shutil.rmtree(place / "b")
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory, source):
+    """Scores that the local engine gives, by key of the job."""
+    out = tmp_path_factory.mktemp("local")
+    driver = Driver(source, out, engine="local")
+    assert driver.wait() == 0, driver.said
+    return scores(out)
+
+
+class Driver:
+    """A whole run as a process; `said` is what it printed so far, on both streams."""
+
+    def __init__(self, source, out, engine="ray", address=""):
+        out.mkdir(exist_ok=True)
+        self.log, self.out = out / "said.txt", out
+        environment = os.environ | {"PYTHONPATH": str(source)}
+        command = [sys.executable, "-W", "error", "-c", DRIVER, str(out), engine, address]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, process_group=0)
+
+    @property
+    def said(self):
+        return self.log.read_text()
+
+    def wait(self):
+        """Exit code."""
+        return self.process.wait(200)
+
+    def wait_for_a_job_in_the_middle_on(self, node):
+        wait_until(
+            lambda: self.process.poll() is not None or any(step in (1, 2) for step in node.steps.values()),
+            "a job in the middle",
+            180,
+        )
+        assert self.process.poll() is None, self.said
+
+
+def scores(out):
+    return {path.parent.name: path.read_bytes() for path in out.glob("jobs/*/scores.parquet")}
+
+
+def test_a_worker_killed_in_the_middle_of_a_job_loses_nothing(source, address, second, expected, tmp_path):
+    driver = Driver(source, tmp_path, address=address)
+    driver.wait_for_a_job_in_the_middle_on(second)
+    second.worker.kill()
+    assert driver.wait() == 0, driver.said
+    assert "was lost (WorkerCrashedError" in driver.said
+    assert "attempt 2 of 4" in driver.said
+    assert scores(tmp_path) == expected
+    assert len(expected) == 5
+
+
+def test_a_node_killed_in_the_middle_of_a_job_loses_nothing(source, address, second, expected, tmp_path):
+    driver = Driver(source, tmp_path, address=address)
+    driver.wait_for_a_job_in_the_middle_on(second)
+    second.kill()
+    assert driver.wait() == 0, driver.said
+    assert "was lost" in driver.said
+    assert scores(tmp_path) == expected
