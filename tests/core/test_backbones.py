@@ -111,12 +111,13 @@ def test_tower_gives_one_feature_a_patch(family, tmp_path):
     assert not any(p.requires_grad for p in tower.model.parameters())
 
 
-def test_every_registered_family_is_one_of_three_kinds():
+def test_every_registered_family_is_one_of_five_kinds():
     assert {family.model_class.__name__ for family in FAMILIES.values()} == {
         "CLIPVisionModel",
         "SiglipVisionModel",
         "ViTModel",
         "Dinov2Model",
+        "DetrModel",
     }
 
 

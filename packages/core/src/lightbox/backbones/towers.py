@@ -1,9 +1,13 @@
-"""Frozen vision towers by name: images in, one feature per patch out. CLIP, SigLIP, ViT and DINOv2 share one path."""
+"""Frozen vision towers by name: images in, features out. CLIP, SigLIP, MedSigLIP, ViT, DINOv2, DETR share one path.
+
+All give one feature a patch but DETR, which gives one an object query, so always as many.
+"""
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,14 +15,19 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
-from transformers import CLIPVisionModel, Dinov2Model, PreTrainedModel, SiglipVisionModel, ViTModel
+from transformers import CLIPVisionModel, DetrModel, Dinov2Model, PreTrainedModel, SiglipVisionModel, ViTModel
 
 from lightbox.backbones import weights
+from lightbox.backbones.detr import detr_config, dilate_last_stage
 from lightbox.backbones.seq2seq import quiet_loading
 from lightbox.errors import RequestError
 
 BATCH = 128
+PIXELS = BATCH * 224**2
+"""Images are encoded by batches of BATCH, or fewer where they hold more pixels than this together."""
 PREPROCESSOR = "preprocessor_config.json"
+DETR_PX = 800
+"""Side where neither configuration names one, which only DETR's may leave out."""
 UNREAD = ("pooler", "head")
 """Parts that only serve pooled outputs, which are not read here; a file may lack them."""
 
@@ -38,6 +47,7 @@ FAMILIES = {
     "siglip": Family(SiglipVisionModel, 0),
     "vit": Family(ViTModel, 1),
     "dinov2": Family(Dinov2Model, 1),
+    "detr": Family(DetrModel, 0),
 }
 
 
@@ -66,10 +76,12 @@ class Tower:
     def encode(self, images: UInt8[Tensor, "b h w"]) -> Float[Tensor, "b p d"]:
         """Features of the patches of grey images, row by row, from the last layer; no gradient.
 
+        A DETR gives the last layer of its decoder instead: one feature an object query, in no order of place.
+
         Args:
             images: 0..255 (grey); resized bilinearly where their side is not `image_px`.
         """
-        parts = [self._encode(part) for part in images.split(BATCH)]
+        parts = [self._encode(part) for part in images.split(max(1, min(BATCH, PIXELS // self.image_px**2)))]
         return torch.cat(parts)
 
     def _encode(self, images: Tensor) -> Tensor:
@@ -102,7 +114,11 @@ def load_tower(name: str, revision: str = "", *, key: str = "model.tower") -> To
             f"The towers known here are {', '.join(FAMILIES)}",
             f"Set {key} to one of those families, or give ready features with model.features",
         )
+    is_detr = family.model_class is DetrModel
+    own: dict[str, Any] = {}
     with quiet_loading():
+        if is_detr:
+            own["config"], own["key_mapping"] = detr_config(config, given=f"{key} is '{name}'")
         model, found = family.model_class.from_pretrained(
             place.source,
             revision=place.revision or "main",
@@ -110,6 +126,7 @@ def load_tower(name: str, revision: str = "", *, key: str = "model.tower") -> To
             trust_remote_code=False,
             dtype="float32",
             output_loading_info=True,
+            **own,
         )
     missing = sorted(name for name in found["missing_keys"] if not name.startswith(UNREAD))
     if missing:
@@ -118,10 +135,12 @@ def load_tower(name: str, revision: str = "", *, key: str = "model.tower") -> To
             f"Its file lacks {len(missing)} tensors, the first is {missing[0]}: the tower would be random",
             "Use weights of that architecture",
         )
+    if is_detr and config.get("dilation"):
+        dilate_last_stage(model)
     return Tower(
         model=model.eval().requires_grad_(False),
         width=model.config.hidden_size,
-        image_px=_side(preprocessing, model.config.image_size),
+        image_px=_side(preprocessing, getattr(model.config, "image_size", DETR_PX)),
         digest=weights.digest_of(name, revision=revision, key=key),
         mean=_per_colour(preprocessing.get("image_mean", 0.5)),
         std=_per_colour(preprocessing.get("image_std", 0.5)),
