@@ -9,9 +9,10 @@ from PIL import Image
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from lightbox.backbones.loading import load
+from lightbox.backbones.towers import load_tower
 from lightbox.backbones.weights import CARD, digest_of
 from lightbox.paths import shared_data
-from lightbox.pretrain.llava import ASSISTANT, BOS, IMAGE, PREFIX, USER, make_tokenizer
+from lightbox.pretrain.llava import ASSISTANT, BOS, IMAGE, PREFIX, USER, make_model, make_tokenizer, standardise
 from lightbox.pretrain.llava_rows import CAPTION_TURN, IMAGE_TURN, ChatRows, answer_logits, chat_loss, turn_mask
 from lightbox.pretrain.llava_scores import read_report, score_answers, score_captions, write_captions
 from lightbox.pretrain.llava_tasks import ChatSet, Turn, chat_set
@@ -50,6 +51,7 @@ def test_tokenizer_is_the_shipped_one_and_reads_the_chat_form(processor):
         assert one.convert_ids_to_tokens(one(text)["input_ids"]) == tokens
         assert (one.pad_token_id, one.eos_token, one.bos_token) == (0, "</s>", BOS)
         assert one.decode(one("a hazy oval .")["input_ids"], skip_special_tokens=True) == "a hazy oval ."
+        assert one.unk_token_id not in one("zebra crossing 1024 (x) [y]!")["input_ids"]
 
 
 def test_processor_writes_the_prompt_that_pretraining_used(processor, held_back):
@@ -120,10 +122,26 @@ def test_turns_in_one_row_give_the_logits_that_each_gives_alone(model, processor
 def test_padding_and_order_of_rows_do_not_change_the_loss(model, processor, held_back):
     rows = rows_of(held_back, processor)
     with torch.inference_mode():
-        total, weight, _ = chat_loss(model, rows.collate([0, 1, 2]))
+        total, tokens, _ = chat_loss(model, rows.collate([0, 1, 2]))
         parts = [chat_loss(model, rows.collate([i])) for i in (2, 0, 1)]
     assert_close(total, sum(part[0] for part in parts))
-    assert_close(weight, sum(part[1] for part in parts))
+    assert int(tokens) == sum(int(part[1]) for part in parts)
+
+
+def test_a_new_model_starts_from_the_tiny_tower_with_a_projector_that_sees_unit_features(processor, held_back):
+    model, pixels = make_model(processor.tokenizer), held_back.pixels(range(60))
+    standardise(model, pixels)
+    seen = []
+    hook = model.model.multi_modal_projector.linear_1.register_forward_hook(
+        lambda _, args, out: seen.append((*args, out))
+    )
+    with torch.inference_mode():
+        model.get_image_features(pixel_values=normalise(pixels))
+    hook.remove()
+    ((features, projected),) = seen
+    assert_close(features, load_tower("tiny/tower").encode(torch.from_numpy(pixels)))
+    assert projected.flatten(0, 1).mean(dim=0).abs().max() < 1e-4
+    assert 0.5 < projected.std() < 2
 
 
 def test_both_ways_of_loading_give_the_same_answers(model, processor, held_back):

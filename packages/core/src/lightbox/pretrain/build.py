@@ -47,9 +47,10 @@ def build(name: str | None = None, out: Path | None = None, *, max_steps: int | 
 def _build_one(name: str, out: Path, *, max_steps: int | None) -> dict:
     folder, work = out / name, out / f"{name}-work"
     folder.mkdir(parents=True, exist_ok=True)
-    started = time.monotonic()
+    started, cpu_started = time.monotonic(), time.process_time()
     facts = BUILDERS[name](folder, work, max_steps=max_steps)
     facts["build_minutes"] = round((time.monotonic() - started) / 60, 1)
+    facts["cpu_minutes"] = round((time.process_time() - cpu_started) / 60, 1)  # less than the above on a busy machine
     card = write_card(folder, name, facts)
     shutil.rmtree(work)  # checkpoints of a finished build; its history and card stay in `folder`
     shipped = shared_data() / "weights" / name / CARD

@@ -5,6 +5,7 @@ the majority answer after 1,200 steps. First projector and language model learn 
 """
 
 from pathlib import Path
+from string import ascii_lowercase, digits
 
 import numpy as np
 import torch
@@ -34,11 +35,12 @@ from lightbox.train.groups import decay_groups
 from lightbox.train.seeds import seed_everything
 
 SEED = 0
-CASES, VALIDATION_CASES = 48_000, 3_000
+CASES, VALIDATION_CASES = 45_000, 3_000
 WIDTH, LAYERS, HEADS = 128, 3, 4
 CONTEXT = 512
 BOS, IMAGE, USER, ASSISTANT = "<s>", "<image>", "USER:", "ASSISTANT:"
-EXTRA_WORDS = ("describe", "write", "report")
+EXTRA_WORDS = ("describe", "write", "report", *(f"##{character}" for character in ascii_lowercase + digits))
+"""Words of prompts, and every letter and digit inside a word, so that any word and number can be spelled."""
 PREFIX = (BOS, USER, *[IMAGE] * (IMAGE_PX // PATCH_PX) ** 2)
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['role'].upper() + ': ' }}"
@@ -48,8 +50,8 @@ CHAT_TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
 """As LLaVA-1.5: "USER: <image>, newline, question ASSISTANT:"."""
-FROZEN = OptimConfig(lr=2e-3, max_steps=1800, batch_size=32, warmup_frac=0.05)
-UNFROZEN = OptimConfig(lr=1e-3, max_steps=900, batch_size=32, warmup_frac=0.05)
+FROZEN = OptimConfig(lr=2e-3, max_steps=1400, batch_size=32, warmup_frac=0.05)
+UNFROZEN = OptimConfig(lr=1e-3, max_steps=600, batch_size=32, warmup_frac=0.05)
 TOWER_LR_SCALE = 0.3
 
 
@@ -59,7 +61,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     ids = words.get_vocab()
     special, roles = [PAD, EOS, UNK, BOS, IMAGE], [USER, ASSISTANT]
     kept = [word for word in sorted(ids, key=ids.__getitem__) if word not in {*special, *SENTINELS}]
-    vocab = {word: k for k, word in enumerate([*special, *roles, *kept, *EXTRA_WORDS])}
+    vocab = {word: k for k, word in enumerate(dict.fromkeys([*special, *roles, *kept, *EXTRA_WORDS]))}
     core = Tokenizer(models.WordPiece(vocab, unk_token=UNK))
     core.normalizer, core.pre_tokenizer, core.decoder = words.normalizer, words.pre_tokenizer, words.decoder
     core.add_special_tokens([AddedToken(token, normalized=False) for token in special])

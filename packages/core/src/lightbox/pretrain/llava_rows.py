@@ -6,7 +6,6 @@ computed exactly as if it stood alone, at a fraction of the cost.
 
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
@@ -18,7 +17,6 @@ from lightbox.pretrain.tower import normalise
 
 PADDING, IMAGE_TURN, CAPTION_TURN = 0, 1, 2
 """Turn numbers of tokens; questions count on from 3."""
-CAPTION_WEIGHT = 0.3  # a caption has some forty tokens, most of them its wording; an answer has one to three
 
 
 class ChatRows:
@@ -93,10 +91,9 @@ def answer_logits(model: LlavaForConditionalGeneration, batch: dict[str, Tensor]
 
 
 def chat_loss(model: LlavaForConditionalGeneration, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, dict]:
-    """Weighted sum of the cross-entropy of captions and answers, the sum of weights, and both means."""
+    """Summed cross-entropy of captions and answers in nats, the number of their tokens, and the mean of either."""
     logits, is_label = answer_logits(model, batch)
     losses = F.cross_entropy(logits, batch["labels"][is_label], reduction="none")  # n
     is_caption = batch["turns"][is_label] == CAPTION_TURN
-    weight = torch.where(is_caption, CAPTION_WEIGHT, 1.0)
     means = {"caption": losses[is_caption].mean().detach(), "answer": losses[~is_caption].mean().detach()}
-    return (losses * weight).sum(), weight.sum(), means
+    return losses.sum(), is_label.sum(), means

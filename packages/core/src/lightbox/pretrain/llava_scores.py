@@ -23,6 +23,10 @@ MODES: dict[str, Callable[[Tensor], Tensor]] = {
     "_shuffled": lambda pixels: pixels.roll(1, dims=0),
 }
 """What is shown, by the suffix of its scores: the image, mean grey, or the image of another case."""
+CAPTION_SCORES = (
+    *("place_precision", "place_recall", "finding_precision", "finding_recall"),
+    *("shape", "density", "size", "absent", "heart"),
+)
 _WHERE = re.compile(r"(?:right|left) (?:upper zone|middle zone|lower zone|hilum|costophrenic angle)")
 _LOOK = re.compile(
     rf"(?P<size>{'|'.join(SIZES)}) (?P<density>{'|'.join(DENSITY_WORDS.values())}) "
@@ -114,9 +118,9 @@ def score_captions(captions: Iterable[str], cases: Iterable[Case]) -> dict[str, 
     """Facts of captions against the truth.
 
     `place` counts that something lies there, `finding` also what; `shape`, `density` and `size` are shares among
-    stated looks at right places; `absent` is the share of stated absences that are true.
+    stated looks at right places; `absent` is the share of stated absences that are true. A share of nothing is 0.
     """
-    counts: defaultdict[str, list[int]] = defaultdict(lambda: [0, 0])
+    counts = {name: [0, 0] for name in CAPTION_SCORES}
 
     def count(name: str, hits: int, of: int) -> None:
         counts[name][0] += hits
@@ -128,15 +132,15 @@ def score_captions(captions: Iterable[str], cases: Iterable[Case]) -> dict[str, 
         right = [where for where in said.names if where in truth]
         named = sum(said.names[where] == truth[where].name for where in right)
         for what, hits in (("place", len(right)), ("finding", named)):
-            count(f"caption_{what}_precision", hits, len(said.names))
-            count(f"caption_{what}_recall", hits, len(truth))
+            count(f"{what}_precision", hits, len(said.names))
+            count(f"{what}_recall", hits, len(truth))
         for where in right:
             for part, value in said.looks[where].items():
-                count(f"caption_{part}", value == truth[where].attributes[part], 1)
+                count(part, value == truth[where].attributes[part], 1)
         names = {f.name for f in case.findings}
-        count("caption_absent", len(said.absent - names), len(said.absent))
-        count("caption_heart", said.is_heart_large == ("cardiomegaly" in case.report.findings), 1)
-    return {name: round(hits / max(1, of), 4) for name, (hits, of) in sorted(counts.items())}
+        count("absent", len(said.absent - names), len(said.absent))
+        count("heart", said.is_heart_large == ("cardiomegaly" in case.report.findings), 1)
+    return {f"caption_{name}": round(hits / max(1, of), 4) for name, (hits, of) in counts.items()}
 
 
 def score_llava(
