@@ -108,6 +108,12 @@ def test_a_hub_id_without_network_is_refused_with_what_to_do():
         load("owner/model", COMMIT)
 
 
+def test_a_chat_template_is_part_of_the_digest(copy):
+    before = weights.digest_of(str(copy))
+    (copy / "chat_template.jinja").write_text("{{ messages }}")
+    assert weights.digest_of(str(copy)) != before
+
+
 def test_unknown_device_and_dtype_are_refused(folder):
     with pytest.raises(RequestError, match="The device is 'tpu'"):
         load(str(folder), device="tpu")

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
+from lightbox.backbones import weights
 from lightbox.backbones.attention import AttentionChoice
 from lightbox.backbones.codecs import CODECS, CoordinateCodec
 from lightbox.backbones.families import Family
@@ -47,9 +48,9 @@ class FamilyHooks:
         family: names of parts.
         attention: what computes attention, and why.
         name, revision: what was loaded.
-        digest: identifies the weights, for job keys.
         quant: none, nf4 or int8.
         dtype: of weights that are not quantised, and of image inputs.
+        digest: identifies the weights; "" computes it when it is asked for, which reads every file once.
     """
 
     def __init__(
@@ -61,12 +62,12 @@ class FamilyHooks:
         attention: AttentionChoice,
         name: str,
         revision: str,
-        digest: str,
         quant: str,
         dtype: torch.dtype,
+        digest: str = "",
     ) -> None:
         self.model, self.processor, self.family, self.attention = model, processor, family, attention
-        self.name, self.revision, self.digest, self.quant, self.dtype = name, revision, digest, quant, dtype
+        self.name, self.revision, self.quant, self.dtype, self._digest = name, revision, quant, dtype, digest
         self.tokenizer = getattr(processor, "tokenizer", processor)
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token  # masks and labels say what is padding
@@ -76,6 +77,11 @@ class FamilyHooks:
         other = copy.copy(self)
         other.model = model
         return other
+
+    @property
+    def digest(self) -> str:
+        """What identifies the weights, for job keys and adapters."""
+        return self._digest or weights.digest_of(self.name, revision=self.revision)
 
     @property
     def core(self) -> Any:

@@ -101,7 +101,6 @@ def load(
         attention=choice,
         name=name,
         revision=revision,
-        digest=weights.digest_of(name, revision=revision, key=key),
         quant=quant,
         dtype=DTYPES[dtype],
     )

@@ -16,7 +16,7 @@ CONFIG = "config.json"
 CARD = "card.json"  # says how weights were made, and how long it took; they load without it
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+$")
 _REVISION = re.compile(r"[0-9a-f]{40}$")
-_READ_AS_WEIGHTS = (".safetensors", ".json", ".model", ".txt")
+_READ_AS_WEIGHTS = (".safetensors", ".json", ".model", ".txt", ".jinja")  # the last is a chat template
 _PICKLES = ("pytorch_model*.bin", "*.pth", "*.pt", "*.ckpt")
 _BLOCK = 1 << 20
 
