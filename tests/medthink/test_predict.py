@@ -113,6 +113,7 @@ def test_reader_cannot_see_an_image(trained, tmp_path, picture):
     (copy / "model").symlink_to(trained["explanation"] / "model")
     card = json.loads((trained["explanation"] / "job.json").read_text())
     card["config"]["model"]["features"] = "detr.safetensors"
+    card["config"]["data"] |= {"source": "r_slake", "root": "somewhere"}
     (copy / "job.json").write_text(json.dumps(card))
     with pytest.raises(RequestError, match="It learned from ready features"):
         predict(picture, QUESTION, folder=copy)

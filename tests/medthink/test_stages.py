@@ -32,9 +32,9 @@ def test_out_of_fold_rationales_never_come_from_a_model_that_saw_the_case(tiny, 
     seen, wrote = [], {}
     fit_items, write = t5.fit_items, t5.FusedT5.write
 
-    def watched_fit(cfg, model, tokenizer, items, vision, folder):
+    def watched_fit(cfg, model, tokenizer, items, *rest, **facts):
         seen.append({item.case_id for item in items})
-        return fit_items(cfg, model, tokenizer, items, vision, folder)
+        return fit_items(cfg, model, tokenizer, items, *rest, **facts)
 
     def watched_write(learner, trial, split):
         wrote.update({item.id: (item.case_id, len(seen) - 1) for item in trial.items})

@@ -1,56 +1,74 @@
-"""What `model.backbone` may be, checked in a second and without torch: a T5, or a model that has a tower of its own."""
+"""What `model.backbone` names, found without torch: a model, or a folder with an adapter and the model under it."""
 
-from lightbox.backbones import preflight
-from lightbox.backbones.families import Family
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lightbox.adapters.manifest import MANIFEST, read_manifest
+from lightbox.backbones import weights
+from lightbox.backbones.families import Family, family_of
 from lightbox.errors import RequestError
-from medthink.config import OWN_TOWER, Config, family_of_backbone
+
+KEY = "model.backbone"
+DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
-def check(cfg: Config) -> Family | None:
-    """Refuse what the weights cannot do, before they are loaded; None for a hub id, whose files are not here yet.
+@dataclass(frozen=True)
+class Base:
+    """A pretrained model, and what was trained on top of it.
+
+    Args:
+        name, revision: of the model, as `weights.locate` takes them; a local folder by its full path.
+        family: None for a hub id, whose config.json is not here yet.
+        adapter: folder of the adapter; None for a model without one.
+        record: the adapter's manifest.
+    """
+
+    name: str
+    revision: str
+    family: Family | None
+    adapter: Path | None = None
+    record: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def has_own_tower(self) -> bool:
+        """True for a vision-language model."""
+        return self.family is not None and self.family.has_vision
+
+    def digest(self) -> str:
+        """What identifies the weights in a job key."""
+        own = weights.digest_of(self.name, revision=self.revision)
+        if self.adapter is None:
+            return own
+        return f"{own} + {weights.digest_of_folder(self.adapter, suffixes=('.safetensors', '.json'))}"
+
+
+def find_base(name: str, revision: str = "") -> Base:
+    """Find what a name of weights stands for.
 
     Raises:
-        RequestError: what `preflight.check_request` refuses, a text that cannot fit the context, or a setting that
-            belongs to the paper's T5 beside a vision-language model.
+        RequestError: not there, not of a known family, or an adapter whose base is not where it was.
     """
-    if cfg.is_baseline:
-        return None
-    preflight.check_request(
-        cfg.model.backbone,
-        cfg.model.backbone_revision,
-        quant=cfg.adapter.quant,
-        max_tokens=max(cfg.data.source_tokens, cfg.target_tokens),
-        tokens_key="data.source_tokens" if cfg.data.source_tokens >= cfg.target_tokens else "data.target_tokens",
-    )
-    family = family_of_backbone(cfg)
-    if family is not None and family.has_vision:
-        check_vlm(cfg, family)
-    return family
+    folder = Path(name).expanduser()
+    if not (folder / MANIFEST).is_file() or (folder / weights.CONFIG).is_file():
+        return _model(name, revision)
+    record = read_manifest(folder, "adapter")
+    under = record["base"]
+    try:
+        base = _model(under["name"], under["revision"])
+    except RequestError as err:
+        raise RequestError(
+            f"{KEY} is '{name}', an adapter that was trained on '{under['name']}'",
+            f"Without that model it means nothing, and it is not there: {err.why}",
+            f"Put the model back to '{under['name']}'",
+        ) from err
+    return Base(base.name, base.revision, base.family, adapter=folder, record=record)
 
 
-def check_vlm(cfg: Config, family: Family) -> None:
-    """Refuse what only the paper's T5 has.
-
-    Raises:
-        RequestError: features, another tower, dropout of T5, or pads in the loss.
-    """
-    given = f"model.backbone is '{cfg.model.backbone}', of family {family.name}"
-    if cfg.model.features or cfg.model.tower != OWN_TOWER:
-        key = "model.features" if cfg.model.features else "model.tower"
-        raise RequestError(
-            f"{given}, and {key} is '{getattr(cfg.model, key.removeprefix('model.'))}'",
-            "It reads images through a tower of its own, and would never see that one's",
-            f"Leave {key} out, or set model.backbone to a T5",
-        )
-    if cfg.objective.pads == "official":
-        raise RequestError(
-            f"{given}, and objective.pads is official",
-            "The official code counts pads of a T5's target; here a target is followed by nothing",
-            "Set objective.pads=masked, or model.backbone to a T5",
-        )
-    if cfg.model.dropout_prob > 0:
-        raise RequestError(
-            f"{given}, and model.dropout_prob is {cfg.model.dropout_prob}",
-            "That is the dropout of a T5",
-            "Set model.dropout_prob=0 and, to resist over-fitting, adapter.dropout_prob",
-        )
+def _model(name: str, revision: str) -> Base:
+    config = weights.read_config(name, revision=revision, key=KEY)
+    if config is None:
+        return Base(name, revision, None)
+    if not name.startswith(weights.TINY):
+        name = str(Path(name).expanduser().resolve())  # a run's folder may be read from another place
+    return Base(name, revision, family_of(config, name=name, key=KEY))

@@ -10,17 +10,18 @@ import logging
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from lightbox import rundir
-from lightbox.cli import guard
+from lightbox.cli import guard, multirun
 from lightbox.config import compose, digest, to_plain
 from lightbox.errors import RequestError
 from lightbox.paths import default_out
-from medthink import bases
+from medthink import checks
 from medthink.config import Config, inputs, resolve
 
 PAPER = "medthink"
@@ -108,18 +109,29 @@ def newest_run(out: Path) -> Path:
 
 def _entry(argv: Sequence[str] | None, mode: str) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    code = guard(lambda: _run(list(sys.argv[1:] if argv is None else argv), mode))
+    words = list(sys.argv[1:] if argv is None else argv)
+    code = guard(lambda: _sweep(words, mode) if multirun.is_multirun(words) else _run(words, mode))
     if code:
         raise SystemExit(code)
 
 
-def _run(overrides: list[str], mode: str) -> None:
+def _sweep(words: list[str], mode: str) -> None:
+    accept, run = partial(_accept, mode=mode), partial(_run, mode=mode, is_indexed=False)
+    multirun.launch(multirun.Entry(PAPER, mode, accept, run, index_run), words)
+
+
+def _accept(overrides: list[str], mode: str) -> Config:
     cfg: Config = compose(PAPER, mode, overrides)
     if mode == "eval" and not any(override.startswith("model.backbone=") for override in overrides):
         raise RequestError(
             "model.backbone is not given", "There is no model to score", "Give model.backbone=RUN/model of a training"
         )
-    bases.check(cfg)
+    checks.check(cfg)
+    return cfg
+
+
+def _run(overrides: list[str], mode: str, *, is_indexed: bool = True) -> Path:
+    cfg = _accept(overrides, mode)
     used = inputs(cfg)
     out = Path(cfg.run.out) if cfg.run.out else default_out()
     folder = out / "runs" / f"{cfg.arm}-{_key(cfg, used)}"
@@ -127,7 +139,10 @@ def _run(overrides: list[str], mode: str) -> None:
         _log.info("%s is finished already; run.resume=false trains anew", folder)
     else:
         _make(cfg, folder, out=out, overrides=overrides, used=used)
+        if is_indexed:
+            index_run(out, folder)
     _show(folder)
+    return folder
 
 
 def _make(cfg: Config, folder: Path, *, out: Path, overrides: list[str], used: dict[str, str]) -> None:
@@ -147,7 +162,6 @@ def _make(cfg: Config, folder: Path, *, out: Path, overrides: list[str], used: d
     card = {"key": folder.name, "paper": PAPER, "arm": cfg.arm, "seed": cfg.run.seed, "preset": cfg.run.preset}
     card |= {"overrides": overrides, "config": to_plain(cfg), "inputs": used}
     write_json(folder / "job.json", card | {"wall_s": round(time.monotonic() - started, 1), "finished": True})
-    index_run(out, folder)
 
 
 def index_run(out: Path, folder: Path) -> None:

@@ -5,13 +5,14 @@ content. Learning rates chosen by tuning stand in `conf/tuned/<name>.yaml` as a 
 the map at the chosen arm, so a rate given on the command line still wins.
 """
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, get_type_hints
 
 from lightbox import phantom
 from lightbox.backbones import weights
-from lightbox.backbones.families import Family, family_of
 from lightbox.config import (
     PRECISIONS,
     AdapterConfig,
@@ -25,6 +26,7 @@ from lightbox.config import (
     register_schema,
 )
 from lightbox.errors import RequestError
+from medthink.bases import find_base
 
 PHANTOM = "phantom"
 N_FOLDS = 5
@@ -278,10 +280,13 @@ def resolve(overrides: Sequence[str]) -> Config:
     return compose("medthink", "train", overrides)
 
 
-def family_of_backbone(cfg: Config) -> Family | None:
-    """The family of `model.backbone`; None for a hub id, whose config.json is not here yet."""
-    read = weights.read_config(cfg.model.backbone, revision=cfg.model.backbone_revision)
-    return None if read is None else family_of(read, name=cfg.model.backbone)
+def from_plain(plain: Mapping[str, Any]) -> Config:
+    """The configuration that a run's `job.json` holds; a setting that is newer than the run gets its default."""
+    types = get_type_hints(Config)
+    parts = {
+        name: types[name](**value) if dataclasses.is_dataclass(types[name]) else value for name, value in plain.items()
+    }
+    return Config(**parts)
 
 
 def inputs(cfg: Config) -> dict[str, str]:
@@ -292,9 +297,9 @@ def inputs(cfg: Config) -> dict[str, str]:
         read = {"data": weights.digest_of_folder(Path(cfg.data.root), suffixes=(".json", ".jsonl", ".parquet", ".txt"))}
     if cfg.is_baseline:
         return read
-    read["backbone"] = weights.digest_of(cfg.model.backbone, revision=cfg.model.backbone_revision)
-    family = family_of_backbone(cfg)
-    if family is not None and family.has_vision:
+    base = find_base(cfg.model.backbone, cfg.model.backbone_revision)
+    read["backbone"] = base.digest()
+    if base.has_own_tower:
         return read
     if cfg.has_vision and cfg.model.features:
         read["features"] = weights.digest_of_file(Path(cfg.model.features))

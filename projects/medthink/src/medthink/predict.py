@@ -1,128 +1,18 @@
 """One image, one question: answer, rationale, confidence. For research and teaching, not for clinical use."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
-from lightbox.backbones.seq2seq import load_seq2seq
-from lightbox.backbones.towers import load_tower
 from lightbox.errors import RequestError
-from lightbox.readers.images import load_image
 from medthink import scores
-from medthink.config import EvalConfig
-from medthink.data import encode_items
-from medthink.generation import generate_texts, rationale_in
+from medthink.generation import rationale_in
 from medthink.items import Item
-from medthink.model import MedThinkT5
 from medthink.stages import earlier_runs
-
-TOKENS = 512
-
-
-class Forced(NamedTuple):
-    """A target that a model was made to say: its tokens, where the answer stands, each token's log-probability."""
-
-    target: list[int]
-    answer: tuple[int, int]
-    logps: Tensor
-
-
-class Trained(Protocol):
-    """A saved model, the strategy that it was trained with, and the run's configuration as recorded."""
-
-    @property
-    def method(self) -> str: ...
-
-    @property
-    def config(self) -> dict: ...
-
-    def see(self, image: Path) -> Any:
-        """What the model makes of an image file, for the two below."""
-        ...
-
-    def write(self, item: Item, seen: Any, *, max_new_tokens: int) -> str:
-        """A greedy text."""
-        ...
-
-    def force(self, item: Item, seen: Any) -> Forced:
-        """The item's own target, given image and prompt."""
-        ...
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainedT5:
-    """A saved T5 with fusion; what it sees are features, 1 p c."""
-
-    model: MedThinkT5
-    tokenizer: PreTrainedTokenizerBase
-    config: dict
-
-    @property
-    def method(self) -> str:
-        """The strategy it was trained with."""
-        return self.model.config.method
-
-    def see(self, image: Path) -> Tensor:
-        """Features by the run's tower."""
-        tower = load_tower(self.config["model"]["tower"], self.config["model"]["tower_revision"])
-        return tower.encode(torch.from_numpy(load_image(image, image_px=tower.image_px))[None]).clone()
-
-    def write(self, item: Item, seen: Tensor, *, max_new_tokens: int) -> str:
-        """A greedy text."""
-        return generate_texts(
-            self.model,
-            self.tokenizer,
-            [item],
-            self.method,
-            images=[0],
-            vision=seen,
-            batch_size=1,
-            max_new_tokens=max_new_tokens,
-            source_tokens=TOKENS,
-        )[0]
-
-    def force(self, item: Item, seen: Tensor) -> Forced:
-        """The item's own target, given features and prompt."""
-        row = encode_items([item], self.method, self.tokenizer, source_tokens=TOKENS, target_tokens=TOKENS)[0]
-        input_ids, labels = torch.tensor([row.source]), torch.tensor([row.target])
-        with torch.inference_mode():
-            logits = self.model(
-                input_ids=input_ids,
-                attention_mask=torch.ones_like(input_ids),
-                vision=seen,
-                decoder_input_ids=self.model.prepare_decoder_input_ids_from_labels(labels),
-            ).logits
-        logps = logits[0].log_softmax(dim=-1).gather(1, labels[0][:, None])[:, 0]
-        return Forced(row.target, row.answer, logps)
-
-
-def load_run(folder: Path) -> Trained:
-    """Load what `medthink train` left in a run folder.
-
-    Raises:
-        RequestError: where the run is not finished, or its model does not answer from an image.
-    """
-    card = folder / "job.json"
-    if not card.is_file():
-        raise RequestError(
-            f"The run is '{folder}'", "It holds no job.json, so it is no finished run", "Name a finished run with --run"
-        )
-    config = json.loads(card.read_text(encoding="utf-8"))["config"]
-    if config["objective"]["method"] == "reader" or config["model"]["features"]:
-        why = (
-            "It reads text only"
-            if config["objective"]["method"] == "reader"
-            else "It learned from ready features, not from a tower"
-        )
-        raise RequestError(f"The run is '{folder}'", f"{why}, so it cannot see an image", "Name a run with a tower")
-    model, tokenizer = load_seq2seq(str(folder / "model"), model_class=MedThinkT5, key="run")
-    return TrainedT5(model, tokenizer, config)
+from medthink.trained import Trained, load_run
 
 
 def predict(image: Path, question: str, *, folder: Path, options: Sequence[str] = ()) -> dict[str, object]:
@@ -183,13 +73,13 @@ def option_probs(trained: Trained, item: Item, seen: Any) -> dict[str, float]:
 
 
 def _generate(trained: Trained, item: Item, seen: Any) -> str:
-    lengths = EvalConfig(**trained.config["eval"])
+    lengths = trained.cfg.eval
     return trained.write(item, seen, max_new_tokens=lengths.answer_tokens + lengths.rationale_tokens)
 
 
 def _first_stage(trained: Trained, item: Item, image: Path) -> str:
     """The rationale that the run's own stage 1 writes for the question."""
-    earlier = earlier_runs(trained.config["needs"])
+    earlier = earlier_runs(trained.cfg.needs)
     if "stage1" not in earlier:
         raise RequestError(
             "This run is stage 2 and names no stage 1",

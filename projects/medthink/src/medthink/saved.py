@@ -1,9 +1,47 @@
-"""What a run saves of its model besides weights, and what saved weights may be asked for. No torch."""
+"""What a run saves of its model: an adapter or all weights, and what they were trained for."""
 
+import json
+from pathlib import Path
+
+from lightbox.adapters import artifact
+from lightbox.adapters.manifest import MANIFEST
+from lightbox.backbones.backbone import Backbone
+from lightbox.backbones.seq2seq import quiet_loading
 from lightbox.errors import RequestError
+from lightbox.train.files import write_json
 from medthink.config import Config
 
+STRATEGY = "strategy.json"
 UNTRAINED = "weights scored as loaded, nothing trained"
+
+
+def save(cfg: Config, backbone: Backbone, folder: Path, **facts: object) -> None:
+    """Write a trained model to `folder`: its adapter where it has one, else the whole of it with its processor.
+
+    Args:
+        cfg: settings that it was trained with.
+        backbone: around the model.
+        folder: replaced where it holds an adapter.
+        facts: what else `strategy.json` is to say.
+    """
+    if cfg.adapter.kind == "none":
+        with quiet_loading():
+            backbone.core.save_pretrained(folder)
+            backbone.processor.save_pretrained(folder)
+    else:
+        artifact.save(folder, backbone, cfg.adapter)
+    write_json(folder / STRATEGY, {"method": cfg.objective.method, "form": cfg.data.form, **facts})
+
+
+def read_strategy(folder: Path) -> dict:
+    """What saved weights were trained for; empty for weights that no run of this paper saved."""
+    path = folder / STRATEGY
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def is_adapter(folder: Path) -> bool:
+    """True where `folder` holds an adapter and no model."""
+    return (folder / MANIFEST).is_file()
 
 
 def check_strategy(cfg: Config, *, method: str, form: str) -> None:

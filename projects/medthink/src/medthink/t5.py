@@ -1,7 +1,7 @@
 """The paper's model as a learner: rows -> batches -> fit, and what it writes. Features of the tower are cached."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +9,16 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from lightbox.backbones import quantisation
+from lightbox.adapters import artifact
+from lightbox.adapters.attach import attach
+from lightbox.backbones import quantisation, weights
 from lightbox.backbones.attention import choose
+from lightbox.backbones.backbone import Backbone
 from lightbox.backbones.families import Family
 from lightbox.backbones.loading import DTYPES
 from lightbox.backbones.seq2seq import load_seq2seq, quiet_loading
+from lightbox.backbones.t5 import T5Backbone
+from lightbox.errors import RequestError
 from lightbox.train.batches import BatchSource
 from lightbox.train.card import describe
 from lightbox.train.driver import History, fit
@@ -21,7 +26,8 @@ from lightbox.train.files import write_json
 from lightbox.train.precision import make_accelerator
 from lightbox.train.seeds import seed_everything
 from medthink import features, saved
-from medthink.adaptation import adapted
+from medthink.bases import Base, find_base
+from medthink.checks import settled
 from medthink.config import Config
 from medthink.data import Batch, encode_items, make_collate
 from medthink.evaluate import Trial
@@ -35,23 +41,28 @@ class FusedT5:
     """The paper's model as a learner: T5, a frozen tower's features, and the fusion between them."""
 
     def __init__(self, cfg: Config, splits: Sequence[Split], *, cache: Path) -> None:
-        self._cfg = cfg
+        base = find_base(cfg.model.backbone, cfg.model.backbone_revision)
+        self._cfg = settled(cfg, base)
         self._vision = {split.name: load_vision(cfg, split, cache=cache) for split in splits}
-        self.model, self.tokenizer = load_model(cfg, self._vision[splits[0].name])
+        vision = self._vision[splits[0].name]
+        self.backbone = open_t5(cfg, vision_width=0 if vision is None else features.width_of(vision))
+        self.tokenizer = self.backbone.tokenizer
         if not cfg.objective.is_trained:
-            saved.check_strategy(cfg, method=self.model.config.method, form=self.model.config.form)
+            saved.check_strategy(cfg, **trained_for(base, self.backbone.core))
 
     def fit(self, items: Sequence[Item], split: Split, folder: Path) -> History:
         """Train on items of a split: all of the T5, or additions to it; the fusion is new and always trains whole."""
-        family = self.model.family
-        adapter = dataclasses.replace(self._cfg.adapter, projector="full" if family.projector else "frozen")
-        self.model = adapted(self._cfg, self.model, family, adapter, dtype=DTYPES[self._cfg.model.dtype])
-        return fit_items(self._cfg, self.model, self.tokenizer, items, self._vision[split.name], folder)
+        projector = "full" if self.backbone.family.projector else "frozen"
+        adapter = dataclasses.replace(self._cfg.adapter, projector=projector)
+        self._cfg = cfg = dataclasses.replace(self._cfg, adapter=adapter)
+        self.backbone = attach(self.backbone, adapter, checkpoint_layers=cfg.train.checkpoint_layers)
+        vision = self._vision[split.name]
+        return fit_items(cfg, self.backbone.model, self.tokenizer, items, vision, folder, facts=self.facts())
 
     def write(self, trial: Trial, split: Split) -> list[str]:
         """One greedy text an item."""
         return generate_texts(
-            self.model.eval(),
+            self.backbone.model.eval(),
             self.tokenizer,
             trial.items,
             self._cfg.objective.method,
@@ -62,19 +73,75 @@ class FusedT5:
             source_tokens=self._cfg.data.source_tokens,
         )
 
+    def facts(self) -> dict[str, Any]:
+        """What a run card says of the weights: which, how they are stored, what computes attention."""
+        return artifact.base_facts(self.backbone)
+
     def describe(self, folder: Path) -> None:
         """Write the card of weights that are scored as they are."""
-        facts = describe(self.model, self.model.device, self._cfg.run, notes=[saved.UNTRAINED])
-        write_json(folder / "card.json", facts | {"wall_s": 0.0})
+        facts = describe(self.backbone.model, self.backbone.device, self._cfg.run, notes=[saved.UNTRAINED])
+        write_json(folder / "card.json", facts | self.facts() | {"wall_s": 0.0})
 
     def save(self, folder: Path) -> None:
-        """Write model and tokenizer to `folder`, with what they were trained for."""
-        cfg, config = self._cfg, self.model.config
+        """Write what was trained to `folder`, with what it was trained for."""
+        cfg, config = self._cfg, self.backbone.core.config
         config.method, config.form = cfg.objective.method, cfg.data.form
         config.tower = cfg.model.features or cfg.model.tower if cfg.has_vision else ""
+        if cfg.adapter.kind != "none":
+            saved.save(cfg, self.backbone, folder, tower=config.tower, vision_width=config.vision_width)
+            return
         with quiet_loading():
-            self.model.save_pretrained(folder)
+            self.backbone.core.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
+
+
+def open_t5(cfg: Config, *, vision_width: int | None) -> Backbone:
+    """The T5 in the form that adapters are added to, with its adapter where `model.backbone` names one.
+
+    Args:
+        cfg: which weights, how they are stored, and the seed of a new fusion.
+        vision_width: channels of the features, 0 for text only, None for what the file holds.
+
+    Raises:
+        RequestError: features of another width than the adapter's fusion, and what loading refuses.
+    """
+    base = find_base(cfg.model.backbone, cfg.model.backbone_revision)
+    own = settled(cfg, base)
+    if base.adapter is not None:
+        _check_width(base.adapter, vision_width)
+    model, tokenizer = _load(own, vision_width)
+    name, revision = own.model.backbone, own.model.backbone_revision
+    backbone = T5Backbone(
+        model,
+        tokenizer,
+        model.family,
+        attention=choose(own.model.attention, device=str(model.device), dtype=own.model.dtype, model_type="t5"),
+        name=name,
+        revision=revision,
+        digest=weights.digest_of(name, revision=revision),
+        quant=own.adapter.quant,
+        dtype=DTYPES[own.model.dtype],
+    )
+    return backbone if base.adapter is None else artifact.load(base.adapter, backbone)
+
+
+def _check_width(folder: Path, width: int | None) -> None:
+    strategy = saved.read_strategy(folder)
+    own = strategy.get("vision_width", width)
+    if width is not None and own != width:
+        raise RequestError(
+            f"The adapter '{folder}' holds a fusion for features of width {own}, and these have {width}",
+            f"It was trained with '{strategy['tower'] or 'no tower'}'",
+            "Set model.tower or model.features to what it was trained with",
+        )
+
+
+def trained_for(base: Base, model: MedThinkT5) -> dict[str, str]:
+    """Strategy and form of saved weights, "" where no run of this paper saved them."""
+    if base.adapter is None:
+        return {"method": model.config.method, "form": model.config.form}
+    strategy = saved.read_strategy(base.adapter)
+    return {key: strategy.get(key, "") for key in ("method", "form")}
 
 
 def load_vision(cfg: Config, split: Split, *, cache: Path) -> Float[Tensor, "n p c"] | None:
@@ -84,8 +151,12 @@ def load_vision(cfg: Config, split: Split, *, cache: Path) -> Float[Tensor, "n p
 
 def load_model(cfg: Config, vision: Float[Tensor, "n p c"] | None) -> tuple[MedThinkT5, PreTrainedTokenizerBase]:
     """The backbone with its fusion; what the file lacks is drawn from `run.seed`, so arms of a seed start alike."""
+    return _load(cfg, 0 if vision is None else features.width_of(vision))
+
+
+def _load(cfg: Config, vision_width: int | None) -> tuple[MedThinkT5, PreTrainedTokenizerBase]:
     seed_everything(cfg.run.seed, cfg.run.threads, device=cfg.run.device)
-    settings = {} if vision is None else {"vision_width": features.width_of(vision), "gate_bias": cfg.model.gate_bias}
+    fusion = {"vision_width": vision_width, "gate_bias": cfg.model.gate_bias} if vision_width else {}
     model, tokenizer = load_seq2seq(
         cfg.model.backbone,
         cfg.model.backbone_revision,
@@ -93,8 +164,8 @@ def load_model(cfg: Config, vision: Float[Tensor, "n p c"] | None) -> tuple[MedT
         allow_missing=r"fusion\.",
         dtype=str(DTYPES[cfg.model.dtype]).removeprefix("torch."),
         dropout_rate=cfg.model.dropout_prob,
-        **storage(cfg, PLAIN if vision is None else FUSED),
-        **settings,
+        **storage(cfg, FUSED if vision_width else PLAIN),
+        **fusion,
     )
     if cfg.adapter.quant != "none":
         quantisation.settle(model, model.family, cfg.adapter.quant)
@@ -119,8 +190,10 @@ def fit_items(
     items: Sequence[Item],
     vision: Float[Tensor, "n p c"] | None,
     folder: Path,
+    *,
+    facts: Mapping[str, Any] | None = None,
 ) -> History:
-    """Train `model` on items under the strategy of `cfg`."""
+    """Train `model` on items under the strategy of `cfg`; `facts` go to the run's card."""
     rows = encode_items(
         items,
         cfg.objective.method,
@@ -143,7 +216,7 @@ def fit_items(
         seed=cfg.run.seed,
         ids=ids_of(items),  # not bucketed: a rationale's length tells its answer, so batches would differ by arm
     )
-    return fit(model, step, batches, optim=cfg.optim, run=cfg.run, out=folder)
+    return fit(model, step, batches, optim=cfg.optim, run=cfg.run, out=folder, train=cfg.train, facts=facts)
 
 
 def step(model: MedThinkT5, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:

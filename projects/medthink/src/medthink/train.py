@@ -13,7 +13,8 @@ from transformers import PreTrainedTokenizerBase
 
 from lightbox.train.driver import History
 from lightbox.train.files import write_json
-from medthink import bases, rationales, reader, stages, t5, vlm
+from medthink import checks, rationales, reader, stages, t5, vlm
+from medthink.bases import find_base
 from medthink.config import Config
 from medthink.evaluate import Writer, train_trial
 from medthink.items import Item, Split, ids_of, load_splits
@@ -73,10 +74,9 @@ def run(cfg: Config, folder: Path, *, needs: Mapping[str, Path], cache: Path) ->
 
 def open_learner(cfg: Config, splits: Sequence[Split], *, cache: Path) -> Learner:
     """The model that `model.backbone` names, ready to learn; `splits` are all that it will be shown."""
-    family = bases.check(cfg)
-    if family is None or not family.has_vision:
-        return t5.FusedT5(cfg, splits, cache=cache)
-    return vlm.open_vlm(cfg)
+    checks.check(cfg)
+    base = find_base(cfg.model.backbone, cfg.model.backbone_revision)
+    return vlm.open_vlm(cfg) if base.has_own_tower else t5.FusedT5(cfg, splits, cache=cache)
 
 
 def training_items(

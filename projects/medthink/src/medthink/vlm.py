@@ -6,12 +6,15 @@ answer, from the same templates and items. There is no fusion and no tower besid
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from lightbox.adapters import artifact
+from lightbox.adapters.attach import attach
 from lightbox.backbones.backbone import Backbone
 from lightbox.backbones.loading import load
 from lightbox.backbones.rows import VlmBatch
@@ -23,7 +26,8 @@ from lightbox.train.files import write_json
 from lightbox.train.precision import make_accelerator
 from lightbox.train.seeds import seed_everything
 from medthink import saved
-from medthink.adaptation import adapted
+from medthink.bases import find_base
+from medthink.checks import settled
 from medthink.config import Config
 from medthink.data import fitted_texts
 from medthink.evaluate import Trial
@@ -61,17 +65,19 @@ class Vlm:
                 stop = min(start + cfg.optim.batch_size, len(items))
                 yield collate(list(range(start, stop))).to(self.backbone.device).inputs
 
-        model = adapted(
-            cfg,
-            self.backbone.model,
-            self.backbone.family,
-            cfg.adapter,
-            dtype=self.backbone.dtype,
-            batches=batches,
+        seen = batches() if cfg.adapter.init == "eva" else None
+        attached = attach(self.backbone, cfg.adapter, checkpoint_layers=cfg.train.checkpoint_layers, batches=seen)
+        self.backbone = attached
+        return fit(
+            attached.model,
+            lambda model, batch: attached.with_model(model).loss(batch),
+            BatchSource(len(items), collate, batch_size=cfg.optim.batch_size, seed=cfg.run.seed, ids=ids_of(items)),
+            optim=cfg.optim,
+            run=cfg.run,
+            out=folder,
+            train=cfg.train,
+            facts=self.facts(),
         )
-        self.backbone = self.backbone.with_model(model)
-        source = BatchSource(len(items), collate, batch_size=cfg.optim.batch_size, seed=cfg.run.seed, ids=ids_of(items))
-        return fit(model, self._step, source, optim=cfg.optim, run=cfg.run, out=folder)
 
     def write(self, trial: Trial, split: Split) -> list[str]:
         """One greedy text an item."""
@@ -85,10 +91,14 @@ class Vlm:
             texts += self.backbone.generate(shown, prompts[here], max_new_tokens=trial.max_new_tokens, batch_size=size)
         return [" ".join(text.split()) for text in texts]
 
+    def facts(self) -> dict[str, Any]:
+        """What a run card says of the weights: which, how they are stored, what computes attention."""
+        return artifact.base_facts(self.backbone)
+
     def describe(self, folder: Path) -> None:
         """Write the card of weights that are scored as they are."""
         facts = describe(self.backbone.model, self.backbone.device, self._cfg.run, notes=[saved.UNTRAINED])
-        write_json(folder / "card.json", facts | {"wall_s": 0.0})
+        write_json(folder / "card.json", facts | self.facts() | {"wall_s": 0.0})
 
     def save(self, folder: Path) -> None:
         """Write the adapter, or the whole model where all of it was trained, with what it was trained for."""
@@ -115,22 +125,38 @@ class Vlm:
             for place in places
         ]
 
-    def _step(self, model: nn.Module, batch: VlmBatch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        return self.backbone.with_model(model).loss(batch)
-
 
 def open_vlm(cfg: Config) -> Vlm:
-    """Load `model.backbone` where the run computes; what the file lacks cannot be: there is nothing new in it."""
+    """The model as a learner.
+
+    Raises:
+        RequestError: as `open_backbone`, or weights that were trained for another strategy.
+    """
+    base = find_base(cfg.model.backbone, cfg.model.backbone_revision)
+    if not cfg.objective.is_trained:
+        strategy = saved.read_strategy(base.adapter or Path(base.name))
+        saved.check_strategy(cfg, method=strategy.get("method", ""), form=strategy.get("form", ""))
+    return Vlm(settled(cfg, base), open_backbone(cfg))
+
+
+def open_backbone(cfg: Config) -> Backbone:
+    """Load `model.backbone` where the run computes, with its adapter where it names one.
+
+    Raises:
+        RequestError: what `load` and `artifact.load` refuse.
+    """
+    base = find_base(cfg.model.backbone, cfg.model.backbone_revision)
+    own = settled(cfg, base)
     seed_everything(cfg.run.seed, cfg.run.threads, device=cfg.run.device)
     backbone = load(
-        cfg.model.backbone,
-        cfg.model.backbone_revision,
-        quant=cfg.adapter.quant,
-        dtype=cfg.model.dtype,
+        own.model.backbone,
+        own.model.backbone_revision,
+        quant=own.adapter.quant,
+        dtype=own.model.dtype,
         device=str(make_accelerator(cfg.run).device),
-        attention=cfg.model.attention,
+        attention=own.model.attention,
     )
-    return Vlm(cfg, backbone)
+    return backbone if base.adapter is None else artifact.load(base.adapter, backbone)
 
 
 def picture(image: np.ndarray | Path, image_px: int) -> Image.Image:
