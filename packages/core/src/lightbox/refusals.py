@@ -1,4 +1,4 @@
-"""What Hydra and OmegaConf refuse, said in three parts with the key and close matches. Used by `config` only."""
+"""What Hydra and OmegaConf refuse, in three parts with key and close matches. For `config` and `cli.multirun` only."""
 
 import difflib
 from collections.abc import Iterator, Sequence
@@ -34,6 +34,25 @@ def read_override(override: str) -> Override:
     if parsed.is_sweep_override():
         raise RequestError(given, "One run takes one value", "Start one run per value; write a list as key=[a,b]")
     return parsed
+
+
+def read_sweep(override: str) -> list[str] | None:
+    """Each value of a sweep (``key=a,b``) as an override of its own; None for an override of one value.
+
+    Raises:
+        RequestError: as `read_override`, and for an interval, which has no values to take in turn.
+    """
+    try:
+        parsed = OverridesParser.create().parse_override(override)
+    except HydraException:
+        read_override(override)
+        raise
+    if not parsed.is_sweep_override():
+        return None
+    if not parsed.is_discrete_sweep():
+        given = f"The override '{override}'"
+        raise RequestError(given, "An interval has no values to take in turn", "List them as key=a,b or range(1,4)")
+    return [f"{parsed.get_key_element()}={value}" for value in parsed.sweep_string_iterator()]
 
 
 def check_choice_of_group(override: Override) -> None:
