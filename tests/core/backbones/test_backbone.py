@@ -259,6 +259,13 @@ def test_settings_of_the_checkpoint_do_not_change_greedy_choices(llava):
 def test_prompt_and_answer_must_fit_the_context(llava):
     with pytest.raises(RequestError, match="the model's context is 256"):
         llava.generate(IMAGES[:1], ["a" * 200], max_new_tokens=100)
+    with pytest.raises(RequestError, match="max_new_tokens is 300, and the model's context is 256"):
+        llava.generate(IMAGES[:1], ["a"], max_new_tokens=300)
+
+
+def test_an_empty_stop_string_is_refused(llava):
+    with pytest.raises(RequestError, match="Every text holds it"):
+        llava.generate(IMAGES[:1], ["a"], max_new_tokens=3, stop=[""])
 
 
 # ---- wrappers
@@ -345,6 +352,8 @@ def test_grey_images_are_read_as_grey_colours(llava):
 def test_images_for_a_text_model_are_refused(t5):
     with pytest.raises(RequestError, match="It reads text only"):
         t5.prepare(IMAGES[:1], ["side"], max_tokens=100)
+    with pytest.raises(RequestError, match="It reads text only"):
+        t5.vision_tokens(IMAGES[:1])
 
 
 def test_a_loss_needs_targets(llava):

@@ -138,9 +138,10 @@ class Backbone(FamilyHooks):
             stop: an answer ends before the first of these.
 
         Raises:
-            RequestError: as in `prepare`; prompt and answer must fit the context.
+            RequestError: as in `prepare`; prompt and answer must fit the context; an empty stop string.
         """
         rows.check_counts(images, prompts, None)
+        self._check_answer(max_new_tokens, stop)
         texts: list[str] = []
         for start in range(0, len(prompts), batch_size):
             here = slice(start, start + batch_size)
@@ -168,6 +169,16 @@ class Backbone(FamilyHooks):
         stopping = [StopAtText(stop, self.read_ids, old)] if stop else None
         ids = self.core.generate(**inputs, generation_config=settings, stopping_criteria=stopping)
         return [cut_at(self.read_ids(row), stop).strip() for row in ids[:, old:]]
+
+    def _check_answer(self, max_new_tokens: int, stop: Sequence[str]) -> None:
+        if "" in stop:
+            raise RequestError("An empty stop string", "Every text holds it, so no answer is left", "Leave it out")
+        if self.context_tokens is not None and not 0 < max_new_tokens < self.context_tokens:
+            raise RequestError(
+                f"max_new_tokens is {max_new_tokens}, and the model's context is {self.context_tokens}",
+                "An answer has at least one token, and its prompt must fit beside it",
+                f"Set it between 1 and {self.context_tokens - 1}, less what prompts need",
+            )
 
     def _encode(self, images: Sequence[Image.Image] | None, prompts: Sequence[str]) -> dict[str, Tensor]:
         token = self.image_token

@@ -172,7 +172,7 @@ class FamilyHooks:
 
     def tokens_per_image(self, encoded: dict[str, Tensor]) -> list[int]:
         """How many tokens the tower and projector give for each image, from the model's config and the pixels."""
-        raise NotImplementedError
+        raise self.no_images()
 
     def vision_tokens(self, images: Sequence[Image.Image], *, layers: Sequence[int] = ()) -> VisionTokens:
         """Run tower and projector on images, in the mode and with the gradients that the model has.
@@ -180,8 +180,19 @@ class FamilyHooks:
         Args:
             images: 8-bit grey or colour.
             layers: places in the tower's list of layers whose outputs are wanted too; negative from the end.
+
+        Raises:
+            RequestError: a layer that is not there, or a family without a tower.
         """
-        raise NotImplementedError
+        raise self.no_images()
+
+    def no_images(self) -> RequestError:
+        """The error for images where the family has no tower."""
+        return RequestError(
+            f"Images for {self.name}, a {self.family.name}",
+            "It reads text only",
+            "Leave images out, or use another backbone",
+        )
 
     def pixels(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
         """What the tower reads of images, on the model's device and in its dtype."""

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from lightbox.backbones import rows
 from lightbox.backbones.backbone import Backbone
-from lightbox.errors import RequestError
 
 
 class T5Backbone(Backbone):
@@ -21,7 +20,7 @@ class T5Backbone(Backbone):
     def write_prompt(self, prompt: str, *, has_image: bool) -> str:
         """The prompt itself."""
         if has_image:
-            raise RequestError("Images for a T5", "It reads text only", "Leave images out, or use another backbone")
+            raise self.no_images()
         return prompt
 
     def encode_prompts(self, images: Sequence[Image.Image] | None, texts: Sequence[str]) -> dict[str, Tensor]:
