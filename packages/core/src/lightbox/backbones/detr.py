@@ -44,9 +44,10 @@ def detr_config(config: Mapping[str, Any], *, given: str) -> tuple[DetrConfig, d
             "Use one of those, or a revision whose config.json has a backbone_config of model_type resnet",
         )
     left = {"backbone", "backbone_config", "backbone_kwargs", "use_timm_backbone", "use_pretrained_backbone"}
-    rest = {key: value for key, value in config.items() if key not in left}
-    resnet = ResNetConfig(**RESNETS[name], out_features=["stage4"])
-    return DetrConfig(**rest, use_timm_backbone=False, backbone_config=resnet), _timm_names()
+    values = {key: value for key, value in config.items() if key not in left}
+    resnet = RESNETS[name] | {"out_features": ["stage4"]}
+    values |= {"use_timm_backbone": False, "backbone_config": ResNetConfig(**resnet)}
+    return DetrConfig(**values), _timm_names()
 
 
 def dilate_last_stage(model: DetrModel) -> None:

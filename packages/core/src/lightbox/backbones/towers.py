@@ -119,7 +119,7 @@ def load_tower(name: str, revision: str = "", *, key: str = "model.tower") -> To
     with quiet_loading():
         if is_detr:
             own["config"], own["key_mapping"] = detr_config(config, given=f"{key} is '{name}'")
-        model, found = family.model_class.from_pretrained(
+        loaded: Any = family.model_class.from_pretrained(
             place.source,
             revision=place.revision or "main",
             use_safetensors=True,
@@ -128,6 +128,7 @@ def load_tower(name: str, revision: str = "", *, key: str = "model.tower") -> To
             output_loading_info=True,
             **own,
         )
+    model, found = loaded
     missing = sorted(name for name in found["missing_keys"] if not name.startswith(UNREAD))
     if missing:
         raise RequestError(

@@ -36,7 +36,7 @@ from transformers import (
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from lightbox.backbones.seq2seq import quiet_loading
-from lightbox.testing.published import PUBLISHED
+from lightbox.testing.published import PUBLISHED, SEGMENTERS
 from lightbox.testing.shrunk_tokenizers import make_florence, make_gemma, make_llama, make_qwen, make_t5
 
 WHOLE = ("rope_parameters",)  # replaced, not merged
@@ -90,7 +90,7 @@ def save_shrunk(name: str, folder: Path, seed: int = 0) -> Path:
     with torch.random.fork_rng(), quiet_loading():
         torch.manual_seed(seed)
         model = build(name, shrunk_config(name))
-        _wake(model)
+        _wake(model, is_narrow=name in SEGMENTERS)
         if model.can_generate():
             model.generation_config = _generation(name, model.config)
         model.save_pretrained(folder)
@@ -112,8 +112,18 @@ def _merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
     return copy
 
 
-def _wake(model: PreTrainedModel) -> None:
-    """Give matrices that start at zero or next to it (SAM's encoder, position tables) a usual spread."""
+def _wake(model: PreTrainedModel, *, is_narrow: bool) -> None:
+    """Give matrices that start at zero or next to it (SAM's encoder, position tables) a usual spread.
+
+    Args:
+        model: changed in place.
+        is_narrow: spread every layer by its number of inputs; 0.02 in a narrow SAM leaves masks at 0 whatever the box.
+    """
+    for module in model.modules() if is_narrow else ():
+        if isinstance(module, torch.nn.Linear | torch.nn.Conv2d | torch.nn.ConvTranspose2d):
+            torch.nn.init.normal_(module.weight, std=(module.weight.numel() / module.weight.shape[0]) ** -0.5)
+        elif isinstance(module, torch.nn.Embedding):
+            torch.nn.init.normal_(module.weight, std=0.5)
     for parameter in model.parameters():
         if parameter.ndim > 1 and parameter.detach().std() < 1e-3:
             torch.nn.init.normal_(parameter, std=0.02)
