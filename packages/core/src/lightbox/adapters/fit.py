@@ -70,14 +70,15 @@ def _check_quant(folder: Path, record: dict[str, Any], backbone: Backbone, *, al
 
 def _check_tokens(folder: Path, record: dict[str, Any], backbone: Backbone) -> None:
     vocabulary = backbone.tokenizer.get_vocab()
-    wrong = [token for token, row in record["new_tokens"].items() if vocabulary.get(token) != row]
+    in_order = sorted(record["new_tokens"].items(), key=lambda pair: pair[1])
+    wrong = [token for token, row in in_order if vocabulary.get(token) != row]
     if wrong:
         token, count = wrong[0], len(record["new_tokens"])
         row = record["new_tokens"][token]
         raise RequestError(
             f"The adapter '{folder}' was trained with {count} new tokens, such as {token!r} as {row}",
             f"The tokenizer of '{backbone.name}' has {vocabulary.get(token, 'no id')} for it",
-            "Add the tokens of its manifest.json with tokens.add_tokens, in their order, before the adapter is loaded",
+            "Add the tokens of its manifest.json with tokens.add_tokens, by rising id, before the adapter is loaded",
         )
 
 
