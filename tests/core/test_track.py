@@ -271,6 +271,17 @@ def test_importing_and_opening_an_existing_index_imports_no_mlflow(out):
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
 
 
+def test_run_ids_of_trainings_that_end_at_once_are_all_kept(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from lightbox import track\n"
+        "tracker = track.Tracker(Path(sys.argv[1]), 'sqlite:///none')\n"
+        "for n in range(100): tracker._remember(f'{sys.argv[2]}-{n}', str(n))\n"
+    )
+    started = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), name]) for name in "abc"]
+    assert [process.wait(timeout=60) for process in started] == [0, 0, 0]
+    assert len(mlflow_place.known_run_ids(tmp_path)) == 300
+
+
 @pytest.mark.slow
 def test_six_processes_that_start_together_share_one_whole_database(tmp_path):
     code = (

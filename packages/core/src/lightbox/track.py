@@ -202,11 +202,13 @@ class Tracker:
             raise FileNotFoundError(f"it keeps artifacts in {experiment.artifact_location}; the folder has moved")
 
     def _remember(self, key: str, run_id: str) -> str:
-        path, ids = self.out / "mlflow-runs.json", mlflow_place.known_run_ids(self.out)
-        if ids.get(key) != run_id:
-            half = path.with_suffix(".new")
-            half.write_text(json.dumps(ids | {key: run_id}, indent=0, sort_keys=True), encoding="utf-8")
-            half.replace(path)
+        path = self.out / "mlflow-runs.json"
+        with FileLock(f"{path}.lock", timeout=CREATION_S):  # two trainings may end at once
+            ids = mlflow_place.known_run_ids(self.out)
+            if ids.get(key) != run_id:
+                half = path.with_suffix(".new")
+                half.write_text(json.dumps(ids | {key: run_id}, indent=0, sort_keys=True), encoding="utf-8")
+                half.replace(path)
         return run_id
 
     def _attempt(self, work: Callable[[], str], *, is_probed: bool = True) -> str:
