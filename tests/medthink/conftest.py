@@ -4,6 +4,7 @@ import pytest
 
 from lightbox import phantom
 from lightbox.phantom.facts import parse
+from lightbox.testing.shrunk import save_shrunk
 from lightbox.testing.tiny_models import save_t5, save_tower
 from medthink import cli
 from medthink.items import Item
@@ -48,6 +49,18 @@ def tiny(t5_folder, tower_folder):
         "eval.rationale_tokens=6",
         "eval.answer_tokens=10",
     ]
+
+
+@pytest.fixture(scope="session")
+def llava_folder(tmp_path_factory):
+    return save_shrunk("llava-1.5-7b", tmp_path_factory.mktemp("llava"))
+
+
+@pytest.fixture(scope="session")
+def tiny_llava(tiny, llava_folder):
+    """The same run of a vision-language model: the published LLaVA-1.5 in miniature, by LoRA."""
+    own = [override for override in tiny if not override.startswith("model.")]
+    return [*own, f"model.backbone={llava_folder}", "adapter.kind=lora", "adapter.r=4"]
 
 
 @pytest.fixture(autouse=True)

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from lightbox.adapters.manifest import MANIFEST, read_manifest
-from lightbox.backbones import weights
-from lightbox.backbones.families import Family, family_of
+from lightbox.backbones import preflight, weights
+from lightbox.backbones.families import Family
 from lightbox.errors import RequestError
 
 KEY = "model.backbone"
@@ -47,7 +47,7 @@ def find_base(name: str, revision: str = "") -> Base:
     """Find what a name of weights stands for.
 
     Raises:
-        RequestError: not there, not of a known family, or an adapter whose base is not where it was.
+        RequestError: what `preflight.check_request` refuses, or an adapter whose base is not where it was.
     """
     folder = Path(name).expanduser()
     if not (folder / MANIFEST).is_file() or (folder / weights.CONFIG).is_file():
@@ -66,9 +66,7 @@ def find_base(name: str, revision: str = "") -> Base:
 
 
 def _model(name: str, revision: str) -> Base:
-    config = weights.read_config(name, revision=revision, key=KEY)
-    if config is None:
-        return Base(name, revision, None)
-    if not name.startswith(weights.TINY):
+    family = preflight.check_request(name, revision, key=KEY)
+    if family is not None and not name.startswith(weights.TINY):
         name = str(Path(name).expanduser().resolve())  # a run's folder may be read from another place
-    return Base(name, revision, family_of(config, name=name, key=KEY))
+    return Base(name, revision, family)

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lightbox.adapters import artifact
 from lightbox.adapters.attach import attach
-from lightbox.backbones import quantisation, weights
+from lightbox.backbones import quantisation
 from lightbox.backbones.attention import choose
 from lightbox.backbones.backbone import Backbone
 from lightbox.backbones.families import Family
@@ -118,7 +118,6 @@ def open_t5(cfg: Config, *, vision_width: int | None) -> Backbone:
         attention=choose(own.model.attention, device=str(model.device), dtype=own.model.dtype, model_type="t5"),
         name=name,
         revision=revision,
-        digest=weights.digest_of(name, revision=revision),
         quant=own.adapter.quant,
         dtype=DTYPES[own.model.dtype],
     )

@@ -103,7 +103,7 @@ class TrainedT5:
                 vision=seen,
                 decoder_input_ids=self.model.prepare_decoder_input_ids_from_labels(labels),
             ).logits
-        logps = logits[0].log_softmax(dim=-1).gather(1, labels[0][:, None])[:, 0]
+        logps = logits[0].float().log_softmax(dim=-1).gather(1, labels[0][:, None])[:, 0]
         return Forced(row.target, row.answer, logps)
 
 

@@ -1,0 +1,150 @@
+"""A vision-language model in the place of the T5: prompts, pictures, one run from training to an answer."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lightbox import rundir
+from lightbox.backbones.loading import load
+from lightbox.errors import RequestError
+from lightbox.losses.language import IGNORED
+from medthink import cli, saved
+from medthink.config import resolve
+from medthink.data import fitted_texts, texts_of
+from medthink.features import GREY
+from medthink.items import load_splits
+from medthink.predict import predict
+from medthink.trained import answer_tokens, load_run
+from medthink.vlm import grey, open_backbone, picture
+
+QUESTION = "is there a nodule ?"
+METHODS = ("none", "explanation", "reasoning", "first_stage", "second_stage", "reader")
+
+
+@pytest.fixture(scope="module")
+def backbone(llava_folder):
+    return load(str(llava_folder))
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_llava, tmp_path_factory):
+    """A finished run with an adapter."""
+    out = tmp_path_factory.mktemp("out")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cli, "index_run", lambda *_: None)
+        cli.train([*tiny_llava, "experiment=explanation", f"run.out={out}"])
+    return next((out / "runs").iterdir())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_short_items_keep_their_prompt_and_target(items, backbone, method):
+    texts = fitted_texts(items, method, backbone.tokenizer, source_tokens=512, target_tokens=512)
+    assert texts == [texts_of(item, method) for item in items]
+
+
+def test_rationale_then_question_are_shortened_and_never_the_answer(make_item, backbone):
+    item = make_item(question="is there a nodule in the left upper zone of this image ?")
+    count = lambda text: len(backbone.tokenizer(text, add_special_tokens=False)["input_ids"])  # noqa: E731
+    source, target = texts_of(item, "reasoning")
+    limits = {"source_tokens": count(source) - 5, "target_tokens": count(target) - 5}
+    prompt, answer = fitted_texts([item], "reasoning", backbone.tokenizer, **limits)[0]
+    assert prompt.startswith("Question: is there a nodule")
+    assert prompt.endswith("Options: (A) yes (B) no Solution:")
+    assert answer.startswith("a small dense disc lies")
+    assert answer.endswith("Answer: The answer is (A).")
+    assert count(prompt) < count(source)
+    assert count(answer) < count(target)
+
+
+def test_picture_is_a_square_that_cuts_nothing_off():
+    tall = np.zeros((60, 30), np.uint8)
+    tall[0], tall[-1] = 255, 255
+    shown = picture(tall, 448)
+    assert shown.size == (60, 60)
+    assert np.array_equal(np.asarray(shown)[:, 15:45], tall)
+    assert picture(tall, 20).size == (20, 20)
+    blank = grey(tall, 448)
+    assert blank.size == (60, 60)
+    assert set(np.unique(np.asarray(blank))) == {GREY}
+
+
+def test_run_leaves_an_adapter_and_no_model(trained, llava_folder):
+    names = {path.name for path in (trained / "model").iterdir()}
+    assert names == {"adapter_config.json", "adapter_model.safetensors", "manifest.json", "strategy.json"}
+    assert saved.read_strategy(trained / "model") == {"method": "explanation", "form": "closed"}
+    card = json.loads((trained / "card.json").read_text())
+    assert card["base"]["name"] == str(llava_folder)
+    assert card["attention"]["name"] == "sdpa"
+    assert card["parameters_trained"] < card["parameters"] / 10
+    assert set(card["baselines"]) == {"majority", "question_only"}
+    table = rundir.read_scores(trained)
+    assert sorted(set(table["condition"].to_pylist())) == ["blank", "image", "shuffled"]
+    assert table.num_rows == 12 * 3
+
+
+def test_saved_adapter_scores_the_same(trained, tiny_llava, tmp_path):
+    own = [o for o in tiny_llava if not o.startswith(("model.", "adapter."))]
+    cli.evaluate([*own, "experiment=explanation", f"model.backbone={trained / 'model'}", f"run.out={tmp_path}"])
+    again = next((tmp_path / "runs").iterdir())
+    assert rundir.read_scores(again).equals(rundir.read_scores(trained))
+    assert (again / "generated.json").read_bytes() == (trained / "generated.json").read_bytes()
+
+
+def test_saved_adapter_of_another_strategy_is_refused(trained, tiny_llava, tmp_path):
+    own = [o for o in tiny_llava if not o.startswith(("model.", "adapter."))]
+    asked = [*own, "experiment=reasoning", "objective.is_trained=false", f"model.backbone={trained / 'model'}"]
+    with pytest.raises(RequestError, match=r"trained with objective.method=explanation"):
+        cli.run_job(tmp_path / "jobs" / "x", asked, {})
+
+
+def test_prediction_has_probabilities_of_a_saved_adapter(trained, tmp_path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 48), dtype=np.uint8)).save(tmp_path / "a.png")
+    told = predict(tmp_path / "a.png", QUESTION, folder=trained, options=("yes", "no"))
+    assert told["strategy"] == "explanation"
+    assert sum(told["options"].values()) == pytest.approx(1)
+    json.dumps(told)
+
+
+@pytest.mark.parametrize("method", ["none", "explanation", "reasoning", "second_stage"])
+@pytest.mark.parametrize("place", range(6))
+def test_answer_is_found_among_the_tokens_of_the_target(items, backbone, method, place):
+    item = items[place]
+    _, target = texts_of(item, method)
+    begin, end = answer_tokens(backbone, item, method, target)
+    said = backbone.tokenizer.decode(backbone.target_ids(target)[begin:end]).strip()
+    assert said.removeprefix("Answer: ") in target
+    assert said.startswith(("The answer is", "Answer: The answer is"))
+    assert said.endswith(".")
+    assert (begin == 0) is (method != "reasoning")
+
+
+def test_stage_one_has_no_answer_tokens(items, backbone):
+    assert answer_tokens(backbone, items[0], "first_stage", items[0].rationale) == (0, 0)
+
+
+def test_forced_tokens_add_up_to_the_probability_of_the_sequence(trained, items):
+    model = load_run(trained)
+    seen = Image.new("L", (56, 56), 99)
+    forced = model.force(items[0], seen)
+    prompt, target = texts_of(items[0], "explanation")
+    batch = model.backbone.prepare([seen], [prompt], [target], max_tokens=512)
+    with torch.no_grad():
+        whole = model.backbone.sequence_logps(batch)
+    torch.testing.assert_close(forced.logps.sum(), whole[0])
+    assert forced.target == batch.labels[batch.labels != IGNORED].tolist()
+
+
+def test_reader_reads_text_only(tiny_llava, tmp_path):
+    """No image token is in a prompt of the reader, so its model never looks."""
+    cfg = resolve([*tiny_llava, "experiment=reader"])
+    items = load_splits(cfg)[0].items[:2]
+    own = open_backbone(cfg)
+    prompts, targets = zip(
+        *fitted_texts(items, "reader", own.tokenizer, source_tokens=64, target_tokens=64), strict=True
+    )
+    batch = own.prepare(None, prompts, targets, max_tokens=512)
+    assert "pixel_values" not in batch.inputs
+    assert own.image_token_id not in batch.inputs["input_ids"]
