@@ -3,12 +3,15 @@
 import pytest
 import torch
 import transformers
+from PIL import Image
 from torch import nn
 
 from lightbox.backbones import attention
 from lightbox.backbones.attention import choose, register_xformers, xformers_attention
+from lightbox.backbones.loading import load
 from lightbox.errors import RequestError
-from lightbox.testing.shrunk import build, shrunk_config
+from lightbox.testing.published import GENERATORS
+from lightbox.testing.shrunk import build, save_shrunk, shrunk_config
 
 FLASH = "flash_attn"
 
@@ -142,6 +145,23 @@ def test_xformers_gives_what_eager_gives_forward_and_backward(name, stand_in):
     assert gradients.keys() == expected_gradients.keys()
     for key, gradient in gradients.items():
         torch.testing.assert_close(gradient, expected_gradients[key], atol=1e-6, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_xformers_gives_what_eager_gives_with_images(name, stand_in, tmp_path):
+    """Towers with windows and with attention between channels, image tokens that see each other, cross-attention."""
+    backbone = load(str(save_shrunk(name, tmp_path)), attention="eager")
+    images = [Image.fromarray(torch.randint(0, 256, size, dtype=torch.uint8).numpy()) for size in ((70, 90), (60, 130))]
+    batch = backbone.prepare(
+        images if backbone.family.has_vision else None,
+        ["Side?", "Is there an effusion?"],
+        ["no", "yes"],
+        max_tokens=300,
+    )
+    wanted = backbone.sequence_logps(batch)
+    backbone.model.set_attn_implementation("xformers")
+    torch.testing.assert_close(backbone.sequence_logps(batch), wanted, atol=1e-4, rtol=1e-5)
+    assert stand_in
 
 
 @pytest.mark.parametrize("name", ["clip-vit-l-336", "siglip-so400m"])

@@ -9,10 +9,13 @@ import torch
 from PIL import Image
 
 from lightbox.backbones.loading import CLASSES, load
+from lightbox.config import OptimConfig, RunConfig
 from lightbox.errors import RequestError
 from lightbox.losses.language import token_cross_entropy
 from lightbox.testing.published import GENERATORS
 from lightbox.testing.shrunk import save_shrunk
+from lightbox.train.batches import BatchSource
+from lightbox.train.driver import fit
 
 PROMPTS = ["Is there an effusion?", "Side?", "Where is the nodule in the left zone of the lung?"]
 TARGETS = ["yes, on the left", "no", "the upper zone"]
@@ -150,6 +153,35 @@ def test_one_step_on_a_batch_lowers_its_loss(backbone):
     (before / tokens).backward()
     optimizer.step()
     assert other.loss(batch)[0] < before - 1
+
+
+def test_miniature_goes_through_train_evaluate_and_predict(backbone, images, tmp_path):
+    """By the step driver: the loss falls, an evaluation and predictions are made, and what is saved answers alike."""
+    other = backbone.with_model(copy.deepcopy(backbone.model))
+
+    def evaluate(model):
+        answers = other.with_model(model).generate(images, PROMPTS, max_new_tokens=3)
+        return {"val/acc": float(np.mean([a == t for a, t in zip(answers, TARGETS, strict=True)]))}
+
+    history = fit(
+        other.model,
+        lambda model, batch: other.with_model(model).loss(batch),
+        BatchSource(3, lambda indices: prepared(other, indices), batch_size=3, seed=0),
+        optim=OptimConfig(lr=2e-3, max_steps=6, batch_size=3, micro_batch_size=1),
+        run=RunConfig(seed=0, log_every_steps=1),
+        out=tmp_path / "run",
+        evaluate=evaluate,
+    )
+    losses = [value for _, value in history["train/loss"]]
+    assert losses[-1] < losses[0] - 0.3
+    assert len(history["val/acc"]) == 1
+    other.core.save_pretrained(tmp_path / "saved")
+    other.processor.save_pretrained(tmp_path / "saved")
+    again = load(str(tmp_path / "saved"))
+    batch = prepared(other)
+    assert torch.equal(again.sequence_logps(batch), other.with_model(other.model.eval()).sequence_logps(batch))
+    answers = [one.generate(images, PROMPTS, max_new_tokens=4) for one in (again, other)]
+    assert answers[0] == answers[1]
 
 
 def test_image_decides_the_answer(seeing):

@@ -152,7 +152,7 @@ def xformers_attention(
         p=dropout,
         scale=width**-0.5 if scaling is None else scaling,
     )
-    return mixed[..., :width], None
+    return mixed[..., :width].contiguous(), None
 
 
 def _tensor_bias(
