@@ -43,6 +43,7 @@ def reproduce(
     """Run the claims of papers and decide them; writes results.json, report.html and an MLflow index."""
     if reuse not in ("", "results"):
         raise RequestError(f"--reuse is '{reuse}'", "Only committed results can be reused", "Give --reuse results")
+    runner.check_engine(engine, address)
     plan = make_plan(papers or (), preset=preset, claim_ids=split_ids(claims))
     run_plan(
         plan,
