@@ -12,10 +12,14 @@ from rich.console import Console
 from rich.table import Table
 
 from lightbox.bench import ledger
+from lightbox.config import check_choice
 from lightbox.errors import RequestError
 from lightbox.paths import repo_root
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Measure ratios against named peers.")
+
+PARTS = {"driver": "train_throughput", "qlora": "training_step"}
+"""What `lightbox bench train` measures -> its name in the table of rows."""
 
 Repeats = Annotated[int, typer.Option(help="Measurements of each side; the median counts.")]
 Record = Annotated[bool, typer.Option("--record", help="Append the rows to benchmarks/results.csv.")]
@@ -40,14 +44,32 @@ def data(
 def train(
     epochs: Annotated[int, typer.Option(help="Passes over 512 items in each measurement.")] = 2,
     repeats: Repeats = 7,
+    only: Annotated[str, typer.Option(help="driver: the loop, bucketing, cached features; qlora: one step.")] = "",
     record: Record = False,
     as_json: AsJson = False,
 ) -> None:
-    """Training steps per second on one core: driver, length bucketing, cached features."""
+    """Training steps per second on one core: the loop against a Trainer, a QLoRA step against peft's helpers."""
     _check_counts(epochs=epochs, repeats=repeats)
-    from lightbox.bench.train import run
+    if only:
+        check_choice("--only", only, PARTS)
+    rows: list[dict[str, Any]] = []
+    for part, benchmark in PARTS.items():
+        if only in ("", part):
+            found = _train_rows(part, epochs=epochs, repeats=repeats)
+            if record:
+                ledger.append(repo_root() / "benchmarks" / "results.csv", benchmark, found)
+            rows += found
+    _finish("", rows, record=False, as_json=as_json)
 
-    _finish("train_throughput", run(epochs=epochs, repeats=repeats), record=record, as_json=as_json)
+
+def _train_rows(part: str, *, epochs: int, repeats: int) -> list[dict[str, Any]]:
+    if part == "driver":
+        from lightbox.bench.train import run
+
+        return run(epochs=epochs, repeats=repeats)
+    from lightbox.bench import step
+
+    return step.run(repeats=repeats)
 
 
 def _check_counts(**counts: int) -> None:
