@@ -30,7 +30,8 @@ def check_fit(folder: Path, record: dict[str, Any], backbone: Backbone, *, allow
 
 def check_rows(config: LoraConfig, new_tokens: Mapping[str, int]) -> None:
     """Raise `RequestError` unless the rows that train are those of the new tokens."""
-    rows = sorted({row for ids in (config.trainable_token_indices or {}).values() for row in ids})
+    tables: Any = config.trainable_token_indices or {}
+    rows = sorted({row for ids in tables.values() for row in ids})
     if rows != sorted(new_tokens.values()):
         raise RequestError(
             f"The new tokens have ids {sorted(new_tokens.values())}, and rows {rows} were trained",

@@ -165,7 +165,10 @@ class GradientReach:
 def _is_reached(name: str, parameter: nn.Parameter) -> bool:
     if parameter.grad is None:
         return False
-    return "trainable_tokens" in name or bool(parameter.grad.count_nonzero())
+    gradient: Any = parameter.grad
+    if hasattr(gradient, "full_tensor"):  # one of several shards, which may be zero while the others are not
+        gradient = gradient.full_tensor()
+    return "trainable_tokens" in name or bool(gradient.count_nonzero())
 
 
 def _group_of(name: str, family: Family) -> str:
@@ -179,13 +182,9 @@ def _group_of(name: str, family: Family) -> str:
 
 def _frozen_numbers(model: nn.Module) -> int:
     """Numbers that do not train, quantised ones counted as numbers and not as bytes."""
-    total = 0
-    for module in model.modules():
-        own: Any = [p for p in module.parameters(recurse=False) if not p.requires_grad]
-        if quantised_as(module) == "nf4":
-            total += module.in_features * module.out_features - module.weight.numel()
-        total += sum(p.numel() for p in own)
-    return total
+    layers: list[Any] = [module for module in model.modules() if quantised_as(module) == "nf4"]
+    packed = sum(layer.in_features * layer.out_features - layer.weight.numel() for layer in layers)
+    return packed + sum(p.numel() for p in model.parameters() if not p.requires_grad)
 
 
 def _stored_state(module: Any) -> list[tuple[str, Tensor]]:

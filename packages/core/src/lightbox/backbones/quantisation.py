@@ -160,11 +160,11 @@ def check_layout(model: PreTrainedModel, family: Family, quant: str) -> dict[str
     return counts
 
 
-def _is_stored_as(module: nn.Module, quant: str) -> bool:
+def _is_stored_as(module: Any, quant: str) -> bool:
     """True where a layer holds quantised weights, and not 16-bit ones in a quantised layer's clothes."""
     if quantised_as(module) != quant:
         return False
-    weight: Any = module.weight
+    weight = module.weight
     if quant == "int8":
         return weight.dtype == torch.int8 and weight.numel() == module.in_features * module.out_features
     bytes_wanted = (module.in_features * module.out_features + 1) // 2
