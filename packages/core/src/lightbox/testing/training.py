@@ -84,9 +84,13 @@ def fit_tagger(
     step: Any = tagger_step,
     evaluate: Any = None,
     optim: dict[str, Any] | None = None,
+    extras: dict[str, Any] | None = None,
     **run: Any,
 ) -> tuple[nn.Module, History]:
-    """Train a tagger for 12 steps of 4 rows, unless told otherwise, and return it with its history."""
+    """Train a tagger for 12 steps of 4 rows, unless told otherwise, and return it with its history.
+
+    `optim` and `run` change settings, `extras` are further arguments of `fit`.
+    """
     model = make_tagger() if model is None else model
     settings = OptimConfig(**({"lr": 0.01, "max_steps": 12, "batch_size": 4, "warmup_frac": 0.2} | (optim or {})))
     history = fit(
@@ -97,5 +101,6 @@ def fit_tagger(
         run=RunConfig(**({"seed": 0, "log_every_steps": 3} | run)),
         out=out,
         evaluate=evaluate,
+        **(extras or {}),
     )
     return model, history

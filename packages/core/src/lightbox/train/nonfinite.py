@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightbox.errors import WorkError
-from lightbox.train import processes
+from lightbox.train import processes, sharding
 from lightbox.train.files import write_json
 
 
@@ -51,25 +51,29 @@ def stop(
 
 
 def first_nonfinite(model: nn.Module, forward: Callable[[], Any], batch: Any) -> str:
-    """Name the first tensor that is not finite, in the order batch, weights, module outputs, gradients."""
-    for name, tensor in tensors_in(batch, "batch"):
-        if is_nonfinite(tensor):
-            return name
-    for name, parameter in model.named_parameters():
-        if is_nonfinite(parameter):
-            return f"weight {name}"
-    blamed = _first_output(model, forward)
-    if blamed is not None:
-        return blamed
-    for name, parameter in model.named_parameters():
-        if parameter.grad is not None and is_nonfinite(parameter.grad):
-            return f"gradient of {name}"
+    """Name the first tensor that is not finite, in the order batch, weights, module outputs, gradients.
+
+    With several processes each looks at what it holds, and all name what the first of them found.
+    """
+    for look in (
+        lambda: next((name for name, tensor in tensors_in(batch, "batch") if is_nonfinite(tensor)), None),
+        lambda: next((f"weight {name}" for name, p in model.named_parameters() if is_nonfinite(p)), None),
+        lambda: _first_output(model, forward),
+        lambda: next((f"gradient of {n}" for n, p in model.named_parameters() if _has_broken_gradient(p)), None),
+    ):
+        blamed = next((name for name in processes.gather(look()) if name is not None), None)
+        if blamed is not None:
+            return blamed
     return "the loss itself, computed from finite outputs"
 
 
 def is_nonfinite(tensor: Tensor) -> bool:
-    """True where a floating tensor holds NaN or infinity."""
-    return tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
+    """True where a floating tensor, or the part of it that lies in this process, holds NaN or infinity."""
+    return tensor.is_floating_point() and not bool(torch.isfinite(sharding.own_part(tensor)).all())
+
+
+def _has_broken_gradient(parameter: nn.Parameter) -> bool:
+    return parameter.grad is not None and is_nonfinite(parameter.grad)
 
 
 def tensors_in(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:

@@ -85,6 +85,11 @@ def is_part(tensor: Tensor) -> bool:
     return isinstance(tensor, DTensor)
 
 
+def own_part(tensor: Tensor) -> Tensor:
+    """What of a tensor lies in this process; others than shards come back as they are."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def whole(tensor: Tensor) -> Tensor:
     """The tensor that a shard is part of; every process must call it. Others come back as they are."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -1,0 +1,179 @@
+"""Two processes train what one process trains: real launches by accelerate on the CPU, with gloo on loopback.
+
+Each launch makes all its trainings (see launched.py), and the tests look at what they left.
+"""
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lightbox.errors import RequestError
+from lightbox.train import checkpoint, processes
+from lightbox.train.files import file_sha256
+
+HERE = Path(__file__).parent
+WAYS = {"replicas": ["--multi_gpu"], "shards": ["--use_fsdp", "--fsdp_version", "2"]}
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def trainings():
+    """The functions of launched.py, for one process."""
+    spec = importlib.util.spec_from_file_location("launched", HERE / "launched.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def one(trainings, tmp_path_factory):
+    """What one process makes of the same trainings, and a training that it was cut in."""
+    out = tmp_path_factory.mktemp("one")
+    trainings.cut_short(trainings.train_tagger, out / "from-one")
+    return out, {
+        "tagger": trainings.train_tagger(out / "tagger", evaluate=trainings.accuracy, save_every_steps=trainings.CUT),
+        "t5": trainings.train_t5(out / "t5"),
+    }
+
+
+@pytest.fixture(scope="module", params=list(WAYS))
+def two(request, one, tmp_path_factory):
+    """The folder of one launch of two processes, and what both processes saw."""
+    out = tmp_path_factory.mktemp(request.param)
+    shutil.copytree(one[0] / "from-one", out / "from-one")
+    command = [sys.executable, "-W", "ignore", "-m", "accelerate.commands.launch", *WAYS[request.param]]
+    command += ["--num_processes", "2", "--main_process_port", "0", str(HERE / "launched.py"), str(out)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=240, check=False, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return request.param, out, [json.loads((out / f"found-{rank}.json").read_text()) for rank in (0, 1)]
+
+
+def assert_close(one, two, *, keys=("train/loss", "train/grad_norm")):
+    """Curves within 1e-5 at every step, weights within 1e-4 of their size."""
+    for key in keys:
+        assert len(one["history"][key]) == len(two["history"][key]) == 20
+        gaps = [abs(a - b) for (_, a), (_, b) in zip(one["history"][key], two["history"][key], strict=True)]
+        assert max(gaps) < 1e-5, (key, gaps)
+    for name, square in one["squares"].items():
+        assert two["squares"][name] == pytest.approx(square, rel=1e-4, abs=1e-9), name
+
+
+@pytest.mark.parametrize("training", ["tagger", "one row", "t5", "from one"])
+def test_two_processes_give_the_losses_of_one(one, two, training):
+    """20 steps with unequal lengths and a short last batch, whole shares or single rows, all parameters or LoRA."""
+    expected = one[1]["t5" if training == "t5" else "tagger"]
+    for found in two[2]:
+        assert_close(expected, found[training])
+
+
+def test_averaging_the_means_of_two_shares_would_be_noticed(trainings):
+    """On the first batch that differs from the mean over all tokens by far more than the tolerance above."""
+    source, model = trainings.rows(), trainings.make_tagger(dropout=0.0, is_tied=True)
+    batch = source.next_indices()
+    sums = [trainings.tagger_step(model, source.collate(part))[:2] for part in (batch[:4], batch[4:])]
+    of_tokens = sum(float(loss) for loss, _ in sums) / sum(int(tokens) for _, tokens in sums)
+    of_means = sum(float(loss) / int(tokens) for loss, tokens in sums) / 2
+    assert abs(of_tokens - of_means) > 1e-3
+
+
+def test_both_processes_hold_the_same_whole_model_and_the_same_curves(two):
+    first, second = two[2]
+    assert first == second
+    assert all(
+        not kind.startswith(("FSDP", "DTensor"))
+        for found in first.values()
+        if isinstance(found, dict)
+        for kind in found["kinds"]
+    )
+
+
+def test_evaluation_sees_the_whole_model_in_both_processes(one, two):
+    expected = one[1]["tagger"]["history"]["val/acc"]
+    assert two[2][0]["tagger"]["history"]["val/acc"] == expected
+    assert [step for step, _ in expected] == [7, 14, 20]
+
+
+def test_one_process_writes_and_says_that_there_were_two(two):
+    way, out, _ = two
+    card = json.loads((out / "tagger" / "card.json").read_text())
+    assert card["processes"] == {"count": 2, "model": "in shards" if way == "shards" else "whole in each"}
+    assert sorted(path.name for path in (out / "tagger").iterdir()) == ["card.json", "checkpoints", "history.json"]
+    assert checkpoint.damage(out / "tagger/checkpoints/step-00000020") is None
+
+
+@pytest.mark.parametrize("training", ["tagger", "t5"])
+def test_a_checkpoint_of_two_processes_continues_in_one(trainings, one, two, tmp_path, training):
+    train = {"tagger": trainings.train_tagger, "t5": trainings.train_t5}[training]
+    shutil.copytree(two[1] / ("to-one" if training == "tagger" else "t5-to-one"), tmp_path / "run")
+    assert_close(one[1][training], train(tmp_path / "run"))
+    assert json.loads((tmp_path / "run" / "card.json").read_text())["notes"] == ["continued from step 7"]
+
+
+def test_a_checkpoint_holds_the_same_names_and_shapes_whoever_wrote_it(one, two):
+    name = "tagger/checkpoints/step-00000020"
+    for file in ("model.safetensors", "optimizer.safetensors"):
+        ours, theirs = (checkpoint.weights.read_tensors(out / name / file) for out in (one[0], two[1]))
+        assert {key: tensor.shape for key, tensor in ours.items()} == {k: t.shape for k, t in theirs.items()}
+
+
+def test_a_resumed_training_of_two_processes_repeats_the_dropout_of_each(two):
+    _, out, (found, _) = two
+    assert found["dropout again"] == found["dropout"]
+    files = [out / name / "checkpoints/step-00000020/model.safetensors" for name in ("dropout", "dropout-cut")]
+    assert file_sha256(files[0]) == file_sha256(files[1])
+
+
+def test_a_signal_to_one_process_stops_both_after_a_save(two):
+    _, out, told = two
+    assert [found["signal"] for found in told] == ["SystemExit 143", "SystemExit 143"]
+    assert checkpoint.latest(out / "signal" / "checkpoints").name == "step-00000004"
+
+
+def test_a_loss_that_is_not_finite_in_one_process_stops_both(two):
+    _, out, told = two
+    facts = json.loads((out / "broken" / "nonfinite.json").read_text())
+    for found in told:
+        assert found["broken"].startswith(f"WorkError At step {facts['step']} the loss is inf")
+        assert all(name in found["broken"] for name in facts["ids"])
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(two):
+    for found in two[2]:
+        assert found["odd"].startswith("RequestError optim.batch_size is 7 and 2 processes were launched. ")
+
+
+def test_a_shortage_in_one_process_halves_the_micro_batches_of_both(one, two):
+    way, out, told = two
+    if way == "shards":
+        for found in told:
+            assert found["auto"].startswith("RequestError train.auto_batch=true and FSDP are asked for together. ")
+            assert found["8 bit"].startswith(
+                "RequestError optim.optimizer=adamw_8bit and FSDP are asked for together. "
+            )
+        return
+    assert [found["auto"] for found in told] == ["finished", "finished"]
+    history = json.loads((out / "auto" / "history.json").read_text())
+    assert history.pop("train/micro_batch_size") == [[1, 2.0], [1, 1.0]]
+    assert history == told[0]["one row"]["history"]
+    for found in told:
+        assert found["short"].startswith(
+            "WorkError Memory ran out at step 1 with 4 items in a forward pass (CUDA out of"
+        )
+
+
+def test_shares_are_runs_of_the_batch_in_order(monkeypatch):
+    monkeypatch.setattr(processes, "count", lambda: 3)
+    assert processes.shares(range(6)) == [[0, 1], [2, 3], [4, 5]]
+    assert processes.shares(range(4)) == [[0, 1], [2, 3], []]
+    assert processes.shares([9]) == [[9], [], []]
+    processes.check_batch_size(6)
+    with pytest.raises(RequestError, match="is 8 and 3 processes"):
+        processes.check_batch_size(8)
