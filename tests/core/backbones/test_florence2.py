@@ -21,14 +21,14 @@ def florence(tmp_path_factory):
     return load(str(save_shrunk("florence-2-base", tmp_path_factory.mktemp("florence"))))
 
 
-def text_of(florence, batch, row=0):
+def read_row(florence, batch, row=0):
     ids, mask = batch.inputs["input_ids"][row], batch.inputs["attention_mask"][row].bool()
     return florence.tokenizer.decode(ids[mask])
 
 
 def test_encoder_reads_image_and_prompt_and_decoder_the_answer(florence):
     batch = florence.prepare([IMAGE], ["Where is it?"], ["left<loc_3>"], max_tokens=100)
-    assert text_of(florence, batch) == "<image>" * 10 + "<s>Where is it?</s>"
+    assert read_row(florence, batch) == "<image>" * 10 + "<s>Where is it?</s>"
     names = florence.tokenizer.convert_ids_to_tokens
     assert names(batch.labels[0]) == ["<s>", *florence.tokenizer.tokenize("left"), "<loc_3>", "</s>"]
     decoder = names(batch.inputs["decoder_input_ids"][0])
@@ -37,7 +37,7 @@ def test_encoder_reads_image_and_prompt_and_decoder_the_answer(florence):
 
 
 def test_text_alone_is_framed_as_beside_an_image(florence):
-    assert text_of(florence, florence.prepare(None, ["Where is it?"], max_tokens=100)) == "<s>Where is it?</s>"
+    assert read_row(florence, florence.prepare(None, ["Where is it?"], max_tokens=100)) == "<s>Where is it?</s>"
 
 
 def test_task_is_the_sentence_that_the_model_was_trained_on(florence):
@@ -47,7 +47,7 @@ def test_task_is_the_sentence_that_the_model_was_trained_on(florence):
     )
     assert torch.equal(task, plain)
     batch = florence.prepare([IMAGE], ["<CAPTION_TO_PHRASE_GROUNDING>a round mass"], max_tokens=100)
-    assert text_of(florence, batch).endswith("<s>Locate the phrases in the caption: a round mass</s>")
+    assert read_row(florence, batch).endswith("<s>Locate the phrases in the caption: a round mass</s>")
 
 
 def test_task_beside_other_text_is_refused(florence):

@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from transformers import Sam2VideoConfig, Sam2VideoModel
 
 from lightbox.backbones import sam
-from lightbox.backbones.sam import dice_scores, load_segmenter
+from lightbox.backbones.mask_batch import dice_scores
+from lightbox.backbones.sam import load_segmenter
 from lightbox.config import OptimConfig, RunConfig
 from lightbox.errors import RequestError
 from lightbox.phantom import Knobs, draw_cases

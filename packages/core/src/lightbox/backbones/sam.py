@@ -7,24 +7,23 @@ needs is trained: encoder, prompt encoder, the other masks' heads and the estima
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from monai.losses import DiceCELoss
-from monai.metrics import compute_dice
 from PIL import Image
 from torch import Tensor, nn
 from transformers import Sam2Config, Sam2ImageProcessor, Sam2Model, SamConfig, SamImageProcessor, SamModel
 
 from lightbox.backbones import weights
 from lightbox.backbones.hooks import in_colour
+from lightbox.backbones.mask_batch import MaskBatch, checked_boxes, dice_scores, mask_tensors
 from lightbox.backbones.seq2seq import quiet_loading
 from lightbox.errors import RequestError
-from lightbox.records import Box, check_box
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DECODER = "mask_decoder."
@@ -49,35 +48,6 @@ SAM = Kind(SamModel, SamConfig, SamImageProcessor, keeps_shape=True)
 SAM_2 = Kind(Sam2Model, Sam2Config, Sam2ImageProcessor, keeps_shape=False)
 KINDS = {"sam": SAM, "sam2": SAM_2, "sam2_video": SAM_2}
 """model_type of config.json -> how it is read. The image part of a SAM 2 that was published for video is read alone."""
-
-
-@dataclass(frozen=True)
-class MaskBatch:
-    """Images with one box each, and the masks to learn.
-
-    Args:
-        pixel_values: b 3 h w, as the model reads them.
-        boxes_xyxy_px: b 1 4, in pixels of `pixel_values`.
-        seen_hw: rows and columns of each image inside `pixel_values`, without filling.
-        image_hw: rows and columns of each image as it was given.
-        masks: True inside, h w of each image; None for prediction.
-    """
-
-    pixel_values: Float[Tensor, "b 3 h w"]
-    boxes_xyxy_px: Float[Tensor, "b 1 4"]
-    seen_hw: list[tuple[int, int]]
-    image_hw: list[tuple[int, int]]
-    masks: list[Bool[Tensor, "h w"]] | None = None
-
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
-        """The same batch on a device."""
-        masks = None if self.masks is None else [mask.to(device, non_blocking=non_blocking) for mask in self.masks]
-        return replace(
-            self,
-            pixel_values=self.pixel_values.to(device, non_blocking=non_blocking),
-            boxes_xyxy_px=self.boxes_xyxy_px.to(device, non_blocking=non_blocking),
-            masks=masks,
-        )
 
 
 class Segmenter:
@@ -134,14 +104,14 @@ class Segmenter:
         seen = encoded["reshaped_input_sizes"].tolist() if self.kind.keeps_shape else [pixels.shape[-2:]] * len(images)
         boxes = [
             [[x0 * width, y0 * height, x1 * width, y1 * height]]
-            for (x0, y0, x1, y1), (height, width) in zip(_checked(boxes_xyxy_frac), seen, strict=True)
+            for (x0, y0, x1, y1), (height, width) in zip(checked_boxes(boxes_xyxy_frac), seen, strict=True)
         ]
         return MaskBatch(
             pixel_values=pixels,
             boxes_xyxy_px=torch.tensor(boxes, dtype=torch.float32),
             seen_hw=[(int(height), int(width)) for height, width in seen],
             image_hw=image_hw,
-            masks=None if masks is None else _mask_tensors(masks, image_hw),
+            masks=None if masks is None else mask_tensors(masks, image_hw),
         )
 
     def logits(self, batch: MaskBatch) -> list[Float[Tensor, "h w"]]:
@@ -262,15 +232,6 @@ def load_segmenter(
     )
 
 
-def dice_scores(found: Sequence[Bool[Tensor, "h w"]], truth: Sequence[Bool[Tensor, "h w"]]) -> list[float]:
-    """Dice of each pair of masks, in [0, 1]: 1 where both are empty, 0 where one is."""
-    pairs = zip(found, truth, strict=True)
-    return [
-        float(compute_dice(one[None, None].float(), other[None, None].float(), ignore_empty=False))
-        for one, other in pairs
-    ]
-
-
 def _image_config(kind: Kind, values: dict[str, Any]) -> Any:
     """The configuration of the image model; a video model's has the same parts under other type names."""
     parts = ("vision_config", "prompt_encoder_config", "mask_decoder_config")
@@ -278,18 +239,3 @@ def _image_config(kind: Kind, values: dict[str, Any]) -> Any:
         part: {key: v for key, v in values[part].items() if key != "model_type"} for part in parts if part in values
     }
     return kind.config_class(**left)
-
-
-def _checked(boxes: Sequence[Sequence[float]]) -> list[Box]:
-    return [check_box(Box(*map(float, box)), where=f"box {index}") for index, box in enumerate(boxes)]
-
-
-def _mask_tensors(masks: Sequence[np.ndarray], image_hw: Sequence[tuple[int, int]]) -> list[Tensor]:
-    for index, (mask, size) in enumerate(zip(masks, image_hw, strict=True)):
-        if mask.shape != size:
-            raise RequestError(
-                f"Mask {index} has shape {mask.shape}, its image {size}",
-                "A mask says of each pixel of its image whether it is inside",
-                "Give masks of the size of their images",
-            )
-    return [torch.from_numpy(np.ascontiguousarray(mask, dtype=bool)) for mask in masks]
