@@ -79,8 +79,8 @@ def test_averaging_the_means_of_two_shares_would_be_noticed(trainings):
     source, model = trainings.rows(), trainings.make_tagger(dropout=0.0, is_tied=True)
     batch = source.next_indices()
     sums = [trainings.tagger_step(model, source.collate(part))[:2] for part in (batch[:4], batch[4:])]
-    of_tokens = sum(float(loss) for loss, _ in sums) / sum(int(tokens) for _, tokens in sums)
-    of_means = sum(float(loss) / int(tokens) for loss, tokens in sums) / 2
+    of_tokens = sum(loss.item() for loss, _ in sums) / sum(int(tokens) for _, tokens in sums)
+    of_means = sum(loss.item() / int(tokens) for loss, tokens in sums) / 2
     assert abs(of_tokens - of_means) > 1e-3
 
 
