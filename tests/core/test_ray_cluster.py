@@ -45,9 +45,10 @@ track.open_tracker = lambda out: Index()  # opening the real one takes longer th
 
 def main():
     plan = reproduce.make_plan([], preset="smoke", claim_ids=["Y1", "Y2"], packages={"toy": "toy"})
-    reproduce.run_plan(plan, Path(sys.argv[1]), root=Path(sys.argv[1]) / "none", engine=sys.argv[2], address=sys.argv[3])
+    out, engine, address = Path(sys.argv[1]), *sys.argv[2:]
+    reproduce.run_plan(plan, out, root=out / "none", engine=engine, address=address)
     assert not {"torch", "transformers"} & sys.modules.keys()
-    assert ("ray" in sys.modules) == (sys.argv[2] == "ray")
+    assert ("ray" in sys.modules) == (engine == "ray")
 
 
 if __name__ == "__main__":
@@ -210,3 +211,63 @@ def test_a_node_killed_in_the_middle_of_a_job_loses_nothing(source, address, sec
     assert driver.wait() == 0, driver.said
     assert "was lost" in driver.said
     assert scores(tmp_path) == expected
+
+
+def test_ctrl_c_keeps_what_is_done_clears_the_nodes_and_the_same_command_goes_on(
+    source, place, address, expected, tmp_path
+):
+    driver = Driver(source, tmp_path, address=address)
+    wait_until(lambda: "[2/5]" in driver.said or driver.process.poll() is not None, "two finished jobs", 180)
+    assert driver.process.poll() is None, driver.said
+    os.killpg(driver.process.pid, signal.SIGINT)  # as a terminal does
+    assert driver.wait() == 130, driver.said
+    assert "finished jobs and checkpoints are kept" in driver.said
+    kept = set(tmp_path.glob("jobs/*/job.json"))
+    assert 2 <= len(kept) < 5
+    assert list(place.glob("*/lightbox-*")) == []
+    times = {path: path.stat().st_mtime_ns for path in kept}
+    again = Driver(source, tmp_path, address=address)
+    assert again.wait() == 0, again.said
+    assert {path: path.stat().st_mtime_ns for path in kept} == times  # these were not run again
+    assert scores(tmp_path) == expected
+
+
+def test_a_job_that_raises_and_one_that_kills_its_worker_take_no_others_along(source, address, tmp_path):
+    world = source / "toy" / "world.py"
+    text = world.read_text()
+    body = "    import os, signal\n    print('hello from python', flush=True)\n"
+    body += "    os.write(1, b'hello from below\\n')\n"
+    body += "    if cfg.level == 0.61:\n        os.kill(os.getpid(), signal.SIGKILL)\n"
+    body += "    assert cfg.level != 0.72, 'no such thing'\n"
+    world.write_text(text.replace("    return cfg", body + "    return cfg"))
+    try:
+        driver = Driver(source, tmp_path, address=address)
+        assert driver.wait() == 1, driver.said
+    finally:
+        world.write_text(text)
+    assert driver.said.count("toy filler, seed 0 was lost (WorkerCrashedError") == 3
+    assert "3 of 5 jobs failed: toy true, seed 0" in driver.said
+    errors = {json.loads(path.read_text())["why"] for path in tmp_path.glob("jobs/*/error.json")}
+    assert len(errors) == 2  # the job that needs the failed one was never begun
+    assert "AssertionError: no such thing." in str(errors)
+    assert "died 4 times, at last with WorkerCrashedError" in str(errors)
+    assert len(scores(tmp_path)) == 2
+    logs = [path.read_text() for path in tmp_path.glob("jobs/*/log.txt")]
+    assert len(logs) == 3
+    assert all("hello from python\nhello from below\n" in log for log in logs)
+    assert sum("Traceback" in log for log in logs) == 1
+
+
+def test_a_node_with_another_source_is_refused_before_any_job_is_run(source, place, address, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(source, other)
+    (other / "toy" / "world.py").write_text("def level_of(cfg):\n    return cfg.level + 0.1\n")
+    node = Node(place / "c", f"--address={address}", source=other)
+    try:
+        driver = Driver(source, tmp_path / "out", address=address)
+        assert driver.wait() == 2, driver.said
+    finally:
+        node.kill()
+    assert [line.partition(":")[0] for line in driver.said.splitlines()] == ["What was given", "Why", "What to do"]
+    assert "Its source of toy is another one" in driver.said
+    assert list((tmp_path / "out").glob("jobs/*")) == []

@@ -215,6 +215,7 @@ def _settle(job: Job, outcome: Outcome, folder: Path, found: Finished, *, commit
     if outcome.is_disk_full:
         raise disk_full(folder)
     error = outcome.error
+    folder.mkdir(parents=True, exist_ok=True)  # a job that a node never began has none here
     write_json(folder / FAILURE, {"given": error.given, "why": error.why, "do": error.do})
 
 
