@@ -6,8 +6,8 @@ from torch import nn
 
 from lightbox.adapters import kbit
 from lightbox.adapters.attach import attach
+from lightbox.backbones.published import GENERATORS
 from lightbox.config import AdapterConfig
-from lightbox.testing.published import GENERATORS
 
 SEEING = [name for name in GENERATORS if name != "unifiedqa-t5-base"]
 DROPS = ("dropout", "activation_dropout", "attention_dropout")

@@ -6,10 +6,10 @@ from torch import nn
 
 from lightbox.adapters import guards, kbit, lora
 from lightbox.adapters.names import plain_name
+from lightbox.backbones.published import GENERATORS
 from lightbox.backbones.quantisation import part_of, quantised_as
 from lightbox.config import AdapterConfig
 from lightbox.errors import RequestError
-from lightbox.testing.published import GENERATORS
 
 SEEING = [name for name in GENERATORS if name != "unifiedqa-t5-base"]
 

@@ -13,10 +13,10 @@ from lightbox.adapters.merge import merge_to_16_bit
 from lightbox.adapters.shards import Spec, write_shards
 from lightbox.adapters.tokens import add_tokens
 from lightbox.backbones.loading import load
+from lightbox.backbones.published import GENERATORS
 from lightbox.backbones.quantisation import quantised_as
 from lightbox.config import AdapterConfig
 from lightbox.errors import RequestError, WorkError
-from lightbox.testing.published import GENERATORS
 
 LLAVA = "llava-1.5-7b"
 LIMITS = {"fp32": 1e-4, "bf16": 3e-2}

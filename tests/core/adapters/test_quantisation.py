@@ -6,9 +6,9 @@ from torch import nn
 from lightbox.adapters.guards import quantised_digest, refuse_packed
 from lightbox.backbones import quantisation
 from lightbox.backbones.families import FAMILIES, family_of
+from lightbox.backbones.published import GENERATORS
 from lightbox.backbones.quantisation import Count, count_by_part, part_of, quantised_as
 from lightbox.errors import RequestError, WorkError
-from lightbox.testing.published import GENERATORS
 
 
 def from_files(folder, skipped):

@@ -6,9 +6,9 @@ from lightbox.adapters import guards
 from lightbox.adapters.attach import attach
 from lightbox.adapters.reference import reference
 from lightbox.adapters.tokens import add_tokens
+from lightbox.backbones.published import GENERATORS
 from lightbox.config import AdapterConfig
 from lightbox.errors import RequestError
-from lightbox.testing.published import GENERATORS
 
 TOKENS = ["<mask_0>", "<lesion>"]
 

@@ -9,8 +9,8 @@ from torch import nn
 from lightbox.backbones import attention
 from lightbox.backbones.attention import choose, register_xformers, xformers_attention
 from lightbox.backbones.loading import load
+from lightbox.backbones.published import GENERATORS
 from lightbox.errors import RequestError
-from lightbox.testing.published import GENERATORS
 from lightbox.testing.shrunk import build, save_shrunk, shrunk_config
 
 FLASH = "flash_attn"

@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 
 from lightbox.backbones.loading import CLASSES, load
+from lightbox.backbones.published import GENERATORS
 from lightbox.config import OptimConfig, RunConfig
 from lightbox.errors import RequestError
 from lightbox.losses.language import token_cross_entropy
-from lightbox.testing.published import GENERATORS
 from lightbox.testing.shrunk import save_shrunk
 from lightbox.train.batches import BatchSource
 from lightbox.train.driver import fit

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from lightbox.backbones.families import BY_MODEL_TYPE, FAMILIES, Family, family_of
+from lightbox.backbones.published import GENERATORS, PUBLISHED
 from lightbox.errors import RequestError
-from lightbox.testing.published import GENERATORS, PUBLISHED
 from lightbox.testing.shrunk import build, real_config, shrunk_config
 
 

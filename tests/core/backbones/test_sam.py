@@ -11,12 +11,12 @@ from transformers import Sam2VideoConfig, Sam2VideoModel
 
 from lightbox.backbones import sam
 from lightbox.backbones.mask_batch import dice_scores
+from lightbox.backbones.published import SEGMENTERS
 from lightbox.backbones.sam import load_segmenter
 from lightbox.config import OptimConfig, RunConfig
 from lightbox.errors import RequestError
 from lightbox.phantom import Knobs, draw_cases
 from lightbox.records import box_from_mask
-from lightbox.testing.published import SEGMENTERS
 from lightbox.testing.shrunk import save_shrunk, shrunk_config
 from lightbox.train.batches import BatchSource
 from lightbox.train.driver import fit

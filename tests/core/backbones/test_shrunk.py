@@ -8,7 +8,7 @@ import transformers
 from safetensors import safe_open
 from transformers import AutoProcessor, AutoTokenizer
 
-from lightbox.testing.published import GENERATORS, PUBLISHED, TOWERS
+from lightbox.backbones.published import GENERATORS, PUBLISHED, TOWERS
 from lightbox.testing.shrunk import build, real_config, save_shrunk, shrunk_config
 
 SIZES = set(

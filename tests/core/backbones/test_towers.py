@@ -12,9 +12,9 @@ from torchvision.models.resnet import Bottleneck, ResNet
 from transformers import DetrConfig, DetrModel, ResNetConfig
 
 from lightbox.backbones import detr, towers
+from lightbox.backbones.published import TOWERS
 from lightbox.backbones.towers import load_tower
 from lightbox.errors import RequestError
-from lightbox.testing.published import TOWERS
 from lightbox.testing.shrunk import save_shrunk
 
 IMAGES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 64, 64), dtype=np.uint8))

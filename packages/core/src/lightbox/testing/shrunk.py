@@ -35,11 +35,10 @@ from transformers import (
 )
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from lightbox.backbones.published import PUBLISHED, SEGMENTERS, merged, shrunk_values
 from lightbox.backbones.seq2seq import quiet_loading
-from lightbox.testing.published import PUBLISHED, SEGMENTERS
 from lightbox.testing.shrunk_tokenizers import make_florence, make_gemma, make_llama, make_qwen, make_t5
 
-WHOLE = ("rope_parameters",)  # replaced, not merged
 CHATS = {
     "vicuna": ("", "", "USER: ", "<image>\n", " ", "ASSISTANT:"),
     "mistral": ("", "", "[INST] ", "<image>\n", " [/INST]", ""),
@@ -70,7 +69,7 @@ def real_config(name: str) -> PreTrainedConfig:
 
 def shrunk_config(name: str) -> PreTrainedConfig:
     """The same with small width, depth, vocabulary, positions and images; special tokens have new ids."""
-    return _as_config(_merged(PUBLISHED[name].config, PUBLISHED[name].shrink))
+    return _as_config(shrunk_values(name))
 
 
 def build(name: str, config: PreTrainedConfig) -> PreTrainedModel:
@@ -100,16 +99,7 @@ def save_shrunk(name: str, folder: Path, seed: int = 0) -> Path:
 
 def _as_config(values: Mapping[str, Any]) -> PreTrainedConfig:
     with quiet_loading():
-        return AutoConfig.for_model(**_merged(values, {}))
-
-
-def _merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """A deep copy of nested values with some of them changed."""
-    copy = {key: _merged(value, {}) if isinstance(value, Mapping) else value for key, value in values.items()}
-    for key, value in changes.items():
-        is_nested = isinstance(value, Mapping) and key not in WHOLE
-        copy[key] = _merged(values[key], value) if is_nested else value
-    return copy
+        return AutoConfig.for_model(**merged(values, {}))
 
 
 def _wake(model: PreTrainedModel, *, is_narrow: bool) -> None:

@@ -5,10 +5,12 @@ that `shrink` changes. `shrink` changes width, depth, vocabulary, positions, ima
 and nothing else. `parameters` is the published size in millions.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 Config = dict[str, Any]
+WHOLE = ("rope_parameters",)  # replaced, not merged
 
 
 @dataclass(frozen=True)
@@ -565,3 +567,17 @@ PUBLISHED = {
 GENERATORS = tuple(PUBLISHED)[:8]
 TOWERS = tuple(PUBLISHED)[8:14]
 SEGMENTERS = tuple(PUBLISHED)[14:]
+
+
+def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> Config:
+    """A deep copy of nested values with some of them changed."""
+    copy = {key: merged(value, {}) if isinstance(value, Mapping) else value for key, value in values.items()}
+    for key, value in changes.items():
+        is_nested = isinstance(value, Mapping) and key not in WHOLE
+        copy[key] = merged(values[key], value) if is_nested else value
+    return copy
+
+
+def shrunk_values(name: str) -> Config:
+    """Values of the small form of a published model."""
+    return merged(PUBLISHED[name].config, PUBLISHED[name].shrink)
