@@ -5,19 +5,19 @@ optimiser step, so micro-batches of unequal lengths, on one process or several, 
 or gradient that is not finite stops the run before the weights change; a killed run continues to the same bits.
 """
 
-import contextlib
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
+from lightbox.adapters.guards import refuse_packed
 from lightbox.config import OptimConfig, RunConfig, TrainConfig
-from lightbox.train import checkpoint, nonfinite, parts, processes, seeds, sharding, shortage, weights
-from lightbox.train.accumulation import Micro, Step, accumulate, combine
+from lightbox.train import checkpoint, gradient, nonfinite, parts, processes, seeds, sharding, weights
+from lightbox.train.accumulation import Micro, Step, combine
 from lightbox.train.batches import BatchSource
 from lightbox.train.card import RunCard, describe
 from lightbox.train.checkpoint import ResumeState
@@ -25,6 +25,7 @@ from lightbox.train.files import write_json
 from lightbox.train.parts import Parts
 from lightbox.train.precision import on_device
 from lightbox.train.schedule import lr_factor
+from lightbox.train.shortage import Advice
 from lightbox.train.signals import StopSignals
 from lightbox.train.watch import Watch
 
@@ -50,7 +51,7 @@ def fit(
     groups: Sequence[dict[str, Any]] | None = None,
     evaluate: Evaluate | None = None,
     facts: Mapping[str, Any] | None = None,
-    memory_advice: shortage.Advice | None = None,
+    memory_advice: Advice | None = None,
 ) -> History:
     """Train `model` in place for `optim.max_steps` optimiser steps, or continue from the newest checkpoint in `out`.
 
@@ -100,7 +101,7 @@ def fit(
         while state.step < optim.max_steps:
             # ---- gradient
             lr = _set_lr(made, state.step)
-            micros = _gradient(made, state, card, memory_advice)
+            micros = gradient.take(made, state, card, advice=memory_advice)
             norm = _grad_norm(made)
             means = combine(micros) | {"train/grad_norm": float(sharding.whole(norm))}
             if _must_stop(made, state, means):
@@ -110,10 +111,11 @@ def fit(
             # ---- update
             if optim.clip_norm > 0:
                 nn.utils.clip_grads_with_norm_(made.parameters, optim.clip_norm, norm)
-            with _explained(made, state, memory_advice):
+            with gradient.explained(made, state, advice=memory_advice):
                 made.optimizer.step()
             made.optimizer.zero_grad(set_to_none=True)
-            processes.spread(weights.buffers(model), device=made.device)
+            if processes.count() > 1:
+                processes.spread(weights.buffers(model), device=made.device)
             state.step += 1
 
             # ---- log, evaluate, save
@@ -121,8 +123,9 @@ def fit(
             _record(state, means, lr=lr, is_due=is_last or state.step % run.log_every_steps == 0)
             is_due = is_last or (run.save_every_steps > 0 and state.step % run.save_every_steps == 0)
             if is_due and evaluate is not None:
-                with _explained(made, state, memory_advice):
+                with gradient.explained(made, state, advice=memory_advice):
                     _evaluate(made, state, evaluate)
+                refuse_packed(model)
             received = max(processes.gather(signals.received or 0))
             if is_due or received:
                 failures = parts.save(made, state, failures=LAST_CHANCE if is_last else failures)
@@ -143,57 +146,6 @@ def _set_lr(made: Parts, step: int) -> float:
     for group in made.optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor
     return optim.lr * factor
-
-
-def _gradient(made: Parts, state: ResumeState, card: RunCard, advice: shortage.Advice | None) -> list[Micro]:
-    """The next batch's gradient; with `train.auto_batch` in smaller micro-batches where memory runs out.
-
-    A step that is taken again begins where it began: same items, same generators, same buffers. So it gives the bits of
-    a run that had the smaller micro-batch from the start.
-    """
-    indices = made.batches.next_indices()
-    start = parts.Start(made.model) if made.train.auto_batch else None
-    while True:
-        size = made.micro_batch_size(state)
-        try:
-            return accumulate(
-                lambda batch: made.call(made.step, batch),
-                made.batches.collate,
-                indices,
-                micro_batch_size=size,
-                accelerator=made.accelerator,
-                parameters=made.parameters,
-            )
-        except shortage.NoMemoryLeftError as err:
-            message = str(err)
-        made.optimizer.zero_grad(set_to_none=True)
-        shortage.release(made.device)
-        smaller = shortage.half(size, made.share)
-        if start is None or not smaller:
-            raise shortage.explained(
-                message, step=state.step + 1, micro_batch_size=size, advice=advice, can_halve=smaller > 0
-            )
-        start.restore()
-        state.micro_batch_size = smaller
-        state.history.setdefault("train/micro_batch_size", []).append([state.step + 1, float(smaller)])
-        card.note(f"step {state.step + 1}: memory ran out with {size} items in a forward pass, {smaller} from here on")
-
-
-@contextlib.contextmanager
-def _explained(made: Parts, state: ResumeState, advice: shortage.Advice | None) -> Iterator[None]:
-    """Say what takes the memory where it runs out outside the passes: first moments, or an evaluation."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as err:
-        if not shortage.is_shortage(err):
-            raise
-        raise shortage.explained(
-            str(err),
-            step=state.step + 1,
-            micro_batch_size=made.micro_batch_size(state),
-            advice=advice,
-            can_halve=False,
-        ) from err
 
 
 def _grad_norm(made: Parts) -> Tensor:

@@ -20,7 +20,7 @@ from lightbox.train.accumulation import Step
 from lightbox.train.batches import BatchSource
 from lightbox.train.checkpoint import ResumeState
 from lightbox.train.groups import decay_groups
-from lightbox.train.precision import make_accelerator
+from lightbox.train.precision import make_accelerator, plain_device
 from lightbox.train.sharding import Shards
 
 _log = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ def build(
     processes.check_batch_size(optim.batch_size)
     if processes.is_sharded():
         _check_shardable(model, optim, run, train)
-    device = _plain_device(accelerator.device)
+    device = plain_device(accelerator)
     seeds.seed_everything(processes.seed_of(run.seed), run.threads, device=device.type)
     groups = decay_groups(model, lr=optim.lr, weight_decay=optim.weight_decay) if groups is None else groups
     shards = None
@@ -159,13 +159,6 @@ def save(parts: Parts, state: ResumeState, *, failures: int) -> int:
     state.scaler = {} if parts.accelerator.scaler is None else parts.accelerator.scaler.state_dict()
     folder = parts.out / "checkpoints"
     return checkpoint.save_or_warn(folder, parts.model, parts.optimizer, state, failures=failures)
-
-
-def _plain_device(device: torch.device) -> torch.device:
-    """The device as tensors name it: gloo's processes say cpu:0, and a single card may go without its number."""
-    if device.type == "cpu":
-        return torch.device("cpu")
-    return torch.device(device.type, torch.cuda.current_device() if device.index is None else device.index)
 
 
 def _restore_rng(parts: Parts, state: ResumeState) -> None:

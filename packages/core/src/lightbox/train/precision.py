@@ -39,6 +39,14 @@ def make_accelerator(run: RunConfig) -> Accelerator:
     return Accelerator(cpu=is_cpu, mixed_precision=precision, kwargs_handlers=[meeting])
 
 
+def plain_device(accelerator: Accelerator) -> torch.device:
+    """The device as tensors name it: processes of gloo say cpu:0, and a single card may go without its number."""
+    device = accelerator.device
+    if device.type == "cpu":
+        return torch.device("cpu")
+    return torch.device(device.type, torch.cuda.current_device() if device.index is None else device.index)
+
+
 def on_device(batch: Any, accelerator: Accelerator) -> Any:
     """Move a batch: tensors in dictionaries and sequences, or an object with its own `to(device)`."""
     return batch if accelerator.device.type == "cpu" else send_to_device(batch, accelerator.device, non_blocking=True)

@@ -62,15 +62,17 @@ def explained(message: str, *, step: int, micro_batch_size: int, advice: Advice 
         can_halve: True where a smaller micro-batch may still be set.
     """
     why = advice(micro_batch_size) if callable(advice) else advice
+    items = "1 item" if micro_batch_size == 1 else f"{micro_batch_size} items"
     halved = "Set train.auto_batch=true or a smaller optim.micro_batch_size; the effective batch stays the same"
     fewer = "Set train.checkpoint_layers=true, store the base in fewer bits with adapter.quant, or shorten the rows"
     return WorkError(
-        f"Memory ran out at step {step} with {micro_batch_size} items in a forward pass ({first_line(message)})",
+        f"Memory ran out at step {step} with {items} in a forward pass ({_first_sentences(message)})",
         why or "Activations grow with the items of a forward pass; weights, gradients and moments do not",
         halved if can_halve else fewer,
     )
 
 
-def first_line(message: str) -> str:
-    """The first sentence of an allocator's message, without its table or hints."""
-    return (message.strip().splitlines() or ["no message"])[0].split(". ")[0]
+def _first_sentences(message: str) -> str:
+    """The first two sentences of an allocator's message, without its table and hints."""
+    line = (message.strip().splitlines() or ["no message"])[0]
+    return ". ".join(line.split(". ")[:2]).rstrip(".")
