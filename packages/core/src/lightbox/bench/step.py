@@ -103,7 +103,7 @@ def save_model(folder: Path) -> None:
         AutoProcessor.from_pretrained(tiny).save_pretrained(folder)
 
 
-def make_batch(folder: Path, dtype: torch.dtype) -> VlmBatch:
+def make_row(folder: Path, dtype: torch.dtype) -> VlmBatch:
     """One row: start, image tokens, random words; the last `SUPERVISED` of its `TOKENS` carry the loss."""
     config = AutoConfig.from_pretrained(folder)
     patches = (config.vision_config.image_size // config.vision_config.patch_size) ** 2
@@ -124,7 +124,7 @@ def our_side(folder: Path, dtype: str, device: str) -> Side:
     torch.manual_seed(0)
     backbone = attach(backbone, ADAPTER, checkpoint_layers=True)
     model = backbone.model.train()
-    batch = make_batch(folder, DTYPES[dtype]).to(backbone.device)
+    batch = make_row(folder, DTYPES[dtype]).to(backbone.device)
 
     def loss() -> Tensor:
         total, tokens, _ = backbone.loss(batch)
@@ -148,7 +148,7 @@ def stock_side(folder: Path, dtype: str, device: str) -> Side:
     torch.manual_seed(0)
     lora = LoraConfig(r=ADAPTER.r, lora_alpha=ADAPTER.alpha, target_modules=target_pattern(model, family, ADAPTER))
     model = get_peft_model(model, lora).train()
-    batch = make_batch(folder, DTYPES[dtype]).to(torch.device(device))
+    batch = make_row(folder, DTYPES[dtype]).to(torch.device(device))
 
     def loss() -> Tensor:
         with torch.autocast(device, torch.bfloat16, enabled=dtype == "bf16"):
