@@ -13,6 +13,7 @@ import pytest
 from lightbox import rundir
 from lightbox.testing.shrunk import save_shrunk
 from medthink import cli
+from medthink.scores import mean_of
 
 pytestmark = pytest.mark.slow
 
@@ -134,3 +135,17 @@ def test_command_in_a_process_of_its_own(folder, sizes, tmp_path):
     assert "lora language" in done.stderr
     assert "baseline / question_only" in done.stdout
     assert (tmp_path / "mlflow.db").is_file()
+
+
+@pytest.mark.parametrize("quant", ["none", "nf4"])
+def test_adapter_on_the_trained_tiny_model_answers_from_the_image(quant, tmp_path):
+    """60 steps on open questions; blank, shuffled and question-only stay where a guess is."""
+    sizes = ["preset=quick", "data.n_train=480", "data.n_test=60", "optim.max_steps=60", "optim.batch_size=16"]
+    arm = ["experiment=none", "data.form=open", "run.seed=0", "optim.lr=0.004"]
+    run = train(tmp_path, *sizes, *arm, "model.backbone=tiny/llava", "adapter.kind=lora", f"adapter.quant={quant}")
+    table = rundir.read_scores(run)
+    found = {name: mean_of(table, "correct", name) for name in ("image", "blank", "shuffled")}
+    found |= json.loads((run / "card.json").read_text())["baselines"]
+    image = found.pop("image")
+    assert image > 0.7, found
+    assert all(image > other + 0.3 for other in found.values()), (image, found)

@@ -7,6 +7,7 @@ the one module with inner imports. `conf/` is composed without Hydra's job folde
 
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -108,7 +109,8 @@ def newest_run(out: Path) -> Path:
 
 
 def _entry(argv: Sequence[str] | None, mode: str) -> None:
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    level = logging.INFO if is_first_process() else logging.WARNING
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     words = list(sys.argv[1:] if argv is None else argv)
     code = guard(lambda: _sweep(words, mode) if multirun.is_multirun(words) else _run(words, mode))
     if code:
@@ -139,29 +141,39 @@ def _run(overrides: list[str], mode: str, *, is_indexed: bool = True) -> Path:
         _log.info("%s is finished already; run.resume=false trains anew", folder)
     else:
         _make(cfg, folder, out=out, overrides=overrides, used=used)
-        if is_indexed:
+        if is_indexed and is_first_process():
             index_run(out, folder)
-    _show(folder)
+    if is_first_process():
+        _show(folder)
     return folder
 
 
 def _make(cfg: Config, folder: Path, *, out: Path, overrides: list[str], used: dict[str, str]) -> None:
     started = time.monotonic()
-    (folder / "job.json").unlink(missing_ok=True)
+    if is_first_process():
+        (folder / "job.json").unlink(missing_ok=True)
     if cfg.is_baseline:
         from medthink import baselines
 
-        baselines.run(cfg, folder)
+        if is_first_process():
+            baselines.run(cfg, folder)
     else:
         from medthink import runs, stages
 
         needs = stages.earlier_runs(cfg.needs)
         runs.run(cfg, folder, out=out, needs=needs, keeps_model=cfg.objective.is_trained)
+    if not is_first_process():
+        return
     from lightbox.train.files import write_json
 
     card = {"key": folder.name, "paper": PAPER, "arm": cfg.arm, "seed": cfg.run.seed, "preset": cfg.run.preset}
     card |= {"overrides": overrides, "config": to_plain(cfg), "inputs": used}
     write_json(folder / "job.json", card | {"wall_s": round(time.monotonic() - started, 1), "finished": True})
+
+
+def is_first_process() -> bool:
+    """True in the one that writes, where `accelerate launch` started several; known without torch."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def index_run(out: Path, folder: Path) -> None:

@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-import pyarrow as pa
-
 from lightbox.phantom.facts import parse
+from lightbox.train import processes
 from lightbox.train.files import write_json
 from medthink import scores, stages, train
 from medthink.config import N_FOLDS, PHANTOM, Config
@@ -15,7 +14,7 @@ from medthink.items import ids_of, load_splits
 OUT_OF_FOLD = "out_of_fold"
 
 
-def run(cfg: Config, folder: Path, *, cache: Path) -> pa.Table:
+def run(cfg: Config, folder: Path, *, cache: Path) -> None:
     """Train and write fold by fold, continuing from the checkpoints in `folder/fold-<k>`.
 
     Writes generated.json ("train": the rationale of each training item by the model that did not see its case),
@@ -33,6 +32,8 @@ def run(cfg: Config, folder: Path, *, cache: Path) -> pa.Table:
         history = learner.fit(kept, split, folder / f"fold-{fold}")
         texts = learner.write(train_trial(cfg, left_out), split)
         written |= dict(zip(ids_of(left_out), texts, strict=True))
+    if not processes.is_main():
+        return
     stages.add_generated(folder, {stages.TRAIN: written})
     write_json(folder / "folds.json", dict(zip(ids_of(split.items), fold_of, strict=True)))
     write_json(folder / "history.json", history)
@@ -43,4 +44,4 @@ def run(cfg: Config, folder: Path, *, cache: Path) -> pa.Table:
         scores.score_item(item, OUT_OF_FOLD, text=None, rationale=written[item.id], parse_facts=parse_facts)
         for item in split.items
     ]
-    return scores.write_scores(folder, rows)
+    scores.write_scores(folder, rows)

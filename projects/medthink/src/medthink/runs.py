@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from lightbox.train import processes
 from lightbox.train.files import write_json
 from medthink import baselines, evaluate, folds, train
 from medthink.config import BASELINES, PHANTOM, Config
@@ -17,6 +18,8 @@ MODEL = "model"
 def run(cfg: Config, folder: Path, *, out: Path, needs: Mapping[str, Path], keeps_model: bool) -> None:
     """Run the arm that `cfg` describes and leave scores, history, examples and card in `folder`.
 
+    Where several processes were launched, all train and the first one scores and writes.
+
     Args:
         cfg: everything.
         folder: of this run; an unfinished one is continued.
@@ -27,9 +30,12 @@ def run(cfg: Config, folder: Path, *, out: Path, needs: Mapping[str, Path], keep
     cache = out / CACHE
     if cfg.is_folded and cfg.objective.is_trained:
         folds.run(cfg, folder, cache=cache)
-        drop_checkpoints(folder)
+        if processes.is_main():
+            drop_checkpoints(folder)
         return
     result = train.run(cfg, folder, needs=needs, cache=cache)
+    if not processes.is_main():
+        return
     evaluate.evaluate(cfg, result.learner, result.scored, folder=folder, needs=needs)
     if keeps_model:
         result.learner.save(folder / MODEL)

@@ -19,11 +19,12 @@ from lightbox.backbones.loading import DTYPES
 from lightbox.backbones.seq2seq import load_seq2seq, quiet_loading
 from lightbox.backbones.t5 import T5Backbone
 from lightbox.errors import RequestError
+from lightbox.train import processes
 from lightbox.train.batches import BatchSource
 from lightbox.train.card import describe
 from lightbox.train.driver import History, fit
 from lightbox.train.files import write_json
-from lightbox.train.precision import make_accelerator
+from lightbox.train.precision import make_accelerator, plain_device
 from lightbox.train.seeds import seed_everything
 from medthink import features, saved
 from medthink.bases import Base, find_base
@@ -43,7 +44,9 @@ class FusedT5:
     def __init__(self, cfg: Config, splits: Sequence[Split], *, cache: Path) -> None:
         base = find_base(cfg.model.backbone, cfg.model.backbone_revision)
         self._cfg = settled(cfg, base)
-        self._vision = {split.name: load_vision(cfg, split, cache=cache) for split in splits}
+        processes.join(cfg.run)
+        with processes.on_main_first():
+            self._vision = {split.name: load_vision(cfg, split, cache=cache) for split in splits}
         vision = self._vision[splits[0].name]
         self.backbone = open_t5(cfg, vision_width=0 if vision is None else features.width_of(vision))
         self.tokenizer = self.backbone.tokenizer
@@ -173,7 +176,7 @@ def _load(cfg: Config, vision_width: int | None) -> tuple[MedThinkT5, PreTrained
 
 def storage(cfg: Config, family: Family) -> dict[str, Any]:
     """What `from_pretrained` is told about quantisation and attention; nothing where the defaults are asked for."""
-    device = str(make_accelerator(cfg.run).device)
+    device = str(plain_device(make_accelerator(cfg.run)))
     dtype = cfg.model.dtype
     asked = quantisation.settings_for(cfg.adapter.quant, family, dtype=DTYPES[dtype], device=device)
     if cfg.model.attention != "auto":

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from transformers import PreTrainedTokenizerBase
 
+from lightbox.train import processes
 from lightbox.train.driver import History
 from lightbox.train.files import write_json
 from medthink import checks, rationales, reader, stages, t5, vlm
@@ -61,12 +62,13 @@ def run(cfg: Config, folder: Path, *, needs: Mapping[str, Path], cache: Path) ->
     train, scored = load_splits(cfg)
     learner = open_learner(cfg, (train, scored), cache=cache)
     if not cfg.objective.is_trained:
-        learner.describe(folder)
-        write_json(folder / "history.json", {})
+        if processes.is_main():
+            learner.describe(folder)
+            write_json(folder / "history.json", {})
         return Result(learner, {}, train, scored)
 
     history = learner.fit(training_items(cfg, train.items, needs, learner.tokenizer), train, folder)
-    if cfg.objective.method == "first_stage":
+    if cfg.objective.method == "first_stage" and processes.is_main():
         texts = learner.write(train_trial(cfg, train.items), train)
         stages.add_generated(folder, {stages.TRAIN: dict(zip(ids_of(train.items), texts, strict=True))})
     return Result(learner, history, train, scored)

@@ -23,7 +23,7 @@ from lightbox.train.batches import BatchSource
 from lightbox.train.card import describe
 from lightbox.train.driver import History, fit
 from lightbox.train.files import write_json
-from lightbox.train.precision import make_accelerator
+from lightbox.train.precision import make_accelerator, plain_device
 from lightbox.train.seeds import seed_everything
 from medthink import saved
 from medthink.bases import find_base
@@ -153,7 +153,7 @@ def open_backbone(cfg: Config) -> Backbone:
         own.model.backbone_revision,
         quant=own.adapter.quant,
         dtype=own.model.dtype,
-        device=str(make_accelerator(cfg.run).device),
+        device=str(plain_device(make_accelerator(cfg.run))),
         attention=own.model.attention,
     )
     return backbone if base.adapter is None else artifact.load(base.adapter, backbone)
