@@ -9,6 +9,7 @@ import pytest
 from typer.main import get_command
 
 from lightbox.claims.registry import choose_claims, installed_packages, load_papers
+from lightbox.cli import multirun
 from lightbox.cli.app import app
 from lightbox.report.readme import rewritten
 
@@ -44,10 +45,9 @@ def commands(text):
                     yield words[2:] if words[:2] == ["uv", "run"] else words
 
 
-def parse_lightbox(words):
-    """Parse with the real command line and run nothing; typer raises where an option does not exist."""
-    root_command = get_command(app)
-    context = root_command.make_context("lightbox", list(words))
+def parse_words(root_command, words):
+    """Parse with a real command line and run nothing; it raises where a command or an option does not exist."""
+    context = root_command.make_context(words[0], list(words[1:]))
     rest = [*context._protected_args, *context.args]
     command, context = root_command, context
     names = []
@@ -65,7 +65,7 @@ def check_command(words):
     if words[0] == "lightbox":
         if "--help" in words or "--version" in words:
             return
-        names, params = parse_lightbox(words[1:])
+        names, params = parse_words(get_command(app), words)
         if names[:1] in (["train"], ["evaluate"]):
             check_overrides(packages[params["paper"]], names[0], params["overrides"] or [])
         if names[:1] == ["reproduce"]:
@@ -73,6 +73,15 @@ def check_command(words):
             choose_claims(papers, [part for part in (params.get("claims") or "").split(",") if part])
     elif words[0] == "python" and words[1:2] == ["-m"]:
         check_overrides(packages[words[2]], words[3], words[4:])
+    elif words[:2] == ["accelerate", "launch"]:
+        launcher = importlib.import_module("accelerate.commands.launch").launch_command_parser()
+        given = launcher.parse_args(words[2:])
+        assert given.module
+        check_overrides(
+            packages[given.training_script], *given.training_script_args[:1], given.training_script_args[1:]
+        )
+    elif words[0] == "ray":
+        parse_words(importlib.import_module("ray.scripts.scripts").cli, words)
     elif re.fullmatch(r"\w+-(train|eval)", words[0]):
         paper, _, verb = words[0].rpartition("-")
         check_overrides(packages[paper], verb, words[1:])
@@ -84,7 +93,13 @@ def check_command(words):
 
 def check_overrides(package, verb, overrides):
     config = importlib.import_module(f"{package}.config")
-    if verb == "train":
+    if multirun.is_multirun(overrides):
+        settings = [word for word in overrides if word.startswith("hydra")]
+        multirun.check_settings(settings)
+        rest = [word for word in overrides if word not in (*multirun.FLAGS, *settings)]
+        for job in multirun.combinations(rest):
+            check_overrides(package, verb, job)
+    elif verb == "train":
         config.resolve(overrides)
     else:
         importlib.import_module("lightbox.config").compose(package, "eval", overrides)
@@ -161,6 +176,10 @@ def test_every_published_verdict_has_runs_and_every_run_a_row(root):
         ("lightbox train medthink optim.lrr=1", "optim.lrr"),
         ("python -m medthink train preset=huge", "preset=huge"),
         ("medthink-train optim.lrr=1", "optim.lrr"),
+        ("python -m medthink train --multirun preset=smoke optim.lrr=1,2", "optim.lrr"),
+        ("python -m medthink train -m preset=smoke hydra/launcher=slurm", "hydra/launcher=slurm"),
+        ("accelerate launch --num_processes 2 -m medthink train optim.lrr=1", "optim.lrr"),
+        ("ray start --headd", "No such option"),
         ("frobnicate --all", "nobody knows"),
     ],
 )

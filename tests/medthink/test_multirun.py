@@ -124,6 +124,13 @@ def test_a_launcher_that_is_not_installed_is_named_with_its_extra(entry, monkeyp
     multirun.check_settings(["hydra/launcher=basic"])
 
 
+def test_processes_launched_together_do_not_each_start_the_sweep(entry, calls, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RequestError, match="Each of the processes .* would start every run"):
+        multirun.launch(entry, ["-m", "preset=smoke", "run.seed=0,1"])
+    assert calls.runs == []
+
+
 def test_lists_and_quoted_commas_are_one_value():
     assert multirun.combinations(["needs=[a,b]", "run.out='x,y'"]) == [["needs=[a,b]", "run.out='x,y'"]]
     assert multirun.combinations(["run.seed=range(0,2)"]) == [["run.seed=0"], ["run.seed=1"]]

@@ -96,9 +96,12 @@ def launch(entry: Entry, argv: Sequence[str]) -> list[Path]:
 
     Raises:
         RequestError: a combination that the paper refuses, a launcher that is unknown or not installed, two output
-            folders, or two combinations that are one run.
+            folders, two combinations that are one run, or several processes that were launched together.
         WorkError: where runs failed, after the others have ended and are indexed.
     """
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        why = "Each of the processes that were launched together would start every run of the sweep"
+        raise RequestError("--multirun under a launcher of processes", why, "Start the sweep with `python -m` alone")
     words = [word for word in argv if word not in FLAGS]
     settings = [word for word in words if word.startswith(("hydra.", "hydra/"))]
     check_settings(settings)
