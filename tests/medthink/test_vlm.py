@@ -8,10 +8,11 @@ import torch
 from PIL import Image
 
 from lightbox import rundir
+from lightbox.backbones.families import BY_MODEL_TYPE
 from lightbox.backbones.loading import load
 from lightbox.errors import RequestError
 from lightbox.losses.language import IGNORED
-from medthink import cli, saved
+from medthink import cli, saved, train
 from medthink.config import resolve
 from medthink.data import fitted_texts, texts_of
 from medthink.features import GREY
@@ -135,6 +136,22 @@ def test_forced_tokens_add_up_to_the_probability_of_the_sequence(trained, items)
         whole = model.backbone.sequence_logps(batch)
     torch.testing.assert_close(forced.logps.sum(), whole[0])
     assert forced.target == batch.labels[batch.labels != IGNORED].tolist()
+
+
+@pytest.mark.parametrize(("model_type", "opened"), [("llava", "vlm"), ("t5", "t5")])
+def test_hub_id_is_opened_by_its_family(model_type, opened, monkeypatch, tmp_path):
+    cfg = resolve(["preset=smoke", "model.backbone=some/model", f"model.backbone_revision={'a' * 40}"])
+    monkeypatch.setattr(train, "family_on_hub", lambda name, revision: BY_MODEL_TYPE[model_type])
+    monkeypatch.setattr(train.vlm, "open_vlm", lambda *_: "vlm")
+    monkeypatch.setattr(train.t5, "FusedT5", lambda *_, **__: "t5")
+    assert train.open_learner(cfg, (), cache=tmp_path) == opened
+
+
+def test_hub_id_of_a_vlm_is_refused_what_only_a_t5_has(monkeypatch, tmp_path):
+    asked = ["preset=smoke", "model.backbone=some/model", f"model.backbone_revision={'a' * 40}"]
+    monkeypatch.setattr(train, "family_on_hub", lambda name, revision: BY_MODEL_TYPE["llava"])
+    with pytest.raises(RequestError, match="The official code counts pads"):
+        train.open_learner(resolve([*asked, "objective.pads=official"]), (), cache=tmp_path)
 
 
 def test_reader_reads_text_only(tiny_llava, tmp_path):

@@ -29,6 +29,16 @@ def check(cfg: Config) -> None:
         tokens_key="data.source_tokens" if is_source else "data.target_tokens",
     )
     _check_adapter(cfg, base)
+    if base.family is not None:
+        check_family(cfg, base)
+
+
+def check_family(cfg: Config, base: Base) -> None:
+    """Refuse settings that are not for the family; for a hub id, once its config.json is here.
+
+    Raises:
+        RequestError: see `check`.
+    """
     if base.has_own_tower:
         _check_vlm(cfg, base)
     elif cfg.adapter.projector == "lora":

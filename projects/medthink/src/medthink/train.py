@@ -4,6 +4,7 @@ A `Learner` is the paper's T5 with fusion, `t5.FusedT5`, or any vision-language 
 is written, in which order, is the same for both.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Protocol
 
 from transformers import PreTrainedTokenizerBase
 
+from lightbox.backbones.loading import family_on_hub
 from lightbox.train import processes
 from lightbox.train.driver import History
 from lightbox.train.files import write_json
@@ -78,6 +80,9 @@ def open_learner(cfg: Config, splits: Sequence[Split], *, cache: Path) -> Learne
     """The model that `model.backbone` names, ready to learn; `splits` are all that it will be shown."""
     checks.check(cfg)
     base = find_base(cfg.model.backbone, cfg.model.backbone_revision)
+    if base.family is None:
+        base = dataclasses.replace(base, family=family_on_hub(base.name, base.revision))
+        checks.check_family(cfg, base)
     return vlm.open_vlm(cfg) if base.has_own_tower else t5.FusedT5(cfg, splits, cache=cache)
 
 

@@ -108,6 +108,17 @@ def load(
     return backbone
 
 
+def family_on_hub(name: str, revision: str, *, key: str = "model.backbone") -> Family:
+    """The family of a hub id, from its config.json, which is fetched; nothing else is.
+
+    Raises:
+        RequestError: a hub that does not answer, or what `preflight.check_config` refuses.
+    """
+    place = weights.locate(name, revision=revision, key=key)
+    with _hub_errors(place, f"{key} is '{name}'"):
+        return preflight.check_config(_hub_config(place), name=name, key=key)
+
+
 def _placement(quant: str, family: Family, dtype: str, device: str) -> dict[str, Any]:
     """One device for all: "auto" would spread a model over host memory and call that success."""
     settings = quantisation.settings_for(quant, family, dtype=DTYPES[dtype], device=device)
