@@ -35,13 +35,13 @@ def train_tagger(out, *, dropout=0.0, step=tagger_step, batch_size=BATCH, cuts=F
     return summary(model, history)
 
 
-def train_t5(out, *, cuts=False, **options):
-    """20 steps of a tiny T5 with LoRA over the same rows, one row at a time."""
+def train_t5(out, *, micro=1, cuts=False, **options):
+    """20 steps of a tiny T5 with LoRA over the same rows, one row at a time, or a whole batch with `micro` 0."""
     torch.manual_seed(0)
     sizes = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2, "vocab_size": VOCABULARY}
     base = T5ForConditionalGeneration(T5Config(**sizes, decoder_start_token_id=0, dropout_rate=0.0))
     model = get_peft_model(base, LoraConfig(r=2, lora_alpha=4, target_modules=["q", "v"]))
-    optim = {"max_steps": STEPS, "batch_size": BATCH, "lr": 1e-2, "micro_batch_size": 1}
+    optim = {"max_steps": STEPS, "batch_size": BATCH, "lr": 1e-2, "micro_batch_size": micro}
     model, history = fit_tagger(
         out, model=model, source=rows(cuts=cuts), step=t5_step, optim=optim, log_every_steps=1, **options
     )

@@ -1,6 +1,7 @@
 """Device and precision, chosen once by accelerate, which also makes processes that were launched together meet."""
 
 import datetime
+import os
 from typing import Any
 
 import torch
@@ -35,6 +36,9 @@ def make_accelerator(run: RunConfig) -> Accelerator:
     former = AcceleratorState._shared_state
     if former and (former.get("_mixed_precision"), former.get("_cpu")) != (precision, is_cpu):
         AcceleratorState._reset_state(reset_partial_state=True)  # one a process, and an earlier job chose otherwise
+    if "ACCELERATE_USE_FSDP" in os.environ:
+        # else transformers reads weights in the first process only and leaves the others' without numbers
+        os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     meeting = InitProcessGroupKwargs(timeout=PATIENCE)
     return Accelerator(cpu=is_cpu, mixed_precision=precision, kwargs_handlers=[meeting])
 
