@@ -44,11 +44,13 @@ def attached(loaded):
 
 
 def wake(model):
-    """Give every B a value, as training would: at 0 an addition changes nothing and cannot be told from none."""
+    """Move what trains, as training would: a B of 0 and an untouched copy cannot be told from the base."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if ".lora_B." in name:
                 parameter.normal_(std=0.02, generator=torch.Generator().manual_seed(parameter.numel()))
+            if ".modules_to_save." in name:
+                parameter.mul_(1.3)
 
 
 @pytest.fixture

@@ -4,9 +4,11 @@ import shutil
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 
 from lightbox.adapters import artifact, guards
 from lightbox.adapters.attach import attach
+from lightbox.adapters.manifest import write_manifest
 from lightbox.adapters.merge import merge_to_16_bit
 from lightbox.adapters.reference import keep_reference
 from lightbox.adapters.tokens import add_tokens
@@ -184,6 +186,20 @@ def test_a_changed_file_is_refused(kept, loaded, file):
     data[-20] ^= 1
     (folder / file).write_bytes(data)
     with pytest.raises(WorkError, match=rf"{file} has SHA-256 \w+, its manifest says"):
+        artifact.load(folder, loaded(LLAVA, quant="nf4"))
+
+
+def test_tensors_that_do_not_belong_to_the_description_are_refused(kept, loaded):
+    """A file that lost a tensor, with a manifest that agrees: peft itself would start that tensor anew in silence."""
+    folder, _, _ = kept
+    tensors = load_file(folder / "adapter_model.safetensors")
+    lost = tensors.pop("base_model.model.model.language_model.layers.0.mlp.up_proj.lora_B.weight")
+    assert lost.count_nonzero()
+    save_file(tensors, folder / "adapter_model.safetensors")
+    record = json.loads((folder / "manifest.json").read_text())
+    facts = {key: record[key] for key in ("base", "quant", "dtype", "adapter", "new_tokens", "pruning")}
+    write_manifest(folder, "adapter", facts)
+    with pytest.raises(WorkError, match=r"1 tensors of .* are not in the model as saved, the first is .*up_proj"):
         artifact.load(folder, loaded(LLAVA, quant="nf4"))
 
 

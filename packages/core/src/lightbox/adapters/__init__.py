@@ -1,6 +1,8 @@
 """Fine-tuning large models on one card: LoRA, quantised bases, what fits, saving and merging.
 
-`lora` adds trainable low-rank parts; `kbit` prepares a quantised base; `fused` is the faster linear layer; `guards`
-checks what will train; `reference` switches adapters off; `artifact` saves and loads; `merge` gives a plain model;
-`optimizers` holds the 8-bit ones; `memory` predicts peak memory without torch.
+`attach` does in order what a run needs: `kbit` prepares a frozen base, `lora` adds trainable low-rank parts (`starts`
+other than zero, `tokens` that are new), `fused` is the faster linear layer, `guards` checks what will train.
+`reference` switches adapters off; `artifact` saves and loads what was trained (`fit`: on its own base only;
+`manifest`: what a folder says about itself); `merge` writes a plain model (`dequantise`, `shards`). `optimizers` holds
+the 8-bit ones; `memory` predicts peak memory without torch.
 """
