@@ -126,7 +126,7 @@ def fitted_texts(
         parts = [(name, tokenizer(text, add_special_tokens=False)["input_ids"]) for name, text in texts]
         kept = fitted(parts, limit - 1)
         words = [
-            text if len(few) == len(ids) else tokenizer.decode(few)
+            text if len(few) == len(ids) else str(tokenizer.decode(few))
             for (_, text), (_, ids), (_, few) in zip(texts, parts, kept, strict=True)
         ]
         return " ".join(word for word in words if word)

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from jaxtyping import Float
 from torch import Tensor
@@ -158,25 +158,28 @@ def load_model(cfg: Config, vision: Float[Tensor, "n p c"] | None) -> tuple[MedT
 
 def _load(cfg: Config, vision_width: int | None) -> tuple[MedThinkT5, PreTrainedTokenizerBase]:
     seed_everything(cfg.run.seed, cfg.run.threads, device=cfg.run.device)
+    device = str(plain_device(make_accelerator(cfg.run)))
     fusion = {"vision_width": vision_width, "gate_bias": cfg.model.gate_bias} if vision_width else {}
-    model, tokenizer = load_seq2seq(
+    loaded = load_seq2seq(
         cfg.model.backbone,
         cfg.model.backbone_revision,
         model_class=MedThinkT5,
         allow_missing=r"fusion\.",
         dtype=str(DTYPES[cfg.model.dtype]).removeprefix("torch."),
         dropout_rate=cfg.model.dropout_prob,
-        **storage(cfg, FUSED if vision_width else PLAIN),
+        **storage(cfg, FUSED if vision_width else PLAIN, device),
         **fusion,
     )
+    model, tokenizer = cast(tuple[MedThinkT5, PreTrainedTokenizerBase], loaded)
     if cfg.adapter.quant != "none":
         quantisation.settle(model, model.family, cfg.adapter.quant)
+    elif device != "cpu":
+        model.to(device)
     return model, tokenizer
 
 
-def storage(cfg: Config, family: Family) -> dict[str, Any]:
+def storage(cfg: Config, family: Family, device: str) -> dict[str, Any]:
     """What `from_pretrained` is told about quantisation and attention; nothing where the defaults are asked for."""
-    device = str(plain_device(make_accelerator(cfg.run)))
     dtype = cfg.model.dtype
     asked = quantisation.settings_for(cfg.adapter.quant, family, dtype=DTYPES[dtype], device=device)
     if cfg.model.attention != "auto":

@@ -26,7 +26,8 @@ from medthink.items import Item, Split, ids_of, load_splits
 class Learner(Writer, Protocol):
     """A model that trains on items, writes texts, and is saved."""
 
-    tokenizer: PreTrainedTokenizerBase
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase: ...
 
     def fit(self, items: Sequence[Item], split: Split, folder: Path) -> History: ...
 
