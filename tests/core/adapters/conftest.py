@@ -54,7 +54,7 @@ def wake(model):
 
 
 @pytest.fixture
-def make_batch():
+def batch_of():
     """Backbone -> a batch of two items."""
     rng = np.random.default_rng(0)
     images = [Image.fromarray(rng.integers(0, 256, (70, 90, 3), dtype=np.uint8)) for _ in PROMPTS]
@@ -71,11 +71,11 @@ def make_batch():
 
 
 @pytest.fixture
-def logits_of(make_batch):
+def logits_of(batch_of):
     """Backbone -> logits of all positions of the batch, in the mode that the model is in."""
 
     def compute(backbone):
         with torch.no_grad():
-            return backbone.model(**make_batch(backbone).inputs, use_cache=False).logits
+            return backbone.model(**batch_of(backbone).inputs, use_cache=False).logits
 
     return compute

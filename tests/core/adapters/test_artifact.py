@@ -47,12 +47,12 @@ def test_what_was_saved_loads_bit_by_bit(loaded, attached, logits_of, tmp_path, 
     assert not any(p.requires_grad for p in again.model.parameters())
 
 
-def test_training_goes_on_from_a_loaded_adapter(kept, loaded, make_batch):
+def test_training_goes_on_from_a_loaded_adapter(kept, loaded, batch_of):
     folder, backbone, adapter = kept
     again = artifact.load(folder, loaded(LLAVA, quant="nf4"), is_trainable=True, checkpoint_layers=True)
     guards.check_trainable(again.model, again.family, adapter)
     again.model.train()
-    again.loss(make_batch(again))[0].backward()
+    again.loss(batch_of(again))[0].backward()
     assert all(p.grad is not None for p in again.model.parameters() if p.requires_grad)
     assert all(layer.gradient_checkpointing for layer in again.part("model.language_model.layers"))
 

@@ -98,9 +98,9 @@ def test_a_model_without_quantised_layers_has_no_digest(loaded):
     assert quantised_digest(loaded("llava-1.5-7b").model) == ""
 
 
-def test_gradients_of_a_start_reach_b_first_and_a_by_the_second_step(attached, make_batch):
+def test_gradients_of_a_start_reach_b_first_and_a_by_the_second_step(attached, batch_of):
     backbone, _ = attached("qwen2.5-vl-7b", quant="nf4", projector="full", is_awake=False)
-    batch = make_batch(backbone)
+    batch = batch_of(backbone)
     reach = GradientReach(backbone.model.train())
     optimizer = torch.optim.AdamW([p for p in backbone.model.parameters() if p.requires_grad], lr=1e-3)
     backbone.loss(batch)[0].backward()
@@ -113,7 +113,7 @@ def test_gradients_of_a_start_reach_b_first_and_a_by_the_second_step(attached, m
     assert not reach.waiting
 
 
-def test_a_tensor_that_no_gradient_reaches_is_named_at_the_second_step(attached, make_batch):
+def test_a_tensor_that_no_gradient_reaches_is_named_at_the_second_step(attached, batch_of):
     backbone, _ = attached("llava-1.5-7b", projector="full")
     text = backbone.prepare(None, ["Side?"], ["left"], max_tokens=100)  # no image: the projector is not used
     reach = GradientReach(backbone.model)

@@ -32,9 +32,9 @@ def gradients(backbone, batch):
 
 @pytest.mark.parametrize("quant", ["none", "nf4"])
 @pytest.mark.parametrize("name", GENERATORS)
-def test_checkpointed_gradients_equal_those_that_keep_everything(attached, make_batch, name, quant):
+def test_checkpointed_gradients_equal_those_that_keep_everything(attached, batch_of, name, quant):
     backbone, _ = attached(name, quant=quant, projector="full" if name in SEEING else "frozen")
-    batch = make_batch(backbone)
+    batch = batch_of(backbone)
     without_dropout(backbone.model.train())
     kept = gradients(backbone, batch)
     calls = count_calls(backbone, backbone.family.layers[-1])
@@ -55,9 +55,9 @@ def count_calls(backbone, path):
     return calls
 
 
-def test_dropout_is_drawn_again_as_it_was(attached, make_batch):
+def test_dropout_is_drawn_again_as_it_was(attached, batch_of):
     backbone, _ = attached("florence-2-base")
-    batch = make_batch(backbone)
+    batch = batch_of(backbone)
     backbone.model.train()
     torch.manual_seed(3)
     kept = gradients(backbone, batch)
@@ -95,9 +95,9 @@ def tower_output(backbone, batch):
 
 @pytest.mark.parametrize("mode", ["frozen", "full"])
 @pytest.mark.parametrize("name", SEEING)
-def test_a_frozen_tower_keeps_no_graph_even_where_its_inputs_want_a_gradient(attached, make_batch, name, mode):
+def test_a_frozen_tower_keeps_no_graph_even_where_its_inputs_want_a_gradient(attached, batch_of, name, mode):
     backbone, _ = attached(name, projector=mode)
-    batch = make_batch(backbone)
+    batch = batch_of(backbone)
     batch.inputs["pixel_values"].requires_grad_(True)  # as an input-gradient hook would make it
     output, was_training, loss = tower_output(backbone, batch)
     assert output.grad_fn is None
@@ -112,9 +112,9 @@ def test_a_frozen_tower_keeps_no_graph_even_where_its_inputs_want_a_gradient(att
 
 
 @pytest.mark.parametrize("name", SEEING)
-def test_a_tower_that_is_unfrozen_later_trains(attached, make_batch, name):
+def test_a_tower_that_is_unfrozen_later_trains(attached, batch_of, name):
     backbone, _ = attached(name)
-    batch = make_batch(backbone)
+    batch = batch_of(backbone)
     backbone.loss(batch)
     backbone.part(backbone.family.vision).requires_grad_(True)
     output, was_training, loss = tower_output(backbone, batch)
@@ -124,10 +124,10 @@ def test_a_tower_that_is_unfrozen_later_trains(attached, make_batch, name):
     assert sum(bool(p.grad.count_nonzero()) for p in reached) >= 5
 
 
-def test_features_of_a_frozen_tower_are_the_same_in_training_as_in_evaluation(attached, make_batch):
+def test_features_of_a_frozen_tower_are_the_same_in_training_as_in_evaluation(attached, batch_of):
     """Florence-2's tower drops whole blocks at random in training mode."""
     backbone, _ = attached("florence-2-base")
-    batch = make_batch(backbone)
+    batch = batch_of(backbone)
     backbone.model.eval()
     wanted, _, _ = tower_output(backbone, batch)
     for _ in range(3):
@@ -135,20 +135,20 @@ def test_features_of_a_frozen_tower_are_the_same_in_training_as_in_evaluation(at
         assert torch.equal(tower_output(backbone, batch)[0], wanted)
 
 
-def test_gradients_are_switched_back_on_after_an_error_in_the_tower(attached, make_batch):
+def test_gradients_are_switched_back_on_after_an_error_in_the_tower(attached, batch_of):
     backbone, _ = attached("llava-1.5-7b")
-    batch = make_batch(backbone)
+    batch = batch_of(backbone)
     batch.inputs["pixel_values"] = batch.inputs["pixel_values"][:, :1]
     with pytest.raises((RuntimeError, ValueError)):
         backbone.loss(batch)
     assert torch.is_grad_enabled()
-    loss, _, _ = backbone.loss(make_batch(backbone))
+    loss, _, _ = backbone.loss(batch_of(backbone))
     assert loss.requires_grad
 
 
-def test_a_copied_model_uses_its_own_tower(attached, make_batch):
+def test_a_copied_model_uses_its_own_tower(attached, batch_of):
     backbone, _ = attached("llava-1.5-7b")
-    batch = make_batch(backbone)
+    batch = batch_of(backbone)
     twin = backbone.with_model(copy.deepcopy(backbone.model))
     with torch.no_grad():
         for parameter in twin.part("model.vision_tower").parameters():
@@ -163,7 +163,7 @@ def test_preparing_twice_is_preparing_once(loaded):
     assert len(backbone.part("model.vision_tower")._forward_pre_hooks) == 1
 
 
-def test_a_model_that_trains_as_a_whole_can_be_checkpointed_too(loaded, make_batch):
+def test_a_model_that_trains_as_a_whole_can_be_checkpointed_too(loaded, batch_of):
     backbone = attach(loaded("unifiedqa-t5-base"), AdapterConfig(), checkpoint_layers=True)
     assert all(p.requires_grad for p in backbone.core.parameters())
     assert all(layer.gradient_checkpointing for layer in backbone.part("encoder.block"))

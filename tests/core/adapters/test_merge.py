@@ -81,7 +81,7 @@ def test_rows_of_new_tokens_are_merged_and_their_tokens_saved(loaded, logits_of,
     assert (logits_of(merged) - logits_of(trained)).abs().max() < 1e-4
 
 
-def test_a_merged_folder_is_plain_transformers_in_the_dtype_that_was_asked(attached, make_batch, tmp_path):
+def test_a_merged_folder_is_plain_transformers_in_the_dtype_that_was_asked(attached, batch_of, tmp_path):
     backbone, _ = attached("qwen2.5-vl-7b", quant="nf4")
     folder = merge_to_16_bit(backbone, tmp_path / "merged", dtype="fp16")
     config = json.loads((folder / "config.json").read_text())

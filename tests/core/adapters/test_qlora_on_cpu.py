@@ -26,8 +26,8 @@ def step(backbone, model, batch):
     return backbone.with_model(model).loss(batch)
 
 
-def train(backbone, make_batch, out, *, steps=10, **hooks):
-    source = BatchSource(2, functools.partial(make_batch, backbone), batch_size=2, seed=0)
+def train(backbone, batch_of, out, *, steps=10, **hooks):
+    source = BatchSource(2, functools.partial(batch_of, backbone), batch_size=2, seed=0)
     return fit(
         backbone.model,
         functools.partial(step, backbone),
@@ -51,7 +51,7 @@ def in_training_mode_without_noise(backbone):
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_4_bit_model_trains_saves_reloads_and_merges(loaded, make_batch, logits_of, tmp_path, name, dtype):
+def test_a_4_bit_model_trains_saves_reloads_and_merges(loaded, batch_of, logits_of, tmp_path, name, dtype):
     adapter = AdapterConfig(kind="lora", quant="nf4", r=8, alpha=16.0, projector="full")
     base = loaded(name, quant="nf4", dtype=dtype)
     base.core.requires_grad_(False)
@@ -60,7 +60,7 @@ def test_a_4_bit_model_trains_saves_reloads_and_merges(loaded, make_batch, logit
 
     torch.manual_seed(0)
     backbone = attach(loaded(name, quant="nf4", dtype=dtype), adapter, checkpoint_layers=True)
-    history = train(backbone, make_batch, tmp_path / "run")
+    history = train(backbone, batch_of, tmp_path / "run")
     losses = [value for _, value in history["train/loss"]]
     # a random, frozen head gives logits of 1.3 at most here, so no more than about one nat can be learned
     assert losses[-1] < losses[0] - 0.3
@@ -88,17 +88,17 @@ def test_a_4_bit_model_trains_saves_reloads_and_merges(loaded, make_batch, logit
     assert (logits_of(merged).float() - trained.float()).abs().max() < LIMITS[dtype]
 
 
-def test_int8_trains_saves_and_reloads_too(loaded, make_batch, logits_of, tmp_path):
+def test_int8_trains_saves_and_reloads_too(loaded, batch_of, logits_of, tmp_path):
     adapter = AdapterConfig(kind="lora", quant="int8", r=8, alpha=16.0)
     backbone = attach(loaded("llava-1.5-7b", quant="int8"), adapter)
-    losses = [value for _, value in train(backbone, make_batch, tmp_path / "run")["train/loss"]]
+    losses = [value for _, value in train(backbone, batch_of, tmp_path / "run")["train/loss"]]
     assert losses[-1] < losses[0] - 0.3
     artifact.save(tmp_path / "adapter", backbone, adapter)
     again = artifact.load(tmp_path / "adapter", loaded("llava-1.5-7b", quant="int8"))
     assert torch.equal(logits_of(again), logits_of(backbone.with_model(backbone.model.eval())))
 
 
-def test_training_continues_from_a_checkpoint_to_the_same_bits(loaded, make_batch, tmp_path):
+def test_training_continues_from_a_checkpoint_to_the_same_bits(loaded, batch_of, tmp_path):
     adapter = AdapterConfig(kind="lora", quant="nf4", r=4, projector="full")
     states = []
     for stops in ((6,), (3, 6)):
@@ -106,7 +106,7 @@ def test_training_continues_from_a_checkpoint_to_the_same_bits(loaded, make_batc
             torch.manual_seed(0)
             backbone = attach(loaded("llava-1.5-7b", quant="nf4"), adapter)
             optim = OptimConfig(lr=0.01, max_steps=6, batch_size=2)
-            source = BatchSource(2, functools.partial(make_batch, backbone), batch_size=2, seed=0)
+            source = BatchSource(2, functools.partial(batch_of, backbone), batch_size=2, seed=0)
             run = RunConfig(seed=0, save_every_steps=3)
             out = tmp_path / str(len(stops))
             if until < 6:
@@ -131,7 +131,7 @@ def interrupted(backbone, source, optim, run, out, *, at):
     fit(backbone.model, stopping, source, optim=optim, run=run, out=out)
 
 
-def test_an_evaluation_that_repacks_the_base_stops_the_run(loaded, make_batch, tmp_path):
+def test_an_evaluation_that_repacks_the_base_stops_the_run(loaded, batch_of, tmp_path):
     """The switch of `quantisation.keep_unpacked` undone, as a model that was loaded past it would have it."""
     if not torch.cpu._is_avx512_bf16_supported():
         pytest.skip("only CPUs with AVX512-BF16 repack 4-bit weights")
@@ -139,18 +139,18 @@ def test_an_evaluation_that_repacks_the_base_stops_the_run(loaded, make_batch, t
     for module in backbone.model.modules():
         if quantised_as(module) == "nf4":
             module.support_avx512bf16_for_cpu = True
-    train(backbone, make_batch, tmp_path / "train_only", steps=2)  # train() before every forward: nothing is lost
+    train(backbone, batch_of, tmp_path / "train_only", steps=2)  # train() before every forward: nothing is lost
 
     def evaluate(model):
         with torch.no_grad():
-            return {"val/loss": float(backbone.with_model(model).loss(make_batch(backbone))[0])}
+            return {"val/loss": float(backbone.with_model(model).loss(batch_of(backbone))[0])}
 
     with pytest.raises(WorkError, match=r"4-bit weights of 14 layers were repacked by an evaluation on the CPU"):
-        train(backbone, make_batch, tmp_path / "evaluated", steps=2, evaluate=evaluate)
+        train(backbone, batch_of, tmp_path / "evaluated", steps=2, evaluate=evaluate)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_evaluating_between_steps_changes_neither_the_base_nor_the_run(loaded, make_batch, tmp_path, name):
+def test_evaluating_between_steps_changes_neither_the_base_nor_the_run(loaded, batch_of, tmp_path, name):
     adapter = AdapterConfig(kind="lora", quant="nf4", r=4)
     states = []
     for evaluate in (None, lambda model: {"val/n": float(len(texts(model)))}):
@@ -160,17 +160,17 @@ def test_evaluating_between_steps_changes_neither_the_base_nor_the_run(loaded, m
         def texts(model, backbone=backbone):
             return backbone.with_model(model).generate(None, ["Side?"], max_new_tokens=2)
 
-        train(backbone, make_batch, tmp_path / str(evaluate is None), steps=3, evaluate=evaluate)
+        train(backbone, batch_of, tmp_path / str(evaluate is None), steps=3, evaluate=evaluate)
         states.append(artifact.trained_state(backbone.model))
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", NAMES)
-def test_a_4_bit_model_trains_reloads_and_merges_on_a_gpu(loaded, make_batch, tmp_path, name):
+def test_a_4_bit_model_trains_reloads_and_merges_on_a_gpu(loaded, batch_of, tmp_path, name):
     adapter = AdapterConfig(kind="lora", quant="nf4", r=8, alpha=16.0, projector="full")
     backbone = attach(loaded(name, quant="nf4", dtype="bf16", device="cuda"), adapter, checkpoint_layers=True)
-    source = BatchSource(2, functools.partial(make_batch, backbone), batch_size=2, seed=0)
+    source = BatchSource(2, functools.partial(batch_of, backbone), batch_size=2, seed=0)
     history = fit(
         backbone.model,
         functools.partial(step, backbone),
@@ -183,7 +183,7 @@ def test_a_4_bit_model_trains_reloads_and_merges_on_a_gpu(loaded, make_batch, tm
     assert losses[-1] < losses[0] - 0.3
 
     def logits(of):
-        batch = make_batch(of).to(of.device)
+        batch = batch_of(of).to(of.device)
         with torch.no_grad():
             return of.model(**batch.inputs, use_cache=False).logits.float().cpu()
 

@@ -54,14 +54,14 @@ def test_references_nest(attached, logits_of):
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("quant", ["none", "nf4"])
-def test_a_kept_reference_stays_while_the_adapter_goes_on(attached, logits_of, make_batch, quant, dtype):
+def test_a_kept_reference_stays_while_the_adapter_goes_on(attached, logits_of, batch_of, quant, dtype):
     backbone, _ = attached("llava-1.5-7b", quant=quant, dtype=dtype, projector="full")
     tuned, before = logits_of(backbone), flags(backbone.model)
     keep_reference(backbone.model)
     assert {n: f for n, f in flags(backbone.model).items() if n in before} == before
     assert not any(f for n, f in flags(backbone.model).items() if n not in before)
     optimizer = torch.optim.AdamW([p for p in backbone.model.parameters() if p.requires_grad], lr=0.01)
-    backbone.loss(make_batch(backbone))[0].backward()
+    backbone.loss(batch_of(backbone))[0].backward()
     optimizer.step()
     now = logits_of(backbone)
     assert not torch.equal(now, tuned)
@@ -70,9 +70,9 @@ def test_a_kept_reference_stays_while_the_adapter_goes_on(attached, logits_of, m
     assert torch.equal(logits_of(backbone), now)
 
 
-def test_a_preference_loss_of_an_untrained_policy_sees_no_difference(attached, make_batch):
+def test_a_preference_loss_of_an_untrained_policy_sees_no_difference(attached, batch_of):
     backbone, _ = attached("llava-1.5-7b", is_awake=False)
-    batch = make_batch(backbone)
+    batch = batch_of(backbone)
     policy = backbone.sequence_logps(batch)
     with torch.no_grad(), reference(backbone.model):
         base = backbone.sequence_logps(batch)

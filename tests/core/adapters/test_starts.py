@@ -76,12 +76,10 @@ def test_loftq_without_the_base_s_files_is_refused(saved, tmp_path):
 
 @pytest.mark.parametrize("quant", ["none", "nf4"])
 @pytest.mark.parametrize("name", NAMES)
-def test_eva_takes_the_main_directions_of_the_inputs_and_changes_nothing_yet(
-    loaded, make_batch, logits_of, name, quant
-):
+def test_eva_takes_the_main_directions_of_the_inputs_and_changes_nothing_yet(loaded, batch_of, logits_of, name, quant):
     backbone = loaded(name, quant=quant)
     backbone.core.requires_grad_(False)
-    before, batch = logits_of(backbone), make_batch(backbone)
+    before, batch = logits_of(backbone), batch_of(backbone)
     adapter = AdapterConfig(kind="lora", quant=quant, init="eva", r=4)
     trained = attach(backbone, adapter, batches=[batch.inputs])
     layers = layers_of(trained.model)
@@ -92,9 +90,9 @@ def test_eva_takes_the_main_directions_of_the_inputs_and_changes_nothing_yet(
     assert torch.equal(logits_of(trained), before)
 
 
-def test_eva_s_first_direction_is_the_one_that_inputs_vary_in_most(loaded, make_batch):
+def test_eva_s_first_direction_is_the_one_that_inputs_vary_in_most(loaded, batch_of):
     backbone = loaded("llava-1.5-7b")
-    batch, path = make_batch(backbone), "model.language_model.layers.0.self_attn.q_proj"
+    batch, path = batch_of(backbone), "model.language_model.layers.0.self_attn.q_proj"
     seen = []
     handle = backbone.part(path).register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     with torch.no_grad():
@@ -108,9 +106,9 @@ def test_eva_s_first_direction_is_the_one_that_inputs_vary_in_most(loaded, make_
 
 
 @pytest.mark.parametrize("r", [4, 64])
-def test_eva_without_enough_tokens_is_refused(loaded, make_batch, r):
+def test_eva_without_enough_tokens_is_refused(loaded, batch_of, r):
     backbone = loaded("unifiedqa-t5-base")
-    batches = None if r == 4 else [make_batch(backbone).inputs]
+    batches = None if r == 4 else [batch_of(backbone).inputs]
     kbit.prepare(backbone.core, backbone.family)
     adapter = AdapterConfig(kind="lora", init="eva", r=r)
     with pytest.raises(RequestError, match=rf"adapter.init is eva, adapter.r is {r}, and the smallest batch"):

@@ -54,7 +54,7 @@ def test_a_token_that_is_known_or_given_twice_is_refused(loaded, tokens):
 
 @pytest.mark.parametrize("quant", ["none", "nf4"])
 @pytest.mark.parametrize("name", GENERATORS)
-def test_only_rows_of_new_tokens_train_in_table_and_head(loaded, make_batch, name, quant):
+def test_only_rows_of_new_tokens_train_in_table_and_head(loaded, batch_of, name, quant):
     backbone = loaded(name, quant=quant)
     ids = add_tokens(backbone.core, backbone.tokenizer, TOKENS)
     adapter = AdapterConfig(kind="lora", quant=quant, r=4)
