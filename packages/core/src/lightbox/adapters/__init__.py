@@ -6,3 +6,8 @@ other than zero, `tokens` that are new), `fused` is the faster linear layer, `gu
 `manifest`: what a folder says about itself); `merge` writes a plain model (`dequantise`, `shards`). `optimizers` holds
 the 8-bit ones; `memory` predicts peak memory without torch.
 """
+
+import logging
+
+# bitsandbytes, which peft imports, suggests at its import a package that would fetch kernels
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
