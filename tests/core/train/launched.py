@@ -6,15 +6,20 @@ import signal
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model
+from PIL import Image
 from torch import nn
 from transformers import T5Config, T5ForConditionalGeneration
 
-from lightbox.config import TrainConfig
+from lightbox.adapters.attach import attach
+from lightbox.backbones.loading import load
+from lightbox.config import AdapterConfig, TrainConfig
 from lightbox.errors import LightboxError
 from lightbox.testing.training import VOCABULARY, fit_tagger, make_source, make_tagger, tagger_step
 from lightbox.train import processes
+from lightbox.train.batches import BatchSource
 
 STEPS, ITEMS, BATCH = 20, 21, 8
 CUT = 7
@@ -55,9 +60,39 @@ def t5_step(model, batch):
     return loss * mask.sum(), mask.sum(), {}
 
 
+def train_llava(out, *, quant, micro=1):
+    """20 steps of the tiny LLaVA: LoRA, projector in full, layers checkpointed, rows chosen before the head."""
+    rng = np.random.default_rng(0)
+    images = [Image.fromarray(rng.integers(0, 256, (64, 64), dtype=np.uint8)) for _ in range(ITEMS)]
+    answers = ["yes " * int(count) for count in rng.integers(1, 9, size=ITEMS)]
+    adapter = AdapterConfig(kind="lora", quant=quant, r=4, projector="full")
+    torch.manual_seed(0)
+    backbone = attach(load("tiny/llava", quant=quant), adapter, checkpoint_layers=True)
+
+    def collate(indices):
+        asked, told = ["Is there an effusion?"] * len(indices), [answers[i] for i in indices]
+        return backbone.prepare([images[i] for i in indices], asked, told, max_tokens=200)
+
+    def write(model):
+        texts = backbone.with_model(model).generate(images[:2], ["Is there an effusion?"] * 2, max_new_tokens=4)
+        return {"val/characters": float(len("".join(texts)))}
+
+    model, history = fit_tagger(
+        out,
+        model=backbone.model,
+        source=BatchSource(ITEMS, collate, batch_size=BATCH, seed=0),
+        step=lambda model, batch: backbone.with_model(model).loss(batch),
+        optim={"max_steps": STEPS, "batch_size": BATCH, "lr": 1e-3, "micro_batch_size": micro},
+        evaluate=write,
+        log_every_steps=1,
+    )
+    return summary(model, history)
+
+
 def summary(model, history):
-    """What a training left: curves, and each parameter's sum of squares."""
-    squares = {name: float(p.detach().double().square().sum()) for name, p in model.named_parameters()}
+    """What a training left: curves, the sum of squares of what was trained, and the classes of the model's parts."""
+    trained = [(name, p.detach().double()) for name, p in model.named_parameters() if p.requires_grad]
+    squares = {name: float(values.square().sum()) for name, values in trained}
     kinds = sorted({type(p).__name__ for p in model.parameters()} | {type(m).__name__ for m in model.modules()})
     return {"history": history, "squares": squares, "kinds": kinds}
 
@@ -131,6 +166,7 @@ def main(out):
         "tagger": train_tagger(out / "tagger", evaluate=accuracy, save_every_steps=CUT),
         "one row": train_tagger(out / "one-row", optim=one_row),
         "t5": train_t5(out / "t5"),
+        "llava": train_llava(out / "llava", quant="none" if processes.is_sharded() else "nf4"),
         "dropout": train_tagger(out / "dropout", dropout=0.3),
         "from one": train_tagger(out / "from-one"),
     }
@@ -145,6 +181,7 @@ def main(out):
     auto = {"extras": {"train": TrainConfig(auto_batch=True)}}
     found["auto"] = ended(train_tagger, out / "auto", step=narrow, **auto)
     if processes.is_sharded():
+        found["nf4"] = ended(train_llava, out / "nf4", quant="nf4")
         found["8 bit"] = ended(train_tagger, out / "8-bit", optim={"optimizer": "adamw_8bit"})
     else:
         found["short"] = ended(train_tagger, out / "short", step=narrow)

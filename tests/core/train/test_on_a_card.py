@@ -88,7 +88,7 @@ def test_8_bit_moments_learn_in_every_precision(tmp_path, precision):
     _, history = fit_tagger(
         tmp_path,
         model=make_tagger(width=80, dropout=0.0),
-        optim={"optimizer": "adamw_8bit", "max_steps": 40, "lr": 0.003},
+        optim={"optimizer": "adamw_8bit", "max_steps": 40, "lr": 0.01},
         log_every_steps=10,
         precision=precision,
         **ON_CARD,

@@ -39,6 +39,8 @@ def one(trainings, tmp_path_factory):
     return out, {
         "tagger": trainings.train_tagger(out / "tagger", evaluate=trainings.accuracy, save_every_steps=trainings.CUT),
         "t5": trainings.train_t5(out / "t5", micro=0),
+        "llava nf4": trainings.train_llava(out / "llava-nf4", quant="nf4", micro=0),
+        "llava none": trainings.train_llava(out / "llava-none", quant="none", micro=0),
     }
 
 
@@ -56,25 +58,32 @@ def two(request, one, tmp_path_factory):
     return request.param, out, [json.loads((out / f"found-{rank}.json").read_text()) for rank in (0, 1)]
 
 
-def assert_close(one, two, *, keys=("train/loss", "train/grad_norm")):
-    """Curves within 1e-5 at every step, weights within 1e-4 of their size."""
-    for key in keys:
-        assert len(one["history"][key]) == len(two["history"][key]) == 20
-        gaps = [abs(a - b) for (_, a), (_, b) in zip(one["history"][key], two["history"][key], strict=True)]
-        assert max(gaps) < 1e-5, (key, gaps)
+def assert_close(one, two):
+    """Losses within 1e-5 at every step; norms and weights within 1e-4 of their size.
+
+    AdamW moves a weight by the rate whatever the size of its gradient, so where that is next to 0 rounding shows.
+    """
+    losses, norms = (
+        [[value for _, value in run["history"][key]] for run in (one, two)] for key in ("train/loss", "train/grad_norm")
+    )
+    assert len(losses[0]) == len(losses[1]) == 20
+    assert losses[0] == pytest.approx(losses[1], rel=0, abs=1e-5)
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
+    assert one["squares"].keys() == two["squares"].keys()
     for name, square in one["squares"].items():
         assert two["squares"][name] == pytest.approx(square, rel=1e-4, abs=1e-9), name
 
 
-@pytest.mark.parametrize("training", ["tagger", "one row", "t5", "from one"])
+@pytest.mark.parametrize("training", ["tagger", "one row", "t5", "llava", "from one"])
 def test_two_processes_give_the_losses_of_one(one, two, training):
     """20 steps with unequal lengths and a short last batch, whole shares or single rows, all parameters or LoRA.
 
-    The T5's whole batches in one process are single rows in two, so this is 1 of 8 against 8 of 1 as well.
+    Whole batches of T5 and LLaVA in one process are single rows in two, so this is 1 of 8 against 8 of 1 as well.
+    LLaVA's base is in NF4 where each process holds it, and in 32 bit where it lies in shards.
     """
-    expected = one[1]["t5" if training == "t5" else "tagger"]
+    twin = {"t5": "t5", "llava": "llava none" if two[0] == "shards" else "llava nf4"}.get(training, "tagger")
     for found in two[2]:
-        assert_close(expected, found[training])
+        assert_close(one[1][twin], found[training])
 
 
 def test_averaging_the_means_of_two_shares_would_be_noticed(trainings):
@@ -102,6 +111,8 @@ def test_evaluation_sees_the_whole_model_in_both_processes(one, two):
     expected = one[1]["tagger"]["history"]["val/acc"]
     assert two[2][0]["tagger"]["history"]["val/acc"] == expected
     assert [step for step, _ in expected] == [7, 14, 20]
+    written = two[2][0]["llava"]["history"]["val/characters"]
+    assert written == one[1]["llava none" if two[0] == "shards" else "llava nf4"]["history"]["val/characters"]
 
 
 def test_one_process_writes_and_says_that_there_were_two(two):
@@ -158,6 +169,7 @@ def test_a_shortage_in_one_process_halves_the_micro_batches_of_both(one, two):
     if way == "shards":
         for found in told:
             assert found["auto"].startswith("RequestError train.auto_batch=true and FSDP are asked for together. ")
+            assert found["nf4"].startswith("RequestError adapter.quant and FSDP are asked for together")
             assert found["8 bit"].startswith(
                 "RequestError optim.optimizer=adamw_8bit and FSDP are asked for together. "
             )
