@@ -80,6 +80,24 @@ def test_layers_of_the_tower_are_not_checkpointed(loaded):
         )
 
 
+@pytest.mark.parametrize("quant", ["none", "nf4"])
+@pytest.mark.parametrize("name", GENERATORS)
+def test_no_input_is_made_to_want_a_gradient(loaded, batch_of, name, quant):
+    """Peft would hook the token table, and transformers each nested tower, of a model that is checkpointed."""
+    backbone = attach(loaded(name, quant=quant), AdapterConfig(kind="lora", quant=quant, r=4), checkpoint_layers=True)
+    backbone.model.train()
+    wanting = []
+    tables = [m for m in backbone.core.modules() if isinstance(m, nn.Embedding | nn.Conv2d | nn.Conv3d)]
+    handles = [m.register_forward_hook(lambda _, args, out: wanting.append(out.requires_grad)) for m in tables]
+    loss, _, _ = backbone.loss(batch_of(backbone))
+    assert len(wanting) >= 1
+    assert not any(wanting)
+    for handle in handles:
+        handle.remove()
+    loss.backward()
+    assert all(p.grad is not None for p in backbone.model.parameters() if p.requires_grad)
+
+
 def tower_output(backbone, batch):
     """What the tower itself gives, before the projector, with the mode it ran in."""
     seen = []

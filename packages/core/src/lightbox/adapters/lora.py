@@ -72,8 +72,13 @@ def add_lora(
 
 
 def wrap(model: PreTrainedModel, config: LoraConfig, name: str = ADAPTER) -> PeftModel:
-    """Add an adapter by its peft configuration, with everything that trains kept in float32."""
+    """Add an adapter by its peft configuration, with everything that trains kept in float32.
+
+    Peft hooks the token table of a checkpointed model that is not quantised, so that its rows require a gradient.
+    Checkpointing as `kbit` does it needs no such gradient, and it costs several values of the width of a row.
+    """
     wrapped = get_peft_model(model, config, adapter_name=name, autocast_adapter_dtype=True)
+    model.disable_input_require_grads()
     widen_saved(wrapped, name)
     return wrapped
 
