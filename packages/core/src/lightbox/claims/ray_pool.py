@@ -30,7 +30,7 @@ from lightbox.errors import RequestError, WorkError
 
 RETRIES = 3
 NODES_S = 60.0  # a busy node takes this long to start a worker
-CLEAR_S = 5.0
+CLEAR_S = 20.0  # a worker must start where the interrupted ones were ended
 
 _log = logging.getLogger("lightbox.claims")
 
