@@ -94,13 +94,22 @@ def test_adapter_is_scored_on_its_base_stored_as_in_training(llava_folder, tmp_p
     ("overrides", "message"),
     [
         ([], "objective.is_trained is true. A second adapter on top of it"),
-        (["objective.is_trained=false", "adapter.kind=lora"], "How it is put on its base stands in its own manifest"),
+        (
+            ["objective.is_trained=false", "adapter.kind=lora", "adapter.quant=int8"],
+            "on a base that is stored otherwise",
+        ),
     ],
 )
 def test_adapter_where_a_model_is_needed_is_refused(llava_folder, tmp_path, overrides, message):
     folder = write_adapter(tmp_path / "model", llava_folder)
     with pytest.raises(RequestError, match=message):
         check(resolve([*SMOKE, f"model.backbone={folder}", *overrides]))
+
+
+def test_profile_that_the_adapter_was_trained_with_may_stay(llava_folder, tmp_path):
+    folder = write_adapter(tmp_path / "model", llava_folder)
+    given = [f"model.backbone={folder}", "data.root=x", "objective.is_trained=false", "data.source_tokens=256"]
+    check(resolve(["preset=consumer_gpu", "run.seed=0", *given]))
 
 
 def test_adapter_without_its_base_names_it(llava_folder, tmp_path):

@@ -68,11 +68,11 @@ def _check_adapter(cfg: Config, base: Base) -> None:
             f"A second adapter on top of it could not be told from the first in what is saved ({MANIFEST})",
             f"Train on '{base.name}', or merge the adapter into a model first with lightbox.adapters.merge",
         )
-    if cfg.adapter.kind != "none":
+    if cfg.adapter.kind != "none" and cfg.adapter.quant != base.record["quant"]:
         raise RequestError(
-            f"{given}, and adapter.kind is {cfg.adapter.kind}",
-            "How it is put on its base stands in its own manifest",
-            "Leave adapter.* out",
+            f"{given} stored as {base.record['quant']}, and adapter.quant is {cfg.adapter.quant}",
+            "The same adapter gives other numbers on a base that is stored otherwise",
+            "Leave adapter.* out: how the base is stored stands in the adapter's manifest",
         )
 
 
