@@ -58,7 +58,7 @@ def two(request, one, tmp_path_factory):
     return request.param, out, [json.loads((out / f"found-{rank}.json").read_text()) for rank in (0, 1)]
 
 
-def assert_close(one, two):
+def assert_same_training(one, two):
     """Losses within 1e-5 at every step; norms and weights within 1e-4 of their size.
 
     AdamW moves a weight by the rate whatever the size of its gradient, so where that is next to 0 rounding shows.
@@ -83,7 +83,7 @@ def test_two_processes_give_the_losses_of_one(one, two, training):
     """
     twin = {"t5": "t5", "llava": "llava none" if two[0] == "shards" else "llava nf4"}.get(training, "tagger")
     for found in two[2]:
-        assert_close(one[1][twin], found[training])
+        assert_same_training(one[1][twin], found[training])
 
 
 def test_averaging_the_means_of_two_shares_would_be_noticed(trainings):
@@ -127,7 +127,7 @@ def test_one_process_writes_and_says_that_there_were_two(two):
 def test_a_checkpoint_of_two_processes_continues_in_one(trainings, one, two, tmp_path, training):
     train = {"tagger": trainings.train_tagger, "t5": trainings.train_t5}[training]
     shutil.copytree(two[1] / ("to-one" if training == "tagger" else "t5-to-one"), tmp_path / "run")
-    assert_close(one[1][training], train(tmp_path / "run"))
+    assert_same_training(one[1][training], train(tmp_path / "run"))
     assert json.loads((tmp_path / "run" / "card.json").read_text())["notes"] == ["continued from step 7"]
 
 
