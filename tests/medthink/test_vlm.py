@@ -138,6 +138,25 @@ def test_forced_tokens_add_up_to_the_probability_of_the_sequence(trained, items)
     assert forced.target == batch.labels[batch.labels != IGNORED].tolist()
 
 
+def test_killed_run_continues_with_its_adapter(tiny_llava, tmp_path, monkeypatch):
+    """A run that died between training and scoring trains no further step, and scores the same."""
+    asked = [*tiny_llava, "experiment=none"]
+    cli.run_job(tmp_path / "calm" / "jobs" / "none", asked, {})
+
+    def die(*_, **__):
+        raise KeyboardInterrupt
+
+    folder = tmp_path / "killed" / "jobs" / "none"
+    with monkeypatch.context() as patch:
+        patch.setattr("medthink.evaluate.evaluate", die)
+        with pytest.raises(KeyboardInterrupt):
+            cli.run_job(folder, asked, {})
+    cli.run_job(folder, asked, {})
+    calm = tmp_path / "calm" / "jobs" / "none"
+    assert (folder / "scores.parquet").read_bytes() == (calm / "scores.parquet").read_bytes()
+    assert json.loads((folder / "card.json").read_text())["notes"] == ["continued from step 2"]
+
+
 @pytest.mark.parametrize(("model_type", "opened"), [("llava", "vlm"), ("t5", "t5")])
 def test_hub_id_is_opened_by_its_family(model_type, opened, monkeypatch, tmp_path):
     cfg = resolve(["preset=smoke", "model.backbone=some/model", f"model.backbone_revision={'a' * 40}"])
