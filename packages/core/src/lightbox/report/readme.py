@@ -1,8 +1,8 @@
 """Blocks of Markdown files that a machine writes: published results, a paper's settings, its map to the code. No torch.
 
 A block stands between `<!-- KIND: NAME -->` and `<!-- end KIND -->`, each on a line of its own. KIND is "results" (NAME
-is PAPER/PRESET, read from `results/PAPER/PRESET/results.json`), "config" or "map" (NAME is the paper). What stands
-outside of blocks is prose and is left alone.
+is PAPER/PRESET, read from `results/PAPER/PRESET/results.json`), "config" or "map" (NAME is the paper), or "memory"
+(NAME is cards: what fits on which). What stands outside of blocks is prose and is left alone.
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from lightbox.adapters.memory import cards
 from lightbox.claims import registry, results
 from lightbox.claims.published import DOCUMENT
 from lightbox.claims.storage import replace_text
@@ -21,8 +22,8 @@ from lightbox.report.claim_view import CHIPS
 from lightbox.report.numbers import decimals, duration, interval, level, number, signed
 from lightbox.report.paper_map import read_map
 
-BLOCK = re.compile(r"^<!-- (results|config|map): ([\w/]+) -->\n(.*?)^<!-- end \1 -->$", re.DOTALL | re.MULTILINE)
-OPENING = re.compile(r"^<!-- (?:results|config|map): .*$", re.MULTILINE)
+BLOCK = re.compile(r"^<!-- (results|config|map|memory): ([\w/]+) -->\n(.*?)^<!-- end \1 -->$", re.DOTALL | re.MULTILINE)
+OPENING = re.compile(r"^<!-- (?:results|config|map|memory): .*$", re.MULTILINE)
 BUILT = ("lightbox-out", "site", "__pycache__")
 MECHANISM = "A verdict on phantom images speaks about a mechanism, never about patients."
 KEY_DIGITS = 8
@@ -75,7 +76,7 @@ def filled(text: str, *, root: Path, document: Path) -> str:
 
     def block(match: re.Match[str]) -> str:
         kind, name = match[1], match[2]
-        lines = {"results": results_lines, "config": config_lines, "map": map_lines}[kind]
+        lines = {"results": results_lines, "config": config_lines, "map": map_lines, "memory": memory_lines}[kind]
         inside = "\n".join(lines(name, root=root, folder=document.parent))
         return f"<!-- {kind}: {name} -->\n\n{inside}\n\n<!-- end {kind} -->"
 
@@ -210,6 +211,19 @@ def map_lines(name: str, *, root: Path, folder: Path) -> list[str]:
         for a in read_map(root, name)
     ]
     return ["| in the paper | in the code | where |", "|---|---|---|", *rows]
+
+
+def memory_lines(name: str, *, root: Path, folder: Path) -> list[str]:
+    """Published models, and the largest batch that is predicted to fit each card.
+
+    Raises:
+        RequestError: for another name than cards.
+    """
+    if name != "cards":
+        raise RequestError(f"A generated block 'memory: {name}'", "There is one table of memory", "Name it cards")
+    titles = ("model", "what trains", "tokens", "GiB, 1 row", *(f"{card} GB" for card in cards.CARDS_GIB), "status")
+    rows = [_cells(*row) for row in cards.table(root / "benchmarks" / "results.csv")]
+    return [_cells(*titles), "|---" * len(titles) + "|", *rows]
 
 
 def _cells(*texts: str) -> str:
