@@ -151,3 +151,11 @@ def test_preparation_changes_no_dtype(loaded):
     assert {name: p.dtype for name, p in backbone.core.named_parameters()} == before
     assert not any(p.requires_grad for p in backbone.core.parameters())
     assert sum(quantised_as(m) == "nf4" for m in backbone.core.modules()) == 14
+
+
+def test_peft_leaves_no_hook_on_the_token_table_of_a_checkpointed_base(loaded):
+    backbone = loaded("llava-1.5-7b")
+    kbit.prepare(backbone.core, backbone.family, checkpoint_layers=True)
+    model = lora.add_lora(backbone.core, backbone.family, AdapterConfig(kind="lora", r=4))
+    rows = model.get_input_embeddings()(torch.tensor([[3, 4]]))
+    assert not rows.requires_grad
