@@ -3,12 +3,13 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from lightbox.adapters.memory import cards
+from lightbox.adapters.memory import cards, fits
 from lightbox.adapters.memory.named import NAMED, config_of, describe
-from lightbox.adapters.memory.prediction import GIB, Request, predict
+from lightbox.adapters.memory.prediction import Request, predict
 from lightbox.backbones.families import family_of
 from lightbox.bench import ledger
 from lightbox.cli.app import load
@@ -40,10 +41,10 @@ def test_the_largest_batch_fits_and_one_row_more_does_not(capsys):
     batches = json.loads(capsys.readouterr().out)["largest_batch"]
     config = NAMED["medgemma-4b"]
     step = Request(config, family_of(config, name="medgemma-4b"), AdapterConfig(kind="lora", quant="nf4"))
-    for card in cards.CARDS_GIB:
-        usable = (card - cards.RESERVE_GIB) * GIB
-        assert predict(cards.with_batch(step, batches[f"{card} GB"])).total <= usable
-        assert predict(cards.with_batch(step, batches[f"{card} GB"] + 1)).total > usable
+    for card in cards.CARDS_GB:
+        usable = cards.usable_bytes(card)
+        assert predict(fits.with_batch(step, batches[f"{card} GB"])).total <= usable
+        assert predict(fits.with_batch(step, batches[f"{card} GB"] + 1)).total > usable
 
 
 def test_fewer_bits_fewer_visual_tokens_and_a_smaller_optimiser_take_less():
@@ -56,7 +57,7 @@ def test_fewer_bits_fewer_visual_tokens_and_a_smaller_optimiser_take_less():
 
 
 def test_every_model_known_by_name_is_in_the_table():
-    rows = list(cards.table())
+    rows = list(fits.table(Path("absent.csv")))
     assert {row[0] for row in rows} == set(NAMED)
     assert all(row[-1] == cards.PREDICTED for row in rows)
 
@@ -65,8 +66,8 @@ def test_a_recorded_measurement_of_this_very_step_is_named(tmp_path):
     rows, step = tmp_path / "results.csv", request()
     row = {"case": describe("qwen2.5-vl-7b", step), "peer": "", "value": 7168.0, "unit": "MiB", "ratio": 1, "notes": ""}
     ledger.append(rows, cards.BENCHMARK, [row])
-    assert cards.fit("qwen2.5-vl-7b", step, rows=rows).status == "predicted; tensors measured 7.0 GiB"
-    assert cards.fit("qwen2.5-vl-7b", request(tokens=512), rows=rows).status == cards.PREDICTED
+    assert fits.fit("qwen2.5-vl-7b", step, rows).status.startswith("measured 7.00 GiB of tensors")
+    assert fits.fit("qwen2.5-vl-7b", request(tokens=512), rows).status == cards.PREDICTED
 
 
 @pytest.mark.parametrize(
@@ -89,8 +90,8 @@ def test_what_cannot_be_is_refused_with_what_to_do(arguments, message):
 
 
 def test_a_card_that_is_too_small_is_told_the_settings_that_fit():
-    assert cards.smaller(request(batch=16), 12) == "optim.micro_batch_size=4"
-    assert cards.smaller(request(), 2) == ""
+    assert fits.settings_for(request(batch=16), 12) == "optim.micro_batch_size=4"
+    assert fits.settings_for(request(), 2) == ""
 
 
 def test_a_folder_with_a_config_is_enough(tmp_path):
