@@ -9,8 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from lightbox.adapters.memory import fits
-from lightbox.adapters.memory.cards import RESERVED_GIB, usable_bytes
+from lightbox.adapters.memory import cards
 from lightbox.adapters.memory.advice import advice
 from lightbox.adapters.memory.images import Images, sizes_of
 from lightbox.adapters.memory.named import config_of, describe

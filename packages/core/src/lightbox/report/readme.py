@@ -12,8 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from lightbox.adapters.memory import fits
-from lightbox.adapters.memory.cards import CARDS_GB
+from lightbox.adapters.memory.table import TITLES, table
 from lightbox.claims import registry, results
 from lightbox.claims.published import DOCUMENT
 from lightbox.claims.storage import replace_text
@@ -222,9 +221,8 @@ def memory_lines(name: str, *, root: Path, folder: Path) -> list[str]:
     """
     if name != "cards":
         raise RequestError(f"A generated block 'memory: {name}'", "There is one table of memory", "Name it cards")
-    titles = ("model", "what trains", "tokens", "GiB, 1 row", *(f"{card} GB" for card in CARDS_GB), "status")
-    rows = [_cells(*row) for row in fits.table(root / "benchmarks" / "results.csv")]
-    return [_cells(*titles), "|---" * len(titles) + "|", *rows]
+    rows = [_cells(*row) for row in table(root / "benchmarks" / "results.csv")]
+    return [_cells(*TITLES), "|---" * len(TITLES) + "|", *rows]
 
 
 def _cells(*texts: str) -> str:

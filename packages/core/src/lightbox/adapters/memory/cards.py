@@ -9,7 +9,7 @@ CARDS_GB = (12, 16, 24)
 RESERVED_GIB = 1.0
 """What desktop, driver and other programs hold of a card; CUDA's own context is part of a prediction."""
 BENCHMARK = "memory"
-PREDICTED = "predicted, not measured on this machine"
+PREDICTED = "predicted, not measured"
 
 
 def usable_bytes(card_gb: float) -> float:
