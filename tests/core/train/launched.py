@@ -23,6 +23,8 @@ from lightbox.train.batches import BatchSource
 
 STEPS, ITEMS, BATCH = 20, 21, 8
 CUT = 7
+T5_SIZES = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2, "vocab_size": VOCABULARY}
+T5_SIZES |= {"decoder_start_token_id": 0, "dropout_rate": 0.0}
 
 
 class CutError(Exception):
@@ -43,14 +45,43 @@ def train_tagger(out, *, dropout=0.0, step=tagger_step, batch_size=BATCH, cuts=F
 def train_t5(out, *, micro=1, cuts=False, **options):
     """20 steps of a tiny T5 with LoRA over the same rows, one row at a time, or a whole batch with `micro` 0."""
     torch.manual_seed(0)
-    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2, "vocab_size": VOCABULARY}
-    base = T5ForConditionalGeneration(T5Config(**sizes, decoder_start_token_id=0, dropout_rate=0.0))
+    base = T5ForConditionalGeneration(T5Config(**T5_SIZES))
     model = get_peft_model(base, LoraConfig(r=2, lora_alpha=4, target_modules=["q", "v"]))
     optim = {"max_steps": STEPS, "batch_size": BATCH, "lr": 1e-2, "micro_batch_size": micro}
     model, history = fit_tagger(
         out, model=model, source=rows(cuts=cuts), step=t5_step, optim=optim, log_every_steps=1, **options
     )
     return summary(model, history)
+
+
+def train_twice(out):
+    """The same model trained again after a training, with groups of parameters that were chosen in between."""
+    torch.manual_seed(0)
+    model = T5ForConditionalGeneration(T5Config(**T5_SIZES))
+    fit_tagger(out / "first", model=model, source=rows(), step=t5_step, optim={"max_steps": 3, "batch_size": BATCH})
+    matrices, vectors = ([p for p in model.parameters() if (p.ndim > 1) == is_matrix] for is_matrix in (True, False))
+    _, history = fit_tagger(
+        out / "second",
+        model=model,
+        source=rows(),
+        step=t5_step,
+        optim={"max_steps": STEPS, "batch_size": BATCH, "lr": 1e-2},
+        extras={"groups": [{"params": matrices, "lr": 1e-3}, {"params": vectors}]},
+        log_every_steps=1,
+    )
+    return summary(model, history)
+
+
+class Scaled(nn.Module):
+    """A tagger with one number that trains."""
+
+    def __init__(self):
+        super().__init__()
+        self.tagger, self.scale = make_tagger(), nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, ids):
+        """Scaled logits."""
+        return self.tagger(ids) * self.scale
 
 
 def t5_step(model, batch):
@@ -167,6 +198,7 @@ def main(out):
         "one row": train_tagger(out / "one-row", optim=one_row),
         "t5": train_t5(out / "t5"),
         "llava": train_llava(out / "llava", quant="none" if processes.is_sharded() else "nf4"),
+        "twice": train_twice(out / "twice"),
         "dropout": train_tagger(out / "dropout", dropout=0.3),
         "from one": train_tagger(out / "from-one"),
     }
@@ -181,6 +213,7 @@ def main(out):
     auto = {"extras": {"train": TrainConfig(auto_batch=True)}}
     found["auto"] = ended(train_tagger, out / "auto", step=narrow, **auto)
     if processes.is_sharded():
+        found["scalar"] = ended(fit_tagger, out / "scalar", model=Scaled())
         found["nf4"] = ended(train_llava, out / "nf4", quant="nf4")
         found["8 bit"] = ended(train_tagger, out / "8-bit", optim={"optimizer": "adamw_8bit"})
     else:

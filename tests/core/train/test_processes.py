@@ -39,6 +39,7 @@ def one(trainings, tmp_path_factory):
     return out, {
         "tagger": trainings.train_tagger(out / "tagger", evaluate=trainings.accuracy, save_every_steps=trainings.CUT),
         "t5": trainings.train_t5(out / "t5", micro=0),
+        "twice": trainings.train_twice(out / "twice"),
         "llava nf4": trainings.train_llava(out / "llava-nf4", quant="nf4", micro=0),
         "llava none": trainings.train_llava(out / "llava-none", quant="none", micro=0),
     }
@@ -74,14 +75,15 @@ def assert_same_training(one, two):
         assert two["squares"][name] == pytest.approx(square, rel=1e-4, abs=1e-9), name
 
 
-@pytest.mark.parametrize("training", ["tagger", "one row", "t5", "llava", "from one"])
+@pytest.mark.parametrize("training", ["tagger", "one row", "t5", "twice", "llava", "from one"])
 def test_two_processes_give_the_losses_of_one(one, two, training):
     """20 steps with unequal lengths and a short last batch, whole shares or single rows, all parameters or LoRA.
 
     Whole batches of T5 and LLaVA in one process are single rows in two, so this is 1 of 8 against 8 of 1 as well.
     LLaVA's base is in NF4 where each process holds it, and in 32 bit where it lies in shards.
     """
-    twin = {"t5": "t5", "llava": "llava none" if two[0] == "shards" else "llava nf4"}.get(training, "tagger")
+    llava = "llava none" if two[0] == "shards" else "llava nf4"
+    twin = {"t5": "t5", "twice": "twice", "llava": llava}.get(training, "tagger")
     for found in two[2]:
         assert_same_training(one[1][twin], found[training])
 
@@ -169,6 +171,7 @@ def test_a_shortage_in_one_process_halves_the_micro_batches_of_both(one, two):
     if way == "shards":
         for found in told:
             assert found["auto"].startswith("RequestError train.auto_batch=true and FSDP are asked for together. ")
+            assert found["scalar"].startswith("RequestError A parameter that is a single number and FSDP are asked for")
             assert found["nf4"].startswith("RequestError adapter.quant and FSDP are asked for together")
             assert found["8 bit"].startswith(
                 "RequestError optim.optimizer=adamw_8bit and FSDP are asked for together. "

@@ -179,6 +179,11 @@ def _check_shardable(model: nn.Module, optim: OptimConfig, run: RunConfig, train
             "The bytes of a quantised layer mean nothing without its scales, which cannot be cut along with them",
             "Launch with --multi_gpu, where each card holds the quantised base, or set adapter.quant=none",
         ),
+        "A parameter that is a single number": (
+            any(parameter.ndim == 0 for parameter in model.parameters()),
+            "There is no dimension along which it could be cut",
+            "Launch with --multi_gpu, where each process holds the whole model",
+        ),
         f"optim.optimizer={optim.optimizer}": (
             optim.optimizer != "adamw",
             "8-bit moments come in blocks over a whole tensor, and a shard is a part of one",
