@@ -16,8 +16,13 @@ from medthink.config import resolve
 
 @pytest.fixture(autouse=True)
 def _own_logging():
-    """Hydra sets handlers of the root logger, one of them on a file; take them away again."""
+    """Hydra sets handlers of the root logger, one of them on a file; take them away again.
+
+    It closes all others first. absl's, which rouge-score brings, would then close the stderr that pytest reads.
+    """
     root = logging.getLogger()
+    if "absl.logging" in sys.modules:
+        sys.modules["absl.logging"].get_absl_handler().python_handler.stream = sys.__stderr__
     before, level = list(root.handlers), root.level
     yield
     for handler in set(root.handlers) - set(before):
