@@ -8,6 +8,7 @@ from lightbox.config import AdapterConfig
 from lightbox.errors import RequestError
 from medthink.bases import DTYPES, Base, find_base
 from medthink.config import OWN_TOWER, Config
+from medthink.room import check_room
 
 
 def check(cfg: Config) -> None:
@@ -15,7 +16,8 @@ def check(cfg: Config) -> None:
 
     Raises:
         RequestError: what `preflight.check_request` refuses, a text that cannot fit the context, an adapter where a
-            model is needed, or a setting that belongs to the paper's T5 beside a vision-language model.
+            model is needed, a setting that belongs to the paper's T5 beside a vision-language model, or a card that is
+            too small.
     """
     if cfg.is_baseline:
         return
@@ -47,6 +49,7 @@ def check_family(cfg: Config, base: Base) -> None:
             "Beside a T5 it is the fusion that joins image and text, which is new and so trained as a whole",
             "Leave adapter.projector out",
         )
+    check_room(cfg, base)
 
 
 def settled(cfg: Config, base: Base) -> Config:

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 from lightbox.adapters import artifact
-from lightbox.adapters.manifest import MANIFEST
 from lightbox.backbones.backbone import Backbone
 from lightbox.backbones.seq2seq import quiet_loading
 from lightbox.errors import RequestError
@@ -39,9 +38,26 @@ def read_strategy(folder: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def is_adapter(folder: Path) -> bool:
-    """True where `folder` holds an adapter and no model."""
-    return (folder / MANIFEST).is_file()
+def strategy_of(folder: Path) -> dict[str, str]:
+    """Strategy and form that saved weights were trained for, "" where no run of this paper saved them."""
+    told = read_strategy(folder)
+    return {key: told.get(key, "") for key in ("method", "form")}
+
+
+def check_width(folder: Path, width: int | None) -> None:
+    """Compare features with those that an adapter's fusion was trained on; None is whatever it was trained on.
+
+    Raises:
+        RequestError: another width.
+    """
+    told = read_strategy(folder)
+    own = told.get("vision_width", width)
+    if width is not None and own != width:
+        raise RequestError(
+            f"The adapter '{folder}' holds a fusion for features of width {own}, and these have {width}",
+            f"It was trained with '{told['tower'] or 'no tower'}'",
+            "Set model.tower or model.features to what it was trained with",
+        )
 
 
 def check_strategy(cfg: Config, *, method: str, form: str) -> None:

@@ -18,7 +18,6 @@ from lightbox.backbones.families import Family
 from lightbox.backbones.loading import DTYPES
 from lightbox.backbones.seq2seq import load_seq2seq, quiet_loading
 from lightbox.backbones.t5 import T5Backbone
-from lightbox.errors import RequestError
 from lightbox.train import processes
 from lightbox.train.batches import BatchSource
 from lightbox.train.card import describe
@@ -36,6 +35,7 @@ from medthink.generation import generate_texts
 from medthink.items import Item, Split, ids_of
 from medthink.model import FUSED, PLAIN, MedThinkT5
 from medthink.objective import target_loss
+from medthink.room import memory_advice
 
 
 class FusedT5:
@@ -51,7 +51,14 @@ class FusedT5:
         self.backbone = open_t5(cfg, vision_width=0 if vision is None else features.width_of(vision))
         self.tokenizer = self.backbone.tokenizer
         if not cfg.objective.is_trained:
-            saved.check_strategy(cfg, **trained_for(base, self.backbone.core))
+            saved.check_strategy(cfg, **self._trained_for(base))
+
+    def _trained_for(self, base: Base) -> dict[str, str]:
+        """Strategy and form of the weights, "" where no run of this paper saved them."""
+        if base.adapter is not None:
+            return saved.strategy_of(base.adapter)
+        config = self.backbone.core.config
+        return {"method": config.method, "form": config.form}
 
     def fit(self, items: Sequence[Item], split: Split, folder: Path) -> History:
         """Train on items of a split: all of the T5, or additions to it; the fusion is new and always trains whole."""
@@ -111,7 +118,7 @@ def open_t5(cfg: Config, *, vision_width: int | None) -> Backbone:
     base = find_base(cfg.model.backbone, cfg.model.backbone_revision)
     own = settled(cfg, base)
     if base.adapter is not None:
-        _check_width(base.adapter, vision_width)
+        saved.check_width(base.adapter, vision_width)
     model, tokenizer = _load(own, vision_width)
     name, revision = own.model.backbone, own.model.backbone_revision
     backbone = T5Backbone(
@@ -125,25 +132,6 @@ def open_t5(cfg: Config, *, vision_width: int | None) -> Backbone:
         dtype=DTYPES[own.model.dtype],
     )
     return backbone if base.adapter is None else artifact.load(base.adapter, backbone)
-
-
-def _check_width(folder: Path, width: int | None) -> None:
-    strategy = saved.read_strategy(folder)
-    own = strategy.get("vision_width", width)
-    if width is not None and own != width:
-        raise RequestError(
-            f"The adapter '{folder}' holds a fusion for features of width {own}, and these have {width}",
-            f"It was trained with '{strategy['tower'] or 'no tower'}'",
-            "Set model.tower or model.features to what it was trained with",
-        )
-
-
-def trained_for(base: Base, model: MedThinkT5) -> dict[str, str]:
-    """Strategy and form of saved weights, "" where no run of this paper saved them."""
-    if base.adapter is None:
-        return {"method": model.config.method, "form": model.config.form}
-    strategy = saved.read_strategy(base.adapter)
-    return {key: strategy.get(key, "") for key in ("method", "form")}
 
 
 def load_vision(cfg: Config, split: Split, *, cache: Path) -> Float[Tensor, "n p c"] | None:
@@ -214,6 +202,7 @@ def fit_items(
         pads=cfg.objective.pads,
         width=cfg.target_tokens,
     )
+    base = find_base(cfg.model.backbone, cfg.model.backbone_revision)
     batches = BatchSource(
         len(rows),
         collate,
@@ -221,7 +210,17 @@ def fit_items(
         seed=cfg.run.seed,
         ids=ids_of(items),  # not bucketed: a rationale's length tells its answer, so batches would differ by arm
     )
-    return fit(model, step, batches, optim=cfg.optim, run=cfg.run, out=folder, train=cfg.train, facts=facts)
+    return fit(
+        model,
+        step,
+        batches,
+        optim=cfg.optim,
+        run=cfg.run,
+        out=folder,
+        train=cfg.train,
+        facts=facts,
+        memory_advice=memory_advice(cfg, base),
+    )
 
 
 def step(model: MedThinkT5, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:

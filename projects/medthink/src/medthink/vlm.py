@@ -33,6 +33,7 @@ from medthink.data import fitted_texts
 from medthink.evaluate import Trial
 from medthink.features import GREY
 from medthink.items import Item, Split, ids_of
+from medthink.room import memory_advice
 
 UNLIMITED = 1 << 30
 """Texts are shortened before they are tokenised, so what is left to limit a row is the model's own context."""
@@ -77,6 +78,7 @@ class Vlm:
             out=folder,
             train=cfg.train,
             facts=self.facts(),
+            memory_advice=memory_advice(cfg, find_base(cfg.model.backbone, cfg.model.backbone_revision)),
         )
 
     def write(self, trial: Trial, split: Split) -> list[str]:
@@ -134,8 +136,7 @@ def open_vlm(cfg: Config) -> Vlm:
     """
     base = find_base(cfg.model.backbone, cfg.model.backbone_revision)
     if not cfg.objective.is_trained:
-        strategy = saved.read_strategy(base.adapter or Path(base.name))
-        saved.check_strategy(cfg, method=strategy.get("method", ""), form=strategy.get("form", ""))
+        saved.check_strategy(cfg, **saved.strategy_of(base.adapter or Path(base.name)))
     return Vlm(settled(cfg, base), open_backbone(cfg))
 
 
