@@ -11,7 +11,7 @@ from lightbox.errors import RequestError
 from medthink.bases import find_base
 from medthink.checks import check
 from medthink.config import resolve
-from medthink.room import card_bytes, memory_advice, request_of
+from medthink.room import card_bytes, memory_advice, step_of
 
 LORA = ("adapter.kind=lora", "model.dtype=bf16")
 NF4 = (*LORA, "adapter.quant=nf4", "train.checkpoint_layers=true")
@@ -72,9 +72,9 @@ def test_without_a_card_nothing_is_known(seven_billion, card):
 
 def test_rows_hold_image_prompt_and_target(seven_billion, t5_folder):
     cfg = asked(seven_billion, *NF4, "model.image_px=448", device="cpu")
-    row = request_of(cfg, find_base(str(seven_billion)), batch=2, prompt_tokens=100, target_tokens=30)
+    row = step_of(cfg, find_base(str(seven_billion)), batch=2, prompt_tokens=100, target_tokens=30)
     assert (row.batch, row.tokens, row.supervised) == (2, 16 * 16 + 100 + 30, 30)
-    row = request_of(asked(t5_folder), find_base(str(t5_folder)), batch=1, prompt_tokens=100, target_tokens=30)
+    row = step_of(asked(t5_folder), find_base(str(t5_folder)), batch=1, prompt_tokens=100, target_tokens=30)
     assert (row.tokens, row.supervised, row.images.count) == (100, 30, 0)
 
 

@@ -30,7 +30,7 @@ def check_room(cfg: Config, base: Base) -> None:
     cards = [] if cfg.run.device == "cpu" else card_bytes()
     if not cards or base.family is None or not cfg.objective.is_trained:
         return
-    request = request_of(cfg, base, batch=1, prompt_tokens=SHORTEST_TOKENS, target_tokens=SHORTEST_TARGET)
+    request = step_of(cfg, base, batch=1, prompt_tokens=SHORTEST_TOKENS, target_tokens=SHORTEST_TARGET)
     report, usable = predict(request), max(cards)
     if report.total <= usable:
         return
@@ -49,11 +49,11 @@ def memory_advice(cfg: Config, base: Base) -> Callable[[int], str] | None:
     cards = [] if cfg.run.device == "cpu" else card_bytes()
     if base.family is None:
         return None
-    request = request_of(cfg, base, batch=1, prompt_tokens=cfg.data.source_tokens, target_tokens=cfg.target_tokens)
+    request = step_of(cfg, base, batch=1, prompt_tokens=cfg.data.source_tokens, target_tokens=cfg.target_tokens)
     return adviser(request, max(cards, default=machine.memory_gib() * GIB))
 
 
-def request_of(cfg: Config, base: Base, *, batch: int, prompt_tokens: int, target_tokens: int) -> Request:
+def step_of(cfg: Config, base: Base, *, batch: int, prompt_tokens: int, target_tokens: int) -> Request:
     """A training step of this configuration for the memory model.
 
     Args:
