@@ -37,7 +37,7 @@ def peak_bytes(work: Callable[[], Any], *, held: Iterable[Tensor] = (), device: 
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated()
     base = storage_bytes(held)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as recorded:
         work()
     live = top = 0
     for change in _changes(recorded):
@@ -73,7 +73,7 @@ def storage_bytes(tensors: Iterable[Tensor]) -> int:
 def _changes(recorded: profile) -> Iterable[int]:
     """Bytes of each allocation, and less than 0 of each free, on the CPU in the order of time."""
     results = recorded.profiler.kineto_results  # type: ignore[union-attr]
-    events = [e for e in results.events() if e.name() == MEMORY_EVENT and e.device_type() == DeviceType.CPU]
+    events: list[Any] = [e for e in results.events() if e.name() == MEMORY_EVENT and e.device_type() == DeviceType.CPU]
     return [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
 
 

@@ -23,6 +23,7 @@ from lightbox.backbones.published import merged, shrunk_values
 from lightbox.bench.live_bytes import held_by, peak_bytes
 from lightbox.bench.random_models import build, make_batch
 from lightbox.config import AdapterConfig
+from lightbox.errors import RequestError
 
 MIB = 1024**2
 SIZES = ("tiny", "width 256")
@@ -72,7 +73,11 @@ def run(*, device: str = "cpu", models: Sequence[str] = (), sizes: Sequence[str]
     Returns:
         Rows with case, peer, value (measured MiB), unit, ratio (predicted / measured) and notes; on a CPU one row a
         model, size and kind, the case of the largest error.
+
+    Raises:
+        RequestError: for cuda where torch finds no card.
     """
+    _check_device(device)
     torch.set_num_threads(1)
     if device == "cuda":
         return [_row(case.name, [(case, *compared(case.request))]) for case in card_cases() if _is_wanted(case, models)]
@@ -84,6 +89,11 @@ def run(*, device: str = "cpu", models: Sequence[str] = (), sizes: Sequence[str]
                 rows.append(_row(f"{model}, {size}, {kind}", found))
                 _log.info("%s: %s", rows[-1]["case"], rows[-1]["notes"])
     return rows
+
+
+def _check_device(device: str) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
+        raise RequestError("The device is cuda", "torch finds no CUDA device on this machine", "Use --device cpu")
 
 
 def compared(request: Request) -> tuple[int, int]:

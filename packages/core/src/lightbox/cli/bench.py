@@ -1,4 +1,4 @@
-"""`lightbox bench data|train`: ratios against named peers, each pair measured in turns in this run.
+"""`lightbox bench data|train|memory`: ratios against named peers, each pair measured in turns in this run.
 
 The peer is part of the row, since a speed without one says little. Rows are kept only on request.
 """
@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lightbox.bench import ledger
+from lightbox.config import check_choice
 from lightbox.errors import RequestError
 from lightbox.paths import repo_root
 
@@ -59,6 +60,23 @@ def train(
                 ledger.append(repo_root() / "benchmarks" / "results.csv", benchmark, found)
             rows += found
     _finish("", rows, record=False, as_json=as_json)
+
+
+@app.command()
+def memory(
+    model: Annotated[list[str] | None, typer.Option(help="Only this model; may be given several times.")] = None,
+    device: Annotated[str, typer.Option(help="cpu: small models; cuda: 7B models in NF4 with random weights.")] = "cpu",
+    record: Record = False,
+    as_json: AsJson = False,
+) -> None:
+    """Peak memory of training steps, measured, against what `lightbox memory` predicts (about 10 minutes on a CPU)."""
+    check_choice("--device", device, ("cpu", "cuda"))
+    from lightbox.bench import memory as bench
+
+    known = bench.CARD_MODELS if device == "cuda" else tuple(bench.WIDER)
+    for name in model or ():
+        check_choice("--model", name, known)
+    _finish("memory", bench.run(device=device, models=model or ()), record=record, as_json=as_json)
 
 
 def _train_rows(part: str, *, epochs: int, repeats: int) -> list[dict[str, Any]]:

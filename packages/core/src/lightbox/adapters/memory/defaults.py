@@ -33,7 +33,7 @@ _QWEN_VL_TEXT = _LLAMA | {
     "num_key_value_heads": 8,
     "max_position_embeddings": 32768,
 }
-_GEMMA3 = _LLAMA | {
+_GEMMA3 = {key: value for key, value in _LLAMA.items() if key != "hidden_act"} | {
     "vocab_size": 262208,
     "hidden_size": 2304,
     "intermediate_size": 9216,

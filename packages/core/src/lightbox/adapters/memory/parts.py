@@ -60,6 +60,8 @@ def placed(step: Step, config: Config, text: Shape, family: Family, load: Load) 
     x = embedded(step, load.rows, text.vocab_size, width, family.embeddings)
     if text.model_type == "gemma3_text":
         x = step.scaled(x)
+    if load.images == 0:
+        return x, []
     images, kept = _vision(step, config, family, load, width)
     x = step.run([x, images], (x.rows, x.width, x.item), saves=[step.allocate(load.rows * width)])
     return x, [*kept, images]

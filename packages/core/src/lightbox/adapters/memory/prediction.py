@@ -142,6 +142,7 @@ def predict(request: Request) -> MemoryReport:
     step = Step(setting=setting)
     trained = _hold(step, bare, request)
     step.backward(models.forward(step, request.config, request.family, load))
+    _update(step, bare, request)
     parts = {part: step.meter.at_peak.get(part, 0) for part in PARTS}
     if request.device == "cuda":
         values = sum(size for part, size in parts.items() if "weights" not in part)
@@ -249,6 +250,13 @@ def _hold_state(step: Step, name: str, count: int, item: int, request: Request) 
     step.hold(state_bytes(request.optimizer, count, item), "optimiser")
     if request.accumulates:
         step.weight_gradients.setdefault(name, step.allocate(count * item, "gradients"))
+
+
+def _update(step: Step, bare: Step, request: Request) -> None:
+    """The optimiser's step: nothing more, but on a CPU with 8 bits, which widens the largest tensor five times."""
+    if request.device == "cpu" and request.optimizer != "adamw":
+        trained = [weight.count for weight in bare.weights.values() if weight.is_trained]
+        step.allocate(5 * FLOAT32 * max([*trained, *bare.adapters.values()]), "optimiser")
 
 
 def _is_packed(weight: Weight) -> bool:

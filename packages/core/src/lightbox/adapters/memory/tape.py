@@ -71,7 +71,9 @@ class Node:
         out: key of its result.
         inputs: key and bytes of each input that needs a gradient.
         saved: what it keeps until then.
+        part: what its gradients count to.
         temporary: bytes beside the gradients while it runs.
+        temporary_part: what those count to.
         weights: name and bytes of each trained weight that gets a gradient.
         passes_on: True where the gradient of the result is that of every input, without a copy.
         again: a checkpointed layer, to be run again with its nodes on the tape.
@@ -80,7 +82,9 @@ class Node:
     out: int
     inputs: Sequence[tuple[int, int]]
     saved: list[Storage]
+    part: str
     temporary: int = 0
+    temporary_part: str = ""
     weights: Sequence[tuple[str, int]] = ()
     passes_on: bool = False
     again: Callable[[], Value] | None = None
@@ -172,7 +176,9 @@ class Tape:
                 out=result.key,
                 inputs=[(value.key, value.size) for value in inputs if value.needs_grad],
                 saved=[*saved, storage] if saves_result else saved,
+                part=self.part,
                 temporary=temporary_back,
+                temporary_part=temporary_part or self.part,
                 weights=weights,
                 passes_on=passes_on,
             )
@@ -189,7 +195,7 @@ class Tape:
         self.clinging = None
         result.needs_grad = True
         inputs = [(value.key, value.size) for value in reads if value.needs_grad]
-        self.nodes.append(Node(result.key, inputs, kept, again=layer))
+        self.nodes.append(Node(result.key, inputs, kept, self.part, again=layer))
         return result
 
     @contextmanager
@@ -231,16 +237,16 @@ class Tape:
             self._step_back(node, gradient)
 
     def _step_back(self, node: Node, gradient: Storage) -> None:
-        scratch = self.allocate(node.temporary) if node.temporary else None
+        scratch = self.allocate(node.temporary, node.temporary_part) if node.temporary else None
         made = [self._weight_gradient(name, size) for name, size in node.weights]
-        given = [(key, gradient if node.passes_on else self.allocate(size)) for key, size in node.inputs]
+        given = [(key, gradient if node.passes_on else self.allocate(size, node.part)) for key, size in node.inputs]
         del scratch, gradient, made
         node.saved.clear()
         while given:
             key, storage = given.pop(0)
             before = self.gradients.pop(key, None)
             # a third tensor takes the sum: most gradients are views of a matrix product, which torch does not add into
-            self.gradients[key] = storage if before is None else self.allocate(before.size)
+            self.gradients[key] = storage if before is None else self.allocate(before.size, node.part)
 
     def _weight_gradient(self, name: str, size: int) -> Storage:
         """The gradient of a weight; where it has one already, the new one is added to it and goes."""
