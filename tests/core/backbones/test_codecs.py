@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
@@ -131,6 +131,7 @@ def test_pixels_are_those_that_the_model_sees():
     bounds=st.sampled_from([(3136, 12845056), (3136, 12544), (200704, 1003520)]),
 )
 def test_resized_is_what_transformers_resizes_to(width, height, factor, bounds):
+    assume(max(width, height) <= 190 * min(width, height))  # theirs refuses stripes of more than 200 to 1
     theirs = smart_resize(height, width, factor=factor, min_pixels=bounds[0], max_pixels=bounds[1])
     assert resized(width, height, factor=factor, min_pixels=bounds[0], max_pixels=bounds[1]) == theirs[::-1]
 

@@ -50,7 +50,7 @@ def test_every_recorded_case_is_within_the_promise(model, size, kind):
     assert {name: error for name, error in errors.items() if abs(error) >= ALLOWED} == {}
 
 
-def sizes_of(draw, name, width, heads, layers):
+def drawn_sizes(draw, name, width, heads, layers):
     """Widths, heads, depths and vocabularies that no recorded case has."""
     vocabulary = draw.choice([600, 1500, 3000])
     if name == "unifiedqa-t5-base":
@@ -90,7 +90,7 @@ def drawn(seed):
     """A step of any family, kind and size, drawn from a seed."""
     draw = random.Random(seed)
     name = draw.choice(GENERATORS)
-    changes = sizes_of(draw, name, draw.choice([48, 80, 96, 160]), draw.choice([2, 4]), draw.choice([1, 3, 5]))
+    changes = drawn_sizes(draw, name, draw.choice([48, 80, 96, 160]), draw.choice([2, 4]), draw.choice([1, 3, 5]))
     config = merged(shrunk_values(name), changes)
     kind = draw.choice(["none", "lora", "lora", "lora"])
     quant = "none" if kind == "none" else draw.choice(["none", "nf4", "int8"])
