@@ -10,7 +10,8 @@ import pytest
 
 from lightbox.adapters.memory import cards, table
 from lightbox.adapters.memory.named import NAMED, config_of, describe
-from lightbox.adapters.memory.prediction import Request, predict
+from lightbox.adapters.memory.prediction import predict
+from lightbox.adapters.memory.request import Request
 from lightbox.backbones.families import family_of
 from lightbox.bench import ledger
 from lightbox.cli.app import load

@@ -16,13 +16,12 @@ from lightbox.adapters.memory.parts import Load
 from lightbox.adapters.memory.prediction import (
     GIB,
     PARTS,
-    Request,
     largest_batch,
     largest_batches,
-    load_of,
     predict,
     state_bytes,
 )
+from lightbox.adapters.memory.request import Request, load_of
 from lightbox.adapters.memory.setting import Setting
 from lightbox.adapters.memory.step import Step
 from lightbox.backbones.families import BY_MODEL_TYPE, family_of

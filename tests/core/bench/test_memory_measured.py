@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from lightbox.adapters.memory.images import Images
-from lightbox.adapters.memory.prediction import Request, predict
+from lightbox.adapters.memory.prediction import predict
+from lightbox.adapters.memory.request import Request
 from lightbox.backbones.families import family_of
 from lightbox.backbones.published import GENERATORS, merged, shrunk_values
 from lightbox.bench import memory

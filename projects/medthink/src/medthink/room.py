@@ -9,7 +9,8 @@ from collections.abc import Callable
 from lightbox import machine
 from lightbox.adapters.memory.advice import adviser, reductions
 from lightbox.adapters.memory.images import Images, sizes_of
-from lightbox.adapters.memory.prediction import GIB, Request, predict
+from lightbox.adapters.memory.prediction import GIB, predict
+from lightbox.adapters.memory.request import Request
 from lightbox.backbones import weights
 from lightbox.errors import RequestError
 from medthink.bases import Base

@@ -16,7 +16,8 @@ from torch import Tensor
 from lightbox.adapters.attach import attach
 from lightbox.adapters.memory.images import Images
 from lightbox.adapters.memory.named import NAMED, describe
-from lightbox.adapters.memory.prediction import Request, load_of, predict
+from lightbox.adapters.memory.prediction import predict
+from lightbox.adapters.memory.request import Request, load_of
 from lightbox.adapters.optimizers import make_optimizer
 from lightbox.backbones.families import family_of
 from lightbox.backbones.published import merged, shrunk_values

@@ -76,7 +76,9 @@ def _fill(model: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> N
 
 def _set_packed(module: Any, parameter: Any, device: torch.device, dtype: torch.dtype) -> None:
     """Draw one matrix, quantise it on its way to the device, and mark it as filled."""
-    drawn = torch.empty(parameter.shape, dtype=dtype).normal_(std=SPREAD)
+    # 8-bit weights are quantised on their way from host memory only
+    source = device if hasattr(parameter, "quant_type") else torch.device("cpu")
+    drawn = torch.empty(parameter.shape, dtype=dtype, device=source).normal_(std=SPREAD)
     names = ("compress_statistics", "quant_type", "quant_storage", "blocksize", "has_fp16_weights")
     kept = {name: getattr(parameter, name) for name in names if hasattr(parameter, name)}
     module.weight = type(parameter)(drawn, requires_grad=False, **kept).to(device)

@@ -13,7 +13,8 @@ from lightbox.adapters.memory import cards
 from lightbox.adapters.memory.advice import advice
 from lightbox.adapters.memory.images import Images, sizes_of
 from lightbox.adapters.memory.named import config_of, describe
-from lightbox.adapters.memory.prediction import GIB, ITEMS, PARTS, MemoryReport, Request, largest_batches, predict
+from lightbox.adapters.memory.prediction import GIB, PARTS, MemoryReport, largest_batches, predict
+from lightbox.adapters.memory.request import ITEMS, Request
 from lightbox.adapters.memory.shapes import context_of
 from lightbox.backbones.families import family_of
 from lightbox.config import OPTIMIZERS, AdapterConfig, check_at_least, check_choice

@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from lightbox.adapters.memory.prediction import GIB, MemoryReport, Request, predict
+from lightbox.adapters.memory.prediction import GIB, MemoryReport, predict
+from lightbox.adapters.memory.request import Request
 
 FEWEST_TOKENS = 512
 

@@ -22,11 +22,6 @@ class Rows:
     mask: Storage | None = None
     tables: Storage | None = None
 
-    @property
-    def count(self) -> int:
-        """All tokens, M."""
-        return self.sequences * self.length
-
 
 def causal_mask(step: Step, sequences: int, length: int, other: int | None = None) -> Storage:
     """One byte for each pair of positions: b·t·s."""

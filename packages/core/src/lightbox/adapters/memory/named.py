@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lightbox.adapters.memory.prediction import Request
+from lightbox.adapters.memory.request import Request
 from lightbox.backbones.published import PUBLISHED, merged
 from lightbox.errors import RequestError
 from lightbox.paths import shared_data

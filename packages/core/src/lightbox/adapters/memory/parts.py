@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from lightbox.adapters.memory import shapes, towers
+from lightbox.adapters.memory import davit, shapes, towers
 from lightbox.adapters.memory.setting import FLOAT32
 from lightbox.adapters.memory.shapes import Config, Shape
 from lightbox.adapters.memory.step import Step
@@ -90,7 +90,7 @@ def _tower(step: Step, config: Config, family: Family, shape: Shape, load: Load,
         is_newer = family.name == "qwen2_5_vl"
         return [towers.qwen_vit(step, load.sequences * load.patches, images, shape, is_newer=is_newer)]
     if family.name == "florence2":
-        return [towers.davit(step, images, load.image_px, shape)]
+        return [davit.davit(step, images, load.image_px, shape)]
     wanted = shapes.whole(config).get("vision_feature_layer", -1)
     return towers.vit(step, images, shape, is_clip=shape.model_type == "clip_vision_model", wanted=wanted)
 
@@ -99,7 +99,7 @@ def _projected(step: Step, config: Config, family: Family, x: Value, images: int
     if family.name.startswith("qwen"):
         return towers.qwen_merger(step, x, shape, is_newer=family.name == "qwen2_5_vl")
     if family.name == "florence2":
-        return towers.florence_projector(step, x, images, shape)
+        return davit.florence_projector(step, x, images, shape)
     top = shapes.whole(config)
     if family.name == "gemma3":
         x = step.copied(x)

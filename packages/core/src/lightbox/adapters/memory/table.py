@@ -5,7 +5,8 @@ from pathlib import Path
 
 from lightbox.adapters.memory.cards import CARDS_GB, recorded, said_of, usable_bytes
 from lightbox.adapters.memory.named import NAMED, describe
-from lightbox.adapters.memory.prediction import GIB, Request, largest_batches, predict
+from lightbox.adapters.memory.prediction import GIB, largest_batches, predict
+from lightbox.adapters.memory.request import Request
 from lightbox.backbones.families import family_of
 from lightbox.config import AdapterConfig
 
