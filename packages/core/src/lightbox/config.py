@@ -138,6 +138,12 @@ class AdapterConfig:
                 "Quantised weights are frozen, so nothing would learn",
                 "Set adapter.kind=lora, or adapter.quant=none",
             )
+        if self.use_dora and self.quant == "int8":
+            raise RequestError(
+                "adapter.use_dora is true and adapter.quant is int8",
+                "DoRA reads the length of each weight row, which 8-bit storage does not give back on a CPU",
+                "Set adapter.quant=nf4, or adapter.use_dora=false",
+            )
         if self.init == "loftq" and self.quant != "nf4":
             raise RequestError(
                 f"adapter.init is loftq and adapter.quant is {self.quant}",
