@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from lightbox import files
 from lightbox.errors import RequestError, WorkError
 from lightbox.testing.training import make_tagger
-from lightbox.train import checkpoint, files, weights
+from lightbox.train import checkpoint, weights
 from lightbox.train.checkpoint import ResumeState
 
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json", "manifest.json")

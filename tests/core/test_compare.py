@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lightbox import rundir
 from lightbox.cli import compare as command
 from lightbox.cli import main
 from lightbox.errors import RequestError, WorkError
 from lightbox.eval.intervals import t_interval
 from lightbox.report import comparison
+from lightbox.runs import folders
 from lightbox.testing.fake_runs import write_job
 
 LEVELS = {"answer_only": 0.6, "explanation": 0.72}
@@ -29,7 +29,7 @@ def out(tmp_path):
 
 
 def entries_of(out):
-    return comparison.load_entries(rundir.newest_runs(out))
+    return comparison.load_entries(folders.newest_runs(out))
 
 
 def by_hand(out, metric="correct"):
@@ -37,16 +37,16 @@ def by_hand(out, metric="correct"):
     means = []
     for seed in range(5):
         rows = {}
-        for run in rundir.newest_runs(out):
+        for run in folders.newest_runs(out):
             if run.seed == seed:
-                table = rundir.read_scores(run.folder).to_pylist()
+                table = folders.read_scores(run.folder).to_pylist()
                 rows[run.arm] = {row["item"]: row[metric] for row in table if row["condition"] == "image"}
         means.append(np.mean([rows["explanation"][item] - rows["answer_only"][item] for item in rows["answer_only"]]))
     return means
 
 
 def test_the_difference_is_paired_by_item_and_its_interval_is_over_seeds(out):
-    summary = command.summarise(out, rundir.newest_runs(out))
+    summary = command.summarise(out, folders.newest_runs(out))
     [difference] = summary["differences"]
     expected = by_hand(out)
     assert summary["reference"] == "answer_only"
@@ -56,7 +56,7 @@ def test_the_difference_is_paired_by_item_and_its_interval_is_over_seeds(out):
 
 
 def test_only_items_that_both_runs_scored_are_paired(out):
-    rows = rundir.read_scores(rundir.newest_runs(out)[0].folder)
+    rows = folders.read_scores(folders.newest_runs(out)[0].folder)
     fewer = rows.filter([index % 2 == 0 for index in range(rows.num_rows)])
     assert comparison.paired_difference(rows, fewer, "image/correct").tolist() == [0.0] * 60
     assert comparison.paired_difference(rows, fewer, "image/absent").size == 0
@@ -65,19 +65,19 @@ def test_only_items_that_both_runs_scored_are_paired(out):
 def test_groups_without_shared_items_have_no_difference(tmp_path):
     write_job(tmp_path, "answer_only", 0)
     write_job(tmp_path, "explanation", 1)
-    assert command.summarise(tmp_path, rundir.newest_runs(tmp_path))["differences"] == []
+    assert command.summarise(tmp_path, folders.newest_runs(tmp_path))["differences"] == []
 
 
 def test_one_shared_seed_gives_a_difference_without_an_interval(tmp_path):
     for arm in LEVELS:
         write_job(tmp_path, arm, 0)
-    [difference] = command.summarise(tmp_path, rundir.newest_runs(tmp_path))["differences"]
+    [difference] = command.summarise(tmp_path, folders.newest_runs(tmp_path))["differences"]
     assert difference["ci95"] is None
 
 
 def test_runs_with_another_learning_rate_are_another_group(out):
     write_job(out, "explanation", 0, lr=3e-3, place="runs", key="mine")
-    summary = command.summarise(out, rundir.newest_runs(out))
+    summary = command.summarise(out, folders.newest_runs(out))
     labels = [group["label"] for group in summary["groups"]]
     assert labels == ["answer_only", "explanation (optim.lr=0.001)", "explanation (optim.lr=0.003)"]
     assert summary["differing"]["optim.lr"]["0.003"] == [labels[2]]
@@ -85,22 +85,22 @@ def test_runs_with_another_learning_rate_are_another_group(out):
 
 
 def test_a_later_attempt_replaces_the_earlier_one(out):
-    first = next(run for run in rundir.newest_runs(out) if run.arm == "explanation" and run.seed == 2)
+    first = next(run for run in folders.newest_runs(out) if run.arm == "explanation" and run.seed == 2)
     again = first.folder.with_name(f"{first.key}-2")
     shutil.copytree(first.folder, again)
-    assert len(rundir.newest_runs(out)) == 10
-    assert again in [run.folder for run in rundir.newest_runs(out)]
+    assert len(folders.newest_runs(out)) == 10
+    assert again in [run.folder for run in folders.newest_runs(out)]
 
 
 def test_the_files_hold_every_run_and_open(out):
-    (out / "mlflow-runs.json").write_text(json.dumps({rundir.newest_runs(out)[0].folder.name: "f" * 32}))
-    command.summarise(out, rundir.newest_runs(out))
+    (out / "mlflow-runs.json").write_text(json.dumps({folders.newest_runs(out)[0].folder.name: "f" * 32}))
+    command.summarise(out, folders.newest_runs(out))
     with (out / "compare.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 10
     assert {row["arm"] for row in rows} == set(LEVELS)
     assert [row["mlflow_run_id"] for row in rows].count("f" * 32) == 1
-    mean = rundir.mean_scores(rundir.read_scores(out / "jobs" / rows[0]["run"]))["blank/correct"]
+    mean = folders.mean_scores(folders.read_scores(out / "jobs" / rows[0]["run"]))["blank/correct"]
     assert float(rows[0]["blank/correct"]) == pytest.approx(mean)
     with Image.open(out / "compare.png") as picture:
         assert picture.size[0] > 800
@@ -121,7 +121,7 @@ def test_the_table_names_arms_interval_and_job_keys(out, capsys, monkeypatch):
         main(["compare", "--out", str(out)])
     assert stopped.value.code == 0
     text = capsys.readouterr().out
-    assert all(run.folder.name[:12] in text for run in rundir.newest_runs(out))
+    assert all(run.folder.name[:12] in text for run in folders.newest_runs(out))
     assert f"{np.mean(by_hand(out)):+.4f}" in text
     assert "objective.target: answer_only (answer_only); explanation (explanation)" in text
 
@@ -152,11 +152,11 @@ def test_fewer_than_two_runs_is_a_wrong_request(tmp_path, capsys):
 )
 def test_an_unknown_metric_or_arm_lists_the_known_ones(out, options, message):
     with pytest.raises(RequestError, match=message):
-        command.summarise(out, rundir.newest_runs(out), **options)
+        command.summarise(out, folders.newest_runs(out), **options)
 
 
 def test_runs_are_named_by_folder_key_or_beginning(out):
-    runs = rundir.newest_runs(out)
+    runs = folders.newest_runs(out)
     names = [runs[0].key, str(runs[1].folder), runs[2].key[:10]]
     assert [run.key for run in command.choose_runs(out, names)] == [run.key for run in runs[:3]]
     with pytest.raises(RequestError, match="No finished run"):
@@ -173,7 +173,7 @@ def test_paper_and_preset_narrow_the_choice(out):
 
 
 def test_damaged_scores_name_the_file(out):
-    folder = rundir.newest_runs(out)[0].folder
+    folder = folders.newest_runs(out)[0].folder
     (folder / "scores.parquet").write_bytes(b"PAR1 and then nothing")
     with pytest.raises(WorkError, match=r"scores\.parquet cannot be read"):
         entries_of(out)
@@ -181,8 +181,8 @@ def test_damaged_scores_name_the_file(out):
 
 def test_comparing_imports_neither_torch_nor_mlflow(out):
     code = (
-        "import sys; from pathlib import Path; from lightbox import rundir; from lightbox.cli import compare\n"
-        f"out = Path({str(out)!r}); compare.summarise(out, rundir.newest_runs(out))\n"
+        "import sys; from pathlib import Path; from lightbox import folders; from lightbox.cli import compare\n"
+        f"out = Path({str(out)!r}); compare.summarise(out, folders.newest_runs(out))\n"
         "sys.exit(any(name in sys.modules for name in ('mlflow', 'torch', 'transformers')))"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=60, env=dict(os.environ)).returncode == 0

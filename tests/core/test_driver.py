@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import nn
 
+from lightbox import files
 from lightbox.config import OptimConfig, RunConfig
 from lightbox.errors import RequestError, WorkError
 from lightbox.testing.training import collate_rows, fit_tagger, make_rows, make_source, make_tagger, tagger_step
-from lightbox.train import checkpoint, files
+from lightbox.train import checkpoint
 from lightbox.train.batches import BatchSource
 from lightbox.train.driver import fit
 from lightbox.train.precision import make_accelerator

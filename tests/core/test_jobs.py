@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 import lightbox
-from lightbox.claims import sources
 from lightbox.claims.jobs import job_key, plan
 from lightbox.claims.registry import check_claims, check_preset, choose_claims, load_papers
-from lightbox.claims.sources import source_digest
 from lightbox.errors import RequestError
+from lightbox.runs import sources
+from lightbox.runs.sources import source_digest
 from lightbox.testing.toy_paper import forget_toy_paper, write_toy_paper
 
 

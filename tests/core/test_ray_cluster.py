@@ -26,7 +26,7 @@ import signal, sys
 from pathlib import Path
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with it ignored
-from lightbox import track
+from lightbox.runs import index
 from lightbox.cli import guard, reproduce
 
 
@@ -41,7 +41,7 @@ class Index:
         pass
 
 
-track.open_tracker = lambda out: Index()  # opening the real one takes longer than the whole run
+index.open_tracker = lambda out: Index()  # opening the real one takes longer than the whole run
 
 
 def main():

@@ -10,12 +10,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lightbox.claims import runner, storage
+from lightbox.claims import runner
 from lightbox.claims.jobs import plan
 from lightbox.claims.pool import Pool
 from lightbox.claims.registry import choose_claims, load_papers
-from lightbox.claims.storage import finished_folder, open_output
 from lightbox.errors import RequestError, WorkError
+from lightbox.runs import folders
+from lightbox.runs.folders import finished_folder, open_output
 from lightbox.testing.inline_pool import InlinePool
 from lightbox.testing.toy_paper import forget_toy_paper, write_toy_paper
 
@@ -271,19 +272,19 @@ def test_full_disk_in_a_job_ends_the_run_and_keeps_what_was_finished(toy, out):
 
 def test_full_disk_while_marking_a_job_loses_nothing(toy, out, inline, monkeypatch):
     todo = planned(ids=["Y1"])
-    write = storage.write_json
+    write = folders.write_json
 
     def full(path, value):
         path.with_name("half").write_text("{")
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    monkeypatch.setattr(storage, "write_json", full)
+    monkeypatch.setattr(folders, "write_json", full)
     with pytest.raises(WorkError, match="The disk is full; finished jobs and checkpoints are kept"):
         run(todo, out, workers=1)
     assert not list(out.glob("jobs/*/job.json"))
     before = scores(out)
     assert before
-    monkeypatch.setattr(storage, "write_json", write)
+    monkeypatch.setattr(folders, "write_json", write)
     assert not run(todo, out).errors
     assert before.items() <= scores(out).items()
 
@@ -322,13 +323,14 @@ def start(toy, out, preset="quick"):
         f"import signal, sys; sys.path.insert(0, {str(toy.parent)!r})\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell starts background jobs with it ignored
         "from pathlib import Path\n"
-        "from lightbox.claims import jobs, registry, runner, storage\n"
+        "from lightbox.claims import jobs, registry, runner\n"
+        "from lightbox.runs import folders\n"
         "from lightbox.cli import guard\n"
         "def main():\n"
         "    papers = registry.load_papers(packages={'toy': 'toy'})\n"
         f"    plan = jobs.plan(registry.choose_claims(papers), {preset!r})\n"
         f"    out = Path({str(out)!r})\n"
-        "    with storage.open_output(out):\n"
+        "    with folders.open_output(out):\n"
         "        runner.run(plan, out, runner.find_finished(plan, out))\n"
         "if __name__ == '__main__':\n"
         "    sys.exit(guard(main))\n"

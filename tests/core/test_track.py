@@ -12,15 +12,15 @@ from contextlib import closing
 
 import pytest
 
-from lightbox import mlflow_entry, mlflow_place, rundir, track
 from lightbox.errors import WorkError
+from lightbox.runs import folders, index, index_entry, index_place
 from lightbox.testing.fake_runs import write_job
 
 
 @pytest.fixture(autouse=True)
 def own_environment(monkeypatch):
     """`open_tracker` writes to the environment; put it back, and let no outer server in."""
-    for name in (*mlflow_place.ENVIRONMENT, *mlflow_place.PATIENCE, "MLFLOW_TRACKING_URI"):
+    for name in (*index_place.ENVIRONMENT, *index_place.PATIENCE, "MLFLOW_TRACKING_URI"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
 
@@ -29,7 +29,7 @@ def own_environment(monkeypatch):
 def template(tmp_path_factory):
     """A migrated empty database, made once: creation costs 3-20 s."""
     folder = tmp_path_factory.mktemp("template")
-    tracker = track.open_tracker(folder)
+    tracker = index.open_tracker(folder)
     assert tracker.problem is None
     return folder / "mlflow.db"
 
@@ -44,7 +44,7 @@ def out(tmp_path, template):
 
 def client_of(out):
     """An mlflow client of our making, for looking at what was written."""
-    return track._new_client(mlflow_place.sqlite_uri(out.resolve() / "mlflow.db"))
+    return index._new_client(index_place.sqlite_uri(out.resolve() / "mlflow.db"))
 
 
 def runs_of(out, experiment="medthink"):
@@ -55,7 +55,7 @@ def runs_of(out, experiment="medthink"):
 
 def index_one(out, arm="explanation", seed=0, **options):
     folder = write_job(out, arm, seed, **options)
-    tracker = track.open_tracker(out)
+    tracker = index.open_tracker(out)
     parent = tracker.parent("medthink", "quick", {"commit": "0123456789ab"})
     child = tracker.child(parent, folder, ["T1"])
     tracker.close()
@@ -72,10 +72,10 @@ def test_a_job_becomes_a_child_run_with_params_curves_means_and_files(out):
     assert expected.items() <= run.data.tags.items()
     assert run.data.tags["mlflow.parentRunId"] == parent
     assert run.data.params["optim.lr"] == "0.001"
-    scores = rundir.read_scores(out / "jobs" / run.data.tags["job_key"])
-    assert run.data.metrics["test/image/correct"] == pytest.approx(rundir.mean_scores(scores)["image/correct"])
+    scores = folders.read_scores(out / "jobs" / run.data.tags["job_key"])
+    assert run.data.metrics["test/image/correct"] == pytest.approx(folders.mean_scores(scores)["image/correct"])
     assert run.data.metrics["nonfinite_points"] == 0
-    assert sorted(path.name for path in (out / "artifacts").rglob("*.*")) == sorted(track.FILES)
+    assert sorted(path.name for path in (out / "artifacts").rglob("*.*")) == sorted(index.FILES)
 
 
 def test_the_whole_learning_curve_is_logged_with_its_steps(out):
@@ -86,7 +86,7 @@ def test_the_whole_learning_curve_is_logged_with_its_steps(out):
 
 def test_indexing_twice_makes_no_second_run_and_joins_the_claims(out):
     _, first = index_one(out)
-    tracker = track.open_tracker(out)
+    tracker = index.open_tracker(out)
     parent = tracker.parent("medthink", "quick", {})
     again = tracker.child(parent, next((out / "jobs").iterdir()), ["T2"])
     tracker.close()
@@ -98,7 +98,7 @@ def test_indexing_twice_makes_no_second_run_and_joins_the_claims(out):
 def test_a_run_left_half_written_by_a_kill_is_replaced(out):
     _, first = index_one(out)
     client_of(out).update_run(first, status="RUNNING")
-    tracker = track.open_tracker(out)
+    tracker = index.open_tracker(out)
     second = tracker.single(next((out / "jobs").iterdir()))
     assert second != first
     assert [run.info.run_id for run in runs_of(out) if "arm" in run.data.tags] == [second]
@@ -106,7 +106,7 @@ def test_a_run_left_half_written_by_a_kill_is_replaced(out):
 
 def test_a_run_trained_anew_in_its_folder_replaces_the_old_one(out):
     folder = write_job(out, "explanation", 0, place="runs", key="mine")
-    tracker = track.open_tracker(out)
+    tracker = index.open_tracker(out)
     first = tracker.single(folder)
     shutil.rmtree(folder)
     write_job(out, "explanation", 0, place="runs", key="mine", lr=5e-4)
@@ -115,7 +115,7 @@ def test_a_run_trained_anew_in_its_folder_replaces_the_old_one(out):
     second = tracker.single(folder)
     assert second != first
     assert {run.info.run_id: run.data.params["optim.lr"] for run in runs_of(out)} == {second: "0.0005"}
-    assert mlflow_place.known_run_ids(out)["mine"] == second
+    assert index_place.known_run_ids(out)["mine"] == second
 
 
 def test_rebuild_restores_the_index_and_is_idempotent(out):
@@ -127,37 +127,37 @@ def test_rebuild_restores_the_index_and_is_idempotent(out):
     page = out / "reproduce" / "medthink-quick"
     page.mkdir(parents=True)
     (page / "results.json").write_text(json.dumps({"claims": [{"id": "T1", "run_ids": keys}]}))
-    assert track.rebuild(out) == 5
+    assert index.rebuild(out) == 5
     summary = {run.data.tags["job_key"]: (run.data.tags.get("claim"), run.data.metrics) for run in runs_of(out)}
-    assert track.rebuild(out) == 5
+    assert index.rebuild(out) == 5
     assert len(runs_of(out)) == len(summary) == 6
     assert all(summary[key][0] == "T1" for key in keys)
     assert summary["my-run"][0] is None
-    assert set(mlflow_place.known_run_ids(out)) == set(summary)
+    assert set(index_place.known_run_ids(out)) == set(summary)
 
 
 def test_rebuild_skips_a_damaged_job_and_says_so(out, caplog):
     write_job(out, "answer_only", 0)
     (write_job(out, "explanation", 0) / "job.json").write_text("{")
     (out / "jobs" / "unfinished").mkdir()
-    with caplog.at_level(logging.WARNING, logger="lightbox.track"):
-        assert track.rebuild(out) == 1
+    with caplog.at_level(logging.WARNING, logger="lightbox.runs.index"):
+        assert index.rebuild(out) == 1
     assert "job.json cannot be read" in caplog.text
 
 
 def test_rebuild_sets_aside_a_database_that_is_none(out, template, monkeypatch):
     (out / "mlflow.db").write_text("this is not a database, and long enough to be read as one. " * 40)
-    monkeypatch.setattr(track, "_create_database", lambda database: shutil.copy(template, database) and "")
+    monkeypatch.setattr(index, "_create_database", lambda database: shutil.copy(template, database) and "")
     write_job(out, "explanation", 0)
-    assert track.rebuild(out) == 1
+    assert index.rebuild(out) == 1
     assert (out / "mlflow.db.aside-1").read_text().startswith("this is not")
 
 
 def test_rebuild_after_the_folder_moved_keeps_artifacts_in_the_new_place(out, template, monkeypatch):
     index_one(out)
     moved = out.rename(out.parent / "moved")
-    monkeypatch.setattr(track, "_create_database", lambda database: shutil.copy(template, database) and "")
-    assert track.rebuild(moved) == 1
+    monkeypatch.setattr(index, "_create_database", lambda database: shutil.copy(template, database) and "")
+    assert index.rebuild(moved) == 1
     assert all(str(moved) in run.info.artifact_uri.replace("%20", " ") for run in runs_of(moved))
     assert not out.exists()
 
@@ -165,7 +165,7 @@ def test_rebuild_after_the_folder_moved_keeps_artifacts_in_the_new_place(out, te
 def test_non_finite_values_are_counted_and_not_logged(tmp_path):
     folder = write_job(tmp_path, "explanation", 0)
     (folder / "history.json").write_text('{"train/loss": [[0, 1.0], [1, NaN], [2, Infinity], [3, null], [4, 0.5]]}')
-    metrics = list(mlflow_entry.run_metrics(rundir.read_run(folder)))
+    metrics = list(index_entry.run_metrics(folders.read_run(folder)))
     assert [entry[1:] for entry in metrics if entry[0] == "train/loss"] == [(1.0, 0), (0.5, 4)]
     assert ("nonfinite_points", 3.0, 0) in metrics
 
@@ -173,15 +173,15 @@ def test_non_finite_values_are_counted_and_not_logged(tmp_path):
 def test_a_long_curve_is_thinned_and_keeps_its_last_point(tmp_path):
     folder = write_job(tmp_path, "explanation", 0)
     (folder / "history.json").write_text(json.dumps({"train/loss": [[step, 1.0] for step in range(50_001)]}))
-    steps = [entry[2] for entry in mlflow_entry.run_metrics(rundir.read_run(folder)) if entry[0] == "train/loss"]
-    assert len(steps) <= mlflow_entry.POINTS_PER_CURVE + 1
+    steps = [entry[2] for entry in index_entry.run_metrics(folders.read_run(folder)) if entry[0] == "train/loss"]
+    assert len(steps) <= index_entry.POINTS_PER_CURVE + 1
     assert steps[0] == 0
     assert steps[-1] == 50_000
 
 
 def test_a_long_parameter_is_named_by_its_digest_and_an_odd_key_is_made_legal(tmp_path):
-    run = rundir.Run(tmp_path, "k", config={"data": {"files": ["x" * 9000], "50%": 1}})
-    params = mlflow_entry.run_params(run)
+    run = folders.Run(tmp_path, "k", config={"data": {"files": ["x" * 9000], "50%": 1}})
+    params = index_entry.run_params(run)
     assert params["data.files"].startswith("sha256 ")
     assert params["data.50_"] == "1"
 
@@ -193,8 +193,8 @@ def test_a_closed_port_is_noticed_at_once_and_warned_of_once(tmp_path, monkeypat
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
     folder = write_job(tmp_path, "explanation", 0)
     start = time.monotonic()
-    with caplog.at_level(logging.WARNING, logger="lightbox.track"):
-        tracker = track.open_tracker(tmp_path)
+    with caplog.at_level(logging.WARNING, logger="lightbox.runs.index"):
+        tracker = index.open_tracker(tmp_path)
         assert tracker.parent("medthink", "quick", {}) == ""
         assert tracker.child("", folder, ["T1"]) == ""
         tracker.close()
@@ -202,7 +202,7 @@ def test_a_closed_port_is_noticed_at_once_and_warned_of_once(tmp_path, monkeypat
     assert len(caplog.records) == 1
     assert "--rebuild-index" in tracker.problem.do
     with pytest.raises(WorkError, match="Connection refused"):
-        track.rebuild(tmp_path)
+        index.rebuild(tmp_path)
 
 
 @pytest.mark.slow
@@ -212,7 +212,7 @@ def test_a_server_that_accepts_and_never_answers_costs_seconds_not_minutes(tmp_p
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
         threading.Thread(target=lambda: _accept_all(server), daemon=True).start()
         start = time.monotonic()
-        tracker = track.open_tracker(tmp_path)
+        tracker = index.open_tracker(tmp_path)
         assert tracker.parent("medthink", "quick", {}) == ""
         assert tracker.problem is not None
         assert time.monotonic() - start < 20
@@ -228,24 +228,24 @@ def _accept_all(server):
 
 
 def test_a_locked_database_is_waited_for_briefly_then_left_alone(out, monkeypatch, caplog):
-    monkeypatch.setattr(mlflow_place.probe, "__kwdefaults__", {"timeout_s": 0.3})
+    monkeypatch.setattr(index_place.probe, "__kwdefaults__", {"timeout_s": 0.3})
     before = (out / "mlflow.db").read_bytes()
     with closing(sqlite3.connect(out / "mlflow.db", isolation_level=None)) as holder:
         holder.execute("BEGIN EXCLUSIVE")
-        with caplog.at_level(logging.WARNING, logger="lightbox.track"):
-            tracker = track.open_tracker(out)
+        with caplog.at_level(logging.WARNING, logger="lightbox.runs.index"):
+            tracker = index.open_tracker(out)
             assert tracker.parent("medthink", "quick", {}) == ""
         assert len(caplog.records) == 1
         assert "locked" in tracker.problem.why
         with pytest.raises(WorkError, match="locked"):
-            track.rebuild(out)
+            index.rebuild(out)
     assert (out / "mlflow.db").read_bytes() == before
     assert list(out.glob("*.aside-*")) == []
 
 
 def test_a_database_deleted_during_the_run_does_not_stop_it(out):
     folder = write_job(out, "explanation", 0)
-    tracker = track.open_tracker(out)
+    tracker = index.open_tracker(out)
     parent = tracker.parent("medthink", "quick", {})
     (out / "mlflow.db").unlink()
     assert tracker.child(parent, folder, ["T1"]) == ""
@@ -255,16 +255,16 @@ def test_a_database_deleted_during_the_run_does_not_stop_it(out):
 
 def test_opening_sets_the_environment_before_mlflow_reads_it(out, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
-    track.open_tracker(out)
-    assert mlflow_place.ENVIRONMENT.items() <= os.environ.items()
+    index.open_tracker(out)
+    assert index_place.ENVIRONMENT.items() <= os.environ.items()
     assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "60"
     assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "1"
 
 
 def test_importing_and_opening_an_existing_index_imports_no_mlflow(out):
     code = (
-        "import sys; from pathlib import Path; from lightbox import track\n"
-        f"tracker = track.open_tracker(Path({str(out)!r}))\n"
+        "import sys; from pathlib import Path; from lightbox import index\n"
+        f"tracker = index.open_tracker(Path({str(out)!r}))\n"
         "assert tracker.problem is None\n"
         "sys.exit(any(name in sys.modules for name in ('mlflow', 'torch', 'transformers')))"
     )
@@ -273,21 +273,21 @@ def test_importing_and_opening_an_existing_index_imports_no_mlflow(out):
 
 def test_run_ids_of_trainings_that_end_at_once_are_all_kept(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from lightbox import track\n"
-        "tracker = track.Tracker(Path(sys.argv[1]), 'sqlite:///none')\n"
+        "import sys; from pathlib import Path; from lightbox import index\n"
+        "tracker = index.Tracker(Path(sys.argv[1]), 'sqlite:///none')\n"
         "for n in range(100): tracker._remember(f'{sys.argv[2]}-{n}', str(n))\n"
     )
     started = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), name]) for name in "abc"]
     assert [process.wait(timeout=60) for process in started] == [0, 0, 0]
-    assert len(mlflow_place.known_run_ids(tmp_path)) == 300
+    assert len(index_place.known_run_ids(tmp_path)) == 300
 
 
 @pytest.mark.slow
 def test_six_processes_that_start_together_share_one_whole_database(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from lightbox import track\n"
+        "import sys; from pathlib import Path; from lightbox import index\n"
         "out, name = Path(sys.argv[1]), sys.argv[2]\n"
-        "tracker = track.open_tracker(out)\n"
+        "tracker = index.open_tracker(out)\n"
         "sys.exit(tracker.parent('paper' + name, 'quick', {}) == '')"
     )
     started = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), str(n)]) for n in range(6)]

@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, {source!r})
-from lightbox import track
+from lightbox.runs import index
 from lightbox.cli import guard, reproduce
 
 
@@ -33,7 +33,7 @@ class Index:
         pass
 
 
-track.open_tracker = lambda out: Index()  # opening the real one takes longer than the whole run
+index.open_tracker = lambda out: Index()  # opening the real one takes longer than the whole run
 
 
 def main():

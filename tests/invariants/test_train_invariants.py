@@ -9,9 +9,9 @@ import textwrap
 import pytest
 import torch
 
+from lightbox.files import file_sha256
 from lightbox.testing.training import fit_tagger, make_source, make_tagger, tagger_step
 from lightbox.train import checkpoint
-from lightbox.train.files import file_sha256
 
 
 class CutError(Exception):

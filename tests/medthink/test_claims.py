@@ -8,8 +8,8 @@ import pytest
 
 from lightbox.claims.registry import check_claims
 from lightbox.claims.spec import Kind, Role
-from lightbox.config import to_plain
-from lightbox.rundir import flatten
+from lightbox.files import to_plain
+from lightbox.runs.folders import flatten
 from medthink.claims import PAPER
 from medthink.config import resolve
 from medthink.scores import KEYS, METRICS

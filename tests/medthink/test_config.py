@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 import medthink.conf
-from lightbox.config import compose, digest, to_plain
+from lightbox.config import compose
 from lightbox.errors import RequestError
+from lightbox.files import digest, to_plain
 from medthink import cli
 from medthink.claims import PAPER
 from medthink.config import estimate, inputs, resolve

@@ -6,9 +6,9 @@ from pathlib import Path
 import pyarrow.compute as pc
 import pytest
 
-from lightbox import rundir
 from lightbox.claims.registry import arms_in_order
 from lightbox.errors import RequestError
+from lightbox.runs import folders
 from medthink import cli, scores, stages
 from medthink.claims import PAPER
 
@@ -29,7 +29,7 @@ def test_job_leaves_its_files_and_one_row_per_item_and_condition(arm, tiny, tmp_
     folder = run_arms(tmp_path, [arm], tiny) / arm
     assert {path.name for path in folder.iterdir()} >= FILES
     assert not (folder / "checkpoints").exists()
-    table = rundir.read_scores(folder)
+    table = folders.read_scores(folder)
     conditions = ["image"] if arm == "question_only" else ["blank", "image", "shuffled"]
     assert sorted(set(table["condition"].to_pylist())) == conditions
     assert table.num_rows == 12 * len(conditions)
@@ -37,7 +37,7 @@ def test_job_leaves_its_files_and_one_row_per_item_and_condition(arm, tiny, tmp_
     card = json.loads((folder / "card.json").read_text())
     if arm != "question_only":
         assert set(card["baselines"]) == {"majority", "question_only"}
-        assert all((folder / row["image"]).is_file() for row in rundir.read_examples(folder))
+        assert all((folder / row["image"]).is_file() for row in folders.read_examples(folder))
 
 
 def test_equal_jobs_write_equal_bytes(tiny, tmp_path):
@@ -63,21 +63,21 @@ def test_two_stage_in_sample_end_to_end(tiny, tmp_path):
         "blank": 12,
         "shuffled": 12,
     }
-    stage1 = rundir.read_scores(jobs / "stage1")
+    stage1 = folders.read_scores(jobs / "stage1")
     assert stage1["correct"].null_count == stage1.num_rows
     assert stage1["fact_f1"].null_count == 0
-    assert rundir.read_scores(jobs / "stage2_in_sample")["correct"].null_count == 0
+    assert folders.read_scores(jobs / "stage2_in_sample")["correct"].null_count == 0
 
 
 def test_reader_scores_four_texts(tiny, tmp_path):
     jobs = run_arms(tmp_path, ["reader"], tiny)
-    table = rundir.read_scores(jobs / "reader")
+    table = folders.read_scores(jobs / "reader")
     assert set(table["condition"].to_pylist()) == {"no_rationale", "reference", "generated", "generated_reasoning"}
 
 
 def test_losses_of_reasoning_add_up_to_its_difference(tiny, tmp_path):
     jobs = run_arms(tmp_path, ["reasoning"], tiny)
-    arm, rival = (rundir.read_scores(jobs / name) for name in ("reasoning", "none"))
+    arm, rival = (folders.read_scores(jobs / name) for name in ("reasoning", "none"))
     difference = scores.mean_of(rival, "correct", "image") - scores.mean_of(arm, "correct", "image")
     parts = [scores.mean_of(arm, f"loss_at_{kind}_facts", "image") for kind in ("right", "wrong")]
     assert sum(parts) == pytest.approx(difference)
@@ -106,7 +106,7 @@ def test_strategy_learns_one_batch_by_heart(tiny, tmp_path):
     """Overfit 8 items: the loss of the last steps is far below the first, so gradients reach the target."""
     overrides = [*tiny, "data.n_train=8", "optim.max_steps=60", "optim.lr=0.01", "run.log_every_steps=5"]
     folder = run_arms(tmp_path, ["explanation"], overrides) / "explanation"
-    losses = [value for _, value in rundir.read_history(folder)["train/loss"]]
+    losses = [value for _, value in folders.read_history(folder)["train/loss"]]
     assert losses[-1] < 0.4 * losses[0]
 
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from lightbox import rundir
+from lightbox.runs import folders
 from medthink import cli
 
 pytestmark = pytest.mark.slow
@@ -41,10 +41,10 @@ def test_two_processes_leave_one_run_with_the_scores_of_one(arm, tmp_path, monke
     assert done.stdout.count("baseline / majority") == 1
     one, two = (next((tmp_path / name / "runs").iterdir()) for name in ("one", "two"))
     assert one.name == two.name
-    losses = [[loss for _, loss in rundir.read_history(run)["train/loss"]] for run in (one, two)]
+    losses = [[loss for _, loss in folders.read_history(run)["train/loss"]] for run in (one, two)]
     assert losses[1] == pytest.approx(losses[0], abs=1e-5)
-    assert rundir.read_scores(two).column_names == rundir.read_scores(one).column_names
-    assert rundir.read_scores(two).num_rows == 12 * 3
+    assert folders.read_scores(two).column_names == folders.read_scores(one).column_names
+    assert folders.read_scores(two).num_rows == 12 * 3
     assert json.loads((two / "card.json").read_text())["processes"]["count"] == 2
     assert (tmp_path / "two" / "mlflow.db").is_file()
     assert {path.name for path in (two / "model").iterdir()} == {path.name for path in (one / "model").iterdir()}

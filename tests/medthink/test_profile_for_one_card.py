@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lightbox import rundir
+from lightbox.runs import folders
 from lightbox.testing.shrunk import save_shrunk
 from medthink import cli
 
@@ -29,5 +29,5 @@ def test_profile_trains_scores_and_is_scored_again(family, device, tower_folder,
     assert (card["quant"], card["dtype"], card["precision"]) == ("nf4", "bfloat16", "bf16")
     cli.evaluate([*own, f"model.backbone={run / 'model'}", f"run.out={tmp_path / 'again'}"])
     again = next((tmp_path / "again" / "runs").iterdir())
-    assert rundir.read_scores(run).num_rows == 6 * 3
-    assert rundir.read_scores(again).equals(rundir.read_scores(run))
+    assert folders.read_scores(run).num_rows == 6 * 3
+    assert folders.read_scores(again).equals(folders.read_scores(run))

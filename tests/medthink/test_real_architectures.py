@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from lightbox import rundir
+from lightbox.runs import folders
 from lightbox.testing.shrunk import save_shrunk
 from medthink import cli
 from medthink.scores import mean_of
@@ -80,7 +80,7 @@ def train(out, *overrides):
 def test_family_is_trained_scored_again_and_asked(family, adapter, folder, sizes, tmp_path):
     weights = folder(family)
     run = train(tmp_path / "out", *sizes, "experiment=explanation", f"model.backbone={weights}", *adapter)
-    table = rundir.read_scores(run)
+    table = folders.read_scores(run)
     assert table.num_rows == 6 * 3
     assert table["correct"].null_count == 0
     assert (run / "model" / "adapter_model.safetensors").is_file() is bool(adapter)
@@ -90,7 +90,7 @@ def test_family_is_trained_scored_again_and_asked(family, adapter, folder, sizes
         assert 0 < card["parameters_trained"] < card["parameters"] / 2
     cli.evaluate([*sizes, "experiment=explanation", f"model.backbone={run / 'model'}", f"run.out={tmp_path / 'again'}"])
     again = next((tmp_path / "again" / "runs").iterdir())
-    assert rundir.read_scores(again).equals(table)
+    assert folders.read_scores(again).equals(table)
     picture = next((run / "examples").iterdir())
     told = cli.predict(image=picture, question="is there a nodule ?", options=("yes", "no"), run=run)
     assert told["strategy"] == "explanation"
@@ -102,7 +102,7 @@ def test_family_is_trained_scored_again_and_asked(family, adapter, folder, sizes
 def test_tower_beside_a_t5(tower, folder, sizes, t5_folder, tmp_path):
     parts = [f"model.backbone={t5_folder}", f"model.tower={folder(tower)}"]
     run = train(tmp_path / "out", *sizes, "experiment=none", *parts)
-    assert rundir.read_scores(run).num_rows == 6 * 3
+    assert folders.read_scores(run).num_rows == 6 * 3
     picture = next((run / "examples").iterdir())
     told = cli.predict(image=picture, question="is there a nodule ?", options=("yes", "no"), run=run)
     assert sum(told["options"].values()) == pytest.approx(1)
@@ -120,11 +120,11 @@ def test_every_strategy_of_the_paper_on_a_vision_language_model(folder, sizes, t
     for name in STRATEGIES:
         earlier = {need: jobs / need for need in needs.get(name, ())}
         cli.run_job(jobs / name, [*own, "data.n_train=24", f"experiment={name}"], earlier)
-    shown = {name: set(rundir.read_scores(jobs / name)["condition"].to_pylist()) for name in STRATEGIES}
+    shown = {name: set(folders.read_scores(jobs / name)["condition"].to_pylist()) for name in STRATEGIES}
     assert shown["reader"] == {"no_rationale", "reference", "generated", "generated_reasoning"}
     assert shown["stage1_folds"] == {"out_of_fold"}
     assert shown["stage2_out_of_fold"] == {"image", "blank", "shuffled"}
-    assert rundir.read_scores(jobs / "stage1")["correct"].null_count == 6 * 3
+    assert folders.read_scores(jobs / "stage1")["correct"].null_count == 6 * 3
 
 
 def test_command_in_a_process_of_its_own(folder, sizes, tmp_path):
@@ -143,7 +143,7 @@ def test_adapter_on_the_trained_tiny_model_answers_from_the_image(quant, tmp_pat
     sizes = ["preset=quick", "data.n_train=480", "data.n_test=60", "optim.max_steps=60", "optim.batch_size=16"]
     arm = ["experiment=none", "data.form=open", "run.seed=0", "optim.lr=0.004"]
     run = train(tmp_path, *sizes, *arm, "model.backbone=tiny/llava", "adapter.kind=lora", f"adapter.quant={quant}")
-    table = rundir.read_scores(run)
+    table = folders.read_scores(run)
     found = {name: mean_of(table, "correct", name) for name in ("image", "blank", "shuffled")}
     found |= json.loads((run / "card.json").read_text())["baselines"]
     image = found.pop("image")

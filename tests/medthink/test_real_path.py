@@ -9,9 +9,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import T5Config, T5ForConditionalGeneration
 
-from lightbox import rundir
 from lightbox.backbones.seq2seq import load_seq2seq
 from lightbox.readers.convert import convert
+from lightbox.runs import folders
 from medthink import cli
 from medthink.model import MedThinkT5
 
@@ -84,7 +84,7 @@ def overrides(unified_qa, r_slake):
 
 
 def scored(out):
-    return rundir.read_scores(next((out / "runs").iterdir()))
+    return folders.read_scores(next((out / "runs").iterdir()))
 
 
 def test_official_features_go_through_convert_and_train(overrides, r_slake, tmp_path):
@@ -108,7 +108,7 @@ def test_leaks_and_baselines_stand_beside_a_real_score(overrides, tower_folder, 
     shown = capsys.readouterr().out
     assert "baseline / question_only" in shown
     assert "0 of 4 test images" in " ".join(shown.split())
-    card = rundir.read_card(next((out / "runs").iterdir()))
+    card = folders.read_card(next((out / "runs").iterdir()))
     assert card["baselines"] == {"majority": 0.5, "question_only": 0.5}
 
 

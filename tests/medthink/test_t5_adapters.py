@@ -4,10 +4,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lightbox import rundir
 from lightbox.adapters.artifact import wrapped_model
 from lightbox.backbones.quantisation import count_by_part
 from lightbox.errors import RequestError
+from lightbox.runs import folders
 from lightbox.testing.tiny_models import save_tower
 from medthink import cli, saved, train
 from medthink.config import resolve
@@ -76,7 +76,7 @@ def test_saved_adapter_scores_the_same_and_answers(tiny, tmp_path, more):
     own = [o for o in tiny if not o.startswith("model.backbone")] + [f"model.backbone={run / 'model'}"]
     cli.evaluate([*own, "experiment=explanation", f"run.out={tmp_path / 'again'}"])
     again = next((tmp_path / "again" / "runs").iterdir())
-    assert rundir.read_scores(again).equals(rundir.read_scores(run))
+    assert folders.read_scores(again).equals(folders.read_scores(run))
     picture = next((run / "examples").iterdir())
     assert sum(predict(picture, "is it ?", folder=run, options=("yes", "no"))["options"].values()) == pytest.approx(1)
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from lightbox import rundir
 from lightbox.backbones.families import BY_MODEL_TYPE
 from lightbox.backbones.loading import load
 from lightbox.errors import RequestError
 from lightbox.losses.language import IGNORED
+from lightbox.runs import folders
 from medthink import cli, saved, train
 from medthink.config import resolve
 from medthink.data import fitted_texts, texts_of
@@ -81,7 +81,7 @@ def test_run_leaves_an_adapter_and_no_model(trained, llava_folder):
     assert card["attention"]["name"] == "sdpa"
     assert card["parameters_trained"] < card["parameters"] / 10
     assert set(card["baselines"]) == {"majority", "question_only"}
-    table = rundir.read_scores(trained)
+    table = folders.read_scores(trained)
     assert sorted(set(table["condition"].to_pylist())) == ["blank", "image", "shuffled"]
     assert table.num_rows == 12 * 3
 
@@ -90,7 +90,7 @@ def test_saved_adapter_scores_the_same(trained, tiny_llava, tmp_path):
     own = [o for o in tiny_llava if not o.startswith(("model.", "adapter."))]
     cli.evaluate([*own, "experiment=explanation", f"model.backbone={trained / 'model'}", f"run.out={tmp_path}"])
     again = next((tmp_path / "runs").iterdir())
-    assert rundir.read_scores(again).equals(rundir.read_scores(trained))
+    assert folders.read_scores(again).equals(folders.read_scores(trained))
     assert (again / "generated.json").read_bytes() == (trained / "generated.json").read_bytes()
 
 

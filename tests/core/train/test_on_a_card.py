@@ -6,9 +6,9 @@ from torch import nn
 
 from lightbox.config import TrainConfig
 from lightbox.errors import WorkError
+from lightbox.files import file_sha256
 from lightbox.testing.training import fit_tagger, make_source, make_tagger
 from lightbox.train.batches import BatchSource
-from lightbox.train.files import file_sha256
 
 pytestmark = pytest.mark.gpu
 ON_CARD = {"device": "cuda"}

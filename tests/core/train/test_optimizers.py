@@ -10,10 +10,10 @@ from torch import nn
 
 from lightbox.adapters.optimizers import has_own_slots, make_optimizer
 from lightbox.errors import RequestError
+from lightbox.files import file_sha256
 from lightbox.testing.training import fit_tagger, make_tagger, tagger_step
 from lightbox.train import checkpoint, optimizer_state
 from lightbox.train.checkpoint import ResumeState
-from lightbox.train.files import file_sha256
 from lightbox.train.groups import decay_groups
 
 WIDTH = 80  # the recurrent matrices have 240 x 80 elements, so their moments take 8 bits; the others keep float32

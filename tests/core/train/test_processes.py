@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from lightbox.errors import RequestError
+from lightbox.files import file_sha256
 from lightbox.train import checkpoint, processes
-from lightbox.train.files import file_sha256
 
 HERE = Path(__file__).parent
 WAYS = {"replicas": ["--multi_gpu"], "shards": ["--use_fsdp", "--fsdp_version", "2"]}

@@ -10,9 +10,9 @@ from torch import nn
 
 from lightbox.config import TrainConfig
 from lightbox.errors import WorkError
+from lightbox.files import file_sha256
 from lightbox.testing.training import Tagger, fit_tagger, make_source, make_tagger, tagger_step
 from lightbox.train import shortage
-from lightbox.train.files import file_sha256
 
 AUTO = {"train": TrainConfig(auto_batch=True)}
 CUDA = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 11.9 GiB of which 0 is free"

@@ -11,9 +11,9 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lightbox.errors import WorkError
+from lightbox.files import file_sha256
 from lightbox.testing.training import VOCABULARY, Tagger, fit_tagger, tagger_step
 from lightbox.train import checkpoint, weights
-from lightbox.train.files import file_sha256
 
 
 class Spare(Tagger):

@@ -10,18 +10,14 @@ import copy
 import dataclasses
 import difflib
 import functools
-import hashlib
 import importlib
 import importlib.resources
 import inspect
 import itertools
-import json
 import math
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import Enum
-from pathlib import Path
 from types import ModuleType
 from typing import Any, get_type_hints
 
@@ -258,34 +254,6 @@ def compose(package: str, config_name: str, overrides: Sequence[str]) -> Any:
             f"Name '{package}_{config_name}_schema' first in its defaults list",
         )
     return value
-
-
-def to_plain(cfg: Any) -> Any:
-    """Turn dataclasses, enums, paths and tuples, nested, into dictionaries, lists and scalars that JSON can hold."""
-    if dataclasses.is_dataclass(cfg) and not isinstance(cfg, type):
-        return {f.name: to_plain(getattr(cfg, f.name)) for f in dataclasses.fields(cfg)}
-    if isinstance(cfg, dict):
-        return {str(to_plain(key)): to_plain(value) for key, value in cfg.items()}
-    if isinstance(cfg, list | tuple):
-        return [to_plain(value) for value in cfg]
-    if isinstance(cfg, Enum):
-        return to_plain(cfg.value)
-    return str(cfg) if isinstance(cfg, Path) else cfg
-
-
-def digest(value: Any) -> str:
-    """SHA-256, in hex, of the canonical JSON of `to_plain(value)`: sorted keys, no whitespace, ASCII.
-
-    Raises:
-        ValueError: for NaN or infinity.
-        TypeError: for a value that JSON cannot hold.
-
-    Example:
-        >>> digest({"b": 1, "a": (2, 3)}) == digest({"a": [2, 3], "b": 1})
-        True
-    """
-    text = json.dumps(to_plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
 def leaf_docs(schema: type) -> dict[str, str]:

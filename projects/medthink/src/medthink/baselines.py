@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightbox.train.files import write_json
+from lightbox.files import write_json
 from medthink.config import Config
 from medthink.items import Item, Split, load_splits
 from medthink.scores import METRICS, ScoreRow, write_scores

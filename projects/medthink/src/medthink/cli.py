@@ -17,11 +17,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from lightbox import rundir
 from lightbox.cli import guard, multirun
-from lightbox.config import compose, digest, to_plain
+from lightbox.config import compose
 from lightbox.errors import RequestError
+from lightbox.files import digest, to_plain
 from lightbox.paths import default_out
+from lightbox.runs import folders
 from medthink import checks
 from medthink.config import Config, inputs, resolve
 
@@ -164,7 +165,7 @@ def _make(cfg: Config, folder: Path, *, out: Path, overrides: list[str], used: d
         runs.run(cfg, folder, out=out, needs=needs, keeps_model=cfg.objective.is_trained)
     if not is_first_process():
         return
-    from lightbox.train.files import write_json
+    from lightbox.files import write_json
 
     card = {"key": folder.name, "paper": PAPER, "arm": cfg.arm, "seed": cfg.run.seed, "preset": cfg.run.preset}
     card |= {"overrides": overrides, "config": to_plain(cfg), "inputs": used}
@@ -178,9 +179,9 @@ def is_first_process() -> bool:
 
 def index_run(out: Path, folder: Path) -> None:
     """Put a finished run into the MLflow index of its output folder."""
-    from lightbox import track
+    from lightbox.runs import index
 
-    tracker = track.open_tracker(out)
+    tracker = index.open_tracker(out)
     tracker.single(folder)
     tracker.close()
 
@@ -197,10 +198,10 @@ def _show(folder: Path) -> None:
     table = Table(title=str(folder))
     for title in ("condition / metric", "mean"):
         table.add_column(title)
-    scores = rundir.read_scores(folder)
-    for name, mean in rundir.mean_scores(scores).items() if scores is not None else ():
+    scores = folders.read_scores(folder)
+    for name, mean in folders.mean_scores(scores).items() if scores is not None else ():
         table.add_row(name, f"{mean:.4f}")
-    card = rundir.read_card(folder)
+    card = folders.read_card(folder)
     for name, value in card.get("baselines", {}).items():
         table.add_row(f"baseline / {name}", f"{value:.4f}")
     console.print(table)

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from lightbox.files import write_json
 from lightbox.readers.images import load_image
-from lightbox.train.files import write_json
 from medthink.config import N_EXAMPLES
 from medthink.items import Item, Split
 

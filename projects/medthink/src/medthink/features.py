@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lightbox.backbones import towers, weights
-from lightbox.config import digest
 from lightbox.errors import RequestError
+from lightbox.files import digest
 from lightbox.readers.images import load_image
 from medthink.config import ModelConfig
 from medthink.items import Split

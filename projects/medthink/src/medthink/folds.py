@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from lightbox.files import write_json
 from lightbox.phantom.facts import parse
 from lightbox.train import processes
-from lightbox.train.files import write_json
 from medthink import scores, stages, train
 from medthink.config import N_FOLDS, PHANTOM, Config
 from medthink.evaluate import train_trial

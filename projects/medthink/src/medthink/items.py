@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from lightbox import phantom
-from lightbox.config import digest
 from lightbox.errors import RequestError
+from lightbox.files import digest
 from lightbox.readers import catalog, leakage, splits
 from lightbox.records import Case, Question
 from medthink.config import PHANTOM, Config

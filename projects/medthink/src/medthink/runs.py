@@ -5,8 +5,8 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from lightbox.files import write_json
 from lightbox.train import processes
-from lightbox.train.files import write_json
 from medthink import baselines, evaluate, folds, train
 from medthink.config import BASELINES, PHANTOM, Config
 from medthink.items import Split, leaks

@@ -7,7 +7,7 @@ from lightbox.adapters import artifact
 from lightbox.backbones.backbone import Backbone
 from lightbox.backbones.seq2seq import quiet_loading
 from lightbox.errors import RequestError
-from lightbox.train.files import write_json
+from lightbox.files import write_json
 from medthink.config import Config
 
 STRATEGY = "strategy.json"

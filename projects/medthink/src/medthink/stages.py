@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from lightbox.errors import RequestError
-from lightbox.train.files import write_json
+from lightbox.files import write_json
 from medthink.config import N_FOLDS
 from medthink.items import Item
 

@@ -18,11 +18,11 @@ from lightbox.backbones.families import Family
 from lightbox.backbones.loading import DTYPES
 from lightbox.backbones.seq2seq import load_seq2seq, quiet_loading
 from lightbox.backbones.t5 import T5Backbone
+from lightbox.files import write_json
 from lightbox.train import processes
 from lightbox.train.batches import BatchSource
 from lightbox.train.card import describe
 from lightbox.train.driver import History, fit
-from lightbox.train.files import write_json
 from lightbox.train.precision import make_accelerator, plain_device
 from lightbox.train.seeds import seed_everything
 from medthink import features, saved

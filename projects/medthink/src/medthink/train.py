@@ -13,9 +13,9 @@ from typing import Protocol
 from transformers import PreTrainedTokenizerBase
 
 from lightbox.backbones.loading import family_on_hub
+from lightbox.files import write_json
 from lightbox.train import processes
 from lightbox.train.driver import History
-from lightbox.train.files import write_json
 from medthink import checks, rationales, reader, stages, t5, vlm
 from medthink.bases import find_base
 from medthink.config import Config

@@ -18,11 +18,11 @@ from lightbox.adapters.attach import attach
 from lightbox.backbones.backbone import Backbone
 from lightbox.backbones.loading import load
 from lightbox.backbones.rows import VlmBatch
+from lightbox.files import write_json
 from lightbox.readers.images import letterbox, load_image
 from lightbox.train.batches import BatchSource
 from lightbox.train.card import describe
 from lightbox.train.driver import History, fit
-from lightbox.train.files import write_json
 from lightbox.train.precision import make_accelerator, plain_device
 from lightbox.train.seeds import seed_everything
 from medthink import saved

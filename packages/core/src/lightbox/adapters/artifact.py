@@ -20,8 +20,9 @@ from lightbox.adapters.fused import use_fused
 from lightbox.adapters.manifest import check_files, read_manifest, write_manifest
 from lightbox.adapters.reference import refuse_merged
 from lightbox.backbones.backbone import Backbone
-from lightbox.config import AdapterConfig, to_plain
+from lightbox.config import AdapterConfig
 from lightbox.errors import RequestError, WorkError
+from lightbox.files import to_plain
 
 WEIGHTS = "adapter_model.safetensors"
 KIND = "adapter"

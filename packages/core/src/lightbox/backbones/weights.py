@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from lightbox.errors import RequestError, WorkError
+from lightbox.files import file_sha256
 from lightbox.paths import shared_data
 
 TINY = "tiny/"
@@ -18,7 +19,6 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+$")
 _REVISION = re.compile(r"[0-9a-f]{40}$")
 _READ_AS_WEIGHTS = (".safetensors", ".json", ".model", ".txt", ".jinja")  # the last is a chat template
 _PICKLES = ("pytorch_model*.bin", "*.pth", "*.pt", "*.ckpt")
-_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def digest_of_file(path: Path) -> str:
     if not path.is_file():
         raise RequestError(f"File '{path}'", "There is no such file", "Correct the path")
     facts = path.stat()
-    return _file_sha256(str(path), facts.st_size, facts.st_mtime_ns)
+    return _sha256_once(str(path), facts.st_size, facts.st_mtime_ns)
 
 
 def size_bytes(name: str, *, revision: str = "") -> int:
@@ -121,12 +121,8 @@ def size_bytes(name: str, *, revision: str = "") -> int:
 
 
 @lru_cache(maxsize=4096)
-def _file_sha256(path: str, size: int, mtime_ns: int) -> str:
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+def _sha256_once(path: str, size: int, mtime_ns: int) -> str:
+    return file_sha256(Path(path))
 
 
 def check_card(folder: Path) -> dict:

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lightbox.claims.registry import Paper, arms_in_order
-from lightbox.claims.sources import source_digest
 from lightbox.claims.spec import Arm, Claim
-from lightbox.config import digest, to_plain
+from lightbox.files import digest, to_plain
+from lightbox.runs.sources import source_digest
 
 KEY_LENGTH = 20
 # Of `run.*`, what cannot change the scores: where files go, a label, and how often something is written or resumed

@@ -19,11 +19,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from lightbox import machine
-from lightbox.claims.sources import source_digest
-from lightbox.claims.storage import LOG, disk_full
 from lightbox.claims.worker import Order, Outcome, run_order
 from lightbox.errors import LightboxError, RequestError
-from lightbox.train.files import sync_folder, write_synced
+from lightbox.files import sync_folder, write_synced
+from lightbox.runs.folders import LOG, disk_full
+from lightbox.runs.sources import source_digest
 
 OWN, NEEDS = "own", "needs"
 # mlflow is left out: only the parent process writes the index.

@@ -19,11 +19,11 @@ from lightbox.claims.entries import claim_entry
 from lightbox.claims.jobs import Plan
 from lightbox.claims.registry import Paper
 from lightbox.claims.runner import Finished
-from lightbox.claims.sources import source_digest
-from lightbox.claims.storage import SCORES, replace_text
 from lightbox.claims.verdicts import PRESETS_WITHOUT_VERDICT
 from lightbox.errors import RequestError, WorkError
-from lightbox.train.files import file_sha256, sync_folder, write_synced
+from lightbox.files import file_sha256, replace_text, sync_folder, write_synced
+from lightbox.runs.folders import SCORES
+from lightbox.runs.sources import source_digest
 
 _log = logging.getLogger("lightbox.claims")
 

@@ -24,9 +24,10 @@ from lightbox.claims.parcels import (
     unpack,
 )
 from lightbox.claims.ray_connection import check_answers, check_membership, connect, first_line
-from lightbox.claims.storage import FULL_DISK, disk_full
 from lightbox.claims.worker import Order, Outcome
 from lightbox.errors import RequestError, WorkError
+from lightbox.files import FULL_DISK
+from lightbox.runs.folders import disk_full
 
 RETRIES = 3
 NODES_S = 60.0  # a busy node takes this long to start a worker

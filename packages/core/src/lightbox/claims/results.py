@@ -14,14 +14,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lightbox import machine, rundir
+from lightbox import machine
 from lightbox.claims.entries import claim_entry, with_published
 from lightbox.claims.jobs import Plan
 from lightbox.claims.runner import Finished
 from lightbox.claims.spec import Kind, Verdict
-from lightbox.claims.storage import SCORES, read_card, replace_text
 from lightbox.claims.verdicts import family
 from lightbox.errors import RequestError, WorkError
+from lightbox.files import replace_text
+from lightbox.runs import folders
+from lightbox.runs.folders import SCORES, read_record
 
 SCHEMA = 1
 CURVE_POINTS = 60
@@ -55,7 +57,7 @@ def build(
         RequestError: where a test set is smaller than a claim needs.
         WorkError: where scores do not pair or a file is damaged.
     """
-    cards = {key: read_card(path) or {} for key, path in found.folders.items()}
+    cards = {key: read_record(path) or {} for key, path in found.folders.items()}
     cards |= {key: (committed_cards or {})[key] for key in found.reused}
     paths = {key: path / SCORES for key, path in found.folders.items()} | found.reused
     claims = []
@@ -156,7 +158,7 @@ def _examples(plan: Plan, found: Finished, folder: Path) -> list[dict[str, Any]]
     for (paper, arm, seed), key in plan.keys.items():
         if seed == 0 and key in found.folders:
             place = os.path.relpath(found.folders[key], folder)
-            for row in rundir.read_examples(found.folders[key])[:EXAMPLES_PER_ARM]:
+            for row in folders.read_examples(found.folders[key])[:EXAMPLES_PER_ARM]:
                 image = Path(place, row["image"]).as_posix() if row.get("image") else ""
                 rows.append({"paper": paper, "arm": arm, "seed": seed, **row, "image": image})
     return rows
@@ -167,7 +169,7 @@ def _curves(plan: Plan, found: Finished) -> dict[str, Any]:
     curves: dict[str, Any] = {}
     for (paper, arm, _), key in plan.keys.items():
         if key in found.folders:
-            for metric, points in rundir.read_history(found.folders[key]).items():
+            for metric, points in folders.read_history(found.folders[key]).items():
                 thinned = points[:: -(-len(points) // CURVE_POINTS)] if points else []
                 by_arm = curves.setdefault(paper, {}).setdefault(metric, {})
                 by_arm.setdefault(arm, []).append([[step, _finite(value)] for step, value in thinned])

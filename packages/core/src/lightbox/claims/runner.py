@@ -17,10 +17,10 @@ from lightbox.claims.jobs import Job, Plan
 from lightbox.claims.pool import Pool
 from lightbox.claims.ray_connection import check_address
 from lightbox.claims.ray_pool import RayPool
-from lightbox.claims.storage import FAILURE, FULL_DISK, disk_full, finished_folder, folder_to_run, mark_finished
 from lightbox.claims.worker import Order, Outcome
 from lightbox.errors import LightboxError, RequestError, WorkError
-from lightbox.train.files import write_json
+from lightbox.files import FULL_DISK, write_json
+from lightbox.runs.folders import FAILURE, disk_full, finished_folder, folder_to_run, mark_finished
 
 ENGINES = ("local", "ray")
 LOCAL_WORKERS = 2
@@ -102,7 +102,7 @@ def run(
 
     Args:
         plan: the jobs.
-        out: output folder, locked by the caller (`storage.open_output`).
+        out: output folder, locked by the caller (`folders.open_output`).
         found: from `find_finished`; changed in place.
         workers: most jobs at once, one thread each, at least 1; None means 2 here, and all CPUs of a cluster. More than
             cores or jobs are not started.

@@ -21,11 +21,11 @@ import pyarrow.parquet as pq
 from lightbox.claims.jobs import Job, Plan, make_template, with_seed
 from lightbox.claims.registry import Paper, arms_in_order, load_papers
 from lightbox.claims.runner import find_finished, run
-from lightbox.claims.sources import source_digest
 from lightbox.claims.spec import Arm
-from lightbox.claims.storage import SCORES, open_output
 from lightbox.errors import WorkError
 from lightbox.paths import default_out, results_dir
+from lightbox.runs.folders import SCORES, open_output
+from lightbox.runs.sources import source_digest
 
 RATES = (1e-3, 2e-3, 4e-3)
 SEEDS = (900, 901)

@@ -21,8 +21,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from lightbox.claims.storage import FULL_DISK, LOG, disk_full
 from lightbox.errors import LightboxError, WorkError
+from lightbox.files import FULL_DISK
+from lightbox.runs.folders import LOG, disk_full
 
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",

@@ -32,7 +32,7 @@ def compare(
     if not out.is_dir():
         raise RequestError(f"--out is '{out}'", "There is no such folder", "Give the output folder of earlier runs")
     if rebuild_index:
-        from lightbox.track import rebuild
+        from lightbox.runs.index import rebuild
 
         count = rebuild(out)
         Console(stderr=True).print(f"{count} runs are in the MLflow index.")
@@ -55,9 +55,9 @@ def choose_runs(out: Path, names: list[str], *, paper: str = "", preset: str = "
     Raises:
         RequestError: for a name that fits no run or several.
     """
-    from lightbox import rundir
+    from lightbox.runs import folders
 
-    known = rundir.newest_runs(out)
+    known = folders.newest_runs(out)
     chosen = [_one_run(name, known, out) for name in names] if names else known
     kept = {run.folder.resolve(): run for run in chosen if paper in ("", run.paper) and preset in ("", run.preset)}
     return list(kept.values())
@@ -69,15 +69,15 @@ def summarise(out: Path, runs: list[Any], *, metric: str = "", against: str = ""
     Raises:
         RequestError: for fewer than two runs, or an unknown metric or arm.
     """
-    from lightbox import mlflow_place
     from lightbox.report import comparison, figures
+    from lightbox.runs import index_place
 
     entries = comparison.load_entries(runs)
     metric = comparison.choose_metric(entries, metric)
     groups = [g for g in comparison.group_entries(entries) if comparison.mean_by_seed(g, metric)]
     reference = _reference(groups, against)
     paired = comparison.differences(groups, metric, reference)
-    rows = comparison.csv_rows(entries, mlflow_place.known_run_ids(out))
+    rows = comparison.csv_rows(entries, index_place.known_run_ids(out))
     _write_csv(out / "compare.csv", rows)
     levels = [figures.Level(g.label, tuple(comparison.mean_by_seed(g, metric).values())) for g in groups]
     effects = [figures.ForestRow(d.label, "primary", d.effect, d.ci95, tuple(d.per_seed.values())) for d in paired]

@@ -18,8 +18,8 @@ from typing import Any
 import typer
 
 from lightbox import refusals
-from lightbox.config import digest, to_plain
 from lightbox.errors import LightboxError, RequestError, WorkError
+from lightbox.files import digest, to_plain
 from lightbox.paths import default_out
 
 FLAGS = ("--multirun", "-m")

@@ -11,11 +11,11 @@ from lightbox.claims import jobs, published, registry, results, runner
 from lightbox.claims.jobs import Plan
 from lightbox.claims.registry import Paper
 from lightbox.claims.runner import Finished
-from lightbox.claims.storage import open_output
 from lightbox.cli import claim_tables
 from lightbox.cli.session import PAGE, Session, write_document
 from lightbox.errors import RequestError, WorkError
 from lightbox.paths import default_out, repo_root, results_dir
+from lightbox.runs.folders import open_output
 
 Papers = Annotated[list[str] | None, typer.Argument(metavar="[PAPER ...]", help="Papers by name; left out, all.")]
 Out = Annotated[Path | None, typer.Option(help="Output folder; left out, ./lightbox-out.")]
@@ -155,7 +155,7 @@ def run_plan(
         console: None prints to standard output.
 
     Raises:
-        RequestError: see `runner.run`, `storage.open_output`, `published.publish`.
+        RequestError: see `runner.run`, `folders.open_output`, `published.publish`.
         WorkError: where jobs failed, after everything else has been written.
     """
     console = console or claim_tables.plain_console()

@@ -51,7 +51,7 @@ class Session:
 
     def open_index(self) -> None:
         """Open the MLflow index and one parent run a paper; workers import meanwhile, so its 3-9 s cost no time."""
-        from lightbox.track import open_tracker
+        from lightbox.runs.index import open_tracker
 
         self._tracker = open_tracker(self.out)
         for name in self.names:

@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lightbox import rundir
 from lightbox.errors import RequestError
 from lightbox.eval.intervals import t_interval
+from lightbox.runs import folders
 
 WITHOUT_EFFECT = ("run.seed", "run.preset", "run.out", "run.resume", "run.save_every_steps", "run.log_every_steps")
 CONDITION = "image"
@@ -24,7 +24,7 @@ CONDITION = "image"
 class Entry:
     """One run with its scores, `means` by "condition/metric", and its parameters, flat."""
 
-    run: rundir.Run
+    run: folders.Run
     scores: pa.Table
     means: dict[str, float]
     params: dict[str, str]
@@ -50,7 +50,7 @@ class Difference:
     ci95: tuple[float, float] | None
 
 
-def load_entries(runs: Sequence[rundir.Run]) -> list[Entry]:
+def load_entries(runs: Sequence[folders.Run]) -> list[Entry]:
     """Read the scores of runs; one without scores is left out.
 
     Raises:
@@ -59,9 +59,9 @@ def load_entries(runs: Sequence[rundir.Run]) -> list[Entry]:
     """
     entries = []
     for run in runs:
-        scores = rundir.read_scores(run.folder)
+        scores = folders.read_scores(run.folder)
         if scores is not None:
-            entries.append(Entry(run, scores, rundir.mean_scores(scores), rundir.flatten(run.config)))
+            entries.append(Entry(run, scores, folders.mean_scores(scores), folders.flatten(run.config)))
     if len(entries) < 2:
         raise RequestError(
             f"{len(entries)} finished runs with scores match",

@@ -9,11 +9,11 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from lightbox import mlflow_place
 from lightbox.claims import registry
 from lightbox.claims.spec import PaperClaims
 from lightbox.report import claim_view, figures, gallery
 from lightbox.report.numbers import duration, number
+from lightbox.runs import index_place
 
 MOST_CURVES = 6
 
@@ -79,7 +79,7 @@ def _declared(papers: list[str]) -> dict[str, PaperClaims]:
 def _run_ids(path: Path) -> dict[str, str]:
     """MLflow run ids, where the page lies in `<out>/reproduce/<name>/`."""
     folders = path.resolve().parents
-    return mlflow_place.known_run_ids(folders[2]) if len(folders) > 2 else {}
+    return index_place.known_run_ids(folders[2]) if len(folders) > 2 else {}
 
 
 def _summary(results: Mapping[str, Any], claims: list[dict[str, Any]]) -> dict[str, Any]:

@@ -15,9 +15,9 @@ from typing import Any, get_type_hints
 from lightbox.adapters.memory.table import TITLES, table
 from lightbox.claims import registry, results
 from lightbox.claims.published import DOCUMENT
-from lightbox.claims.storage import replace_text
 from lightbox.config import leaf_docs
 from lightbox.errors import RequestError
+from lightbox.files import replace_text
 from lightbox.report.claim_view import CHIPS
 from lightbox.report.numbers import decimals, duration, interval, level, number, signed
 from lightbox.report.paper_map import read_map

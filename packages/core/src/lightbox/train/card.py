@@ -13,8 +13,8 @@ from torch import nn
 
 from lightbox.config import RunConfig
 from lightbox.errors import WorkError
+from lightbox.files import write_json
 from lightbox.train import processes
-from lightbox.train.files import write_json
 
 PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "numpy")
 _log = logging.getLogger(__name__)

@@ -17,9 +17,10 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from lightbox.config import digest
+from lightbox import files
 from lightbox.errors import RequestError, WorkError
-from lightbox.train import files, optimizer_state, processes, sharding, weights
+from lightbox.files import digest
+from lightbox.train import optimizer_state, processes, sharding, weights
 
 KEEP = 2
 FAILURES_ALLOWED = 3

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from lightbox.adapters.guards import refuse_packed
 from lightbox.config import OptimConfig, RunConfig, TrainConfig
+from lightbox.files import write_json
 from lightbox.train import checkpoint, gradient, nonfinite, parts, processes, seeds, sharding, weights
 from lightbox.train.accumulation import Micro, Step, combine
 from lightbox.train.batches import BatchSource
 from lightbox.train.card import RunCard, describe
 from lightbox.train.checkpoint import ResumeState
-from lightbox.train.files import write_json
 from lightbox.train.parts import Parts
 from lightbox.train.precision import on_device
 from lightbox.train.schedule import lr_factor

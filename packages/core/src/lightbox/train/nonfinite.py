@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from lightbox.errors import WorkError
+from lightbox.files import write_json
 from lightbox.train import processes, sharding
-from lightbox.train.files import write_json
 
 
 def stop(

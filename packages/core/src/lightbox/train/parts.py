@@ -13,8 +13,9 @@ from torch.optim import Optimizer
 
 from lightbox.adapters.optimizers import make_optimizer
 from lightbox.backbones.quantisation import quantised_as
-from lightbox.config import OptimConfig, RunConfig, TrainConfig, to_plain
+from lightbox.config import OptimConfig, RunConfig, TrainConfig
 from lightbox.errors import RequestError
+from lightbox.files import to_plain
 from lightbox.train import checkpoint, processes, seeds, weights
 from lightbox.train.accumulation import Step
 from lightbox.train.batches import BatchSource

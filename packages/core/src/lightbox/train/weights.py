@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lightbox.errors import RequestError, WorkError
+from lightbox.files import file_sha256
 from lightbox.train import sharding
-from lightbox.train.files import file_sha256
 
 MODEL = "model.safetensors"
 TIES = "tied_to"

@@ -17,14 +17,14 @@ from typing import Any
 
 from filelock import FileLock
 
-from lightbox import mlflow_entry, mlflow_place, rundir
-from lightbox.config import digest
 from lightbox.errors import LightboxError, WorkError
+from lightbox.files import digest
+from lightbox.runs import folders, index_entry, index_place
 
 CREATION_S = 30.0
 FILES = ("job.json", "scores.parquet", "history.json", "examples.json", "card.json")
 
-_log = logging.getLogger("lightbox.track")
+_log = logging.getLogger("lightbox.runs.index")
 
 
 def open_tracker(out: Path) -> "Tracker":
@@ -32,10 +32,10 @@ def open_tracker(out: Path) -> "Tracker":
 
     An index that cannot be reached gives a tracker that is off: it has warned once and its methods return "".
     """
-    mlflow_place.prepare_environment()
+    index_place.prepare_environment()
     out = out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    tracker = Tracker(out, mlflow_place.index_uri(out))
+    tracker = Tracker(out, index_place.index_uri(out))
     tracker.connect()
     return tracker
 
@@ -52,13 +52,13 @@ def rebuild(out: Path) -> int:
         WorkError: where the index cannot be written.
     """
     tracker = open_tracker(out)
-    if not tracker.is_sound() and tracker.has_own_database and not mlflow_place.is_locked(tracker.cause):
-        _log.warning("The old index is now %s", mlflow_place.set_aside(tracker.out / "mlflow.db"))
+    if not tracker.is_sound() and tracker.has_own_database and not index_place.is_locked(tracker.cause):
+        _log.warning("The old index is now %s", index_place.set_aside(tracker.out / "mlflow.db"))
         tracker = open_tracker(out)
     claims, count = _claims_by_job(tracker.out), 0
-    for folder in rundir.run_folders(tracker.out):
+    for folder in folders.run_folders(tracker.out):
         try:
-            run = rundir.read_run(folder)
+            run = folders.read_run(folder)
         except WorkError as err:
             _log.warning("%s", err)
             continue
@@ -79,14 +79,14 @@ class Tracker:
         self.out, self.uri = out, uri
         self.problem: WorkError | None = None
         self.cause: Exception | None = None
-        self.has_own_database = uri == mlflow_place.sqlite_uri(out / "mlflow.db")
+        self.has_own_database = uri == index_place.sqlite_uri(out / "mlflow.db")
         # In an index that folders share, the same job of two folders is two runs.
         self._place = "" if self.has_own_database else digest(f"{platform.node()}:{out}")[:16]
         self._parents: dict[str, str] = {}
 
     def connect(self) -> None:
         """Create the database where there is none, then probe; switch off where that fails."""
-        database = mlflow_place.database_of(self.uri)
+        database = index_place.database_of(self.uri)
         if database is not None and not database.exists():
             self._attempt(lambda: _create_database(database), is_probed=False)
         self._attempt(lambda: "")
@@ -136,10 +136,10 @@ class Tracker:
         return _new_client(self.uri)
 
     def _index(self, folder: Path, tags: dict[str, str], claims: list[str]) -> str:
-        run = rundir.read_run(folder)
+        run = folders.read_run(folder)
         if run is None:
             return ""
-        tags = tags | mlflow_entry.run_tags(run)
+        tags = tags | index_entry.run_tags(run)
         run_id, is_new = self._start(run.paper or "lightbox", folder.name, tags, name=run.label, end_ms=_end_ms(run))
         if is_new:
             self._fill(run_id, run)
@@ -149,13 +149,13 @@ class Tracker:
             self._client.set_tag(run_id, "claim", ",".join(sorted(names)))
         return run_id
 
-    def _fill(self, run_id: str, run: rundir.Run) -> None:
+    def _fill(self, run_id: str, run: folders.Run) -> None:
         """Parameters, curves, score means and files of one run; FINISHED only after all of them."""
         from mlflow.entities import Metric, Param
 
         end_ms = _end_ms(run)
-        params = [Param(*pair) for pair in mlflow_entry.run_params(run).items()]
-        metrics = [Metric(key, value, end_ms, step) for key, value, step in mlflow_entry.run_metrics(run)]
+        params = [Param(*pair) for pair in index_entry.run_params(run).items()]
+        metrics = [Metric(key, value, end_ms, step) for key, value, step in index_entry.run_metrics(run)]
         for first in range(0, len(params), 100):  # the server's limits of one request: 100 and 1000
             self._client.log_batch(run_id, params=params[first : first + 100])
         for first in range(0, len(metrics), 1000):
@@ -188,7 +188,7 @@ class Tracker:
     def _experiment(self, paper: str) -> str:
         found = self._client.get_experiment_by_name(paper)
         if found is None:  # a server chooses its own artifact root
-            root = None if mlflow_place.database_of(self.uri) is None else (self.out / "artifacts" / paper).as_uri()
+            root = None if index_place.database_of(self.uri) is None else (self.out / "artifacts" / paper).as_uri()
             return self._client.create_experiment(paper, artifact_location=root)
         self._check_home(found)
         if found.lifecycle_stage == "deleted":
@@ -204,7 +204,7 @@ class Tracker:
     def _remember(self, key: str, run_id: str) -> str:
         path = self.out / "mlflow-runs.json"
         with FileLock(f"{path}.lock", timeout=CREATION_S):  # two trainings may end at once
-            ids = mlflow_place.known_run_ids(self.out)
+            ids = index_place.known_run_ids(self.out)
             if ids.get(key) != run_id:
                 half = path.with_suffix(".new")
                 half.write_text(json.dumps(ids | {key: run_id}, indent=0, sort_keys=True), encoding="utf-8")
@@ -217,7 +217,7 @@ class Tracker:
             return ""
         try:
             if is_probed:
-                mlflow_place.probe(self.uri)
+                index_place.probe(self.uri)
             return work()
         except LightboxError as err:  # one damaged folder; the others go on
             _log.warning("%s", err)
@@ -258,7 +258,7 @@ def _create_database(database: Path) -> str:
             for leftover in database.parent.glob(f"{database.name}.*.new"):
                 leftover.unlink()
             half = database.with_name(f"{database.name}.{time.time_ns()}.new")  # mlflow remembers addresses: no reuse
-            _new_client(mlflow_place.sqlite_uri(half)).search_experiments(max_results=1)
+            _new_client(index_place.sqlite_uri(half)).search_experiments(max_results=1)
             half.replace(database)
     return ""
 
@@ -278,6 +278,6 @@ def _claims_by_job(out: Path) -> dict[str, list[str]]:
     return claims
 
 
-def _end_ms(run: rundir.Run) -> int:
+def _end_ms(run: folders.Run) -> int:
     """When the run ended, in milliseconds: its card is its last file."""
     return int((run.folder / "job.json").stat().st_mtime * 1000)

@@ -6,7 +6,7 @@ finished job. Left out on purpose, because they cannot change what a job compute
 
 - the paper's `claims.py`: an arm enters through its resolved configuration;
 - its YAML files: the resolved configuration is in the job key;
-- `lightbox.claims`, `report`, `cli`, `track`, `bench` and what only they use: they run, index and show jobs;
+- `lightbox.claims`, `report`, `cli`, `bench`, the index of runs and what only they use: they run, index and show jobs;
 - `lightbox/__init__.py`: it holds the version alone.
 """
 
@@ -22,7 +22,10 @@ import lightbox
 from lightbox.errors import RequestError
 
 CORE = "lightbox"
-WITHOUT_EFFECT = ("lightbox.claims", "lightbox.report", "lightbox.cli", "lightbox.track", "lightbox.bench")
+WITHOUT_EFFECT = (
+    *("lightbox.claims", "lightbox.report", "lightbox.cli", "lightbox.bench"),
+    *("lightbox.runs.index", "lightbox.runs.index_entry", "lightbox.runs.index_place"),
+)
 
 
 def source_digest(package: str) -> str:
