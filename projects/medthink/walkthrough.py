@@ -37,13 +37,14 @@ atexit.register(WORK.cleanup)
 # The project's own functions, in the order in which the files are read. Nothing of the method is written again below.
 
 # %%
+from medthink.examples import draw_example
+from medthink.generation import generate_texts
+from medthink.items import load_splits
+
 from medthink import baselines, evaluate, rationales, t5, train
 from medthink.claims import PAPER
 from medthink.config import resolve
 from medthink.data import decoded, encode_items, label_rows, make_collate, texts_of
-from medthink.examples import draw_example
-from medthink.generation import generate_texts
-from medthink.items import load_splits
 from medthink.objective import target_loss
 from medthink.scores import mean_of
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from lightbox.cli import multirun
+from lightbox.paper import multirun
 from lightbox.errors import RequestError, WorkError
 from medthink.config import resolve
 

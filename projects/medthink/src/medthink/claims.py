@@ -4,8 +4,95 @@ The paper's text beyond its abstract was not available; its numbers are as an in
 tables are named by content because their printed numbers were not found. Paper numbers are R-RAD / R-SLAKE.
 """
 
-from lightbox.claims.spec import Claim, Contrast, Gate, Kind, Measure, PaperClaims, Role, difference
-from medthink.arms import ARMS, CORRUPTION_PCT, corruption_arm
+from lightbox.claims.spec import Arm, Claim, Contrast, Gate, Kind, Measure, PaperClaims, Role, difference
+
+CORRUPTION_PCT = (0, 10, 25, 50)
+UNTRAINED = "objective.is_trained=false"
+OPEN = "data.form=open"
+
+
+def _arm(name: str, title: str, method: str, *overrides: str, needs: tuple[str, ...] = (), rate_of: str = "") -> Arm:
+    return Arm(name, title, (f"objective.method={method}", *overrides), needs, UNTRAINED not in overrides, rate_of)
+
+
+def corruption_arm(order: str, pct: int) -> str:
+    """Name of the arm of a strategy with `pct` % of its training rationales corrupted; 0 is the strategy itself."""
+    return order if pct == 0 else f"{order}_corrupt{pct}"
+
+
+def _corrupted(order: str, pct: int) -> Arm:
+    title = f"{order}, {pct} % of the training rationales corrupted"
+    doses = ("data.rationale=corrupted", f"data.corruption_pct={pct}")
+    return _arm(corruption_arm(order, pct), title, order, *doses, rate_of=order)
+
+
+# What `experiment=NAME` means, and nothing else: the arms of a claim share data, steps and initial weights, and differ
+# in the strategy or in what rationales say.
+ARMS = (
+    _arm("untouched", "arm 0: shipped weights, not trained", "none", UNTRAINED),
+    _arm("majority", "most frequent training answer of the question kind", "majority", UNTRAINED),
+    _arm("question_only", "most frequent training answer of the same question text", "question_only", UNTRAINED),
+    _arm("none", "answer only", "none"),
+    _arm("explanation", "answer, then rationale", "explanation"),
+    _arm(
+        "same_answer",
+        "answer, then the rationale of another item of the same kind and answer",
+        "explanation",
+        "data.rationale=same_answer",
+    ),
+    _arm(
+        "filler",
+        "answer, then neutral words, as many as the rationale has",
+        "explanation",
+        "data.rationale=filler",
+    ),
+    _arm("reasoning", "rationale, then answer", "reasoning", needs=("none",)),
+    _arm("none_pads", "answer only, pads counted in the loss (official code)", "none", "objective.pads=official"),
+    _arm(
+        "explanation_pads",
+        "answer, then rationale, pads counted in the loss (official code)",
+        "explanation",
+        "objective.pads=official",
+    ),
+    _arm("stage1", "stage 1: question to rationale", "first_stage"),
+    _arm(
+        "stage1_folds",
+        "stage 1, five models, each writing for the cases it did not see",
+        "first_stage",
+        "objective.stage2_rationales=out_of_fold",
+        rate_of="stage1",
+    ),
+    _arm("stage2_gold", "stage 2 trained on reference rationales", "second_stage", needs=("stage1",)),
+    _arm(
+        "stage2_in_sample",
+        "stage 2 trained on stage 1's rationales of its own training items",
+        "second_stage",
+        "objective.stage2_rationales=in_sample",
+        needs=("stage1",),
+    ),
+    _arm(
+        "stage2_out_of_fold",
+        "stage 2 trained on out-of-fold rationales",
+        "second_stage",
+        "objective.stage2_rationales=out_of_fold",
+        needs=("stage1", "stage1_folds"),
+    ),
+    _arm("reader", "text-only reader trained on reference rationales", "reader", needs=("explanation", "reasoning")),
+    _arm(
+        "reader_masked",
+        "the same reader, answer-bearing words masked",
+        "reader",
+        "objective.masks_answer_words=true",
+        needs=("explanation", "reasoning"),
+        rate_of="reader",
+    ),
+    *(_corrupted(order, pct) for order in ("explanation", "reasoning") for pct in CORRUPTION_PCT[1:]),
+    _arm("majority_open", "most frequent training answer, open questions", "majority", UNTRAINED, OPEN),
+    _arm("question_only_open", "question-only look-up, open questions", "question_only", UNTRAINED, OPEN),
+    _arm("explanation_open", "answer, then rationale; open questions", "explanation", OPEN, rate_of="explanation"),
+    _arm("reasoning_open", "rationale, then answer; open questions", "reasoning", OPEN, rate_of="reasoning"),
+    _arm("stage1_open", "stage 1: question to rationale; open questions", "first_stage", OPEN, rate_of="stage1"),
+)
 
 
 def _under(arm: str, condition: str, metric: str = "correct") -> Measure:
@@ -260,4 +347,5 @@ PAPER = PaperClaims(
     arxiv="2404.12372",
     arms={arm.name: arm for arm in ARMS},
     claims=(_T1, _T1_PADS, _T2, _T3, _T4, _T5, _T6),
+    default_arm="explanation",
 )

@@ -23,7 +23,7 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,6 +94,39 @@ def read_run(folder: Path) -> Run | None:
         return None
     known = {name: card[name] for name in Run.__dataclass_fields__ if card.get(name) is not None and name != "folder"}
     return Run(folder, **{"key": folder.name} | known)
+
+
+def finished_run(folder: Path) -> Run:
+    """The run in a folder that somebody names.
+
+    Raises:
+        RequestError: where it has not finished.
+    """
+    run = read_run(folder)
+    if run is None:
+        raise RequestError(
+            f"The run is '{folder}'",
+            f"It holds no {RECORD}, so it is no finished run",
+            "Name a finished run",
+        )
+    return run
+
+
+def needed_runs(folders: Sequence[str]) -> dict[str, Path]:
+    """Folders of `needs` by the arm that each says it is.
+
+    Raises:
+        RequestError: a folder that is no finished run.
+    """
+    by_arm = {}
+    for folder in map(Path, folders):
+        run = read_run(folder)
+        if run is None:
+            raise RequestError(
+                f"needs names '{folder}'", f"It holds no {RECORD}, so it is no finished run", "Name a finished run"
+            )
+        by_arm[run.arm] = folder
+    return by_arm
 
 
 def run_folders(out: Path) -> list[Path]:

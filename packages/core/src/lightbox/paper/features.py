@@ -5,9 +5,9 @@ arms that see the same images share it. It appears by one rename: another proces
 """
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,16 +17,16 @@ from torch import Tensor
 
 from lightbox.backbones import towers, weights
 from lightbox.errors import RequestError
-from lightbox.files import digest
+from lightbox.files import digest, replace_with
+from lightbox.paper.conditions import GREY
+from lightbox.paper.samples import Split
+from lightbox.paper.schema import ModelConfig
 from lightbox.readers.images import load_image
-from medthink.config import ModelConfig
-from medthink.items import Split
 
-GREY = 128
 NAME_MAP = "name_map.json"
 
 
-def load_features(model: ModelConfig, split: Split, *, cache: Path) -> Float[Tensor, "n p c"]:
+def load_features(model: ModelConfig, split: Split[Any], *, cache: Path) -> Float[Tensor, "n p c"]:
     """Features of a split's images, one row each, and a last row for the blank image.
 
     The blank image is mid-grey through the tower; for ready features it is the mean over the split's images.
@@ -46,29 +46,31 @@ def load_features(model: ModelConfig, split: Split, *, cache: Path) -> Float[Ten
     path = cache / f"features-{digest([split.digest(), tower_digest])[:24]}.safetensors"
     if not path.is_file():
         rows = _encode(split.images, towers.load_tower(model.tower, model.tower_revision))
-        _write(path, rows)
+        cache.mkdir(parents=True, exist_ok=True)
+        replace_with(path, lambda staged: save_file({"features": rows.contiguous()}, staged))
     return load_file(path)["features"]
 
 
-def width_of(features: Float[Tensor, "n p c"]) -> int:
-    """Channels of a feature."""
-    return features.shape[-1]
+def features_of(model: ModelConfig, image: Path) -> Float[Tensor, "1 p c"]:
+    """Features of one image file by the tower."""
+    tower = towers.load_tower(model.tower, model.tower_revision)
+    return tower.encode(torch.from_numpy(load_image(image, image_px=tower.image_px))[None]).clone()
 
 
-def read_features(path: Path, split: Split) -> Float[Tensor, "n p c"]:
+def read_features(path: Path, split: Split[Any]) -> Float[Tensor, "n p c"]:
     """Features of a split's images from a .safetensors with one tensor n p c, for example DETR's 100 x 256.
 
-    Rows are found by `name_map.json` beside the file: an object from image name to row. The name is the case id or the
+    Rows are named by `name_map.json` beside the file: an object from image name to row. The name is the case id or the
     stem of the image file.
 
     Raises:
         RequestError: another content, no name map, or images without a row.
     """
-    given = f"model.features is '{path}'"
-    names = path.with_name(NAME_MAP)
-    if path.suffix != ".safetensors" or not path.is_file() or not names.is_file():
+    named = f"model.features is '{path}'"
+    name_map = path.with_name(NAME_MAP)
+    if path.suffix != ".safetensors" or not path.is_file() or not name_map.is_file():
         raise RequestError(
-            given,
+            named,
             f"Ready features are a .safetensors file with {NAME_MAP} (image name to row) beside it",
             "Convert the official .pth with 'lightbox data convert' and put its name map beside the result",
         )
@@ -76,21 +78,21 @@ def read_features(path: Path, split: Split) -> Float[Tensor, "n p c"]:
     if len(tensors) != 1 or next(iter(tensors.values())).ndim != 3:
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         raise RequestError(
-            given, f"It holds {shapes}, not one tensor of images x tokens x width", "Store only that one"
+            named, f"It holds {shapes}, not one tensor of images x tokens x width", "Store only that one"
         )
     table = next(iter(tensors.values())).float()
-    row_of = {str(name): int(row) for name, row in json.loads(names.read_text(encoding="utf-8")).items()}
-    keys = [(case_id, *_stem(image)) for case_id, image in zip(split.case_ids, split.images, strict=True)]
-    found = [next((row_of[key] for key in options if key in row_of), -1) for options in keys]
-    missing = [options[0] for options, row in zip(keys, found, strict=True) if not 0 <= row < len(table)]
+    row_of = {str(name): int(row) for name, row in json.loads(name_map.read_text(encoding="utf-8")).items()}
+    names = [(case_id, *_stem(image)) for case_id, image in zip(split.case_ids, split.images, strict=True)]
+    rows = [next((row_of[name] for name in options if name in row_of), -1) for options in names]
+    missing = [options[0] for options, row in zip(names, rows, strict=True) if not 0 <= row < len(table)]
     if missing:
         raise RequestError(
-            given,
-            f"{len(missing)} of {len(keys)} images of split '{split.name}' have no row, the first is '{missing[0]}'; "
+            named,
+            f"{len(missing)} of {len(names)} images of split '{split.name}' have no row, the first is '{missing[0]}'; "
             "leaving them out would change the test set",
             "Compute features for all images",
         )
-    return table[found]
+    return table[rows]
 
 
 def _stem(image: np.ndarray | Path) -> tuple[str, ...]:
@@ -105,13 +107,3 @@ def _encode(images: Sequence[np.ndarray | Path], tower: towers.Tower) -> Tensor:
         parts.append(tower.encode(torch.from_numpy(np.stack(pixels))))
     blank = torch.full((1, tower.image_px, tower.image_px), GREY, dtype=torch.uint8)
     return torch.cat([*parts, tower.encode(blank)]).clone()
-
-
-def _write(path: Path, rows: Tensor) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staged = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        save_file({"features": rows.contiguous()}, staged)
-        os.replace(staged, path)
-    finally:
-        staged.unlink(missing_ok=True)

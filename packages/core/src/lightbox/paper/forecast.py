@@ -1,6 +1,7 @@
-"""Will a training step fit the card? The memory model, asked with this paper's rows. No torch.
+"""Will a training step fit the card? The memory model, asked with a paper's rows. No torch.
 
-The fusion beside a T5 and the features of its tower are left out: they are small.
+It changes no number of a run, so nothing that trains imports it: `entries` asks it and hands its advice in. A fusion
+beside a text model and the features of its tower are left out: they are small.
 """
 
 import re
@@ -13,14 +14,14 @@ from lightbox.adapters.memory.prediction import GIB, predict
 from lightbox.adapters.memory.request import Request
 from lightbox.backbones import weights
 from lightbox.errors import RequestError
-from medthink.bases import Base
-from medthink.config import Config
+from lightbox.paper.pretrained import Pretrained
+from lightbox.paper.schema import PaperConfig
 
 SHORTEST_TOKENS, SHORTEST_TARGET = 64, 8
 """A prompt and a target that no item falls below by much."""
 
 
-def check_room(cfg: Config, base: Base) -> None:
+def check_fits(cfg: PaperConfig, base: Pretrained) -> None:
     """Refuse a training of which not even one short item fits the largest card here.
 
     Nothing is refused on a CPU, for a hub id (its sizes are not here), and where only longer rows may not fit.
@@ -28,11 +29,11 @@ def check_room(cfg: Config, base: Base) -> None:
     Raises:
         RequestError: naming the largest part of the prediction, and the settings that would fit.
     """
-    cards = [] if cfg.run.device == "cpu" else card_bytes()
-    if not cards or base.family is None or not cfg.objective.is_trained:
+    gpus = [] if cfg.run.device == "cpu" else gpu_bytes()
+    if not gpus or base.family is None or not cfg.objective.is_trained:
         return
     request = step_of(cfg, base, batch=1, prompt_tokens=SHORTEST_TOKENS, target_tokens=SHORTEST_TARGET)
-    report, usable = predict(request), max(cards)
+    report, usable = predict(request), max(gpus)
     if report.total <= usable:
         return
     fits = next((f"Set {keys}" for keys, smaller in reductions(request) if predict(smaller).total <= usable), "")
@@ -45,16 +46,16 @@ def check_room(cfg: Config, base: Base) -> None:
     )
 
 
-def memory_advice(cfg: Config, base: Base) -> Callable[[int], str] | None:
+def memory_advice(cfg: PaperConfig, base: Pretrained) -> Callable[[int], str] | None:
     """What to say where memory runs out, by items of a forward pass; None where the sizes are not known."""
-    cards = [] if cfg.run.device == "cpu" else card_bytes()
     if base.family is None:
         return None
+    gpus = [] if cfg.run.device == "cpu" else gpu_bytes()
     request = step_of(cfg, base, batch=1, prompt_tokens=cfg.data.source_tokens, target_tokens=cfg.target_tokens)
-    return adviser(request, max(cards, default=machine.memory_gib() * GIB))
+    return adviser(request, max(gpus, default=machine.memory_gib() * GIB))
 
 
-def step_of(cfg: Config, base: Base, *, batch: int, prompt_tokens: int, target_tokens: int) -> Request:
+def step_of(cfg: PaperConfig, base: Pretrained, *, batch: int, prompt_tokens: int, target_tokens: int) -> Request:
     """A training step of this configuration for the memory model.
 
     Args:
@@ -81,13 +82,13 @@ def step_of(cfg: Config, base: Base, *, batch: int, prompt_tokens: int, target_t
         dtype=cfg.model.dtype,
         optimizer=cfg.optim.optimizer,
         checkpoint_layers=cfg.train.checkpoint_layers,
-        device="cpu" if cfg.run.device == "cpu" or not card_bytes() else "cuda",
+        device="cpu" if cfg.run.device == "cpu" or not gpu_bytes() else "cuda",
         images=images,
         accumulates=0 < cfg.optim.micro_batch_size < cfg.optim.batch_size,
     )
 
 
-def card_bytes() -> list[int]:
+def gpu_bytes() -> list[int]:
     """Memory of each NVIDIA card here."""
-    found = (re.search(r"(\d+) MiB", card) for card in machine.gpu_names())
-    return [int(match[1]) << 20 for match in found if match]
+    sizes = (re.search(r"(\d+) MiB", name) for name in machine.gpu_names())
+    return [int(match[1]) << 20 for match in sizes if match]
