@@ -11,7 +11,7 @@ from lightbox.config import check_choice, check_positive, register_schema
 from lightbox.errors import RequestError
 from lightbox.paper import schema
 from lightbox.paper.pretrained import Pretrained
-from lightbox.paper.schema import BASELINES, OWN_TOWER, PaperConfig, chosen, inputs
+from lightbox.paper.schema import BASELINES, PaperConfig, chosen, inputs
 
 __all__ = ["Config", "check", "chosen", "estimate", "inputs", "resolve"]
 
@@ -170,27 +170,14 @@ def estimate(cfg: Config) -> dict[str, float]:
 
 
 def check(cfg: Config, base: Pretrained) -> None:
-    """Refuse, beside a vision-language model, what only the paper's T5 has: features, a tower, its dropout, pads.
+    """Refuse, beside a vision-language model, what only the paper's T5 has: pads in the loss, its dropout.
 
     Raises:
         RequestError: naming the setting.
     """
     if not base.has_own_tower:
-        if cfg.adapter.projector == "lora":
-            raise RequestError(
-                f"adapter.projector is lora and model.backbone is '{cfg.model.backbone}'",
-                "Beside a T5 it is the fusion that joins image and text, which is new and so trained as a whole",
-                "Leave adapter.projector out",
-            )
         return
     named = f"model.backbone is '{cfg.model.backbone}', of family {base.family.name}"
-    if cfg.model.features or cfg.model.tower != OWN_TOWER:
-        key, value = ("features", cfg.model.features) if cfg.model.features else ("tower", cfg.model.tower)
-        raise RequestError(
-            f"{named}, and model.{key} is '{value}'",
-            "It reads images through a tower of its own and would never see that one's features",
-            f"Leave model.{key} out, or set model.backbone to a T5",
-        )
     if cfg.objective.pads == "official":
         raise RequestError(
             f"{named}, and objective.pads is official",

@@ -5,18 +5,21 @@ in a fixed order and never the answer.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from lightbox.errors import RequestError
 from lightbox.eval.answers import letter_of
 from lightbox.paper import samples
+from lightbox.paper.prompts import Fields, fitted_texts, joined
 from lightbox.paper.samples import Sample, Split
 from lightbox.records import Case, Question
 from medthink.config import Config
 
 if TYPE_CHECKING:  # transformers takes seconds to import, and baselines need no tokenizer
     from transformers import PreTrainedTokenizerBase
+
+    from lightbox.paper.learner import Texts
 
 NEEDS_RATIONALE = ("explanation", "reasoning", "first_stage", "reader")
 
@@ -97,7 +100,7 @@ def one_spaced(question: Question) -> Question:
     return dataclasses.replace(question, text=text, rationale=rationale)
 
 
-def fields_of(question: Question, names: Sequence[str]) -> list[tuple[str, str]]:
+def fields_of(question: Question, names: Sequence[str]) -> Fields:
     """The named fields of a question as (name, text); an open one has no options, an empty rationale no field."""
     values = {
         "question": question.text,
@@ -110,69 +113,28 @@ def fields_of(question: Question, names: Sequence[str]) -> list[tuple[str, str]]
     return [(name, FIELDS[name].format(**values).strip()) for name in names if name not in dropped]
 
 
+def rows_of(questions: Sequence[Question], method: str) -> list[tuple[Fields, Fields]]:
+    """Fields of the prompt and of the target of each question under a strategy."""
+    template = TEMPLATES[method]
+    return [(fields_of(question, template.source), fields_of(question, template.target)) for question in questions]
+
+
 def texts_of(question: Question, method: str) -> tuple[str, str]:
     """Prompt and target of a question, at full length."""
-    template = TEMPLATES[method]
-    source, target = (" ".join(text for _, text in fields_of(question, names)) for names in template)
-    return source, target
+    source, target = rows_of([question], method)[0]
+    return joined(source), joined(target)
 
 
-def make_texts(
-    cfg: Config,
-) -> Callable[[Sequence[Sample[Question]], "PreTrainedTokenizerBase"], list[tuple[str, str]]]:
+def make_texts(cfg: Config) -> "Texts":
     """The function that writes prompts and targets under the strategy of `cfg`, within its lengths."""
 
     def texts(questions: Sequence[Sample[Question]], tokenizer: "PreTrainedTokenizerBase") -> list[tuple[str, str]]:
         return fitted_texts(
-            [sample.record for sample in questions],
-            cfg.objective.method,
+            rows_of([sample.record for sample in questions], cfg.objective.method),
             tokenizer,
+            cut_first=CUT_FIRST,
             source_tokens=cfg.data.source_tokens,
             target_tokens=cfg.target_tokens,
         )
 
     return texts
-
-
-def fitted_texts(
-    questions: Sequence[Question],
-    method: str,
-    tokenizer: "PreTrainedTokenizerBase",
-    *,
-    source_tokens: int,
-    target_tokens: int,
-) -> list[tuple[str, str]]:
-    """Prompts and targets as text, shortened where they are too long.
-
-    Args:
-        questions: with the rationale that the strategy is to read or write.
-        method: key of `TEMPLATES`.
-        tokenizer: counts; a field that is too long becomes the text of its first ids.
-        source_tokens, target_tokens: longest texts in tokens, one for the end included.
-    """
-    template = TEMPLATES[method]
-    limits = (source_tokens - 1, target_tokens - 1)
-    rows = [tuple(fields_of(question, names) for names in template) for question in questions]
-    every_text = sorted({text for row in rows for fields in row for _, text in fields})
-    # each distinct text is tokenised once, all in one call: questions and options repeat
-    ids_of = dict(zip(every_text, tokenizer(every_text, add_special_tokens=False)["input_ids"], strict=True))
-
-    def shortened(fields: list[tuple[str, str]], limit: int) -> str:
-        parts = [(name, ids_of[text]) for name, text in fields]
-        words = [
-            text if len(ids) == len(ids_of[text]) else str(tokenizer.decode(ids))
-            for (_, text), (_, ids) in zip(fields, fitted(parts, limit), strict=True)
-        ]
-        return " ".join(word for word in words if word)
-
-    pairs = [[shortened(fields, limit) for fields, limit in zip(row, limits, strict=True)] for row in rows]
-    return [(source, target) for source, target in pairs]
-
-
-def fitted(parts: list[tuple[str, list[int]]], limit: int) -> list[tuple[str, list[int]]]:
-    """Shorten fields from their ends, rationale first, then question, until at most `limit` ids are left."""
-    for name_to_cut in CUT_FIRST:
-        excess = sum(len(ids) for _, ids in parts) - limit
-        if excess > 0:
-            parts = [(name, ids[: max(0, len(ids) - excess)] if name == name_to_cut else ids) for name, ids in parts]
-    return parts

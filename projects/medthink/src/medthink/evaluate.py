@@ -2,16 +2,17 @@
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from lightbox.paper import baselines, examples
 from lightbox.paper.baselines import BY_METHOD
 from lightbox.paper.conditions import IMAGE, shown_rows
+from lightbox.paper.generated import Generated, add_generated, read_generated
 from lightbox.paper.samples import Sample, Split
 from lightbox.phantom.facts import parse
 from lightbox.records import Question
@@ -19,6 +20,9 @@ from lightbox.runs import folders
 from medthink import rationales, scores, stages
 from medthink.config import Config
 from medthink.data import load_splits
+
+if TYPE_CHECKING:  # it imports torch, and baselines are scored without
+    from lightbox.paper.learner import Learner
 
 ANSWER_FIRST = ("none", "explanation", "second_stage", "reader")
 NO_RATIONALE, REFERENCE, OUT_OF_FOLD = "no_rationale", "reference", "out_of_fold"
@@ -43,38 +47,30 @@ class Asked:
     max_new_tokens: int
 
 
-class Writer(Protocol):
-    """What writes one greedy text a question: a `lightbox.paper.learner.Learner`."""
-
-    def write(
-        self, samples: Sequence[Sample[Any]], split: Split[Any], rows: Sequence[int] | None, *, max_new_tokens: int
-    ) -> list[str]: ...
-
-
 def evaluate(
-    cfg: Config, writer: Writer, split: Split[Question], *, folder: Path, needs: Mapping[str, Path]
+    cfg: Config, learner: "Learner", split: Split[Question], *, folder: Path, needs: Mapping[str, Path]
 ) -> pa.Table:
     """Generate and score under every condition; write scores.parquet, generated.json and examples.
 
     Args:
         cfg: strategy and lengths.
-        writer: the model, trained or not.
+        learner: the model, trained or not.
         split: questions with reference answers and rationales.
         folder: where the files go.
         needs: folders of the arms whose generated rationales are read.
 
     Returns:
-        The table of `scores.as_table`, sorted.
+        The table of scores, sorted.
     """
     parse_facts = parse if cfg.data.is_phantom else None
     method = cfg.objective.method
     folder.mkdir(parents=True, exist_ok=True)
     reference = {sample.id: sample for sample in split.samples}
     rows: list[scores.ScoreRow] = []
-    generated: stages.Generated = {}
+    generated: Generated = {}
     shown: list[examples.Shown] = []
     for asked in conditions(cfg, split, needs):
-        texts = writer.write(asked.questions, split, asked.rows, max_new_tokens=asked.max_new_tokens)
+        texts = learner.write(asked.questions, split, asked.rows, max_new_tokens=asked.max_new_tokens)
         is_judged = method not in ANSWER_FIRST or asked.condition == IMAGE
         reasons = [rationale_in(text, method) if is_judged else None for text in texts]
         for sample, text, rationale in zip(asked.questions, texts, reasons, strict=True):
@@ -92,9 +88,9 @@ def evaluate(
     if method == "reasoning" and "none" in needs:
         scores.add_losses(rows, folders.read_scores(needs["none"]))
     if generated:
-        stages.add_generated(folder, generated)
+        add_generated(folder, generated)
     examples.write_examples(folder, shown, split, is_synthetic=cfg.data.is_phantom)
-    return folders.write_scores(folder, scores.as_table(rows))
+    return folders.write_scores(folder, rows, scores.METRICS)
 
 
 def conditions(cfg: Config, split: Split[Question], needs: Mapping[str, Path]) -> list[Asked]:
@@ -109,7 +105,7 @@ def conditions(cfg: Config, split: Split[Question], needs: Mapping[str, Path]) -
             REFERENCE: split.samples,
         }
         for condition, arm in READ_FROM.items():
-            texts[condition] = stages.with_generated(split.samples, stages.read_generated(needs, arm, IMAGE))
+            texts[condition] = stages.with_generated(split.samples, read_generated(needs, arm, IMAGE))
         is_masked = cfg.objective.masks_answer_words
         return [
             Asked(condition, rationales.masked_where(questions, is_masked=is_masked), None, cfg.new_tokens)
@@ -119,7 +115,7 @@ def conditions(cfg: Config, split: Split[Question], needs: Mapping[str, Path]) -
     for condition, rows in shown_rows(split, seed=cfg.run.seed).items():
         questions = split.samples
         if cfg.objective.method == "second_stage":
-            questions = stages.with_generated(questions, stages.read_generated(needs, "stage1", condition))
+            questions = stages.with_generated(questions, read_generated(needs, "stage1", condition))
         is_short = condition != IMAGE and cfg.objective.method in ANSWER_FIRST
         asked.append(Asked(condition, questions, rows, cfg.eval.answer_tokens if is_short else cfg.new_tokens))
     return asked
@@ -152,7 +148,7 @@ def score_out_of_fold(cfg: Config, split: Split[Question], written: Mapping[str,
         for sample in split.samples
     ]
     examples.write_examples(folder, [], split, is_synthetic=cfg.data.is_phantom)
-    folders.write_scores(folder, scores.as_table(rows))
+    folders.write_scores(folder, rows, scores.METRICS)
 
 
 def guess_rows(train: Split[Question], scored: Split[Question], method: str) -> list[scores.ScoreRow]:
@@ -176,8 +172,8 @@ def beside_score(cfg: Config, train: Split[Question], scored: Split[Question]) -
 def run_baseline(cfg: Config, folder: Path) -> None:
     """Score a baseline arm and leave the files of a finished run in `folder`."""
     train, scored = load_splits(cfg, with_images=False)
-    table = scores.as_table(guess_rows(train, scored, cfg.objective.method))
-    baselines.run(cfg, folder, train=train, table=table)
+    rows = guess_rows(train, scored, cfg.objective.method)
+    baselines.run(cfg, folder, rows, metrics=scores.METRICS, n_counted=len(train.samples))
 
 
 def _example(sample: Sample[Question], text: str | None, rationale: str, *, is_right: bool) -> examples.Shown:

@@ -1,5 +1,6 @@
 """One image, one question: answer, rationale, confidence. For research and teaching, not for clinical use."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -7,15 +8,14 @@ from typing import Any
 import torch
 
 from lightbox.errors import RequestError
-from lightbox.paper.learner import Learner, asked_again
-from lightbox.paper.pretrained import find_pretrained
-from lightbox.paper.samples import Sample
-from lightbox.paper.schema import from_plain
+from lightbox.paper import learner as learners
+from lightbox.paper.learner import Learner, tokens_of
+from lightbox.paper.prompts import fitted_texts
 from lightbox.records import Question
 from lightbox.runs import folders
 from medthink import scores
 from medthink.config import Config
-from medthink.data import TEMPLATES, fields_of, fitted_texts
+from medthink.data import CUT_FIRST, TEMPLATES, fields_of, rows_of
 from medthink.evaluate import rationale_in
 from medthink.train import open_learner
 
@@ -44,15 +44,15 @@ def predict(
     # nothing about the answer is known, index 0 only marks the question as closed
     asked = Question("asked", " ".join(question.split()), "", tuple(options), 0 if options else None, rationale="")
     if method == "second_stage":
-        asked = told(asked, rationale=_first_stage(cfg, asked, image))
+        asked = dataclasses.replace(asked, rationale=_first_stage(cfg, asked, image))
     text = _write(cfg, learner, asked, seen)
     rationale = asked.rationale if method == "second_stage" else rationale_in(text, method)
     answer = scores.stated_answer(asked, text)
-    asked = told(asked, rationale=rationale or "")
+    asked = dataclasses.replace(asked, rationale=rationale or "")
     return {
         "answer": answer,
         "rationale": rationale or "",
-        "confidence": confidence(learner, told(asked, answer=answer), method, seen) if answer else None,
+        "confidence": confidence(learner, dataclasses.replace(asked, answer=answer), method, seen) if answer else None,
         "options": {} if method == "first_stage" else option_probs(learner, asked, method, seen),
         "strategy": method,
         "note": "research and teaching only, not for clinical use",
@@ -60,21 +60,8 @@ def predict(
 
 
 def load_run(folder: Path) -> tuple[Config, Learner]:
-    """What `medthink train` left in a run folder: its configuration, and its model ready to be asked.
-
-    Raises:
-        RequestError: where the run is not finished, its model does not answer from an image, or the model that its
-            adapter belongs to is not there.
-    """
-    cfg = from_plain(Config, folders.finished_run(folder).config)
-    asked = asked_again(cfg, folder)
-    base = find_pretrained(asked.model.backbone)
-    return cfg, open_learner(asked, base, (), cache=folder)
-
-
-def told(question: Question, **changes: Any) -> Question:
-    """The question with some fields changed."""
-    return Sample("asked", question, "asked", 0).with_record(**changes).record
+    """What `medthink train` left in a run folder; see `lightbox.paper.learner.load_run`."""
+    return learners.load_run(folder, Config, lambda cfg, base, cache: open_learner(cfg, base, (), cache=cache))
 
 
 def confidence(learner: Learner, question: Question, method: str, seen: Any) -> float:
@@ -87,42 +74,28 @@ def confidence(learner: Learner, question: Question, method: str, seen: Any) -> 
         seen: the image, by `Learner.see_file`.
     """
     index = question.options.index(question.answer) if question.options else None
-    question = told(question, answer_index=index)
-    _, target = _texts(learner, question, method)
-    begin, end = answer_tokens(learner, question, method, target)
-    return float(_forced(learner, question, method, seen).logps[begin:end].mean().exp())
+    question = dataclasses.replace(question, answer_index=index)
+    prompt, target = _texts(learner, question, method)
+    sentence = next(text for name, text in fields_of(question, TEMPLATES[method].target) if "answer" in name)
+    begin, end = tokens_of(learner.tokenizer, target, sentence)
+    return float(learner.force(prompt, target, seen).logps[begin:end].mean().exp())
 
 
 def option_probs(learner: Learner, question: Question, method: str, seen: Any) -> dict[str, float]:
     """Probability of each option's letter where the answer sentence names it, normalised over the options."""
     if not question.options:
         return {}
-    forced = [
-        _forced(learner, told(question, answer_index=index), method, seen) for index in range(len(question.options))
-    ]
+    asked = [dataclasses.replace(question, answer_index=index) for index in range(len(question.options))]
+    forced = [learner.force(*_texts(learner, one, method), seen) for one in asked]
     places = zip(*(one.target for one in forced), strict=False)
     letter = next(place for place, tokens in enumerate(places) if len(set(tokens)) > 1)
     probs = torch.stack([one.logps[letter] for one in forced]).softmax(dim=0)
     return dict(zip(question.options, probs.tolist(), strict=True))
 
 
-def answer_tokens(learner: Learner, question: Question, method: str, target: str) -> tuple[int, int]:
-    """First and one past the last of the target's tokens that belong to its answer sentence; (0, 0) without one."""
-    sentence = next((text for name, text in fields_of(question, TEMPLATES[method].target) if "answer" in name), None)
-    if sentence is None:
-        return 0, 0
-    begin = target.rindex(sentence)
-    spans = learner.tokenizer(target, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-    inside = [place for place, (_, end) in enumerate(spans) if begin < end <= begin + len(sentence)]
-    return inside[0], inside[-1] + 1
-
-
 def _texts(learner: Learner, question: Question, method: str) -> tuple[str, str]:
-    return fitted_texts([question], method, learner.tokenizer, source_tokens=TOKENS, target_tokens=TOKENS)[0]
-
-
-def _forced(learner: Learner, question: Question, method: str, seen: Any) -> Any:
-    return learner.force(*_texts(learner, question, method), seen)
+    limits = {"source_tokens": TOKENS, "target_tokens": TOKENS}
+    return fitted_texts(rows_of([question], method), learner.tokenizer, cut_first=CUT_FIRST, **limits)[0]
 
 
 def _write(cfg: Config, learner: Learner, question: Question, seen: Any) -> str:

@@ -90,9 +90,7 @@ def with_corruption(items: Questions, pct: float, *, seed: int) -> list[Sample[Q
         RequestError: where fewer rationales state one.
     """
     wanted = round(len(items) * pct / 100)
-    able = [
-        index for index, item in enumerate(items) if _swappable(item.record.rationale)
-    ]
+    able = [index for index, item in enumerate(items) if _swappable(item.record.rationale)]
     if len(able) < wanted:
         raise RequestError(
             f"data.corruption_pct is {pct}, which is {wanted} of {len(items)} rationales",

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from lightbox.eval.answers import AnswerScore, letter_of, parse_letter, parse_stated, score_letter, score_stated
 from lightbox.eval.facts import score_facts
@@ -11,7 +10,6 @@ from lightbox.eval.text import ORDERS, rouge_l, sentence_bleu
 from lightbox.paper.conditions import IMAGE
 from lightbox.paper.samples import Sample
 from lightbox.records import Question
-from lightbox.runs.folders import KEY_COLUMNS
 
 METRICS = (
     "correct",  # letter accuracy (closed) or exact match (open), 0 or 1; unparsable is 0
@@ -89,17 +87,6 @@ def stated_answer(question: Question, text: str) -> str:
         return parse_stated(text) or ""
     options = {letter_of(place): option for place, option in enumerate(question.options)}
     return options.get(parse_letter(text) or "", "")
-
-
-def as_table(rows: Sequence[ScoreRow]) -> pa.Table:
-    """Rows as the table that a run keeps."""
-    schema = pa.schema([*((name, pa.string()) for name in KEY_COLUMNS), *((name, pa.float64()) for name in METRICS)])
-    return pa.table({name: [row[name] for row in rows] for name in schema.names}, schema=schema)
-
-
-def mean_of(table: pa.Table, metric: str, condition: str) -> float | None:
-    """Mean of a metric over the items of a condition; None where no item has it."""
-    return pc.mean(table.filter(pc.equal(table["condition"], condition))[metric]).as_py()
 
 
 def _answer_score(question: Question, text: str) -> AnswerScore:

@@ -1,57 +1,20 @@
 """Two-Stage: which rationales stage 2 reads in training and in test, and the folds of out-of-fold stage 1. No torch.
 
-Stage 1 leaves `generated.json` in its folder: condition -> item -> rationale, with "train" for its training items. The
-published form trains stage 2 on stage 1's rationales of its own training items, which are better than any it meets in
-test; out-of-fold rationales come from models that saw neither the item nor its image.
+Stage 1 leaves what it wrote in its folder, for its training items too (`lightbox.paper.generated`). The published form
+trains stage 2 on stage 1's rationales of its own training items, which are better than any it meets in test;
+out-of-fold rationales come from models that saw neither the item nor its image.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from lightbox.errors import RequestError
-from lightbox.files import write_json
+from lightbox.paper.generated import TRAIN, read_generated
 from lightbox.paper.samples import Sample
 from lightbox.records import Question
 from medthink.config import N_FOLDS
-
-GENERATED = "generated.json"
-TRAIN = "train"
-
-Generated = dict[str, dict[str, str]]
-"""Condition -> item -> generated rationale."""
-
-
-def add_generated(folder: Path, generated: Generated) -> None:
-    """Add conditions to `generated.json`, written as a whole; a condition that is there already is replaced."""
-    path = folder / GENERATED
-    former = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    write_json(path, former | generated)
-
-
-def read_generated(needs: Mapping[str, Path], arm: str, condition: str) -> dict[str, str]:
-    """Rationales that an earlier arm generated under a condition, by item.
-
-    Raises:
-        RequestError: where the arm's folder is not named or lacks them.
-    """
-    folder = needs.get(arm)
-    if folder is None or not (folder / GENERATED).is_file():
-        raise RequestError(
-            f"Arm '{arm}' is needed and its folder is '{folder or 'not given'}'",
-            f"It holds no {GENERATED}, so there are no generated rationales to read",
-            f"Run experiment={arm} first and name its folder as needs=[FOLDER]",
-        )
-    generated = json.loads((folder / GENERATED).read_text(encoding="utf-8"))
-    if condition not in generated:
-        raise RequestError(
-            f"'{folder / GENERATED}'",
-            f"It holds rationales for {', '.join(generated)}, not for '{condition}'",
-            f"Run experiment={arm} again",
-        )
-    return generated[condition]
 
 
 def with_generated(items: Sequence[Sample[Question]], rationales: Mapping[str, str]) -> list[Sample[Question]]:

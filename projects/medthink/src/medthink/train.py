@@ -15,6 +15,7 @@ from lightbox.backbones.backbone import Backbone
 from lightbox.backbones.rows import VlmBatch
 from lightbox.files import write_json
 from lightbox.paper import learner as learners
+from lightbox.paper.generated import TRAIN, add_generated
 from lightbox.paper.learner import Learner
 from lightbox.paper.pretrained import Pretrained
 from lightbox.paper.samples import Sample, Split
@@ -58,42 +59,21 @@ def run(
     if cfg.is_folded and cfg.objective.is_trained:
         write_out_of_fold(cfg, base, train, folder, cache=cache, memory_advice=memory_advice)
         return
-    learner = train_arm(cfg, base, (train, scored), folder, cache=cache, needs=needs, memory_advice=memory_advice)
+    learner = open_learner(cfg, base, (train, scored), cache=cache)
+    if cfg.objective.is_trained:
+        questions = training_questions(cfg, train.samples, needs, learner.tokenizer)
+        learner.fit(questions, train, folder, memory_advice=memory_advice)
     if not processes.is_main():
         return
+    if not cfg.objective.is_trained:
+        learner.describe(folder)
+    elif cfg.objective.method == "first_stage":  # stage 2 may train on what stage 1 says about its own training items
+        add_generated(folder, {TRAIN: write_rationales(cfg, learner, train.samples, train)})
     evaluate.evaluate(cfg, learner, scored, folder=folder, needs=needs)
     if keeps_model:
         learner.save(folder / folders.MODEL, cfg.purpose)
     folders.add_to_card(folder, evaluate.beside_score(cfg, train, scored))
     folders.drop_checkpoints(folder)
-
-
-def train_arm(
-    cfg: Config,
-    base: Pretrained,
-    splits: tuple[Split[Question], Split[Question]],
-    folder: Path,
-    *,
-    cache: Path,
-    needs: Mapping[str, Path],
-    memory_advice: Advice = None,
-) -> Learner:
-    """Train an arm, or load it untouched where `objective.is_trained` is false.
-
-    Writes checkpoints, history.json and card.json into `folder`, and continues from checkpoints that are there. Stage 1
-    also generates rationales for its own training items.
-    """
-    train = splits[0]
-    learner = open_learner(cfg, base, splits, cache=cache)
-    if not cfg.objective.is_trained:
-        if processes.is_main():
-            learner.describe(folder)
-        return learner
-    questions = training_questions(cfg, train.samples, needs, learner.tokenizer)
-    learner.fit(questions, train, folder, memory_advice=memory_advice)
-    if cfg.objective.method == "first_stage" and processes.is_main():
-        stages.add_generated(folder, {stages.TRAIN: write_rationales(cfg, learner, train.samples, train)})
-    return learner
 
 
 def open_learner(cfg: Config, base: Pretrained, splits: Sequence[Split[Question]], *, cache: Path) -> Learner:
@@ -162,7 +142,7 @@ def write_out_of_fold(
         written |= write_rationales(cfg, learner, left_out, split)
     if not processes.is_main():
         return
-    stages.add_generated(folder, {stages.TRAIN: written})
+    add_generated(folder, {TRAIN: written})
     write_json(folder / "folds.json", dict(zip(split.ids, fold_of, strict=True)))
     folders.write_history(folder, history)
     (folder / f"fold-{N_FOLDS - 1}" / folders.CARD).replace(folder / folders.CARD)

@@ -9,8 +9,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import pyarrow as pa
-
 from lightbox.paper import samples
 from lightbox.paper.samples import Sample, Split
 from lightbox.paper.schema import PaperConfig
@@ -52,20 +50,28 @@ BY_METHOD: Mapping[str, Callable[..., list[Any]]] = {
 }
 
 
-def run(cfg: PaperConfig, folder: Path, *, train: Split[Any], table: pa.Table) -> None:
+def run(
+    cfg: PaperConfig,
+    folder: Path,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    metrics: Sequence[str],
+    n_counted: int,
+) -> None:
     """Leave the files of a finished run of a baseline in `folder`.
 
     Args:
         cfg: with the baseline as its method.
         folder: of the run, made where absent.
-        train: where answers were counted.
-        table: its scores per item.
+        rows: its scores, see `folders.write_scores`.
+        metrics: likewise.
+        n_counted: training samples that it counted.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    folders.write_scores(folder, table)
+    folders.write_scores(folder, rows, metrics)
     folders.write_history(folder, {})
     folders.write_examples(folder, [])
-    note = f"{cfg.objective.method}: {len(train.samples)} training answers counted, no weights"
+    note = f"{cfg.objective.method}: {n_counted} training samples counted, no weights"
     folders.write_card(folder, {"parameters": 0, "device": "cpu", "dtype": "", "versions": {}, "notes": [note]})
 
 

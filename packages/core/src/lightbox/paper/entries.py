@@ -29,7 +29,7 @@ from lightbox import files, machine
 from lightbox.errors import RequestError, guard
 from lightbox.paper import forecast, multirun
 from lightbox.paper.overlay import draw_prediction
-from lightbox.paper.pretrained import Pretrained, check_pretrained, find_pretrained
+from lightbox.paper.pretrained import Pretrained, check_pretrained, check_towers, find_pretrained
 from lightbox.paper.schema import PaperConfig, resolve
 from lightbox.paths import default_out
 from lightbox.runs import folders
@@ -144,6 +144,7 @@ class Entries:
     def _check(self, cfg: PaperConfig, base: Pretrained) -> None:
         check_pretrained(cfg, base)
         if base.family is not None:  # a hub id's config.json is fetched with its weights, and asked then
+            check_towers(cfg, base)
             if self.check is not None:
                 self.check(cfg, base)
             forecast.check_fits(cfg, base)

@@ -13,23 +13,27 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, T5ForConditionalGeneration
 
 from lightbox.adapters import artifact
 from lightbox.adapters.attach import attach
+from lightbox.backbones import quantisation
+from lightbox.backbones.attention import choose
 from lightbox.backbones.backbone import Backbone
-from lightbox.backbones.loading import load
-from lightbox.backbones.rows import UNLIMITED, VlmBatch
-from lightbox.backbones.seq2seq import quiet_loading
+from lightbox.backbones.families import BY_MODEL_TYPE
+from lightbox.backbones.loading import DTYPES, load
+from lightbox.backbones.rows import IGNORED, UNLIMITED, VlmBatch
+from lightbox.backbones.seq2seq import load_seq2seq, quiet_loading
+from lightbox.backbones.t5 import FusedT5Backbone
 from lightbox.config import AdapterConfig
 from lightbox.errors import RequestError
 from lightbox.files import write_json
 from lightbox.paper import features
 from lightbox.paper.conditions import Pictures, picture
-from lightbox.paper.pretrained import Pretrained
-from lightbox.paper.purpose import PURPOSE, check_purpose
+from lightbox.paper.pretrained import Pretrained, find_pretrained
+from lightbox.paper.purpose import PURPOSE, check_purpose, check_width
 from lightbox.paper.samples import Sample, Split
-from lightbox.paper.schema import PaperConfig
+from lightbox.paper.schema import Config, PaperConfig, from_plain
 from lightbox.runs import folders
 from lightbox.train import processes
 from lightbox.train.batches import BatchSource
@@ -55,6 +59,24 @@ class Forced(NamedTuple):
 
     target: list[int]
     logps: Float[Tensor, " n"]
+
+
+def decoded(batch: VlmBatch, tokenizer: PreTrainedTokenizerBase, *, index: int = 0) -> list[tuple[str, str]]:
+    """One example of a batch for the eye: ("source", text), then one (token, "loss" or "-") per label."""
+    source = tokenizer.decode(batch.inputs["input_ids"][index], skip_special_tokens=True)
+    pairs = [
+        ("-" if label == IGNORED else tokenizer.convert_ids_to_tokens(label), "-" if label == IGNORED else "loss")
+        for label in batch.labels[index].tolist()
+    ]
+    return [("source", source), *pairs]
+
+
+def tokens_of(tokenizer: PreTrainedTokenizerBase, text: str, part: str) -> tuple[int, int]:
+    """First and one past the last of a text's tokens that belong to the last occurrence of `part` in it."""
+    begin = text.rindex(part)
+    spans = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    inside = [place for place, (_, end) in enumerate(spans) if begin < end <= begin + len(part)]
+    return inside[0], inside[-1] + 1
 
 
 class Learner:
@@ -256,6 +278,8 @@ def open_learner(
             vision = {split.name: features.load_features(cfg.model, split, cache=cache) for split in splits}
     width = next(iter(vision.values())).shape[-1] if vision else None if cfg.has_vision else 0
     settled = base.under(cfg)
+    if base.adapter is not None:
+        check_width(base.adapter, width)
     backbone = open_fused(settled, base, width)
     if base.adapter is not None:
         backbone = artifact.load(base.adapter, backbone)
@@ -285,6 +309,81 @@ def open_backbone(cfg: PaperConfig, base: Pretrained) -> Backbone:
         attention=cfg.model.attention,
     )
     return backbone if base.adapter is None else artifact.load(base.adapter, backbone)
+
+
+def open_fused_t5(
+    cfg: PaperConfig,
+    base: Pretrained,
+    model_class: type[T5ForConditionalGeneration],
+    *,
+    fusion_part: str,
+    pad_targets_to: int = 0,
+    **settings: Any,
+) -> FusedT5Backbone:
+    """A T5 with a paper's fusion; what the file lacks of it is drawn from `run.seed`, so arms of a seed start alike.
+
+    Args:
+        cfg: how the weights are stored.
+        base: the weights.
+        model_class: the paper's, with `generate_greedy`.
+        fusion_part: its attribute that joins image and text, None in a text-only model; never quantised, and trained
+            as a whole beside adapters.
+        pad_targets_to: see `FusedT5Backbone`.
+        settings: fields of the model's configuration.
+
+    Raises:
+        RequestError: what `load_seq2seq` refuses.
+    """
+    seed_everything(cfg.run.seed, cfg.run.threads, device=cfg.run.device)
+    device, dtype, quant = str(plain_device(make_accelerator(cfg.run))), cfg.model.dtype, cfg.adapter.quant
+    fused = dataclasses.replace(BY_MODEL_TYPE["t5"], projector=fusion_part)
+    attention = choose(cfg.model.attention, device=device, dtype=dtype, model_type="t5")
+    if cfg.model.attention != "auto":
+        settings["attn_implementation"] = attention.implementation
+    model, tokenizer = load_seq2seq(
+        base.name,
+        base.revision,
+        model_class=model_class,
+        allow_missing=rf"{fusion_part}\.",
+        dtype=str(DTYPES[dtype]).removeprefix("torch."),
+        **quantisation.settings_for(quant, fused, dtype=DTYPES[dtype], device=device),
+        **settings,
+    )
+    family = BY_MODEL_TYPE["t5"] if getattr(model, fusion_part) is None else fused
+    if quant != "none":
+        quantisation.settle(model, family, quant)
+    elif device != "cpu":
+        model.to(device)
+    return FusedT5Backbone(
+        model,
+        tokenizer,
+        family,
+        attention=attention,
+        name=base.name,
+        revision=base.revision,
+        quant=quant,
+        dtype=DTYPES[dtype],
+        pad_targets_to=pad_targets_to,
+    )
+
+
+def load_run(
+    folder: Path, schema: type[Config], open_paper: Callable[[Config, Pretrained, Path], Learner]
+) -> tuple[Config, Learner]:
+    """What a training left in a run folder: its configuration, and its model ready to be asked about image files.
+
+    Args:
+        folder: of a finished run that kept its model.
+        schema: the paper's configuration.
+        open_paper: (cfg, weights, cache) -> the paper's learner.
+
+    Raises:
+        RequestError: where the run is not finished, its model does not answer from an image, or the model that its
+            adapter belongs to is not there.
+    """
+    cfg = from_plain(schema, folders.finished_run(folder).config)
+    asked = asked_again(cfg, folder)
+    return cfg, open_paper(asked, find_pretrained(asked.model.backbone), folder)
 
 
 def asked_again(cfg: Any, folder: Path) -> Any:

@@ -12,6 +12,7 @@ from lightbox.config import AdapterConfig
 from lightbox.errors import RequestError
 
 KEY = "model.backbone"
+OWN_TOWER = "tiny/tower"
 DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
@@ -107,6 +108,34 @@ def check_pretrained(cfg: Any, base: Pretrained) -> None:
             f"{named} stored as {base.manifest['quant']}, and adapter.quant is {cfg.adapter.quant}",
             "The same adapter gives other numbers on a base that is stored otherwise",
             "Leave adapter.* out: how the base is stored stands in the adapter's manifest",
+        )
+
+
+def check_towers(cfg: Any, base: Pretrained) -> None:
+    """Refuse features or another tower beside a model with its own, and low-rank additions to a fusion that is new.
+
+    Args:
+        cfg: a `schema.PaperConfig`.
+        base: with its family.
+
+    Raises:
+        RequestError: naming the setting.
+    """
+    named = f"model.backbone is '{cfg.model.backbone}', of family {base.family.name}"
+    if not base.has_own_tower:
+        if cfg.adapter.projector == "lora":
+            raise RequestError(
+                f"adapter.projector is lora and {named}",
+                "Beside a text model it is the fusion that joins image and text; it is new, so it trains whole",
+                "Leave adapter.projector out",
+            )
+        return
+    if cfg.model.features or cfg.model.tower != OWN_TOWER:
+        key, value = ("features", cfg.model.features) if cfg.model.features else ("tower", cfg.model.tower)
+        raise RequestError(
+            f"{named}, and model.{key} is '{value}'",
+            "It reads images through a tower of its own and would never see that one's features",
+            f"Leave model.{key} out, or set model.backbone to a text model",
         )
 
 

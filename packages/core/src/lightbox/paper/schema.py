@@ -28,7 +28,7 @@ from lightbox.config import (
     compose,
 )
 from lightbox.errors import RequestError
-from lightbox.paper.pretrained import find_pretrained
+from lightbox.paper.pretrained import OWN_TOWER, find_pretrained
 from lightbox.readers import catalog
 
 PHANTOM = "phantom"
@@ -36,7 +36,6 @@ BASELINES = ("majority", "question_only", "location_prior")
 EVAL_SPLITS = ("test", "validation", "test_shifted")
 DATA_SPLITS = ("official", "by_image")
 ATTENTIONS = ("auto", "sdpa", "xformers", "flash", "eager")
-OWN_TOWER = "tiny/tower"
 EXPERIMENT = "experiment"
 _TEXTS = (".json", ".jsonl", ".parquet", ".txt", ".csv", ".xml")
 _IMAGES = (".png", ".jpg", ".jpeg", ".dcm", ".nii", ".gz", ".tif", ".tiff", ".bmp", ".npz", ".npy")
@@ -51,7 +50,7 @@ class ModelConfig:
     backbone_revision: str = ""
     """Full commit hash of a hub id, required for one; no cost."""
     tower: str = OWN_TOWER
-    """Frozen vision tower beside a text model: tiny/tower, a directory, or a hub id; used once an image, then cached."""
+    """Frozen vision tower beside a text model: tiny/tower, a directory, or a hub id; used once an image and cached."""
     tower_revision: str = ""
     """Full commit hash of a hub id, required for one; no cost."""
     features: str = ""

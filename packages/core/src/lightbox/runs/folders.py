@@ -193,13 +193,16 @@ def read_scores(folder: Path) -> pa.Table | None:
         raise _damaged(path, str(err)) from err
 
 
-def write_scores(folder: Path, table: pa.Table) -> pa.Table:
+def write_scores(folder: Path, rows: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> pa.Table:
     """Write per-item scores, sorted by condition and item, so that equal rows are equal bytes; returns them so.
 
     Args:
         folder: of the run.
-        table: columns item, condition, kind and one float column a metric.
+        rows: item, condition, kind, and a number or None for each metric.
+        metrics: names of the metric columns, in the order of the file.
     """
+    schema = pa.schema([*((name, pa.string()) for name in KEY_COLUMNS), *((name, pa.float64()) for name in metrics)])
+    table = pa.table({name: [row[name] for row in rows] for name in schema.names}, schema=schema)
     table = table.sort_by([("condition", "ascending"), ("item", "ascending")])
     replace_with(folder / SCORES, lambda staged: pq.write_table(table, staged, compression="zstd"))
     return table
