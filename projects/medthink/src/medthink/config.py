@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 
 from lightbox.config import check_choice, check_positive, register_schema
 from lightbox.errors import RequestError
-from lightbox.paper import schema
+from lightbox.paper import composition, schema
+from lightbox.paper.composition import chosen, inputs
 from lightbox.paper.pretrained import Pretrained
-from lightbox.paper.schema import BASELINES, PaperConfig, chosen, inputs
+from lightbox.paper.schema import BASELINES, PaperConfig
 
 __all__ = ["Config", "check", "chosen", "estimate", "inputs", "resolve"]
 
@@ -160,13 +161,13 @@ register_schema("medthink", "eval", Config)
 
 
 def resolve(overrides: Sequence[str]) -> Config:
-    """The configuration that overrides mean; see `schema.resolve`."""
-    return schema.resolve("medthink", overrides)
+    """The configuration that overrides mean; see `composition.resolve`."""
+    return composition.resolve("medthink", overrides)
 
 
 def estimate(cfg: Config) -> dict[str, float]:
-    """Minutes and GiB of a job; see `schema.estimate`."""
-    return schema.estimate(cfg, models=N_FOLDS if cfg.is_folded else 1)
+    """Minutes and GiB of a job; see `composition.estimate`."""
+    return composition.estimate(cfg, models=N_FOLDS if cfg.is_folded else 1)
 
 
 def check(cfg: Config, base: Pretrained) -> None:

@@ -28,13 +28,15 @@ from rich.table import Table
 from lightbox import files, machine
 from lightbox.errors import RequestError, guard
 from lightbox.paper import forecast, multirun
+from lightbox.paper.composition import resolve
 from lightbox.paper.overlay import draw_prediction
 from lightbox.paper.pretrained import Pretrained, check_pretrained, check_towers, find_pretrained
-from lightbox.paper.schema import PaperConfig, resolve
+from lightbox.paper.schema import PaperConfig
 from lightbox.paths import default_out
 from lightbox.runs import folders
 from lightbox.runs.key import Identity, differences, identify
 
+SHOWN = 4
 _log = logging.getLogger(__name__)
 
 Check = Callable[[Any, Pretrained], None]
@@ -179,7 +181,7 @@ class Entries:
             return
         record = {"paper": self.package, "arm": cfg.experiment, "seed": cfg.run.seed, "preset": cfg.run.preset}
         record |= {"overrides": overrides, "commit": machine.commit(), "hardware": machine.hardware()}
-        record |= files.to_plain(identity) | {"key": identity.key, "config": files.to_plain(cfg)}
+        record |= identity.record | {"key": identity.key, "config": files.to_plain(cfg)}
         folders.mark_finished(folder, record | {"wall_s": round(time.monotonic() - started, 1)})
 
     def _compute(
@@ -266,12 +268,10 @@ def _say_why(folder: Path, arm: str, identity: Identity) -> None:
     if (folder / folders.CHECKPOINTS).is_dir():
         _log.info("%s was begun and goes on from its last checkpoint", folder)
         return
-    earlier = [folders.read_run(other) for other in folder.parent.glob(f"{arm}-*") if other != folder]
-    records = [run for run in earlier if run is not None and folders.read_record(run.folder)]
-    if not records:
-        return
-    # of the finished runs of this arm, the one that differs least is the one that the user has in mind
-    changes = {run.folder: differences(folders.read_record(run.folder) or {}, identity) for run in records}
-    nearest = min(changes, key=lambda other: len(changes[other]))
-    shown = "; ".join(changes[nearest][:4]) + f"; and {len(changes[nearest]) - 4} more" * (len(changes[nearest]) > 4)
-    _log.info("%s is not this run: %s", nearest, shown)
+    for other in sorted(folder.parent.glob(f"{arm}-*")):
+        record = folders.read_record(other) if other != folder else None
+        changes = [] if record is None else differences(record, identity)
+        # a run of other settings is another run; one of the same settings was made stale by an edit
+        if changes and not any(change.split(" ")[0] in identity.config for change in changes):
+            shown = "; ".join(changes[:SHOWN]) + f"; and {len(changes) - SHOWN} more" * (len(changes) > SHOWN)
+            _log.info("%s is not what the same command would give now, so it is made anew: %s", other, shown)

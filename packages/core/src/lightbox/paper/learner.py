@@ -21,7 +21,8 @@ from lightbox.backbones import quantisation
 from lightbox.backbones.attention import choose
 from lightbox.backbones.backbone import Backbone
 from lightbox.backbones.families import BY_MODEL_TYPE
-from lightbox.backbones.loading import DTYPES, load
+from lightbox.backbones.hooks import DTYPES
+from lightbox.backbones.loading import load
 from lightbox.backbones.rows import IGNORED, UNLIMITED, VlmBatch
 from lightbox.backbones.seq2seq import load_seq2seq, quiet_loading
 from lightbox.backbones.t5 import FusedT5Backbone
@@ -149,9 +150,11 @@ class Learner:
             memory_advice: for the message where memory runs out.
         """
         cfg, collate = self.cfg, self.collate(samples, split)
-        batches = self._first_batches(collate, len(samples)) if cfg.adapter.init == "eva" else None
-        attached = attach(self.backbone, cfg.adapter, checkpoint_layers=cfg.train.checkpoint_layers, batches=batches)
-        self.backbone = attached
+        if cfg.adapter.kind != "none" or cfg.train.checkpoint_layers:
+            batches = self._first_batches(collate, len(samples)) if cfg.adapter.init == "eva" else None
+            layers = cfg.train.checkpoint_layers
+            self.backbone = attach(self.backbone, cfg.adapter, checkpoint_layers=layers, batches=batches)
+        attached = self.backbone
 
         def step(model: nn.Module, batch: VlmBatch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
             # the driver's model may be a wrapper around ours, and gradients must pass through it
@@ -338,6 +341,8 @@ def open_fused_t5(
     device, dtype, quant = str(plain_device(make_accelerator(cfg.run))), cfg.model.dtype, cfg.adapter.quant
     fused = dataclasses.replace(BY_MODEL_TYPE["t5"], projector=fusion_part)
     attention = choose(cfg.model.attention, device=device, dtype=dtype, model_type="t5")
+    if quant != "none":
+        settings |= quantisation.settings_for(quant, fused, dtype=DTYPES[dtype], device=device)
     if cfg.model.attention != "auto":
         settings["attn_implementation"] = attention.implementation
     model, tokenizer = load_seq2seq(
@@ -346,7 +351,6 @@ def open_fused_t5(
         model_class=model_class,
         allow_missing=rf"{fusion_part}\.",
         dtype=str(DTYPES[dtype]).removeprefix("torch."),
-        **quantisation.settings_for(quant, fused, dtype=DTYPES[dtype], device=device),
         **settings,
     )
     family = BY_MODEL_TYPE["t5"] if getattr(model, fusion_part) is None else fused

@@ -1,21 +1,14 @@
-"""The configuration that papers share, an arm as an experiment, and what a configuration reads and costs. No torch.
+"""The configuration that papers share. No torch.
 
 A paper's `config.py` subclasses these, adds its own leaves, and registers the result. Values live in its `conf/`:
-presets set sizes, profiles set scales. What an experiment is stands in one place, the paper's `claims.py`:
-`experiment=NAME` on the command line means the overrides of the arm of that name. Learning rates chosen by tuning stand
-in `conf/tuned/<name>.yaml`, a map from arm to rate that `optim.lr` reads; a rate given on the command line still wins.
+presets set sizes, profiles set scales. What an experiment sets stands with the paper's arms, see `composition`.
 """
 
 import dataclasses
-import difflib
-import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
-from lightbox import machine, phantom
-from lightbox.backbones import weights
 from lightbox.config import (
     PRECISIONS,
     AdapterConfig,
@@ -25,20 +18,15 @@ from lightbox.config import (
     check_at_least,
     check_choice,
     check_positive,
-    compose,
 )
 from lightbox.errors import RequestError
-from lightbox.paper.pretrained import OWN_TOWER, find_pretrained
-from lightbox.readers import catalog
+from lightbox.paper.pretrained import OWN_TOWER
 
 PHANTOM = "phantom"
 BASELINES = ("majority", "question_only", "location_prior")
 EVAL_SPLITS = ("test", "validation", "test_shifted")
 DATA_SPLITS = ("official", "by_image")
 ATTENTIONS = ("auto", "sdpa", "xformers", "flash", "eager")
-EXPERIMENT = "experiment"
-_TEXTS = (".json", ".jsonl", ".parquet", ".txt", ".csv", ".xml")
-_IMAGES = (".png", ".jpg", ".jpeg", ".dcm", ".nii", ".gz", ".tif", ".tiff", ".bmp", ".npz", ".npy")
 
 
 @dataclass(kw_only=True)
@@ -198,32 +186,6 @@ class PaperConfig:
 Config = TypeVar("Config", bound=PaperConfig)
 
 
-def resolve(package: str, overrides: Sequence[str], *, config_name: str = "train") -> Any:
-    """Compose a paper's configuration: YAML, preset, the arm's overrides, then those of the command line.
-
-    Args:
-        package: of the paper, with `conf/` and `claims.PAPER`.
-        overrides: as given, for example ``["preset=quick", "experiment=none", "run.seed=0"]``; the arm left out is the
-            paper's `default_arm`.
-        config_name: train or eval.
-
-    Raises:
-        RequestError: naming the key that is unknown, of a wrong type, absent or impossible, or the unknown arm.
-    """
-    claims = importlib.import_module(f"{package}.claims").PAPER
-    names = [override.partition("=")[2] for override in overrides if override.startswith(f"{EXPERIMENT}=")]
-    name = names[-1] if names else claims.default_arm
-    if name not in claims.arms:
-        near = difflib.get_close_matches(name, claims.arms, n=1)
-        raise RequestError(
-            f"'{EXPERIMENT}={name}'",
-            f"The choices are {', '.join(claims.arms)}",
-            f"Did you mean {EXPERIMENT}={near[0]}?" if near else "Choose an arm from those",
-        )
-    # before the user's own, so that a value on the command line wins over the arm's
-    return compose(package, config_name, [f"{EXPERIMENT}={name}", *claims.arms[name].overrides, *overrides])
-
-
 def from_plain(schema: type[Config], plain: Mapping[str, Any]) -> Config:
     """The configuration that a run's record holds; a setting that is newer than the run gets its default."""
     types = get_type_hints(schema)
@@ -231,55 +193,3 @@ def from_plain(schema: type[Config], plain: Mapping[str, Any]) -> Config:
         name: types[name](**value) if dataclasses.is_dataclass(types[name]) else value for name, value in plain.items()
     }
     return schema(**parts)
-
-
-def inputs(cfg: PaperConfig) -> dict[str, str]:
-    """What a job reads besides its configuration and the code: digests of data and weights, and the resolved device."""
-    if cfg.data.is_phantom:
-        read = {"data": phantom.generator_digest()}
-    else:
-        root = Path(cfg.data.root)
-        read = {"data": weights.digest_of_folder(root, suffixes=_TEXTS)}
-        if not cfg.is_baseline:
-            read["images"] = weights.digest_of_folder(root, suffixes=_IMAGES, may_be_empty=True)
-    if cfg.is_baseline:
-        return read
-    read["device"] = "cpu" if cfg.run.device == "cpu" else ", ".join(machine.gpu_names()) or "cpu"
-    base = find_pretrained(cfg.model.backbone, cfg.model.backbone_revision)
-    read["backbone"] = base.digest()
-    if base.has_own_tower or not cfg.has_vision:
-        return read
-    if cfg.model.features:
-        read["features"] = weights.digest_of_file(Path(cfg.model.features))
-    else:
-        read["tower"] = weights.digest_of(cfg.model.tower, revision=cfg.model.tower_revision)
-    return read
-
-
-def chosen(cfg: PaperConfig) -> tuple[str, ...]:
-    """Modules that this configuration chooses among alternatives: the family of the model, the reader of the data."""
-    modules = () if cfg.data.is_phantom else (catalog.find(cfg.data.source).module,)
-    if cfg.is_baseline:
-        return modules
-    base = find_pretrained(cfg.model.backbone, cfg.model.backbone_revision)
-    return modules if base.family is None else (*modules, base.family.module)
-
-
-def estimate(cfg: PaperConfig, *, models: int = 1) -> dict[str, float]:
-    """Rough cost of a job on one CPU core: minutes of wall time and GiB of memory. A worker imports torch once.
-
-    Scaled from the weights' size: 6 floating-point operations per parameter and trained token, at 50 GFLOP/s.
-
-    Args:
-        cfg: of the job.
-        models: trainings that it makes.
-    """
-    if cfg.is_baseline:
-        return {"minutes": 0.02, "mem_gib": 0.3}
-    size_gib = weights.size_bytes(cfg.model.backbone) / 2**30
-    parameters = size_gib * 2**30 / 4
-    tokens_per_item = 0.5 * (cfg.data.source_tokens + cfg.target_tokens)
-    trained = cfg.optim.max_steps * cfg.optim.batch_size * models if cfg.objective.is_trained else 0
-    flop = parameters * tokens_per_item * (6 * trained + 6 * cfg.data.n_test)
-    images_gib = (cfg.data.n_train + cfg.data.n_test) / cfg.data.questions_per_case * 64 * 128 * 4 / 2**30
-    return {"minutes": round(0.1 + flop / 50e9 / 60, 2), "mem_gib": round(0.8 + 8 * size_gib + 2 * images_gib, 2)}
