@@ -7,6 +7,7 @@ A claim's job lies in `<out>/jobs/<key>/`, a single training in `<out>/runs/<arm
 | `checkpoints/` | `train.checkpoint` | at each save; deleted once the run is scored |
 | `card.json` | `train.card`, then the paper | when training starts and ends; the paper adds to it |
 | `history.json` | `train.driver` | after the last step |
+| `nonfinite.json` | `train.watch` | where a number that is not finite stopped the training |
 | `scores.parquet` | the paper's `evaluate` | before any mean is taken |
 | `examples.json`, `examples/` | the paper's `evaluate` | with the scores |
 | `model/` | the paper's `train` command | after scoring; a claim's job keeps none |
@@ -46,6 +47,7 @@ EXAMPLES, EXAMPLE_IMAGES = "examples.json", "examples"
 CHECKPOINTS = "checkpoints"
 MODEL = "model"
 FAILURE = "error.json"
+NONFINITE = "nonfinite.json"
 LOG = "log.txt"
 KEY_COLUMNS = ("item", "condition", "kind")
 
