@@ -23,6 +23,7 @@ ROOTS = ("train", "evaluate")
 DIGITS = 16
 OUTSIDE = {
     "lightbox.refusals": "words of a refusal",
+    "lightbox.paths": "where files lie; their content is in the key",
     "lightbox.paper.composition": "the configuration and the digests of what it reads are in the key",
     "lightbox.paper.entries": "the command line",
     "lightbox.paper.forecast": "a forecast of memory, and advice where it runs out",
