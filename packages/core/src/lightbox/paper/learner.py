@@ -32,7 +32,7 @@ from lightbox.files import write_json
 from lightbox.paper import features
 from lightbox.paper.conditions import Pictures, picture
 from lightbox.paper.pretrained import Pretrained, find_pretrained
-from lightbox.paper.purpose import PURPOSE, check_purpose, check_width
+from lightbox.paper.purpose import PURPOSE, check_purpose, check_width, read_purpose
 from lightbox.paper.samples import Sample, Split
 from lightbox.paper.schema import Config, PaperConfig, from_plain
 from lightbox.runs import folders
@@ -279,7 +279,9 @@ def open_learner(
     with processes.on_main_first():  # the first process fills the cache that the others read
         if cfg.has_vision:
             vision = {split.name: features.load_features(cfg.model, split, cache=cache) for split in splits}
-    width = next(iter(vision.values())).shape[-1] if vision else None if cfg.has_vision else 0
+    width = next(iter(vision.values())).shape[-1] if vision else 0
+    if cfg.has_vision and not splits:  # image files will come later, and their features are those of the training
+        width = read_purpose(base.adapter).get("vision_width") if base.adapter else None
     settled = base.under(cfg)
     if base.adapter is not None:
         check_width(base.adapter, width)

@@ -11,15 +11,16 @@ from lightbox.backbones.families import BY_MODEL_TYPE
 from lightbox.backbones.loading import load
 from lightbox.errors import RequestError
 from lightbox.losses.language import IGNORED
+from lightbox.paper.conditions import GREY, grey, picture
+from lightbox.paper.learner import open_backbone, tokens_of
+from lightbox.paper.pretrained import find_pretrained
+from lightbox.paper.prompts import fitted_texts
+from lightbox.paper.purpose import read_purpose
 from lightbox.runs import folders
-from medthink import cli, saved, train
+from medthink import cli
 from medthink.config import resolve
-from medthink.data import fitted_texts, texts_of
-from medthink.features import GREY
-from medthink.items import load_splits
-from medthink.predict import predict
-from medthink.trained import answer_tokens, load_run
-from medthink.vlm import grey, open_backbone, picture
+from medthink.data import CUT_FIRST, TEMPLATES, fields_of, load_splits, rows_of, texts_of
+from medthink.predict import load_run, predict
 
 QUESTION = "is there a nodule ?"
 METHODS = ("none", "explanation", "reasoning", "first_stage", "second_stage", "reader")
@@ -35,23 +36,27 @@ def trained(tiny_llava, tmp_path_factory):
     """A finished run with an adapter."""
     out = tmp_path_factory.mktemp("out")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli, "index_run", lambda *_: None)
+        patch.setattr("lightbox.paper.entries.index_run", lambda *_: None)
         cli.train([*tiny_llava, "experiment=explanation", f"run.out={out}"])
     return next((out / "runs").iterdir())
 
 
+def texts_within(items, method, tokenizer, **limits):
+    return fitted_texts(rows_of([item.record for item in items], method), tokenizer, cut_first=CUT_FIRST, **limits)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_short_items_keep_their_prompt_and_target(items, backbone, method):
-    texts = fitted_texts(items, method, backbone.tokenizer, source_tokens=512, target_tokens=512)
-    assert texts == [texts_of(item, method) for item in items]
+    texts = texts_within(items, method, backbone.tokenizer, source_tokens=512, target_tokens=512)
+    assert texts == [texts_of(item.record, method) for item in items]
 
 
 def test_rationale_then_question_are_shortened_and_never_the_answer(make_item, backbone):
-    item = make_item(question="is there a nodule in the left upper zone of this image ?")
+    item = make_item(text="is there a nodule in the left upper zone of this image ?")
     count = lambda text: len(backbone.tokenizer(text, add_special_tokens=False)["input_ids"])  # noqa: E731
-    source, target = texts_of(item, "reasoning")
+    source, target = texts_of(item.record, "reasoning")
     limits = {"source_tokens": count(source) - 5, "target_tokens": count(target) - 5}
-    prompt, answer = fitted_texts([item], "reasoning", backbone.tokenizer, **limits)[0]
+    prompt, answer = texts_within([item], "reasoning", backbone.tokenizer, **limits)[0]
     assert prompt.startswith("Question: is there a nodule")
     assert prompt.endswith("Options: (A) yes (B) no Solution:")
     assert answer.startswith("a small dense disc lies")
@@ -74,8 +79,8 @@ def test_picture_is_a_square_that_cuts_nothing_off():
 
 def test_run_leaves_an_adapter_and_no_model(trained, llava_folder):
     names = {path.name for path in (trained / "model").iterdir()}
-    assert names == {"adapter_config.json", "adapter_model.safetensors", "manifest.json", "strategy.json"}
-    assert saved.read_strategy(trained / "model") == {"method": "explanation", "form": "closed"}
+    assert names == {"adapter_config.json", "adapter_model.safetensors", "manifest.json", "purpose.json"}
+    assert read_purpose(trained / "model") == {"purpose": {"objective.method": "explanation", "data.form": "closed"}}
     card = json.loads((trained / "card.json").read_text())
     assert card["base"]["name"] == str(llava_folder)
     assert card["attention"]["name"] == "sdpa"
@@ -112,9 +117,10 @@ def test_prediction_has_probabilities_of_a_saved_adapter(trained, tmp_path):
 @pytest.mark.parametrize("method", ["none", "explanation", "reasoning", "second_stage"])
 @pytest.mark.parametrize("place", range(6))
 def test_answer_is_found_among_the_tokens_of_the_target(items, backbone, method, place):
-    item = items[place]
-    _, target = texts_of(item, method)
-    begin, end = answer_tokens(backbone, item, method, target)
+    question = items[place].record
+    _, target = texts_of(question, method)
+    sentence = next(text for name, text in fields_of(question, TEMPLATES[method].target) if "answer" in name)
+    begin, end = tokens_of(backbone.tokenizer, target, sentence)
     said = backbone.tokenizer.decode(backbone.target_ids(target)[begin:end]).strip()
     assert said.removeprefix("Answer: ") in target
     assert said.startswith(("The answer is", "Answer: The answer is"))
@@ -122,15 +128,11 @@ def test_answer_is_found_among_the_tokens_of_the_target(items, backbone, method,
     assert (begin == 0) is (method != "reasoning")
 
 
-def test_stage_one_has_no_answer_tokens(items, backbone):
-    assert answer_tokens(backbone, items[0], "first_stage", items[0].rationale) == (0, 0)
-
-
 def test_forced_tokens_add_up_to_the_probability_of_the_sequence(trained, items):
-    model = load_run(trained)
+    _, model = load_run(trained)
     seen = Image.new("L", (56, 56), 99)
-    forced = model.force(items[0], seen)
-    prompt, target = texts_of(items[0], "explanation")
+    prompt, target = texts_of(items[0].record, "explanation")
+    forced = model.force(prompt, target, [seen])
     batch = model.backbone.prepare([seen], [prompt], [target], max_tokens=512)
     with torch.no_grad():
         whole = model.backbone.sequence_logps(batch)
@@ -157,30 +159,32 @@ def test_killed_run_continues_with_its_adapter(tiny_llava, tmp_path, monkeypatch
     assert json.loads((folder / "card.json").read_text())["notes"] == ["continued from step 2"]
 
 
-@pytest.mark.parametrize(("model_type", "opened"), [("llava", "vlm"), ("t5", "t5")])
-def test_hub_id_is_opened_by_its_family(model_type, opened, monkeypatch, tmp_path):
-    cfg = resolve(["preset=smoke", "model.backbone=some/model", f"model.backbone_revision={'a' * 40}"])
-    monkeypatch.setattr(train, "family_on_hub", lambda name, revision: BY_MODEL_TYPE[model_type])
-    monkeypatch.setattr(train.vlm, "open_vlm", lambda *_: "vlm")
-    monkeypatch.setattr(train.t5, "FusedT5", lambda *_, **__: "t5")
-    assert train.open_learner(cfg, (), cache=tmp_path) == opened
+HUB = ["preset=smoke", "model.backbone=some/model", f"model.backbone_revision={'a' * 40}"]
+
+
+@pytest.mark.parametrize("model_type", ["llava", "t5"])
+def test_hub_id_is_opened_by_its_family(model_type, monkeypatch, tmp_path):
+    """The family of a hub id is known once its config.json was fetched, which is when the run begins."""
+    opened = []
+    monkeypatch.setattr("lightbox.backbones.loading.family_on_hub", lambda *_: BY_MODEL_TYPE[model_type])
+    monkeypatch.setattr("medthink.train.run", lambda cfg, base, *_, **__: opened.append(base.family.name))
+    cli.run_job(tmp_path / "jobs" / "x", HUB, {})
+    assert opened == [model_type]
 
 
 def test_hub_id_of_a_vlm_is_refused_what_only_a_t5_has(monkeypatch, tmp_path):
-    asked = ["preset=smoke", "model.backbone=some/model", f"model.backbone_revision={'a' * 40}"]
-    monkeypatch.setattr(train, "family_on_hub", lambda name, revision: BY_MODEL_TYPE["llava"])
+    monkeypatch.setattr("lightbox.backbones.loading.family_on_hub", lambda *_: BY_MODEL_TYPE["llava"])
     with pytest.raises(RequestError, match="The official code counts pads"):
-        train.open_learner(resolve([*asked, "objective.pads=official"]), (), cache=tmp_path)
+        cli.run_job(tmp_path / "jobs" / "x", [*HUB, "objective.pads=official"], {})
 
 
 def test_reader_reads_text_only(tiny_llava, tmp_path):
     """No image token is in a prompt of the reader, so its model never looks."""
     cfg = resolve([*tiny_llava, "experiment=reader"])
-    items = load_splits(cfg)[0].items[:2]
-    own = open_backbone(cfg)
-    prompts, targets = zip(
-        *fitted_texts(items, "reader", own.tokenizer, source_tokens=64, target_tokens=64), strict=True
-    )
+    items = load_splits(cfg)[0].samples[:2]
+    own = open_backbone(cfg, find_pretrained(cfg.model.backbone))
+    texts = texts_within(items, "reader", own.tokenizer, source_tokens=64, target_tokens=64)
+    prompts, targets = zip(*texts, strict=True)
     batch = own.prepare(None, prompts, targets, max_tokens=512)
     assert "pixel_values" not in batch.inputs
     assert own.image_token_id not in batch.inputs["input_ids"]

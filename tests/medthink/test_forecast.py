@@ -8,10 +8,9 @@ import pytest
 from lightbox import machine
 from lightbox.backbones.published import PUBLISHED
 from lightbox.errors import RequestError
-from medthink.bases import find_base
-from medthink.checks import check
+from lightbox.paper.forecast import check_fits, gpu_bytes, memory_advice, step_of
+from lightbox.paper.pretrained import find_pretrained
 from medthink.config import resolve
-from medthink.room import card_bytes, memory_advice, step_of
 
 LORA = ("adapter.kind=lora", "model.dtype=bf16")
 NF4 = (*LORA, "adapter.quant=nf4", "train.checkpoint_layers=true")
@@ -31,6 +30,10 @@ def card(monkeypatch):
     return lambda *sizes: monkeypatch.setattr(
         machine, "gpu_names", lambda: tuple(f"Card, {size} MiB" for size in sizes)
     )
+
+
+def check(cfg):
+    check_fits(cfg, find_pretrained(cfg.model.backbone))
 
 
 def asked(folder, *more, device="cuda"):
@@ -66,15 +69,15 @@ def test_nothing_is_refused_without_a_training_on_a_card(seven_billion, card, mo
 
 def test_without_a_card_nothing_is_known(seven_billion, card):
     card()
-    assert card_bytes() == []
+    assert gpu_bytes() == []
     check(asked(seven_billion, *NF4))
 
 
 def test_rows_hold_image_prompt_and_target(seven_billion, t5_folder):
     cfg = asked(seven_billion, *NF4, "model.image_px=448", device="cpu")
-    row = step_of(cfg, find_base(str(seven_billion)), batch=2, prompt_tokens=100, target_tokens=30)
+    row = step_of(cfg, find_pretrained(str(seven_billion)), batch=2, prompt_tokens=100, target_tokens=30)
     assert (row.batch, row.tokens, row.supervised) == (2, 16 * 16 + 100 + 30, 30)
-    row = step_of(asked(t5_folder), find_base(str(t5_folder)), batch=1, prompt_tokens=100, target_tokens=30)
+    row = step_of(asked(t5_folder), find_pretrained(str(t5_folder)), batch=1, prompt_tokens=100, target_tokens=30)
     assert (row.tokens, row.supervised, row.images.count) == (100, 30, 0)
 
 
@@ -82,5 +85,5 @@ def test_rows_hold_image_prompt_and_target(seven_billion, t5_folder):
 def test_advice_names_the_largest_part(folder, request, card):
     card(12288)
     place = request.getfixturevalue(folder)
-    say = memory_advice(asked(place, *LORA), find_base(str(place)))
+    say = memory_advice(asked(place, *LORA), find_pretrained(str(place)))
     assert " predicted most are " in say(4)

@@ -1,4 +1,4 @@
-"""Items from the phantom and from a real format: counts, forms, splits, and refusals."""
+"""Samples from the phantom and from a real format: counts, forms, splits, and refusals."""
 
 import json
 
@@ -8,8 +8,9 @@ from PIL import Image
 
 from lightbox import phantom
 from lightbox.errors import RequestError
+from lightbox.paper.samples import leaks
 from medthink.config import resolve
-from medthink.items import leaks, load_splits
+from medthink.data import load_splits
 
 SMALL = ["preset=smoke", "data.n_train=20", "data.n_test=10"]
 
@@ -38,15 +39,15 @@ def write_rationale_set(root, *, n_train=6, n_test=3, shared=1):
 
 def test_phantom_gives_exactly_the_items_asked_for():
     train, test = load_splits(resolve([*SMALL, "run.seed=1"]))
-    assert (len(train.items), len(test.items)) == (20, 10)
-    assert len({item.id for item in train.items + test.items}) == 30
-    assert max(item.image for item in train.items) == len(train.images) - 1 == len(train.case_ids) - 1
-    assert all(item.is_closed and len(item.options) == 2 and item.rationale for item in train.items)
+    assert (len(train.samples), len(test.samples)) == (20, 10)
+    assert len({item.id for item in train.samples + test.samples}) == 30
+    assert max(item.image for item in train.samples) == len(train.images) - 1 == len(train.case_ids) - 1
+    assert all(len(sample.record.options) == 2 and sample.record.rationale for sample in train.samples)
 
 
 def test_splits_and_seeds_share_no_case():
     seen = [
-        {item.case_id for item in split.items}
+        {item.case_id for item in split.samples}
         for seed in (0, 1)
         for split in load_splits(resolve([*SMALL, f"run.seed={seed}"]), with_images=False)
     ]
@@ -57,7 +58,7 @@ def test_item_shows_the_image_of_its_case():
     train, _ = load_splits(resolve([*SMALL, "run.seed=0"]))
     seeds = phantom.seed_range("train", 0, 6)
     for case in phantom.draw_cases(seeds, closed=True):
-        for item in train.items:
+        for item in train.samples:
             if item.case_id == case.id:
                 assert np.array_equal(train.images[item.image], case.images[0])
 
@@ -65,21 +66,21 @@ def test_item_shows_the_image_of_its_case():
 def test_text_alone_is_the_same_without_pixels():
     cfg = resolve([*SMALL, "run.seed=2"])
     with_pixels, without = load_splits(cfg), load_splits(cfg, with_images=False)
-    assert [s.items for s in with_pixels] == [s.items for s in without]
+    assert [s.samples for s in with_pixels] == [s.samples for s in without]
     assert without[0].images == []
 
 
 def test_open_form_has_no_options():
     train, _ = load_splits(resolve([*SMALL, "data.form=open"]), with_images=False)
-    assert not any(item.is_closed for item in train.items)
-    assert {item.kind for item in train.items} <= {"zone", "count", "presence"}
+    assert not any(sample.record.is_closed for sample in train.samples)
+    assert {sample.record.kind for sample in train.samples} <= {"zone", "count", "presence"}
 
 
 @pytest.mark.parametrize("split", ["validation", "test_shifted"])
 def test_other_splits_can_be_scored(split):
     _, scored = load_splits(resolve([*SMALL, f"data.eval_split={split}"]), with_images=False)
     assert scored.name == split
-    assert len(scored.items) == 10
+    assert len(scored.samples) == 10
 
 
 def test_digest_of_a_split_changes_with_one_pixel():
@@ -94,19 +95,19 @@ def test_digest_of_a_split_changes_with_one_pixel():
 def test_real_set_gives_items_with_rationales(tmp_path):
     root = write_rationale_set(tmp_path)
     train, test = load_splits(resolve([*SMALL, "data.source=r_slake", f"data.root={root}"]))
-    assert (len(train.items), len(test.items)) == (6, 3)
-    assert train.items[1].answer == "No"
-    assert train.items[1].rationale.startswith("The left lung")
+    assert (len(train.samples), len(test.samples)) == (6, 3)
+    assert train.samples[1].record.answer == "No"
+    assert train.samples[1].record.rationale.startswith("The left lung")
 
 
 def test_leaks_of_an_official_split_are_counted_and_by_image_has_none(tmp_path):
     root = write_rationale_set(tmp_path, n_train=20, n_test=10, shared=4)
     official = [*SMALL, "data.source=r_slake", f"data.root={root}"]
-    assert "4 of 10 test images" in leaks(resolve(official))[0]
+    assert "4 of 10 test images" in leaks(resolve(official).data)[0]
     clean = resolve([*official, "data.split=by_image"])
-    assert all(sentence.startswith("0 of ") for sentence in leaks(clean))
+    assert all(sentence.startswith("0 of ") for sentence in leaks(clean.data))
     train, test = load_splits(clean)
-    assert {i.case_id for i in train.items}.isdisjoint({i.case_id for i in test.items})
+    assert {i.case_id for i in train.samples}.isdisjoint({i.case_id for i in test.samples})
 
 
 def test_strategy_that_needs_rationales_refuses_data_without_them(tmp_path):
@@ -121,4 +122,4 @@ def test_strategy_that_needs_rationales_refuses_data_without_them(tmp_path):
         with pytest.raises(RequestError, match="1 of its 1 training questions have no rationale") as error:
             load_splits(resolve([*given, f"experiment={arm}"]))
         assert error.value.do.endswith("or objective.method=none.")
-    assert len(load_splits(resolve([*given, "experiment=none"]))[0].items) == 1
+    assert len(load_splits(resolve([*given, "experiment=none"]))[0].samples) == 1
