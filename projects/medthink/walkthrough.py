@@ -288,7 +288,7 @@ assert means["official"] < means["masked"]  # break: set the logit of the pad to
 
 # %%
 few = training.samples[:8]
-once = resolve([*SIZES, "experiment=explanation", "optim.max_steps=80", "optim.batch_size=8"])
+once = resolve([*SIZES, "experiment=explanation", "optim.max_steps=50", "optim.batch_size=8"])
 pupil = train.open_learner(once, base, (training,), cache=CACHE)
 history = pupil.fit(few, training, Path(WORK.name, "overfit"))
 curve = history["train/loss"]

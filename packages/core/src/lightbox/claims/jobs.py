@@ -13,7 +13,7 @@ from typing import Any
 from lightbox.claims.registry import Paper, arms_in_order
 from lightbox.claims.spec import Arm, Claim
 from lightbox.files import to_plain
-from lightbox.runs.key import identify
+from lightbox.runs.key import Identity, effective, identify
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,6 @@ class Job:
         inputs: digests of data, weights and files, and the device, as the paper names them.
         modules: digest of the code by module; source: one digest of them all.
         computing: versions of the distributions that compute.
-        chosen: modules that the configuration asks for, see `runs.sources.closure`.
         needs: keys of the jobs whose folders it reads, by arm.
         minutes: expected on one core; mem_gib: expected peak memory.
     """
@@ -45,7 +44,6 @@ class Job:
     modules: dict[str, str]
     source: str
     computing: dict[str, str]
-    chosen: tuple[str, ...] = ()
     needs: dict[str, str] = field(default_factory=dict)
     minutes: float = 0.0
     mem_gib: float = 0.0
@@ -139,8 +137,8 @@ def make_template(paper: Paper, arm: Arm, preset: str) -> Job:
     module = paper.config()
     cfg = module.resolve(list(overrides))
     cost = module.estimate(cfg)
-    config, chosen = to_plain(cfg), module.chosen(cfg)
-    identity = identify(paper.package, config, inputs=module.inputs(cfg), chosen=chosen)
+    config = to_plain(cfg)
+    identity = identify(paper.package, config, inputs=module.inputs(cfg), chosen=module.chosen(cfg))
     return Job(
         key="",
         paper=paper.name,
@@ -154,7 +152,6 @@ def make_template(paper: Paper, arm: Arm, preset: str) -> Job:
         modules=identity.modules,
         source=identity.record["source"],
         computing=identity.versions,
-        chosen=tuple(chosen),
         minutes=float(cost["minutes"]),
         mem_gib=float(cost["mem_gib"]),
     )
@@ -165,7 +162,8 @@ def with_seed(template: Job, seed: int, needs: Mapping[str, str]) -> Job:
     config = copy.deepcopy(template.config)
     config["run"]["seed"] = seed
     preset, _, *own = template.overrides
-    identity = identify(template.package, config, inputs=template.inputs, needs=needs, chosen=template.chosen)
+    # code and versions are those of the template: reading them again for every seed would take seconds
+    identity = Identity(effective(config), template.inputs, template.modules, template.computing, dict(needs))
     return dataclasses.replace(
         template,
         key=identity.key,

@@ -94,7 +94,7 @@ def identify(
         chosen: modules that the configuration asks for, see `sources.closure`.
     """
     return Identity(
-        _effective(config), dict(inputs), code_digests(package, chosen), computing_versions(), dict(needs or {})
+        effective(config), dict(inputs), code_digests(package, chosen), computing_versions(), dict(needs or {})
     )
 
 
@@ -118,7 +118,7 @@ def differences(record: Mapping[str, Any], identity: Identity) -> list[str]:
     """
     if not {"config", "inputs", "modules", "computing", "needs"} <= record.keys():
         return [OLDER]
-    then = _effective(record["config"])
+    then = effective(record["config"])
     pairs = _pairs(then, identity.config)
     changes = [f"{key} {old} -> {new}" for key, old, new in pairs]
     for key, old, new in _pairs(record["modules"], identity.modules):
@@ -131,7 +131,8 @@ def differences(record: Mapping[str, Any], identity: Identity) -> list[str]:
     return changes + [f"the run of arm {arm} changed" for arm, _, _ in _pairs(record["needs"], identity.needs)]
 
 
-def _effective(config: Mapping[str, Any]) -> dict[str, str]:
+def effective(config: Mapping[str, Any]) -> dict[str, str]:
+    """A plain configuration, flat, without what cannot change a number."""
     flat = flatten(config)
     return {
         key: value
