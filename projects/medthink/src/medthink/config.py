@@ -157,7 +157,6 @@ class Config(PaperConfig):
 
 
 register_schema("medthink", "train", Config)
-register_schema("medthink", "eval", Config)
 
 
 def resolve(overrides: Sequence[str]) -> Config:

@@ -21,6 +21,8 @@ from lightbox.readers import catalog
 from lightbox.runs.sources import CHOICES
 
 EXPERIMENT = "experiment"
+CONFIG = "train"
+"""Name of a paper's one YAML file above its presets."""
 _READING = (
     "lightbox.readers.catalog",
     "lightbox.readers.leakage",
@@ -32,18 +34,19 @@ _TEXTS = (".json", ".jsonl", ".parquet", ".txt", ".csv", ".xml")
 _IMAGES = (".png", ".jpg", ".jpeg", ".dcm", ".nii", ".gz", ".tif", ".tiff", ".bmp", ".npz", ".npy")
 
 
-def resolve(package: str, overrides: Sequence[str], *, config_name: str = "train") -> Any:
+def resolve(package: str, overrides: Sequence[str], *, is_trained: bool = True) -> Any:
     """Compose a paper's configuration: YAML, preset, the arm's overrides, then those of the command line.
 
     Args:
         package: of the paper, with `conf/` and `claims.PAPER`.
         overrides: as given, for example ``["preset=quick", "experiment=none", "run.seed=0"]``; the arm left out is the
             paper's `default_arm`.
-        config_name: train or eval.
+        is_trained: False scores saved weights as they are, whatever the arm says.
 
     Raises:
         RequestError: naming the key that is unknown, of a wrong type, absent or impossible, or the unknown arm.
     """
+    importlib.import_module(f"{package}.config")  # it registers the schema
     claims = importlib.import_module(f"{package}.claims").PAPER
     names = [override.partition("=")[2] for override in overrides if override.startswith(f"{EXPERIMENT}=")]
     name = names[-1] if names else claims.default_arm
@@ -54,8 +57,10 @@ def resolve(package: str, overrides: Sequence[str], *, config_name: str = "train
             f"The choices are {', '.join(claims.arms)}",
             f"Did you mean {EXPERIMENT}={near[0]}?" if near else "Choose an arm from those",
         )
-    # before the user's own, so that a value on the command line wins over the arm's
-    return compose(package, config_name, [f"{EXPERIMENT}={name}", *claims.arms[name].overrides, *overrides])
+    own = [f"{EXPERIMENT}={name}", *claims.arms[name].overrides]
+    own += [] if is_trained else ["objective.is_trained=false"]
+    # before the user's, so that a value on the command line wins over the arm's
+    return compose(package, CONFIG, [*own, *overrides])
 
 
 def inputs(cfg: PaperConfig) -> dict[str, str]:
@@ -89,7 +94,7 @@ def chosen(cfg: PaperConfig) -> tuple[str, ...]:
     base = find_pretrained(cfg.model.backbone, cfg.model.backbone_revision)
     if base.has_own_tower:
         modules += ["lightbox.backbones.loading", base.family.module]
-    elif base.family is None:  # a hub id: its family is known once its config.json is here
+    elif base.name and base.family is None:  # a hub id: its family is known once its config.json is here
         modules += ["lightbox.backbones.loading", *CHOICES["lightbox.backbones.loading"]]
     if cfg.adapter.kind != "none" or base.adapter is not None:
         modules += ["lightbox.adapters.attach", "lightbox.adapters.artifact", "lightbox.backbones.quantisation"]
@@ -109,7 +114,7 @@ def estimate(cfg: PaperConfig, *, models: int = 1) -> dict[str, float]:
     """
     if cfg.is_baseline:
         return {"minutes": 0.02, "mem_gib": 0.3}
-    size_gib = weights.size_bytes(cfg.model.backbone) / 2**30
+    size_gib = weights.size_bytes(cfg.model.backbone) / 2**30 if cfg.model.backbone else 0.0
     parameters = size_gib * 2**30 / 4
     tokens_per_item = 0.5 * (cfg.data.source_tokens + cfg.target_tokens)
     trained = cfg.optim.max_steps * cfg.optim.batch_size * models if cfg.objective.is_trained else 0
