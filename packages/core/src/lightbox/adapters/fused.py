@@ -14,7 +14,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from lightbox.adapters.dequantise import dense_weight
+from lightbox.adapters.plain import dense_weight
 
 FUSED = "fused"
 

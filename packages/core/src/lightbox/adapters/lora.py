@@ -71,26 +71,26 @@ def add_lora(
     return wrapped
 
 
-def wrap(model: PreTrainedModel, config: LoraConfig, name: str = ADAPTER) -> PeftModel:
+def wrap(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
     """Add an adapter by its peft configuration, with everything that trains kept in float32.
 
     Peft hooks the token table of a checkpointed model that is not quantised, so that its rows require a gradient.
     Checkpointing as `kbit` does it needs no such gradient, and it costs several values of the width of a row.
     """
-    wrapped = get_peft_model(model, config, adapter_name=name, autocast_adapter_dtype=True)
+    wrapped = get_peft_model(model, config, adapter_name=ADAPTER, autocast_adapter_dtype=True)
     model.disable_input_require_grads()
-    widen_saved(wrapped, name)
+    _widen_saved(wrapped)
     return wrapped
 
 
-def widen_saved(model: PeftModel, name: str) -> None:
+def _widen_saved(model: PeftModel) -> None:
     """Turn the trained copies of whole modules into float32; they read and give the dtype of the base.
 
     Peft widens its own matrices only, so a copied projector would be trained in 16 bit.
     """
     for module in model.modules():
-        if isinstance(module, ModulesToSaveWrapper) and name in module.modules_to_save:
-            copied = module.modules_to_save[name]
+        if isinstance(module, ModulesToSaveWrapper):
+            copied = module.modules_to_save[ADAPTER]
             outside = next(copied.parameters()).dtype
             if outside not in (torch.float32, torch.float64):
                 copied.float()

@@ -21,8 +21,7 @@ from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming, rename_source_key
 
-from lightbox.adapters.dequantise import dense_weight
-from lightbox.adapters.names import plain_name
+from lightbox.adapters.plain import dense_weight, plain_name
 from lightbox.backbones.quantisation import quantised_as
 from lightbox.errors import RequestError
 

@@ -15,7 +15,7 @@ from lightbox.backbones.generation import StopAtText, cut_at, greedy
 from lightbox.backbones.hooks import FamilyHooks, in_colour
 from lightbox.backbones.rows import UNLIMITED, Row, VlmBatch
 from lightbox.errors import RequestError
-from lightbox.losses.supervised import row_cross_entropy, row_logps, rows_before
+from lightbox.losses.language import row_cross_entropy, row_logps, rows_before
 
 
 class Backbone(FamilyHooks):

@@ -28,8 +28,6 @@ from lightbox.phantom.ontology import CLASS_NAMES, SIDES, ZONES, place_phrase
 from lightbox.records import Question
 
 YES_NO = ("yes", "no")
-CLOSED_KINDS = ("presence", "side", "comparison", "threshold", "composition")
-OPEN_KINDS = ("zone", "count", "presence")
 ATTEMPTS = 3
 WORDS_PER_QUESTION = 5 + 4 * ATTEMPTS
 LARGER_RATIO_PCT = 160  # a comparison is asked only where the larger area is at least this share of the smaller

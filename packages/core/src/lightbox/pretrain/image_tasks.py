@@ -15,7 +15,6 @@ from lightbox.phantom.world import CHUNK, RENDERERS
 PATCH_PX = 8
 WORLDS = (Knobs(), Knobs(vocabulary="triples"), Knobs(vocabulary="triples", distractors=1))
 """Half named classes, half any known triple: the tower must not only know the classes of one paper."""
-BACKGROUND = 0
 
 
 @dataclass

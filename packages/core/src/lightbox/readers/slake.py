@@ -20,7 +20,6 @@ from lightbox.readers.images import image_size_wh, load_image
 from lightbox.readers.rows import Gathering, RowError, as_row, inside, make_question, shown, text_field
 from lightbox.records import Box, Case, Finding, box_from_mask, box_from_xywh_px, box_iou, check_box
 
-SPLITS = ("train", "validation", "test")
 LANGUAGES = ("en", "zh", "all")
 SAME_REGION_IOU = 0.9
 _FILES = {"train": ("train.json",), "validation": ("validate.json", "validation.json"), "test": ("test.json",)}

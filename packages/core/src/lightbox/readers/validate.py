@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from lightbox.errors import RequestError
+from lightbox.files import file_sha256
 from lightbox.readers import catalog
 from lightbox.readers.cards import NOT_RECORDED, load_card
-from lightbox.readers.convert import sha256_of
 from lightbox.readers.images import load_image
 from lightbox.readers.leakage import Leakage, image_key, leakage
 from lightbox.readers.rows import Problem, ReadResult
@@ -114,7 +114,7 @@ def differing_files(name: str, folder: Path) -> tuple[str, ...]:
         str(path.relative_to(folder))
         for pattern, digest in recorded.items()
         for path in sorted(folder.glob(pattern))
-        if sha256_of(path) != digest
+        if file_sha256(path) != digest
     )
 
 
