@@ -282,7 +282,7 @@ def folder_to_run(out: Path, key: str, *, fresh: bool) -> Path:
     attempts = _attempts(out, key)
     if attempts and not fresh and not (attempts[-1] / RECORD).exists():
         return attempts[-1]
-    return out / JOBS / (f"{key}-{_number(attempts[-1]) + 1}" if attempts else key)
+    return out / JOBS / (f"{key}-{_attempt_number(attempts[-1]) + 1}" if attempts else key)
 
 
 def is_finished(folder: Path) -> bool:
@@ -355,9 +355,9 @@ def _damaged(path: Path, why: str) -> WorkError:
 def _attempts(out: Path, key: str) -> list[Path]:
     """Folders of a job, oldest first."""
     found = [out / JOBS / key, *(out / JOBS).glob(f"{key}-*")]
-    return sorted((folder for folder in found if folder.is_dir()), key=_number)
+    return sorted((folder for folder in found if folder.is_dir()), key=_attempt_number)
 
 
-def _number(folder: Path) -> int:
+def _attempt_number(folder: Path) -> int:
     number = folder.name.partition("-")[2]
     return int(number) if number.isdigit() else 1
