@@ -181,7 +181,7 @@ def test_damaged_scores_name_the_file(out):
 
 def test_comparing_imports_neither_torch_nor_mlflow(out):
     code = (
-        "import sys; from pathlib import Path; from lightbox import folders; from lightbox.cli import compare\n"
+        "import sys; from pathlib import Path; from lightbox.runs import folders; from lightbox.cli import compare\n"
         f"out = Path({str(out)!r}); compare.summarise(out, folders.newest_runs(out))\n"
         "sys.exit(any(name in sys.modules for name in ('mlflow', 'torch', 'transformers')))"
     )

@@ -45,7 +45,7 @@ def toy(tmp_path):
 @pytest.fixture
 def index(monkeypatch):
     found = Index()
-    monkeypatch.setattr("lightbox.index.open_tracker", lambda out: found)
+    monkeypatch.setattr("lightbox.runs.index.open_tracker", lambda out: found)
     monkeypatch.setattr(runner, "Pool", InlinePool)
     return found
 

@@ -263,7 +263,7 @@ def test_opening_sets_the_environment_before_mlflow_reads_it(out, monkeypatch):
 
 def test_importing_and_opening_an_existing_index_imports_no_mlflow(out):
     code = (
-        "import sys; from pathlib import Path; from lightbox import index\n"
+        "import sys; from pathlib import Path; from lightbox.runs import index\n"
         f"tracker = index.open_tracker(Path({str(out)!r}))\n"
         "assert tracker.problem is None\n"
         "sys.exit(any(name in sys.modules for name in ('mlflow', 'torch', 'transformers')))"
@@ -273,7 +273,7 @@ def test_importing_and_opening_an_existing_index_imports_no_mlflow(out):
 
 def test_run_ids_of_trainings_that_end_at_once_are_all_kept(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from lightbox import index\n"
+        "import sys; from pathlib import Path; from lightbox.runs import index\n"
         "tracker = index.Tracker(Path(sys.argv[1]), 'sqlite:///none')\n"
         "for n in range(100): tracker._remember(f'{sys.argv[2]}-{n}', str(n))\n"
     )
@@ -285,7 +285,7 @@ def test_run_ids_of_trainings_that_end_at_once_are_all_kept(tmp_path):
 @pytest.mark.slow
 def test_six_processes_that_start_together_share_one_whole_database(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from lightbox import index\n"
+        "import sys; from pathlib import Path; from lightbox.runs import index\n"
         "out, name = Path(sys.argv[1]), sys.argv[2]\n"
         "tracker = index.open_tracker(out)\n"
         "sys.exit(tracker.parent('paper' + name, 'quick', {}) == '')"
