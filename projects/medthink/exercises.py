@@ -9,17 +9,18 @@ A function that still raises NotImplementedError counts as untouched; any other 
 
 from collections.abc import Sequence
 
-from medthink.items import Item
+from lightbox.paper.samples import Sample
+from lightbox.records import Question
 
 
-def write_target(item: Item, method: str) -> str:
+def write_target(question: Question, method: str) -> str:
     """Recall: what does the decoder have to write under each strategy?
 
     Write it by hand, without `medthink.data`. The letter of the right option stands in "The answer is (X)." and the
     rationale follows "Solution:" or goes before "Answer:".
 
     Args:
-        item: a closed question with two options, `answer_index` 0 or 1, and a rationale.
+        question: closed, with two options, `answer_index` 0 or 1, and a rationale.
         method: "none", "explanation" or "reasoning".
 
     Returns:
@@ -28,23 +29,23 @@ def write_target(item: Item, method: str) -> str:
     raise NotImplementedError("exercise 1")
 
 
-def with_shuffled_words(items: Sequence[Item], *, seed: int) -> list[Item]:
+def with_shuffled_words(questions: Sequence[Sample[Question]], *, seed: int) -> list[Sample[Question]]:
     """Modify: a third control for claim T1, between filler and the truth.
 
     Give each item its own rationale with the words in random order. The words, and so the facts' vocabulary and the
     length, stay; the sentences are gone. If this control did as well as the true rationale, what would that say?
 
     Args:
-        items: training items; they must not be changed.
+        questions: of the training split; they must not be changed.
         seed: of the order; equal seeds give equal results, other seeds other orders.
 
     Returns:
-        New items, in the order of `items`, that differ in the rationale only. An empty rationale stays empty.
+        New ones, in the order of `questions`, that differ in the rationale only. An empty rationale stays empty.
     """
     raise NotImplementedError("exercise 2")
 
 
-def leak_answer(item: Item) -> str:
+def leak_answer(question: Question) -> str:
     """Break: give the answer away to the reader of claim T4, past the mask that should hide it.
 
     `medthink.rationales.masked` hides the words of the options and words such as "yes", "no" and "absent". The gain
@@ -53,7 +54,7 @@ def leak_answer(item: Item) -> str:
     are called.
 
     Args:
-        item: a closed question with two options; only `answer_index` may be used.
+        question: closed, with two options; only `answer_index` may be used.
 
     Returns:
         A rationale.

@@ -9,7 +9,6 @@
 
 # %%
 import atexit
-import dataclasses
 import inspect
 import math
 import sys
@@ -18,15 +17,20 @@ from pathlib import Path
 
 import torch
 
+from lightbox.backbones.t5 import label_rows
 from lightbox.claims.results import load as load_results
 from lightbox.claims.spec import Role, Verdict
 from lightbox.claims.statistics import contrast_effect
 from lightbox.claims.verdicts import MIN_SEEDS, decide
 from lightbox.losses.language import IGNORED, token_cross_entropy
+from lightbox.paper.examples import draw_example
+from lightbox.paper.learner import decoded
+from lightbox.paper.pretrained import find_pretrained
 from lightbox.paths import repo_root
 from lightbox.phantom.facts import parse
 from lightbox.report import figures
 from lightbox.report.paper_map import read_map
+from lightbox.runs import folders
 
 FIGURES = Path(sys.argv[1]) if len(sys.argv) > 1 and not sys.argv[1].startswith("-") else None
 WORK = tempfile.TemporaryDirectory()
@@ -37,15 +41,11 @@ atexit.register(WORK.cleanup)
 # The project's own functions, in the order in which the files are read. Nothing of the method is written again below.
 
 # %%
-from medthink import baselines, evaluate, rationales, t5, train
+from medthink import evaluate, rationales, train
 from medthink.claims import PAPER
 from medthink.config import resolve
-from medthink.data import decoded, encode_items, label_rows, make_collate, texts_of
-from medthink.examples import draw_example
-from medthink.generation import generate_texts
-from medthink.items import load_splits
+from medthink.data import load_splits, make_texts, texts_of
 from medthink.objective import target_loss
-from medthink.scores import mean_of
 
 print("claims declared before the model was written:", ", ".join(claim.id for claim in PAPER.claims))
 
@@ -76,14 +76,14 @@ PAPER_MAP = (
     ("the decoder reads F_fuse under the mask of the text", "medthink.model.MedThinkT5.encode"),
     ("L = - sum_n log p(Y_n | X, Y_<n)", "medthink.objective.target_loss"),
     ("prompt and target of every strategy", "medthink.data.TEMPLATES"),
-    ("pads in the loss (official code) or masked", "medthink.data.label_rows"),
-    ("greedy decoding, every strategy", "medthink.model.MedThinkT5.generate_greedy"),
+    ("pads in the loss (official code) or masked", "lightbox.backbones.t5.label_rows"),
+    ("greedy decoding, every strategy", "lightbox.backbones.t5.FusedT5Backbone.generate"),
     ('closed answer: one match of "The answer is (X)", else wrong', "lightbox.eval.answers.parse_letter"),
-    ("Two-Stage: which rationales stage 2 is trained on", "medthink.stages.stage2_items"),
+    ("Two-Stage: which rationales stage 2 is trained on", "medthink.stages.stage2_questions"),
     ("control: rationale of another item of the same kind and answer", "medthink.rationales.with_same_answer"),
     ("control: filler of the same length", "medthink.rationales.filler"),
     ("ablation of the annotation: wrong facts in rationales", "medthink.rationales.with_corruption"),
-    ("rationales judged by a reader: what it is asked", "medthink.evaluate.trials"),
+    ("rationales judged by a reader: what it is asked", "medthink.evaluate.conditions"),
 )
 
 # %% [markdown]
@@ -108,11 +108,11 @@ assert all(a.name.split(".")[-1] in line for a, line in zip(anchors, lines, stri
 SIZES = ["preset=smoke", "run.seed=0", "data.n_train=64", "data.n_test=32", "optim.max_steps=24", "optim.lr=0.003"]
 cfg = resolve([*SIZES, "experiment=explanation"])
 training, test = load_splits(cfg)
-first = training.items[0]
-pair = [first, next(item for item in training.items if len(item.rationale.split()) < len(first.rationale.split()))]
-for item in pair:
-    print(f"{item.kind}: {item.question}  {' / '.join(item.options)}")
-    print(f"  answer {item.answer}; because: {item.rationale}")
+lengths = [len(sample.record.rationale.split()) for sample in training.samples]
+pair = [training.samples[0], training.samples[next(at for at, n in enumerate(lengths) if n < lengths[0])]]
+for question in (sample.record for sample in pair):
+    print(f"{question.kind}: {question.text}  {' / '.join(question.options)}")
+    print(f"  answer {question.answer}; because: {question.rationale}")
 
 # %% [markdown]
 # The first item's image, a character for every few pixels. With a folder given, the picture itself is saved, with
@@ -132,10 +132,10 @@ if FIGURES:
 # *post hoc*: they say why the answer holds, not how somebody found it.
 
 # %%
-for fact in sorted(pair[0].facts):
+for fact in sorted(pair[0].record.facts):
     print("-", fact)
 
-assert parse(pair[0].rationale) == pair[0].facts  # break: parse the rationale of pair[1]
+assert parse(pair[0].record.rationale) == set(pair[0].record.facts)  # break: parse the rationale of pair[1]
 
 # %% [markdown]
 # ## 3. What goes into the model
@@ -144,9 +144,9 @@ assert parse(pair[0].rationale) == pair[0].facts  # break: parse the rationale o
 # differs. Reasoning asks for the solution first.
 
 # %%
-for item in pair:
+for sample in pair:
     for method in ("none", "explanation", "reasoning"):
-        source, target = texts_of(item, method)
+        source, target = texts_of(sample.record, method)
         print(f"{method:<12}reads  {source}")
         print(f"{'':<12}writes {target}")
 
@@ -155,29 +155,30 @@ for item in pair:
 # tower, computed once and cached.
 
 # %%
-features = t5.load_vision(cfg, training, cache=CACHE)
-model, tokenizer = t5.load_model(cfg, features)
-rows = encode_items(pair, "explanation", tokenizer, source_tokens=64, target_tokens=64)
-print("features of all images and a blank one:", tuple(features.shape))
-for row in rows:
-    print(len(row.source), "ids read,", len(row.target), "ids written:", row.target[:12], "...")
-    print("  decoded:", tokenizer.decode(row.target))
+base = find_pretrained(cfg.model.backbone)
+learner = train.open_learner(cfg, base, (training,), cache=CACHE)
+model, tokenizer = learner.backbone.core, learner.tokenizer
+blank = len(training.images)
+print("features of the first image and of the blank one:", tuple(learner.see(training, [0, blank]).shape))
+for prompt, target in make_texts(cfg)(pair, tokenizer):
+    ids = tokenizer(target, add_special_tokens=False)["input_ids"]
+    print(len(tokenizer(prompt)["input_ids"]), "ids read,", len(ids), "ids written:", ids[:12], "...")
+    print("  decoded:", tokenizer.decode(ids))
 
 # %% [markdown]
 # A batch pads its rows to one length. A pad's label is a number that means "no loss here"; those positions are shown
 # with a dash. Here is the second item, whose target is the shorter one.
 
 # %%
-collate = make_collate(rows, [item.image for item in pair], features, pad_id=tokenizer.pad_token_id)
-batch = collate([0, 1])
+batch = learner.collate(pair, training)([0, 1])
 source, *positions = decoded(batch, tokenizer, index=1)
 print(source[1])
 print(" ".join(token for token, _ in positions))
 
 supervised = (batch.labels != IGNORED).sum(dim=1).tolist()
-assert supervised == [len(row.target) for row in rows]  # break: give make_collate pads="official" and width=64
-used = {token for row in rows for token in row.source + row.target}
-assert tokenizer.unk_token_id not in used  # break: ask about a zebra, with dataclasses.replace on pair[0]
+written = [tokenizer(texts_of(s.record, "explanation")[1], add_special_tokens=False)["input_ids"] for s in pair]
+assert supervised == [len(ids) + 1 for ids in written]  # break: add "objective.pads=official" to SIZES
+assert tokenizer.unk_token_id not in batch.inputs["input_ids"]  # break: ask about a zebra, by pair[0].with_record
 
 # %% [markdown]
 # ## 4. The tiny model and its parts
@@ -197,10 +198,10 @@ print(f"the gate lets in {share:.3f} of the image at the start")
 # plain T5, number for number.
 
 # %%
-text = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+text = {name: batch.inputs[name] for name in ("input_ids", "attention_mask")}
 with torch.no_grad():
     plain = model.encoder(**text).last_hidden_state
-    unseen, seen = model.encode(**text), model.encode(**text, vision=batch.vision)
+    unseen, seen = model.encode(**text), model.encode(**text, vision=batch.inputs["vision"])
 print(f"mean change of the encoder output by the image: {(seen - plain).abs().mean():.4f}")
 
 assert torch.equal(unseen, plain)  # break: call model.train() first, with model.dropout_prob=0.1 in SIZES
@@ -237,9 +238,8 @@ print(inspect.getsource(target_loss))
 
 # %%
 with torch.no_grad():
-    total, tokens, extra = t5.step(model, batch)
-    shifted = model.prepare_decoder_input_ids_from_labels(batch.labels)
-    logp = model(**text, vision=batch.vision, decoder_input_ids=shifted).logits.double().log_softmax(dim=-1)
+    total, tokens, extra = train.fused_loss(learner.backbone, batch)
+    logp = model(**batch.inputs).logits.double().log_softmax(dim=-1)
 reference = -sum(logp[b, n, y].item() for b, n in (batch.labels != IGNORED).nonzero() for y in [batch.labels[b, n]])
 print(f"loss {total:.4f}, reference {reference:.4f}, {tokens} tokens, {total / tokens:.3f} nats a token")
 
@@ -255,10 +255,10 @@ assert math.isclose(total, reference, rel_tol=1e-5)  # break: leave the last tok
 # %%
 targets = {}
 for arm in ("none", "explanation"):
-    width = resolve([*SIZES, f"experiment={arm}"]).target_tokens
-    encoded = encode_items(training.items, arm, tokenizer, source_tokens=64, target_tokens=width)
-    targets[arm] = [row.target for row in encoded]
-    labels = label_rows(targets[arm], pad_id=tokenizer.pad_token_id, pads="official", width=width)
+    arm_cfg = resolve([*SIZES, f"experiment={arm}"])
+    written = [f"{target} </s>" for _, target in make_texts(arm_cfg)(training.samples, tokenizer)]
+    targets[arm], width = tokenizer(written, add_special_tokens=False)["input_ids"], arm_cfg.target_tokens
+    labels = label_rows(targets[arm], pad_id=tokenizer.pad_token_id, pad_to=width)
     share = (labels == tokenizer.pad_token_id).float().mean()
     print(f"{arm:<12}{100 * share:.0f} % of {width} terms a target are pads")
 
@@ -271,8 +271,8 @@ for arm in ("none", "explanation"):
 logits = torch.zeros(2, 12, len(tokenizer))
 logits[..., tokenizer.pad_token_id] = 5.0  # a model that has learnt to write pads and nothing else
 means = {}
-for pads in ("masked", "official"):
-    labels = label_rows(targets["none"][:2], pad_id=tokenizer.pad_token_id, pads=pads, width=12)
+for pads, width in {"masked": 0, "official": 12}.items():
+    labels = label_rows(targets["none"][:2], pad_id=tokenizer.pad_token_id, pad_to=width)
     total, tokens, _ = target_loss(logits[:, : labels.shape[1]], labels)
     means[pads] = (total / tokens).item()
     print(f"{pads:<9} {means[pads]:.3f} nats a token")
@@ -282,13 +282,14 @@ assert means["official"] < means["masked"]  # break: set the logit of the pad to
 # %% [markdown]
 # ## 7. Overfit one batch
 #
-# The oldest check of a training loop: a model that cannot learn eight items by heart has a bug. `fit_items` is what
+# The oldest check of a training loop: a model that cannot learn eight items by heart has a bug. `Learner.fit` is what
 # every real run calls.
 
 # %%
-few = training.items[:8]
+few = training.samples[:8]
 once = resolve([*SIZES, "experiment=explanation", "optim.max_steps=80", "optim.batch_size=8"])
-history = t5.fit_items(once, model, tokenizer, few, features, Path(WORK.name, "overfit"))
+pupil = train.open_learner(once, base, (training,), cache=CACHE)
+history = pupil.fit(few, training, Path(WORK.name, "overfit"))
 curve = history["train/loss"]
 print("loss by step:", ", ".join(f"{step}: {loss:.2f}" for step, loss in curve))
 if FIGURES:
@@ -299,10 +300,9 @@ if FIGURES:
 # What does it write now? Greedy decoding, the image read once.
 
 # %%
-asked = {"images": [item.image for item in few], "vision": features, "batch_size": 8, "source_tokens": 64}
-said = generate_texts(model.eval(), tokenizer, few, "explanation", max_new_tokens=48, **asked)
-for item, words in list(zip(few, said, strict=True))[:3]:
-    print("wanted:", texts_of(item, "explanation")[1])
+said = pupil.write(few, training, [sample.image for sample in few], max_new_tokens=48)
+for sample, words in list(zip(few, said, strict=True))[:3]:
+    print("wanted:", texts_of(sample.record, "explanation")[1])
     print("said:  ", words)
 
 assert curve[-1][1] < curve[0][1] / 3  # break: set optim.lr=0.00001 for this run
@@ -318,22 +318,22 @@ assert curve[-1][1] < curve[0][1] / 3  # break: set optim.lr=0.00001 for this ru
 def score(arm):
     """Train one arm for a few steps and return its table of per-item scores."""
     arm_cfg, folder = resolve([*SIZES, f"experiment={arm}"]), Path(WORK.name, arm)
-    done = train.run(arm_cfg, folder, needs={}, cache=CACHE)
-    return evaluate.evaluate(arm_cfg, done.learner, done.scored, folder=folder, needs={})
+    train.run(arm_cfg, base, folder, cache=CACHE, needs={}, keeps_model=False)
+    return folders.read_scores(folder)
 
 
 tables = {arm: score(arm) for arm in ("none", "explanation", "same_answer", "filler")}
 for arm, table in tables.items():
-    print(f"{arm:<12}{100 * mean_of(table, 'correct', 'image'):6.1f} % right")
+    print(f"{arm:<12}{100 * folders.mean_scores(table)['image/correct']:6.1f} % right")
 
 # %% [markdown]
 # Compare with what needs no image, and with chance of the draw. At this size the standard error is far larger than any
 # effect in the paper, so the order of the arms above means nothing. This is why a verdict needs many items and seeds.
 
 # %%
-n_items = len(test.items)
+n_items = len(test.samples)
 for method in ("majority", "question_only"):
-    print(f"{method:<14}{100 * baselines.accuracy(training, test, method):6.1f} % right without looking")
+    print(f"{method:<14}{100 * evaluate.guess_accuracy(training, test, method):6.1f} % right without looking")
 print(f"standard error with {n_items} items: about {100 * math.sqrt(0.25 / n_items):.0f} points")
 
 # %% [markdown]
@@ -341,14 +341,16 @@ print(f"standard error with {n_items} items: about {100 * math.sqrt(0.25 / n_ite
 # answers. Only the claimed thing differs.
 
 # %%
-starts = [t5.load_model(resolve([*SIZES, f"experiment={arm}"]), features)[0] for arm in ("none", "explanation")]
+settings = [resolve([*SIZES, f"experiment={arm}"]) for arm in ("none", "explanation")]
+starts = [train.open_learner(arm_cfg, base, (training,), cache=CACHE).backbone.core for arm_cfg in settings]
 weights = [torch.cat([p.detach().flatten() for p in start.parameters()]) for start in starts]
-swapped = rationales.with_same_answer(training.items, seed=0)
-print("first item's rationale in the control:", swapped[0].rationale)
+swapped = rationales.with_same_answer(training.samples, seed=0)
+print("first item's rationale in the control:", swapped[0].record.rationale)
 
 assert torch.equal(*weights)  # break: add "run.seed=1" for one of the two
-restored = [dataclasses.replace(new, rationale=old.rationale) for new, old in zip(swapped, training.items, strict=True)]
-assert restored == training.items  # break: also change the answers
+pairs = zip(swapped, training.samples, strict=True)
+restored = [new.with_record(rationale=old.record.rationale) for new, old in pairs]
+assert restored == training.samples  # break: also change the answers
 
 # %% [markdown]
 # ## 9. What the paper reports, what we measured, what differs

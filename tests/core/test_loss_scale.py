@@ -11,7 +11,7 @@ from torch import nn
 
 from lightbox.config import OptimConfig, RunConfig
 from lightbox.errors import WorkError
-from lightbox.train import checkpoint, driver, parts
+from lightbox.train import checkpoint, driver, training
 from lightbox.train.batches import BatchSource
 
 
@@ -27,7 +27,7 @@ def half_precision(monkeypatch):
         accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16, growth_interval=3)
         return accelerator
 
-    monkeypatch.setattr(parts, "make_accelerator", make)
+    monkeypatch.setattr(training, "make_accelerator", make)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
 

@@ -325,7 +325,7 @@ def start(toy, out, preset="quick"):
         "from pathlib import Path\n"
         "from lightbox.claims import jobs, registry, runner\n"
         "from lightbox.runs import folders\n"
-        "from lightbox.cli import guard\n"
+        "from lightbox.errors import guard\n"
         "def main():\n"
         "    papers = registry.load_papers(packages={'toy': 'toy'})\n"
         f"    plan = jobs.plan(registry.choose_claims(papers), {preset!r})\n"

@@ -5,8 +5,7 @@ from torch import nn
 
 from lightbox.errors import RequestError
 from lightbox.testing.training import make_tagger
-from lightbox.train.groups import decay_groups
-from lightbox.train.schedule import lr_factor
+from lightbox.train.updates import decay_groups, lr_factor
 
 
 def curve(max_steps, **options):

@@ -19,7 +19,8 @@ from pathlib import Path
 
 sys.path.insert(0, {source!r})
 from lightbox.runs import index
-from lightbox.cli import guard, reproduce
+from lightbox.cli import reproduce
+from lightbox.errors import guard
 
 
 class Index:

@@ -3,11 +3,11 @@
 import pytest
 
 from lightbox import phantom
+from lightbox.paper.samples import Sample
 from lightbox.phantom.facts import parse
+from lightbox.records import Question
 from lightbox.testing.shrunk import save_shrunk
 from lightbox.testing.tiny_models import save_t5, save_tower
-from medthink import cli
-from medthink.items import Item
 
 NODULE = "a small dense disc lies in the left upper zone . a small dense disc is a nodule ."
 HEART = "the heart takes 55 to 60 percent of the chest width ."
@@ -67,39 +67,37 @@ def tiny_llava(tiny, llava_folder):
 def _without_index(request, monkeypatch):
     """Leave MLflow out, which costs seconds a run; a test marked slow keeps it."""
     if request.node.get_closest_marker("slow") is None:
-        monkeypatch.setattr(cli, "index_run", lambda *_: None)
+        monkeypatch.setattr("lightbox.paper.entries.index_run", lambda *_: None)
 
 
 @pytest.fixture
 def make_item():
-    """A function that makes an item; what is not given is a closed question about a nodule."""
+    """A function that makes a sample; what is not given is a closed question about a nodule."""
 
-    def build(name="a", *, answer="yes", options=("yes", "no"), rationale=NODULE, **changes):
+    def build(name="a", *, answer="yes", options=("yes", "no"), rationale=NODULE, image=0, case_id=None, **changes):
         values = {
             "id": name,
-            "case_id": f"case-{name}",
-            "question": "is there a nodule ?",
+            "text": "is there a nodule ?",
             "options": options,
             "answer": answer,
             "answer_index": options.index(answer) if options else None,
             "rationale": rationale,
-            "facts": parse(rationale),
+            "facts": tuple(sorted(parse(rationale))),
             "kind": "presence",
-            "image": 0,
         }
-        return Item(**(values | changes))
+        return Sample(name, Question(**(values | changes)), case_id or f"case-{name}", image)
 
     return build
 
 
 @pytest.fixture
 def items(make_item):
-    """Six items: three yes, two no, one open; the open one and one other are not about the left upper nodule."""
+    """Six samples: three yes, two no, one open; the open one and one other are not about the left upper nodule."""
     return [
         make_item("a"),
         make_item("b", image=1),
         make_item("c", answer="no", rationale="the lungs are clear . a nodule is a small dense disc .", image=2),
-        make_item("d", question="is the heart enlarged ?", rationale=HEART, kind="threshold", image=3),
+        make_item("d", text="is the heart enlarged ?", rationale=HEART, kind="threshold", image=3),
         make_item("e", answer="no", rationale="a large grey wedge lies in the right lower zone .", image=4),
-        make_item("f", question="where is the nodule ?", options=(), answer="left upper zone", kind="zone", image=5),
+        make_item("f", text="where is the nodule ?", options=(), answer="left upper zone", kind="zone", image=5),
     ]

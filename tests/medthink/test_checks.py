@@ -10,11 +10,17 @@ import pytest
 
 from lightbox.config import AdapterConfig
 from lightbox.errors import RequestError
-from medthink.bases import find_base
-from medthink.checks import check, settled
-from medthink.config import from_plain, inputs, resolve
+from lightbox.paper.pretrained import find_pretrained
+from lightbox.paper.schema import from_plain
+from medthink.cli import ENTRIES
+from medthink.config import Config, inputs, resolve
 
 SMOKE = ["preset=smoke", "run.seed=0"]
+
+
+def check(overrides):
+    """Ask for a training, as far as that goes without torch."""
+    return ENTRIES.accept(overrides, "train")
 
 
 def write_adapter(folder, base, **changes):
@@ -48,22 +54,20 @@ def write_adapter(folder, base, **changes):
     ],
 )
 def test_what_only_a_t5_has_is_refused_beside_a_vlm(llava_folder, overrides, message):
-    cfg = resolve([*SMOKE, "experiment=explanation", f"model.backbone={llava_folder}", *overrides])
     with pytest.raises(RequestError, match=message):
-        check(cfg)
+        check([*SMOKE, "experiment=explanation", f"model.backbone={llava_folder}", *overrides])
 
 
 def test_a_fusion_is_trained_as_a_whole(t5_folder):
-    cfg = resolve([*SMOKE, f"model.backbone={t5_folder}", "adapter.kind=lora", "adapter.projector=lora"])
     with pytest.raises(RequestError, match="it is the fusion that joins image and text"):
-        check(cfg)
+        check([*SMOKE, f"model.backbone={t5_folder}", "adapter.kind=lora", "adapter.projector=lora"])
 
 
 @pytest.mark.parametrize("backbone", ["t5_folder", "llava_folder"])
 @pytest.mark.parametrize("more", [[], ["adapter.kind=lora", "adapter.quant=nf4", "model.dtype=bf16"]])
 def test_good_requests_pass(backbone, more, request):
     folder = request.getfixturevalue(backbone)
-    check(resolve([*SMOKE, "experiment=reader", f"model.backbone={folder}", *more]))
+    check([*SMOKE, "experiment=reader", f"model.backbone={folder}", *more])
 
 
 def test_every_weight_in_sixteen_bits_is_refused():
@@ -82,9 +86,8 @@ def test_wrong_weights_exit_2_before_torch_is_imported(llava_folder):
 
 def test_adapter_is_scored_on_its_base_stored_as_in_training(llava_folder, tmp_path):
     folder = write_adapter(tmp_path / "model", llava_folder)
-    cfg = resolve([*SMOKE, f"model.backbone={folder}", "objective.is_trained=false"])
-    check(cfg)
-    own = settled(cfg, find_base(str(folder)))
+    cfg = check([*SMOKE, f"model.backbone={folder}", "objective.is_trained=false"])
+    own = find_pretrained(str(folder)).under(cfg)
     assert (own.model.backbone, own.model.dtype, own.adapter.quant) == (str(llava_folder), "bf16", "nf4")
     plain = resolve([*SMOKE, f"model.backbone={llava_folder}", "objective.is_trained=false"])
     assert inputs(cfg)["backbone"].startswith(inputs(plain)["backbone"] + " + ")
@@ -103,13 +106,13 @@ def test_adapter_is_scored_on_its_base_stored_as_in_training(llava_folder, tmp_p
 def test_adapter_where_a_model_is_needed_is_refused(llava_folder, tmp_path, overrides, message):
     folder = write_adapter(tmp_path / "model", llava_folder)
     with pytest.raises(RequestError, match=message):
-        check(resolve([*SMOKE, f"model.backbone={folder}", *overrides]))
+        check([*SMOKE, f"model.backbone={folder}", *overrides])
 
 
 def test_profile_that_the_adapter_was_trained_with_may_stay(llava_folder, tmp_path):
     folder = write_adapter(tmp_path / "model", llava_folder)
     given = [f"model.backbone={folder}", "data.root=x", "objective.is_trained=false", "data.source_tokens=256"]
-    check(resolve(["preset=consumer_gpu", "run.seed=0", *given]))
+    check(["preset=consumer_gpu", "run.seed=0", *given])
 
 
 def test_adapter_without_its_base_names_it(llava_folder, tmp_path):
@@ -117,25 +120,25 @@ def test_adapter_without_its_base_names_it(llava_folder, tmp_path):
     folder = write_adapter(tmp_path / "model", base)
     shutil.rmtree(base)
     with pytest.raises(RequestError, match=f"Without that model it means nothing.* Put the model back to '{base}'"):
-        find_base(str(folder))
+        find_pretrained(str(folder))
 
 
 def test_adapter_of_another_tool_is_refused(tmp_path):
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "some/model"}')
     with pytest.raises(RequestError, match="a folder with an adapter and no model"):
-        check(resolve([*SMOKE, f"model.backbone={tmp_path}"]))
+        check([*SMOKE, f"model.backbone={tmp_path}"])
 
 
 def test_weights_without_a_tower_beside_them_are_all_that_a_vlm_reads(llava_folder, t5_folder):
     of_vlm = inputs(resolve([*SMOKE, f"model.backbone={llava_folder}"]))
     of_t5 = inputs(resolve([*SMOKE, f"model.backbone={t5_folder}"]))
-    assert set(of_vlm) == {"data", "backbone"}
-    assert set(of_t5) == {"data", "backbone", "tower"}
+    assert set(of_vlm) == {"data", "device", "backbone"}
+    assert set(of_t5) == {"data", "device", "backbone", "tower"}
 
 
 def test_recorded_configuration_is_read_back_with_defaults_for_what_is_newer():
     cfg = resolve([*SMOKE, "adapter.kind=lora"])
     plain = dataclasses.asdict(cfg)
-    assert from_plain(plain) == cfg
+    assert from_plain(Config, plain) == cfg
     del plain["train"], plain["model"]["image_px"]
-    assert from_plain(plain) == cfg
+    assert from_plain(Config, plain) == cfg

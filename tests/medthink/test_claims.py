@@ -9,10 +9,10 @@ import pytest
 from lightbox.claims.registry import check_claims
 from lightbox.claims.spec import Kind, Role
 from lightbox.files import to_plain
-from lightbox.runs.folders import flatten
+from lightbox.runs.folders import KEY_COLUMNS, flatten
 from medthink.claims import PAPER
 from medthink.config import resolve
-from medthink.scores import KEYS, METRICS
+from medthink.scores import METRICS
 
 QUICK_ARMS = {"none", "explanation", "same_answer", "filler", "reasoning", "untouched", "majority", "question_only"}
 METHOD_KEYS = {"data.rationale", "data.corruption_pct", "data.form"}
@@ -40,7 +40,7 @@ def test_primary_contrasts_of_directional_claims_get_eight_seeds_in_full():
 def test_every_claim_reads_columns_that_are_written(claim):
     measures = [m for c in claim.contrasts for _, m in c.terms] + [*claim.gate.arms, *claim.gate.baselines]
     assert {m.metric for m in measures} <= set(METRICS)
-    assert {column for m in measures for column, _ in m.where} <= set(KEYS)
+    assert {column for m in measures for column, _ in m.where} <= set(KEY_COLUMNS)
 
 
 def test_controls_of_t1_are_same_answer_and_filler():
@@ -77,10 +77,10 @@ def test_stage_two_reads_what_stage_one_wrote():
 def test_arms_differ_in_method_and_data_content_only():
     plain = flatten(to_plain(resolve(["preset=quick", "run.seed=0", "experiment=none"])))
     for arm in PAPER.arms.values():
-        other = flatten(to_plain(resolve(["preset=quick", "run.seed=0", *arm.overrides])))
-        assert other["arm"] == arm.name
+        other = flatten(to_plain(resolve(["preset=quick", "run.seed=0", f"experiment={arm.name}"])))
+        assert other["experiment"] == arm.name
         changed = {key for key in plain.keys() | other.keys() if plain.get(key) != other.get(key)}
-        odd = {key for key in changed if not key.startswith("objective.")} - METHOD_KEYS - {"arm", "optim.lr"}
+        odd = {key for key in changed if not key.startswith("objective.")} - METHOD_KEYS - {"experiment", "optim.lr"}
         assert odd == set(), arm.name
 
 

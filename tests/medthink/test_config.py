@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 import medthink.conf
-from lightbox.config import compose
 from lightbox.errors import RequestError
 from lightbox.files import digest, to_plain
+from lightbox.paper.composition import resolve as compose
 from medthink import cli
 from medthink.claims import PAPER
 from medthink.config import estimate, inputs, resolve
@@ -36,6 +36,8 @@ SMOKE = ["preset=smoke", "run.seed=0"]
         (["data.n_test=0"], "data.n_test is 0"),
         (["data.n_tset=5"], "there is no key 'data.n_tset'"),
         (["preset=quik"], "Did you mean preset=quick"),
+        (["experiment=explanatio"], r"Did you mean experiment=explanation\?"),
+        (["experiment=zebra"], "The choices are untouched, majority"),
     ],
 )
 def test_impossible_requests_name_the_key(overrides, message):
@@ -56,10 +58,11 @@ def test_wrong_request_exits_2_before_torch_is_imported():
 def test_tuned_rate_applies_to_its_arm_and_the_command_line_wins(tmp_path, monkeypatch):
     copy = shutil.copytree(Path(medthink.conf.__file__).parent, tmp_path / "tuned_copy" / "conf")
     (copy / "tuned" / "quick.yaml").write_text("reasoning: 0.0003\n")
+    (copy.parent / "claims.py").write_text("from medthink.claims import PAPER\n")
     monkeypatch.syspath_prepend(tmp_path)
 
     def rate(*overrides):
-        return compose("tuned_copy", "train", ["preset=quick", *overrides]).optim.lr
+        return compose("tuned_copy", ["preset=quick", *overrides]).optim.lr
 
     assert rate("experiment=reasoning") == 0.0003
     assert rate("experiment=none") == 0.001
@@ -91,8 +94,8 @@ def test_only_the_folded_arm_is_folded():
 
 
 def test_inputs_hold_the_weights_that_an_arm_uses(tiny):
-    assert set(inputs(resolve([*tiny, "experiment=explanation"]))) == {"data", "backbone", "tower"}
-    assert set(inputs(resolve([*tiny, "experiment=reader"]))) == {"data", "backbone"}
+    assert set(inputs(resolve([*tiny, "experiment=explanation"]))) == {"data", "device", "backbone", "tower"}
+    assert set(inputs(resolve([*tiny, "experiment=reader"]))) == {"data", "device", "backbone"}
     assert set(inputs(resolve([*tiny, "experiment=majority"]))) == {"data"}
 
 
@@ -104,7 +107,7 @@ def test_eval_refuses_to_guess_a_model(capsys):
 
 
 def test_eval_scores_what_it_is_given():
-    cfg = compose("medthink", "eval", ["model.backbone=run/model", "experiment=reasoning"])
+    cfg = compose("medthink", ["model.backbone=run/model", "experiment=reasoning"], config_name="eval")
     assert not cfg.objective.is_trained
     assert cfg.objective.method == "reasoning"
 

@@ -9,9 +9,13 @@ from safetensors.torch import save_file
 
 from lightbox.backbones import towers
 from lightbox.errors import RequestError
-from medthink import evaluate, features, reader, stages
+from lightbox.paper import features
+from lightbox.paper.conditions import GREY, shuffled_rows
+from lightbox.paper.generated import add_generated
+from lightbox.paper.samples import Split
+from medthink import evaluate
 from medthink.config import ModelConfig, resolve
-from medthink.items import Split, load_splits
+from medthink.data import load_splits
 from medthink.rationales import MASK
 
 SMALL = ["preset=smoke", "data.n_train=8", "data.n_test=30"]
@@ -29,33 +33,35 @@ def fake_split(n=3):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_shuffled_condition_has_no_fixed_point_and_uses_every_image(asked, seed):
-    images = evaluate.shuffled_images(asked, seed=seed)
-    own = [item.image for item in asked.items]
+    images = shuffled_rows(asked, seed=seed)
+    own = [item.image for item in asked.samples]
     assert all(shown != kept for shown, kept in zip(images, own, strict=True))
     assert set(images) == set(own)
 
 
 def test_blank_condition_shows_the_last_feature_row(asked):
-    trials = {t.condition: t for t in evaluate.trials(resolve([*SMALL, "experiment=none"]), asked, {})}
-    assert set(trials) == {"image", "blank", "shuffled"}
-    assert set(trials["blank"].images) == {len(asked.case_ids)}
-    assert trials["image"].images == [item.image for item in asked.items]
+    asked_by_condition = {
+        one.condition: one for one in evaluate.conditions(resolve([*SMALL, "experiment=none"]), asked, {})
+    }
+    assert set(asked_by_condition) == {"image", "blank", "shuffled"}
+    assert set(asked_by_condition["blank"].rows) == {len(asked.case_ids)}
+    assert asked_by_condition["image"].rows == [item.image for item in asked.samples]
 
 
 @pytest.mark.parametrize(("arm", "short"), [("explanation", True), ("none", True), ("reasoning", False)])
 def test_answer_first_strategies_generate_only_the_answer_without_their_image(asked, arm, short):
     cfg = resolve([*SMALL, f"experiment={arm}"])
-    trials = {t.condition: t for t in evaluate.trials(cfg, asked, {})}
-    assert trials["image"].max_new_tokens == cfg.new_tokens
-    assert (trials["blank"].max_new_tokens == cfg.eval.answer_tokens) is short
+    asked_by_condition = {one.condition: one for one in evaluate.conditions(cfg, asked, {})}
+    assert asked_by_condition["image"].max_new_tokens == cfg.new_tokens
+    assert (asked_by_condition["blank"].max_new_tokens == cfg.eval.answer_tokens) is short
 
 
 def test_stage_two_reads_the_rationale_of_the_same_condition(asked, tmp_path):
-    ids = [item.id for item in asked.items]
-    stages.add_generated(tmp_path, {c: dict.fromkeys(ids, f"seen {c}") for c in ("image", "blank", "shuffled")})
+    ids = [item.id for item in asked.samples]
+    add_generated(tmp_path, {c: dict.fromkeys(ids, f"seen {c}") for c in ("image", "blank", "shuffled")})
     cfg = resolve([*SMALL, "experiment=stage2_gold"])
-    for trial in evaluate.trials(cfg, asked, {"stage1": tmp_path}):
-        assert {item.rationale for item in trial.items} == {f"seen {trial.condition}"}
+    for trial in evaluate.conditions(cfg, asked, {"stage1": tmp_path}):
+        assert {sample.record.rationale for sample in trial.questions} == {f"seen {trial.condition}"}
 
 
 def test_reader_reads_four_texts_and_sees_no_image(asked, tmp_path):
@@ -63,21 +69,23 @@ def test_reader_reads_four_texts_and_sees_no_image(asked, tmp_path):
     for arm in ("explanation", "reasoning"):
         needs[arm] = tmp_path / arm
         needs[arm].mkdir()
-        stages.add_generated(needs[arm], {"image": {item.id: f"no {arm}" for item in asked.items}})
-    plain = {t.condition: t for t in evaluate.trials(resolve([*SMALL, "experiment=reader"]), asked, needs)}
-    assert set(plain) == {"no_rationale", "reference", *reader.GENERATED}
-    assert {t.images for t in plain.values()} == {None}
-    assert plain["reference"].items == asked.items
-    assert plain["generated"].items[0].rationale == "no explanation"
-    masked = {t.condition: t for t in evaluate.trials(resolve([*SMALL, "experiment=reader_masked"]), asked, needs)}
-    assert masked["generated_reasoning"].items[0].rationale == f"{MASK} reasoning"
+        add_generated(needs[arm], {"image": {item.id: f"no {arm}" for item in asked.samples}})
+    plain = {one.condition: one for one in evaluate.conditions(resolve([*SMALL, "experiment=reader"]), asked, needs)}
+    assert set(plain) == {"no_rationale", "reference", *evaluate.READ_FROM}
+    assert {one.rows for one in plain.values()} == {None}
+    assert plain["reference"].questions == asked.samples
+    assert plain["generated"].questions[0].record.rationale == "no explanation"
+    masked = {
+        one.condition: one for one in evaluate.conditions(resolve([*SMALL, "experiment=reader_masked"]), asked, needs)
+    }
+    assert masked["generated_reasoning"].questions[0].record.rationale == f"{MASK} reasoning"
 
 
 def test_features_are_the_towers_and_computed_once(tower_folder, tmp_path, monkeypatch):
     model = ModelConfig(backbone="x", tower=str(tower_folder))
     first = features.load_features(model, fake_split(), cache=tmp_path)
     tower = towers.load_tower(str(tower_folder))
-    grey = torch.full((1, 64, 64), features.GREY, dtype=torch.uint8)
+    grey = torch.full((1, 64, 64), GREY, dtype=torch.uint8)
     expected = torch.cat([tower.encode(torch.from_numpy(np.stack(fake_split().images))), tower.encode(grey)])
     torch.testing.assert_close(first, expected, atol=1e-5, rtol=1e-5)
     assert first.shape == (4, 64, 24)
@@ -100,7 +108,7 @@ def test_killed_writer_leaves_no_file_that_is_read(tower_folder, tmp_path, monke
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(features.os, "replace", stopped)
+        patch.setattr(features, "save_file", stopped)
         with pytest.raises(KeyboardInterrupt):
             features.load_features(model, fake_split(), cache=tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from lightbox import phantom
+from lightbox.paper.samples import Sample
 from medthink.data import texts_of
-from medthink.items import Item
 from medthink.rationales import MASK, masked
 
 FOLDER = Path(__file__).resolve().parents[2] / "projects" / "medthink"
@@ -25,30 +25,15 @@ def load_file(name):
 
 @pytest.fixture(scope="module")
 def drawn():
-    """Closed phantom items of all kinds; options are yes and no, or right and left."""
+    """Closed phantom questions of all kinds; options are yes and no, or right and left."""
     cases = phantom.draw_cases(phantom.seed_range("train", 3, 40), closed=True, with_pixels=False)
-    return [
-        Item(
-            id=q.id,
-            case_id=case.id,
-            question=q.text,
-            options=q.options,
-            answer=q.answer,
-            answer_index=q.answer_index,
-            rationale=q.rationale,
-            facts=frozenset(q.facts),
-            kind=q.kind,
-            image=row,
-        )
-        for row, case in enumerate(cases)
-        for q in case.questions
-    ]
+    return [Sample(q.id, q, case.id, row) for row, case in enumerate(cases) for q in case.questions]
 
 
 def check_write_target(write_target, items):
     for item in items:
         for method in ("none", "explanation", "reasoning"):
-            assert write_target(item, method) == texts_of(item, method)[1]
+            assert write_target(item.record, method) == texts_of(item.record, method)[1]
 
 
 def check_with_shuffled_words(with_shuffled_words, items):
@@ -58,20 +43,20 @@ def check_with_shuffled_words(with_shuffled_words, items):
     assert with_shuffled_words(items, seed=0) == shuffled
     assert with_shuffled_words(items, seed=1) != shuffled
     pairs = list(zip(shuffled, items, strict=True))
-    assert [dataclasses.replace(new, rationale=old.rationale) for new, old in pairs] == before
-    assert all(sorted(new.rationale.split()) == sorted(old.rationale.split()) for new, old in pairs)
-    assert sum(new.rationale != old.rationale for new, old in pairs) > 0.9 * len(pairs)
-    empty = dataclasses.replace(items[0], rationale="")
+    assert [new.with_record(rationale=old.record.rationale) for new, old in pairs] == before
+    assert all(sorted(new.record.rationale.split()) == sorted(old.record.rationale.split()) for new, old in pairs)
+    assert sum(new != old for new, old in pairs) > 0.9 * len(pairs)
+    empty = items[0].with_record(rationale="")
     assert with_shuffled_words([empty], seed=0) == [empty]
 
 
 def check_leak_answer(leak_answer, items):
     """What the reader sees after masking is one text for each place of the right option, and the two differ."""
     told = {0: set(), 1: set()}
-    for item in items:
-        told[item.answer_index].add(masked(item, leak_answer(item)))
-        bare = dataclasses.replace(item, rationale="", facts=frozenset(), question="", image=0)
-        assert leak_answer(bare) == leak_answer(item), "the text depends on more than the place of the answer"
+    for question in (item.record for item in items):
+        told[question.answer_index].add(masked(question, leak_answer(question)))
+        bare = dataclasses.replace(question, rationale="", facts=(), text="")
+        assert leak_answer(bare) == leak_answer(question), "the text depends on more than the place of the answer"
     assert all(told.values())
     assert told[0].isdisjoint(told[1])
 
@@ -110,10 +95,10 @@ def test_exercises_and_solutions_have_the_same_functions_and_arguments():
 @pytest.mark.parametrize(
     ("name", "wrong"),
     [
-        ("write_target", lambda item, method: texts_of(item, "none")[1]),
+        ("write_target", lambda question, method: texts_of(question, "none")[1]),
         ("with_shuffled_words", lambda items, *, seed: list(items)),
-        ("leak_answer", lambda item: item.answer),
-        ("leak_answer", lambda item: f"it is {item.options[item.answer_index]} ."),
+        ("leak_answer", lambda question: question.answer),
+        ("leak_answer", lambda question: f"it is {question.options[question.answer_index]} ."),
     ],
 )
 def test_a_wrong_answer_does_not_pass(name, wrong, drawn):
@@ -122,4 +107,4 @@ def test_a_wrong_answer_does_not_pass(name, wrong, drawn):
 
 
 def test_the_mask_hides_the_answer_word_that_the_naive_leak_uses(drawn):
-    assert MASK in masked(drawn[0], drawn[0].answer)
+    assert MASK in masked(drawn[0].record, drawn[0].record.answer)

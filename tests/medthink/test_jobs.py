@@ -8,8 +8,9 @@ import pytest
 
 from lightbox.claims.registry import arms_in_order
 from lightbox.errors import RequestError
+from lightbox.paper.generated import GENERATED
 from lightbox.runs import folders
-from medthink import cli, scores, stages
+from medthink import cli
 from medthink.claims import PAPER
 
 FILES = {"scores.parquet", "history.json", "examples.json", "card.json"}
@@ -20,7 +21,7 @@ def run_arms(out: Path, arms, overrides):
     for name in arms_in_order(PAPER, arms):
         arm = PAPER.arms[name]
         needs = {need: out / "jobs" / need for need in arm.needs}
-        cli.run_job(out / "jobs" / name, [*overrides, *arm.overrides], needs)
+        cli.run_job(out / "jobs" / name, [*overrides, f"experiment={name}"], needs)
     return out / "jobs"
 
 
@@ -56,7 +57,7 @@ def test_jobs_of_a_seed_share_the_feature_cache(tiny, tmp_path):
 
 def test_two_stage_in_sample_end_to_end(tiny, tmp_path):
     jobs = run_arms(tmp_path, ["stage2_in_sample"], tiny)
-    written = json.loads((jobs / "stage1" / stages.GENERATED).read_text())
+    written = json.loads((jobs / "stage1" / GENERATED).read_text())
     assert {name: len(texts) for name, texts in written.items()} == {
         "train": 24,
         "image": 12,
@@ -78,8 +79,9 @@ def test_reader_scores_four_texts(tiny, tmp_path):
 def test_losses_of_reasoning_add_up_to_its_difference(tiny, tmp_path):
     jobs = run_arms(tmp_path, ["reasoning"], tiny)
     arm, rival = (folders.read_scores(jobs / name) for name in ("reasoning", "none"))
-    difference = scores.mean_of(rival, "correct", "image") - scores.mean_of(arm, "correct", "image")
-    parts = [scores.mean_of(arm, f"loss_at_{kind}_facts", "image") for kind in ("right", "wrong")]
+    means, rival_means = folders.mean_scores(arm), folders.mean_scores(rival)
+    difference = rival_means["image/correct"] - means["image/correct"]
+    parts = [means[f"image/loss_at_{kind}_facts"] for kind in ("right", "wrong")]
     assert sum(parts) == pytest.approx(difference)
 
 

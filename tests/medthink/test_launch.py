@@ -12,23 +12,20 @@ from medthink import cli
 
 pytestmark = pytest.mark.slow
 
-WAYS = {"replicas": ["--multi_gpu"], "shards": ["--use_fsdp", "--fsdp_version", "2"]}
 LAUNCH = ("--num_processes", "2", "--main_process_port", "0", "-m", "medthink", "train")
 
 
-@pytest.fixture
-def arm(tiny, tiny_llava, request):
-    """A training of 3 steps with LoRA: of the T5 for replicas, of a vision-language model for shards."""
-    own = {"replicas": [*tiny, "adapter.kind=lora", "adapter.r=4"], "shards": tiny_llava}[request.param]
-    return request.param, [*own, "experiment=explanation", "optim.max_steps=3", "run.log_every_steps=1"]
+@pytest.fixture(params=["t5", "llava"])
+def overrides(tiny, tiny_llava, request):
+    """A training of 3 steps with LoRA, of the T5 and of a vision-language model."""
+    own = {"t5": [*tiny, "adapter.kind=lora", "adapter.r=4"], "llava": tiny_llava}[request.param]
+    return [*own, "experiment=explanation", "optim.max_steps=3", "run.log_every_steps=1"]
 
 
-@pytest.mark.parametrize("arm", list(WAYS), indirect=True)
-def test_two_processes_leave_one_run_with_the_scores_of_one(arm, tmp_path, monkeypatch):
-    way, overrides = arm
-    monkeypatch.setattr(cli, "index_run", lambda *_: None)
+def test_two_processes_leave_one_run_with_the_scores_of_one(overrides, tmp_path, monkeypatch):
+    monkeypatch.setattr("lightbox.paper.entries.index_run", lambda *_: None)
     cli.train([*overrides, f"run.out={tmp_path / 'one'}"])
-    command = [sys.executable, "-W", "ignore", "-m", "accelerate.commands.launch", *WAYS[way], *LAUNCH]
+    command = [sys.executable, "-W", "ignore", "-m", "accelerate.commands.launch", "--multi_gpu", *LAUNCH]
     done = subprocess.run(
         [*command, *overrides, f"run.out={tmp_path / 'two'}"],
         capture_output=True,

@@ -6,6 +6,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 from lightbox.backbones.seq2seq import load_seq2seq, quiet_loading
+from lightbox.backbones.t5 import FusedT5Backbone
 from medthink.model import MedThinkT5
 from medthink.objective import target_loss
 
@@ -30,6 +31,14 @@ def batch():
     labels[1, 5:] = -100
     vision = torch.randn(3, 16, WIDTH, generator=generator)
     return {"input_ids": ids, "attention_mask": (ids != 0).long(), "labels": labels, "vision": vision}
+
+
+def generate_greedy(model, input_ids, attention_mask, vision, *, max_new_tokens):
+    """What `FusedT5Backbone.generate` makes of a batch, as ids."""
+    backbone = FusedT5Backbone.__new__(FusedT5Backbone)
+    backbone.model = model
+    inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "vision": vision}
+    return backbone._generate_ids(inputs, max_new_tokens=max_new_tokens)
 
 
 def shut_gate(model):
@@ -130,10 +139,9 @@ def test_arms_of_a_seed_start_alike(t5_folder):
 
 
 @pytest.mark.parametrize("with_vision", [True, False])
-def test_cached_generation_equals_uncached_and_step_by_step(fused, batch, with_vision):
+def test_cached_generation_equals_step_by_step(fused, batch, with_vision):
     given = (batch["input_ids"], batch["attention_mask"], batch["vision"] if with_vision else None)
-    cached = fused.generate_greedy(*given, max_new_tokens=8)
-    assert torch.equal(cached, fused.generate_greedy(*given, max_new_tokens=8, use_cache=False))
+    cached = generate_greedy(fused, *given, max_new_tokens=8)
     ids = torch.zeros((3, 1), dtype=torch.long)
     ended = torch.zeros(3, dtype=torch.bool)
     with torch.no_grad():
@@ -174,7 +182,7 @@ def test_padding_changes_neither_loss_nor_generation(fused, batch, extra):
 
     torch.testing.assert_close(loss(batch), loss(wide), atol=1e-4, rtol=1e-6)
     made = [
-        fused.generate_greedy(*(b[k] for k in ("input_ids", "attention_mask", "vision")), max_new_tokens=5)
+        generate_greedy(fused, *(b[k] for k in ("input_ids", "attention_mask", "vision")), max_new_tokens=5)
         for b in (batch, wide)
     ]
     assert torch.equal(*made)

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from lightbox.cli import multirun
 from lightbox.errors import RequestError, WorkError
+from lightbox.paper import multirun
 from medthink.config import resolve
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from medthink.data import label_rows
+from lightbox.backbones.t5 import label_rows
 from medthink.objective import target_loss
 
 
@@ -25,13 +25,13 @@ def by_hand(logits, targets):
 
 def test_loss_is_the_sum_over_target_tokens(logits):
     targets = [[3, 4, 1], [5, 1]]
-    total, tokens, _ = target_loss(logits[:, :3], label_rows(targets, pad_id=0, pads="masked", width=5))
+    total, tokens, _ = target_loss(logits[:, :3], label_rows(targets, pad_id=0))
     assert total.item() == pytest.approx(by_hand(logits, targets), abs=1e-12)
     assert tokens.item() == 5
 
 
 def test_pads_do_not_change_the_masked_loss(logits):
-    narrow = label_rows([[3, 4, 1], [5, 1]], pad_id=0, pads="masked", width=0)
+    narrow = label_rows([[3, 4, 1], [5, 1]], pad_id=0)
     wide = torch.cat([narrow, torch.full((2, 2), -100)], dim=1)
     assert target_loss(logits, wide)[0].item() == pytest.approx(target_loss(logits[:, :3], narrow)[0].item(), abs=1e-12)
 
@@ -39,7 +39,7 @@ def test_pads_do_not_change_the_masked_loss(logits):
 def test_official_pads_count_as_targets(logits):
     targets = [[3, 4, 1], [5, 1]]
     padded = [[3, 4, 1, 0, 0], [5, 1, 0, 0, 0]]
-    total, tokens, _ = target_loss(logits, label_rows(targets, pad_id=0, pads="official", width=5))
+    total, tokens, _ = target_loss(logits, label_rows(targets, pad_id=0, pad_to=5))
     assert total.item() == pytest.approx(by_hand(logits, padded), abs=1e-12)
     assert tokens.item() == 10
 
@@ -49,8 +49,8 @@ def test_easy_pads_dilute_the_mean():
     targets = [[3, 1]]
     logits = torch.zeros(1, 8, 7)
     logits[:, 2:, 0] = 50.0
-    masked = target_loss(logits[:, :2], label_rows(targets, pad_id=0, pads="masked", width=8))
-    official = target_loss(logits, label_rows(targets, pad_id=0, pads="official", width=8))
+    masked = target_loss(logits[:, :2], label_rows(targets, pad_id=0))
+    official = target_loss(logits, label_rows(targets, pad_id=0, pad_to=8))
     assert (masked[0] / masked[1]).item() == pytest.approx(math.log(7))
     assert (official[0] / official[1]).item() == pytest.approx(math.log(7) / 4)
 

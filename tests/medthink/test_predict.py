@@ -38,7 +38,7 @@ def trained(tiny, tmp_path_factory):
     out = tmp_path_factory.mktemp("out")
     folders = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli, "index_run", lambda *_: None)
+        patch.setattr("lightbox.paper.entries.index_run", lambda *_: None)
         for arm in ("explanation", "reasoning", "stage1"):
             cli.train([*tiny, f"experiment={arm}", f"run.out={out}", "optim.max_steps=60", "optim.lr=0.01"])
             folders[arm] = next((out / "runs").glob(f"{arm}-*"))
@@ -84,7 +84,7 @@ def test_dicom_and_png_of_equal_pixels_get_equal_answers(trained, picture):
 
 def test_cli_takes_the_newest_run_and_draws_the_answer(trained, picture, monkeypatch, tmp_path):
     out = trained["explanation"].parents[1]
-    monkeypatch.setattr(cli, "default_out", lambda: out)
+    monkeypatch.setattr("lightbox.paper.entries.default_out", lambda: out)
     drawn = tmp_path / "answer.png"
     told = cli.predict(image=picture, question=QUESTION, options=("yes", "no"), out=drawn)
     assert told["strategy"] == "first_stage"  # trained last

@@ -17,7 +17,7 @@ SHORT = ("optim.max_steps=2", "optim.batch_size=8", "eval.rationale_tokens=8", "
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_profile_trains_scores_and_is_scored_again(family, device, tower_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(cli, "index_run", lambda *_: None)
+    monkeypatch.setattr("lightbox.paper.entries.index_run", lambda *_: None)
     weights = save_shrunk(family, tmp_path / "weights")
     profile = ["preset=consumer_gpu", "data.source=phantom", "data.root=''", f"run.device={device}", "run.seed=0"]
     own = [*profile, *SMALL, *SHORT, "experiment=explanation"]

@@ -10,37 +10,44 @@ from lightbox.errors import RequestError
 from lightbox.phantom.facts import parse
 from medthink import rationales
 from medthink.config import resolve
-from medthink.items import load_splits
+from medthink.data import load_splits
 
 
 @pytest.fixture(scope="module")
 def drawn():
     cfg = resolve(["preset=smoke", "run.seed=3", "data.n_train=400", "data.n_test=4"])
-    return load_splits(cfg, with_images=False)[0].items
+    return load_splits(cfg, with_images=False)[0].samples
 
 
 def test_same_answer_comes_from_another_case_with_the_same_kind_and_answer(drawn):
     changed = rationales.with_same_answer(drawn, seed=0)
     givers = {}
     for item in drawn:
-        givers.setdefault((item.kind, item.answer, item.rationale), set()).add(item.case_id)
+        question = item.record
+        givers.setdefault((question.kind, question.answer, question.rationale), set()).add(item.case_id)
     for before, after in zip(drawn, changed, strict=True):
-        assert (after.id, after.answer, after.question) == (before.id, before.answer, before.question)
-        owners = givers[before.kind, before.answer, after.rationale]  # raises KeyError where kind or answer differ
+        assert (after.id, after.record.answer, after.record.text) == (
+            before.id,
+            before.record.answer,
+            before.record.text,
+        )
+        owners = givers[
+            before.record.kind, before.record.answer, after.record.rationale
+        ]  # raises KeyError where kind or answer differ
         assert owners != {before.case_id}
-    assert sorted(i.rationale for i in changed) == sorted(i.rationale for i in drawn)  # each is used once
-    assert sum(a.rationale != b.rationale for a, b in zip(drawn, changed, strict=True)) > 0.8 * len(drawn)
+    assert sorted(i.record.rationale for i in changed) == sorted(i.record.rationale for i in drawn)  # each is used once
+    assert sum(a != b for a, b in zip(drawn, changed, strict=True)) > 0.8 * len(drawn)
 
 
 def test_answer_that_nobody_shares_is_left_without_rationale(items):
     changed = rationales.with_same_answer(items, seed=0)
-    assert changed[-1].rationale == ""  # the only item with "left upper zone"
-    assert changed[3].rationale == ""  # "yes" is shared, but this is the only threshold question
+    assert changed[-1].record.rationale == ""  # the only item with "left upper zone"
+    assert changed[3].record.rationale == ""  # "yes" is shared, but this is the only threshold question
 
 
 def test_items_of_one_case_swap_only_where_no_other_case_shares_their_answer(make_item):
     one_case = [make_item(name, case_id="same", rationale=f"{name} .") for name in "ab"]
-    assert [item.rationale for item in rationales.with_same_answer(one_case, seed=0)] == ["b .", "a ."]
+    assert [item.record.rationale for item in rationales.with_same_answer(one_case, seed=0)] == ["b .", "a ."]
 
 
 def test_filler_has_the_length_of_the_rationale_and_none_of_its_facts(items):
@@ -48,19 +55,19 @@ def test_filler_has_the_length_of_the_rationale_and_none_of_its_facts(items):
         return len(text.split())
 
     changed = rationales.altered(items, "filler", seed=0, corruption_pct=0, count_tokens=count)
-    assert [count(i.rationale) for i in changed] == [count(i.rationale) for i in items]
-    assert all(not (parse(c.rationale) & i.facts) for c, i in zip(changed, items, strict=True))
-    assert set(" ".join(i.rationale for i in changed).split()) <= set(rationales.FILLER_WORDS)
+    assert [count(i.record.rationale) for i in changed] == [count(i.record.rationale) for i in items]
+    assert all(parse(c.record.rationale).isdisjoint(i.record.facts) for c, i in zip(changed, items, strict=True))
+    assert set(" ".join(i.record.rationale for i in changed).split()) <= set(rationales.FILLER_WORDS)
 
 
 @pytest.mark.parametrize("pct", [0, 10, 25, 50])
 def test_corruption_rate_is_exact_and_every_corrupted_fact_is_wrong(drawn, pct):
     changed = rationales.with_corruption(drawn, pct, seed=1)
-    different = [(a, b) for a, b in zip(drawn, changed, strict=True) if a.rationale != b.rationale]
+    different = [(a, b) for a, b in zip(drawn, changed, strict=True) if a != b]
     assert len(different) == round(len(drawn) * pct / 100)
     for before, after in different:
-        assert parse(after.rationale) != before.facts
-        assert after.answer == before.answer
+        assert parse(after.record.rationale) != frozenset(before.record.facts)
+        assert after.record.answer == before.record.answer
 
 
 def test_corruption_swaps_words_of_one_kind_consistently():
@@ -89,11 +96,11 @@ def test_every_alteration_repeats_itself(drawn, kind):
 
 def test_masking_hides_options_and_polarity_and_leaves_facts(make_item):
     side = make_item(answer="left", options=("right", "left"))
-    assert rationales.masked(side, "the left lung shows a disc , not the right .") == (
+    assert rationales.masked(side.record, "the left lung shows a disc , not the right .") == (
         f"the {rationales.MASK} lung shows a disc , {rationales.MASK} the {rationales.MASK} ."
     )
     yes = make_item(rationale="no disc is seen .")
-    assert rationales.masked(yes, yes.rationale) == f"{rationales.MASK} disc is seen ."
+    assert rationales.masked(yes.record, yes.record.rationale) == f"{rationales.MASK} disc is seen ."
 
 
 def test_corruption_words_are_those_of_the_phantom():

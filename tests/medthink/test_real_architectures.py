@@ -13,7 +13,6 @@ import pytest
 from lightbox.runs import folders
 from lightbox.testing.shrunk import save_shrunk
 from medthink import cli
-from medthink.scores import mean_of
 
 pytestmark = pytest.mark.slow
 
@@ -65,7 +64,7 @@ def sizes():
 
 @pytest.fixture(autouse=True)
 def _without_index(monkeypatch):
-    monkeypatch.setattr(cli, "index_run", lambda *_: None)
+    monkeypatch.setattr("lightbox.paper.entries.index_run", lambda *_: None)
 
 
 def train(out, *overrides):
@@ -144,7 +143,8 @@ def test_adapter_on_the_trained_tiny_model_answers_from_the_image(quant, tmp_pat
     arm = ["experiment=none", "data.form=open", "run.seed=0", "optim.lr=0.004"]
     run = train(tmp_path, *sizes, *arm, "model.backbone=tiny/llava", "adapter.kind=lora", f"adapter.quant={quant}")
     table = folders.read_scores(run)
-    found = {name: mean_of(table, "correct", name) for name in ("image", "blank", "shuffled")}
+    means = folders.mean_scores(table)
+    found = {name: means[f"{name}/correct"] for name in ("image", "blank", "shuffled")}
     found |= json.loads((run / "card.json").read_text())["baselines"]
     image = found.pop("image")
     assert image > 0.7, found

@@ -99,7 +99,9 @@ def test_official_features_go_through_convert_and_train(overrides, r_slake, tmp_
     assert table["fact_f1"].null_count == table.num_rows  # facts can be parsed on the phantom only
     model, _ = load_seq2seq(str(next((out / "runs").iterdir()) / "model"), model_class=MedThinkT5)
     assert model.fusion.project.in_features == 256
-    assert (model.config.method, model.config.num_layers, model.config.num_heads) == ("explanation", 12, 12)
+    assert (model.config.num_layers, model.config.num_heads) == (12, 12)
+    purpose = json.loads((next((out / "runs").iterdir()) / "model" / "purpose.json").read_text())
+    assert purpose["purpose"] == {"objective.method": "explanation", "data.form": "closed"}
 
 
 def test_leaks_and_baselines_stand_beside_a_real_score(overrides, tower_folder, tmp_path, capsys):

@@ -7,11 +7,13 @@ from safetensors.torch import load_file
 from lightbox.adapters.artifact import wrapped_model
 from lightbox.backbones.quantisation import count_by_part
 from lightbox.errors import RequestError
+from lightbox.paper.pretrained import find_pretrained
+from lightbox.paper.purpose import read_purpose
 from lightbox.runs import folders
 from lightbox.testing.tiny_models import save_tower
-from medthink import cli, saved, train
+from medthink import cli, train
 from medthink.config import resolve
-from medthink.items import load_splits
+from medthink.data import load_splits
 from medthink.predict import predict
 
 LORA = ["adapter.kind=lora", "adapter.r=4"]
@@ -29,7 +31,8 @@ def learner(tiny, tmp_path):
     def build(*overrides):
         cfg = resolve([*tiny, "experiment=explanation", *overrides])
         splits = load_splits(cfg)
-        return cfg, train.open_learner(cfg, splits, cache=tmp_path / "cache"), splits
+        base = find_pretrained(cfg.model.backbone)
+        return cfg, train.open_learner(cfg, base, splits, cache=tmp_path / "cache"), splits
 
     return build
 
@@ -38,7 +41,7 @@ def learner(tiny, tmp_path):
 def test_additions_and_fusion_train_and_nothing_else(learner, tmp_path, more):
     cfg, own, (seen, _) = learner(*more)
     base = state(own.backbone.core)
-    own.fit(train.training_items(cfg, seen.items, {}, own.tokenizer), seen, tmp_path / "run")
+    own.fit(train.training_questions(cfg, seen.samples, {}, own.tokenizer), seen, tmp_path / "run")
     model = wrapped_model(own.backbone)
     moved = {name for name, p in model.named_parameters() if p.requires_grad}
     assert {name.split("base_model.model.")[1].split(".")[0] for name in moved} == {"encoder", "decoder", "fusion"}
@@ -92,10 +95,9 @@ def test_checkpointed_layers_change_no_bit_of_the_history(tiny, tmp_path):
 
 def test_reader_has_no_fusion_to_train(learner, tmp_path):
     cfg, own, (seen, _) = learner("experiment=reader", *LORA)
-    own.fit(train.training_items(cfg, seen.items, {}, own.tokenizer), seen, tmp_path / "run")
-    own.save(tmp_path / "model")
-    strategy = saved.read_strategy(tmp_path / "model")
-    assert strategy == {"method": "reader", "form": "closed", "tower": "", "vision_width": 0}
+    own.fit(train.training_questions(cfg, seen.samples, {}, own.tokenizer), seen, tmp_path / "run")
+    own.save(tmp_path / "model", cfg.purpose)
+    assert read_purpose(tmp_path / "model") == {"purpose": {"objective.method": "reader", "data.form": "closed"}}
 
 
 def test_fusion_for_features_of_another_width_is_refused(tiny, tmp_path):

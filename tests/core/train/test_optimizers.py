@@ -12,9 +12,9 @@ from lightbox.adapters.optimizers import has_own_slots, make_optimizer
 from lightbox.errors import RequestError
 from lightbox.files import file_sha256
 from lightbox.testing.training import fit_tagger, make_tagger, tagger_step
-from lightbox.train import checkpoint, optimizer_state
+from lightbox.train import checkpoint, updates
 from lightbox.train.checkpoint import ResumeState
-from lightbox.train.groups import decay_groups
+from lightbox.train.updates import decay_groups
 
 WIDTH = 80  # the recurrent matrices have 240 x 80 elements, so their moments take 8 bits; the others keep float32
 
@@ -55,7 +55,7 @@ def test_the_state_survives_as_tensors_and_numbers_to_the_same_bits(tmp_path):
     path = checkpoint.save(tmp_path, model, optimizer, ResumeState(step=3))
     other, fresh = stepped(seed=2, steps=0)
     checkpoint.load(path, other, fresh)
-    ours, theirs = (optimizer_state.state_tensors(m, o) for m, o in ((model, optimizer), (other, fresh)))
+    ours, theirs = (updates.state_tensors(m, o) for m, o in ((model, optimizer), (other, fresh)))
     assert ours.keys() == theirs.keys()
     assert {key.rpartition("|")[2] for key in ours} == {"state1", "state2", "absmax1", "absmax2", "qmap1", "qmap2"}
     for key, tensor in ours.items():

@@ -1,4 +1,4 @@
-"""What Hydra and OmegaConf refuse, in three parts with key and close matches. For `config` and `cli.multirun` only."""
+"""What Hydra and OmegaConf refuse, in three parts with key and close matches. For `config` and `multirun` only."""
 
 import difflib
 from collections.abc import Iterator, Sequence

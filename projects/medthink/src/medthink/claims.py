@@ -4,16 +4,115 @@ The paper's text beyond its abstract was not available; its numbers are as an in
 tables are named by content because their printed numbers were not found. Paper numbers are R-RAD / R-SLAKE.
 """
 
-from lightbox.claims.spec import Claim, Contrast, Gate, Kind, Measure, PaperClaims, Role, difference
-from medthink.arms import ARMS, CORRUPTION_PCT, corruption_arm
+from lightbox.claims.spec import Arm, Claim, Contrast, Gate, Kind, Measure, PaperClaims, Role, difference
+
+CORRUPTION_PCT = (0, 10, 25, 50)
+UNTRAINED = "objective.is_trained=false"
+OPEN = "data.form=open"
+PADS = "objective.pads=official"
+OUT_OF_FOLD = "objective.stage2_rationales=out_of_fold"
+
+
+def _arm(name: str, title: str, method: str, *overrides: str, needs: tuple[str, ...] = (), rate_of: str = "") -> Arm:
+    return Arm(name, title, (f"objective.method={method}", *overrides), needs, UNTRAINED not in overrides, rate_of)
+
+
+def corruption_arm(order: str, pct: int) -> str:
+    """Name of the arm of a strategy with `pct` % of its training rationales corrupted; 0 is the strategy itself."""
+    return order if pct == 0 else f"{order}_corrupt{pct}"
+
+
+def _corrupted(order: str, pct: int) -> Arm:
+    title = f"{order}, {pct} % of the training rationales corrupted"
+    doses = ("data.rationale=corrupted", f"data.corruption_pct={pct}")
+    return _arm(corruption_arm(order, pct), title, order, *doses, rate_of=order)
+
+
+# What `experiment=NAME` means, and nothing else: the arms of a claim share data, steps and initial weights, and differ
+# in the strategy or in what rationales say.
+ARMS = (
+    _arm("untouched", "arm 0: shipped weights, not trained", "none", UNTRAINED),
+    _arm("majority", "most frequent training answer of the question kind", "majority", UNTRAINED),
+    _arm("question_only", "most frequent training answer of the same question text", "question_only", UNTRAINED),
+    _arm("none", "answer only", "none"),
+    _arm("explanation", "answer, then rationale", "explanation"),
+    _arm(
+        "same_answer",
+        "answer, then rationale of another item of that kind and answer",
+        "explanation",
+        "data.rationale=same_answer",
+    ),
+    _arm("filler", "answer, then neutral words, as many as the rationale has", "explanation", "data.rationale=filler"),
+    _arm("reasoning", "rationale, then answer", "reasoning", needs=("none",)),
+    _arm("none_pads", "answer only, pads in the loss (official code)", "none", PADS),
+    _arm("explanation_pads", "answer, then rationale, pads in the loss (official code)", "explanation", PADS),
+    _arm("stage1", "stage 1: question to rationale", "first_stage"),
+    _arm(
+        "stage1_folds",
+        "stage 1, five models, each for cases it did not see",
+        "first_stage",
+        OUT_OF_FOLD,
+        rate_of="stage1",
+    ),
+    _arm("stage2_gold", "stage 2 trained on reference rationales", "second_stage", needs=("stage1",)),
+    _arm(
+        "stage2_in_sample",
+        "stage 2 trained on stage 1's rationales of its own training items",
+        "second_stage",
+        "objective.stage2_rationales=in_sample",
+        needs=("stage1",),
+    ),
+    _arm(
+        "stage2_out_of_fold",
+        "stage 2 trained on out-of-fold rationales",
+        "second_stage",
+        OUT_OF_FOLD,
+        needs=("stage1", "stage1_folds"),
+    ),
+    _arm("reader", "text-only reader trained on reference rationales", "reader", needs=("explanation", "reasoning")),
+    _arm(
+        "reader_masked",
+        "the same reader, answer-bearing words masked",
+        "reader",
+        "objective.masks_answer_words=true",
+        needs=("explanation", "reasoning"),
+        rate_of="reader",
+    ),
+    *(_corrupted(order, pct) for order in ("explanation", "reasoning") for pct in CORRUPTION_PCT[1:]),
+    _arm("majority_open", "most frequent training answer, open questions", "majority", UNTRAINED, OPEN),
+    _arm("question_only_open", "question-only look-up, open questions", "question_only", UNTRAINED, OPEN),
+    _arm("explanation_open", "answer, then rationale; open questions", "explanation", OPEN, rate_of="explanation"),
+    _arm("reasoning_open", "rationale, then answer; open questions", "reasoning", OPEN, rate_of="reasoning"),
+    _arm("stage1_open", "stage 1: question to rationale; open questions", "first_stage", OPEN, rate_of="stage1"),
+)
 
 
 def _under(arm: str, condition: str, metric: str = "correct") -> Measure:
     return Measure(arm, metric, (("condition", condition),))
 
 
-def _of_kind(arm: str, kind: str) -> Measure:
-    return Measure(arm, "correct", (("condition", "image"), ("kind", kind)))
+def _reads(condition: str, reader: str = "reader") -> Measure:
+    return _under(reader, condition)
+
+
+def _beside(name: str, arm: Measure | str, rival: Measure | str) -> Contrast:
+    """A difference that is shown and decides nothing."""
+    return difference(name, arm, rival, Role.SECONDARY)
+
+
+def _without_answer_words(condition: str) -> Contrast:
+    name = f"without answer words: masked {condition} - no rationale"
+    return _beside(name, _reads(condition, "reader_masked"), _reads("no_rationale", "reader_masked"))
+
+
+def _by_kind(kind: str, name: str, arm: str, rival: str) -> Contrast:
+    """A difference on questions of one kind, shown beside the claim."""
+    where = (("condition", "image"), ("kind", kind))
+    return _beside(f"{kind}: {name}", Measure(arm, where=where), Measure(rival, where=where))
+
+
+def _bleu(n: int, name: str, arm: str, rival: str, role: Role = Role.SECONDARY) -> Contrast:
+    return difference(f"BLEU-{n}: {name}", Measure(arm, f"bleu{n}"), Measure(rival, f"bleu{n}"), role)
 
 
 def _gate(*arms: str, suffix: str = "") -> Gate:
@@ -43,13 +142,8 @@ _T1 = Claim(
         difference("Explanation - answer only", "explanation", "none"),
         difference("true - same-answer rationale", "explanation", "same_answer", Role.CONTROL),
         difference("true rationale - filler", "explanation", "filler", Role.CONTROL),
-        difference(
-            "composition: Explanation - answer only",
-            _of_kind("explanation", "composition"),
-            _of_kind("none", "composition"),
-            Role.SECONDARY,
-        ),
-        difference("Explanation - arm 0", "explanation", "untouched", Role.SECONDARY),
+        _by_kind("composition", "Explanation - answer only", "explanation", "none"),
+        _beside("Explanation - arm 0", "explanation", "untouched"),
     ),
     gate=_gate("explanation", "none", "same_answer", "filler"),
     is_primary=True,
@@ -76,9 +170,9 @@ _T1_PADS = Claim(
                 (1.0, Measure("none")),
             ),
         ),
-        difference("pads counted: Explanation - answer only", "explanation_pads", "none_pads", Role.SECONDARY),
-        difference("answer only: pads masked - counted", "none", "none_pads", Role.SECONDARY),
-        difference("Explanation: pads masked - counted", "explanation", "explanation_pads", Role.SECONDARY),
+        _beside("pads counted: Explanation - answer only", "explanation_pads", "none_pads"),
+        _beside("answer only: pads masked - counted", "none", "none_pads"),
+        _beside("Explanation: pads masked - counted", "explanation", "explanation_pads"),
     ),
     gate=_gate("explanation", "none", "explanation_pads", "none_pads"),
     note="A control of T1. Above 0: part of the paper's gain comes from the pads. Every other claim masks them. The "
@@ -106,18 +200,8 @@ _T2 = Claim(
             ((1.0, Measure("reasoning", "loss_at_wrong_facts")),),
             Role.SECONDARY,
         ),
-        difference(
-            "composition: answer only - Reasoning",
-            _of_kind("none", "composition"),
-            _of_kind("reasoning", "composition"),
-            Role.SECONDARY,
-        ),
-        difference(
-            "presence: answer only - Reasoning",
-            _of_kind("none", "presence"),
-            _of_kind("reasoning", "presence"),
-            Role.SECONDARY,
-        ),
+        _by_kind("composition", "answer only - Reasoning", "none", "reasoning"),
+        _by_kind("presence", "answer only - Reasoning", "none", "reasoning"),
     ),
     gate=_gate("explanation", "none", "reasoning"),
     presets=("smoke", "quick", "full"),
@@ -137,10 +221,10 @@ _T3 = Claim(
     contrasts=(
         difference("out-of-fold - in-sample", "stage2_out_of_fold", "stage2_in_sample"),
         difference("in-sample - reference", "stage2_in_sample", "stage2_gold"),
-        difference("in-sample - answer only", "stage2_in_sample", "none", Role.SECONDARY),
-        difference("in-sample - Reasoning", "stage2_in_sample", "reasoning", Role.SECONDARY),
-        difference("out-of-fold - answer only", "stage2_out_of_fold", "none", Role.SECONDARY),
-        difference("out-of-fold - Reasoning", "stage2_out_of_fold", "reasoning", Role.SECONDARY),
+        _beside("in-sample - answer only", "stage2_in_sample", "none"),
+        _beside("in-sample - Reasoning", "stage2_in_sample", "reasoning"),
+        _beside("out-of-fold - answer only", "stage2_out_of_fold", "none"),
+        _beside("out-of-fold - Reasoning", "stage2_out_of_fold", "reasoning"),
     ),
     gate=_gate("stage2_out_of_fold", "stage2_in_sample", "stage2_gold", "none", "reasoning"),
     note="Stage 1 over-fits its training items, so stage 2 trained on its in-sample text meets other text in test. "
@@ -156,40 +240,16 @@ _T4 = Claim(
     paper_numbers="not found; answer files of a sister project: 62.9 without and 98.0 with the reference (R-RAD), "
     "72.1 and 98.3 (R-SLAKE)",
     contrasts=(
-        difference("reference - no rationale", _under("reader", "reference"), _under("reader", "no_rationale")),
-        difference("reference - generated", _under("reader", "reference"), _under("reader", "generated")),
-        difference(
-            "reference - question-only", _under("reader", "reference"), Measure("question_only"), Role.SECONDARY
-        ),
-        difference(
-            "generated (Explanation) - no rationale",
-            _under("reader", "generated"),
-            _under("reader", "no_rationale"),
-            Role.SECONDARY,
-        ),
-        difference(
-            "generated (Reasoning) - no rationale",
-            _under("reader", "generated_reasoning"),
-            _under("reader", "no_rationale"),
-            Role.SECONDARY,
-        ),
-        difference(
-            "without answer words: masked reference - no rationale",
-            _under("reader_masked", "reference"),
-            _under("reader_masked", "no_rationale"),
-            Role.SECONDARY,
-        ),
-        difference(
-            "without answer words: masked generated - no rationale",
-            _under("reader_masked", "generated"),
-            _under("reader_masked", "no_rationale"),
-            Role.SECONDARY,
-        ),
+        difference("reference - no rationale", _reads("reference"), _reads("no_rationale")),
+        difference("reference - generated", _reads("reference"), _reads("generated")),
+        _beside("reference - question-only", _reads("reference"), Measure("question_only")),
+        _beside("generated (Explanation) - no rationale", _reads("generated"), _reads("no_rationale")),
+        _beside("generated (Reasoning) - no rationale", _reads("generated_reasoning"), _reads("no_rationale")),
+        _without_answer_words("reference"),
+        _without_answer_words("generated"),
     ),
     gate=Gate(
-        (_under("reader", "reference"),),
-        (Measure("majority"), Measure("question_only"), _under("reader", "no_rationale")),
-        headroom=0.0,
+        (_reads("reference"),), (Measure("majority"), Measure("question_only"), _reads("no_rationale")), headroom=0.0
     ),
     note="The reference contains the answer, so reader accuracy measures leakage; a reader near 100 % is the claim, "
     "hence no headroom. The reader never trains without a rationale, so its no-rationale score is a lower bound; the "
@@ -211,8 +271,8 @@ _T5 = Claim(
             _fitted_fall("reasoning") + _fitted_fall("explanation", -1.0),
             Role.SECONDARY,
         ),
-        difference("Explanation: 0 - 50 % corrupted", "explanation", "explanation_corrupt50", Role.SECONDARY),
-        difference("Reasoning: 0 - 50 % corrupted", "reasoning", "reasoning_corrupt50", Role.SECONDARY),
+        _beside("Explanation: 0 - 50 % corrupted", "explanation", "explanation_corrupt50"),
+        _beside("Reasoning: 0 - 50 % corrupted", "reasoning", "reasoning_corrupt50"),
     ),
     gate=_gate(*(corruption_arm(order, pct) for order in ("explanation", "reasoning") for pct in CORRUPTION_PCT)),
     note="Corruption swaps side, zone or finding in the rationale and leaves the answer; shares are of all items, and "
@@ -228,23 +288,9 @@ _T6 = Claim(
     location="BLEU-1..4 of the rationales on open questions, R-RAD and R-SLAKE (table number not found)",
     paper_numbers="BLEU-4 8.8 / 9.9 (Explanation), 8.9 / 10.0 (Reasoning), 8.8 / 10.3 (Two-Stage); spread <= 0.6",
     contrasts=(
-        difference(
-            "BLEU-4: Explanation - Reasoning",
-            Measure("explanation_open", "bleu4"),
-            Measure("reasoning_open", "bleu4"),
-        ),
-        difference(
-            "BLEU-4: Explanation - Two-Stage",
-            Measure("explanation_open", "bleu4"),
-            Measure("stage1_open", "bleu4"),
-            Role.SECONDARY,
-        ),
-        difference(
-            "BLEU-1: Explanation - Reasoning",
-            Measure("explanation_open", "bleu1"),
-            Measure("reasoning_open", "bleu1"),
-            Role.SECONDARY,
-        ),
+        _bleu(4, "Explanation - Reasoning", "explanation_open", "reasoning_open", Role.PRIMARY),
+        _bleu(4, "Explanation - Two-Stage", "explanation_open", "stage1_open"),
+        _bleu(1, "Explanation - Reasoning", "explanation_open", "reasoning_open"),
     ),
     gate=_gate("explanation_open", "reasoning_open", suffix="_open"),
     min_effect=1.0,
@@ -260,4 +306,5 @@ PAPER = PaperClaims(
     arxiv="2404.12372",
     arms={arm.name: arm for arm in ARMS},
     claims=(_T1, _T1_PADS, _T2, _T3, _T4, _T5, _T6),
+    default_arm="explanation",
 )

@@ -1,135 +1,181 @@
-"""Score a model: greedy answers under the conditions image, blank and shuffled, per item, before any mean.
-
-Blank is a mid-grey image; shuffled gives each item the image of another case. Both say how much of a score is the
-image.
-"""
+"""Score a model: greedy answers under the conditions image, blank and shuffled, per item, before any mean. No torch."""
 
 import logging
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from lightbox.paper import baselines, examples
+from lightbox.paper.baselines import BY_METHOD
+from lightbox.paper.conditions import IMAGE, shown_rows
+from lightbox.paper.generated import Generated, add_generated, read_generated
+from lightbox.paper.samples import Sample, Split
 from lightbox.phantom.facts import parse
-from medthink import examples, reader, scores, stages
-from medthink.config import PHANTOM, Config
-from medthink.generation import rationale_in
-from medthink.items import Item, Split
+from lightbox.records import Question
+from lightbox.runs import folders
+from medthink import rationales, scores, stages
+from medthink.config import Config
+from medthink.data import load_splits
 
-BLANK, IMAGE, SHUFFLED = "blank", "image", "shuffled"
+if TYPE_CHECKING:  # it imports torch, and baselines are scored without
+    from lightbox.paper.learner import Learner
+
 ANSWER_FIRST = ("none", "explanation", "second_stage", "reader")
+NO_RATIONALE, REFERENCE, OUT_OF_FOLD = "no_rationale", "reference", "out_of_fold"
+READ_FROM = {"generated": "explanation", "generated_reasoning": "reasoning"}
+"""Condition of the reader -> the arm whose rationales of the test items it reads."""
+_SOLUTION = re.compile(r"\s*\bsolution\s*:\s*", re.IGNORECASE)
+_ANSWER = re.compile(r"\s*\banswer\s*:\s*", re.IGNORECASE)
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Trial:
-    """Items as asked under one condition.
+class Asked:
+    """Questions as asked under one condition.
 
-    `images` is the place in the split of the image that each is shown, one past the last for the blank one; None for no
+    `rows` is the row in the split of the image that each is shown, one past the last for the blank one; None for no
     image.
     """
 
     condition: str
-    items: list[Item]
-    images: list[int] | None
+    questions: list[Sample[Question]]
+    rows: list[int] | None
     max_new_tokens: int
 
 
-class Writer(Protocol):
-    """What writes one greedy text an item of a trial: a T5 with fusion, or a vision-language model."""
-
-    def write(self, trial: Trial, split: Split) -> list[str]: ...
-
-
-def evaluate(cfg: Config, writer: Writer, split: Split, *, folder: Path, needs: Mapping[str, Path]) -> pa.Table:
-    """Generate and score every trial; write scores.parquet, generated.json, examples.json and the example PNGs.
+def evaluate(
+    cfg: Config, learner: "Learner", split: Split[Question], *, folder: Path, needs: Mapping[str, Path]
+) -> pa.Table:
+    """Generate and score under every condition; write scores.parquet, generated.json and examples.
 
     Args:
         cfg: strategy and lengths.
-        writer: the model, trained or not.
-        split: items with reference answers and rationales.
+        learner: the model, trained or not.
+        split: questions with reference answers and rationales.
         folder: where the files go.
         needs: folders of the arms whose generated rationales are read.
 
     Returns:
-        The table of `scores.write_scores`.
+        The table of scores, sorted.
     """
-    parse_facts = parse if cfg.data.source == PHANTOM else None
+    parse_facts = parse if cfg.data.is_phantom else None
     method = cfg.objective.method
     folder.mkdir(parents=True, exist_ok=True)
-    reference = {item.id: item for item in split.items}
+    reference = {sample.id: sample for sample in split.samples}
     rows: list[scores.ScoreRow] = []
-    generated: stages.Generated = {}
-    answered: list[examples.Answered] = []
-    for trial in trials(cfg, split, needs):
-        texts = writer.write(trial, split)
-        told = None if is_answer_only(cfg, trial) else [rationale_in(text, method) for text in texts]
-        for place, (item, text) in enumerate(zip(trial.items, texts, strict=True)):
-            rationale = None if told is None else told[place]
+    generated: Generated = {}
+    shown: list[examples.Shown] = []
+    for asked in conditions(cfg, split, needs):
+        texts = learner.write(asked.questions, split, asked.rows, max_new_tokens=asked.max_new_tokens)
+        is_judged = method not in ANSWER_FIRST or asked.condition == IMAGE
+        reasons = [rationale_in(text, method) if is_judged else None for text in texts]
+        for sample, text, rationale in zip(asked.questions, texts, reasons, strict=True):
             answer = None if method == "first_stage" else text
-            gold = reference[item.id]
-            row = scores.score_item(gold, trial.condition, text=answer, rationale=rationale, parse_facts=parse_facts)
+            gold = reference[sample.id]
+            row = scores.score_answer(gold, asked.condition, text=answer, rationale=rationale, parse_facts=parse_facts)
             rows.append(row)
-            if trial.condition in (IMAGE, reader.REFERENCE):
-                said = "" if answer is None else scores.stated_answer(gold, answer)
-                read = item.rationale if method in ("second_stage", "reader") else (rationale or "")
-                answered.append(examples.Answered(gold, said, read, is_correct=row["correct"] == 1.0))
-        if told is not None:
-            generated[trial.condition] = {i.id: r for i, r in zip(trial.items, told, strict=True) if r is not None}
-        _log.info("%s: %d items under condition %s", cfg.arm, len(texts), trial.condition)
+            if asked.condition in (IMAGE, REFERENCE):
+                read = sample.record.rationale if method in ("second_stage", "reader") else rationale
+                shown.append(_example(gold, answer, read or "", is_right=row["correct"] == 1.0))
+        if is_judged:
+            pairs = zip(asked.questions, reasons, strict=True)
+            generated[asked.condition] = {sample.id: reason for sample, reason in pairs if reason is not None}
+        _log.info("%s: %d items under condition %s", cfg.experiment, len(texts), asked.condition)
     if method == "reasoning" and "none" in needs:
-        scores.add_losses(rows, pq.read_table(needs["none"] / scores.SCORES))
+        scores.add_losses(rows, folders.read_scores(needs["none"]))
     if generated:
-        stages.add_generated(folder, generated)
-    examples.write_examples(folder, answered, split, is_synthetic=cfg.data.source == PHANTOM)
-    return scores.write_scores(folder, rows)
+        add_generated(folder, generated)
+    examples.write_examples(folder, shown, split, is_synthetic=cfg.data.is_phantom)
+    return folders.write_scores(folder, rows, scores.METRICS)
 
 
-def trials(cfg: Config, split: Split, needs: Mapping[str, Path]) -> list[Trial]:
+def conditions(cfg: Config, split: Split[Question], needs: Mapping[str, Path]) -> list[Asked]:
     """What is asked: the reader's texts, or each image condition.
 
     Stage 2 reads what stage 1 wrote under the same condition, since the image enters both stages. Strategies that
     answer first generate the answer only where the image is blank or shuffled: later tokens cannot change it.
     """
     if cfg.objective.method == "reader":
-        texts = reader.reader_conditions(split.items, needs, masks_answer_words=cfg.objective.masks_answer_words)
-        return [Trial(name, items, None, cfg.new_tokens) for name, items in texts.items()]
-    shown = {
-        IMAGE: [item.image for item in split.items],
-        BLANK: [len(split.case_ids)] * len(split.items),
-        SHUFFLED: shuffled_images(split, seed=cfg.run.seed),
-    }
-    found = []
-    for condition, images in shown.items():
-        items = split.items
+        texts = {
+            NO_RATIONALE: [sample.with_record(rationale="") for sample in split.samples],
+            REFERENCE: split.samples,
+        }
+        for condition, arm in READ_FROM.items():
+            texts[condition] = stages.with_generated(split.samples, read_generated(needs, arm, IMAGE))
+        is_masked = cfg.objective.masks_answer_words
+        return [
+            Asked(condition, rationales.masked_where(questions, is_masked=is_masked), None, cfg.new_tokens)
+            for condition, questions in texts.items()
+        ]
+    asked = []
+    for condition, rows in shown_rows(split, seed=cfg.run.seed).items():
+        questions = split.samples
         if cfg.objective.method == "second_stage":
-            items = stages.with_generated(items, stages.read_generated(needs, "stage1", condition))
-        found.append(Trial(condition, items, images, _tokens(cfg, condition)))
-    return found
+            questions = stages.with_generated(questions, read_generated(needs, "stage1", condition))
+        is_short = condition != IMAGE and cfg.objective.method in ANSWER_FIRST
+        asked.append(Asked(condition, questions, rows, cfg.eval.answer_tokens if is_short else cfg.new_tokens))
+    return asked
 
 
-def train_trial(cfg: Config, items: Sequence[Item]) -> Trial:
-    """The trial in which stage 1 writes rationales for training items, with their own images."""
-    return Trial(stages.TRAIN, list(items), [item.image for item in items], cfg.new_tokens)
+def rationale_in(text: str, method: str) -> str | None:
+    """The rationale of a generated text; None for strategies that write none.
+
+    Explanation: what follows the first "Solution:", "" where there is none. Reasoning: what precedes the last
+    "Answer:", everything where there is none. Stage 1: everything.
+
+    Example:
+        >>> rationale_in("the answer is ( a ) . solution : it is clear .", "explanation")
+        'it is clear .'
+    """
+    if method == "explanation":
+        parts = _SOLUTION.split(text, maxsplit=1)
+        return parts[1] if len(parts) == 2 else ""
+    if method == "reasoning":
+        cues = list(_ANSWER.finditer(text))
+        return text[: cues[-1].start()] if cues else text
+    return text if method == "first_stage" else None
 
 
-def is_answer_only(cfg: Config, trial: Trial) -> bool:
-    """True where a trial generates no rationale that could be judged."""
-    return cfg.objective.method in ANSWER_FIRST and trial.condition != IMAGE
+def score_out_of_fold(cfg: Config, split: Split[Question], written: Mapping[str, str], folder: Path) -> None:
+    """Score the rationales that stage 1 wrote out of fold, by name of the training question."""
+    parse_facts = parse if cfg.data.is_phantom else None
+    rows = [
+        scores.score_answer(sample, OUT_OF_FOLD, text=None, rationale=written[sample.id], parse_facts=parse_facts)
+        for sample in split.samples
+    ]
+    examples.write_examples(folder, [], split, is_synthetic=cfg.data.is_phantom)
+    folders.write_scores(folder, rows, scores.METRICS)
 
 
-def shuffled_images(split: Split, *, seed: int) -> list[int]:
-    """For each item the image of another case: cases in random order, each takes the next one's, none its own."""
-    order = np.random.default_rng([seed, 4, 0]).permutation(len(split.case_ids)).tolist()
-    other = dict(zip(order, order[1:] + order[:1], strict=True))
-    return [other[item.image] for item in split.items]
+def guess_rows(train: Split[Question], scored: Split[Question], method: str) -> list[scores.ScoreRow]:
+    """Rows of the score table for a baseline."""
+    guesses = BY_METHOD[method](train.samples, scored.samples)
+    return [scores.score_guess(sample, guess) for sample, guess in zip(scored.samples, guesses, strict=True)]
 
 
-def _tokens(cfg: Config, condition: str) -> int:
-    if condition != IMAGE and cfg.objective.method in ANSWER_FIRST:
-        return cfg.eval.answer_tokens
-    return cfg.new_tokens
+def guess_accuracy(train: Split[Question], scored: Split[Question], method: str) -> float:
+    """Mean of `correct` of a baseline, in [0, 1]."""
+    rows = guess_rows(train, scored, method)
+    return sum(row["correct"] for row in rows) / len(rows)
+
+
+def beside_score(cfg: Config, train: Split[Question], scored: Split[Question]) -> dict[str, object]:
+    """What a score must be read beside: the baselines on the same items and what the splits share."""
+    accuracies = {method: guess_accuracy(train, scored, method) for method in ("majority", "question_only")}
+    return baselines.beside_score(cfg, train, scored, accuracies)
+
+
+def run_baseline(cfg: Config, folder: Path) -> None:
+    """Score a baseline arm and leave the files of a finished run in `folder`."""
+    train, scored = load_splits(cfg, with_images=False)
+    rows = guess_rows(train, scored, cfg.objective.method)
+    baselines.run(cfg, folder, rows, metrics=scores.METRICS, n_counted=len(train.samples))
+
+
+def _example(sample: Sample[Question], text: str | None, rationale: str, *, is_right: bool) -> examples.Shown:
+    answer = "" if text is None else scores.stated_answer(sample.record, text)
+    return examples.Shown(sample, answer, rationale, is_right=is_right)

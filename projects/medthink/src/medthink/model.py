@@ -10,10 +10,9 @@
 | F_fuse = (1 - lambda) F_T + lambda H_attn, read by the decoder | `MedThinkT5.encode` |
 
 The encoder and decoder are the stock T5; the decoder attends under the text's padding mask. The fused output is
-computed once per item: generation receives it as `encoder_outputs` and keeps its key-value cache.
+computed once per item: generation receives it as `encoder_outputs` and keeps its key-value cache. `open_fused` gives
+it the interface of every other backbone, so that any vision-language model can stand in its place.
 """
-
-import dataclasses
 
 import torch
 from huggingface_hub.dataclasses import strict
@@ -22,11 +21,10 @@ from transformers import T5Config, T5ForConditionalGeneration
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 
-from lightbox.backbones.families import BY_MODEL_TYPE, Family
-
-PLAIN = BY_MODEL_TYPE["t5"]
-FUSED = dataclasses.replace(PLAIN, projector="fusion")
-"""T5's parts with the fusion in the place of a projector: never quantised, and trained as a whole beside adapters."""
+from lightbox.backbones.t5 import FusedT5Backbone
+from lightbox.paper.learner import open_fused_t5
+from lightbox.paper.pretrained import Pretrained
+from medthink.config import Config
 
 
 @strict
@@ -36,16 +34,10 @@ class MedThinkT5Config(T5Config):
     Args:
         vision_width: channels of the vision features.
         gate_bias: bias that a gate absent from the weights file starts with; sigmoid(-4) = 0.018.
-        method: the strategy that the saved weights were trained with, "" where they were not.
-        form: closed or open, likewise.
-        tower: name of the tower (or feature file) whose features they were trained on, likewise.
     """
 
     vision_width: int = 0
     gate_bias: float = -4.0
-    method: str = ""
-    form: str = ""
-    tower: str = ""
 
 
 class Fusion(nn.Module):
@@ -122,33 +114,22 @@ class MedThinkT5(T5ForConditionalGeneration):
             encoder_outputs = BaseModelOutput(last_hidden_state=self.encode(input_ids, attention_mask, vision))
         return super().forward(attention_mask=attention_mask, encoder_outputs=encoder_outputs, **kwargs)
 
-    @property
-    def family(self) -> Family:
-        """Names of the parts, for adapters and quantisation."""
-        return PLAIN if self.fusion is None else FUSED
 
-    @torch.inference_mode()
-    def generate_greedy(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        vision: Tensor | None = None,
-        *,
-        max_new_tokens: int,
-        use_cache: bool = True,
-    ) -> Tensor:
-        """Generate greedily up to the end-of-text token; the encoder and the fusion run once.
+def open_fused(cfg: Config, base: Pretrained, width: int | None) -> FusedT5Backbone:
+    """The T5 with its fusion, as a backbone like any other.
 
-        Returns:
-            b t, without the start token, padded after each end.
-        """
-        fused = self.encode(input_ids, attention_mask, vision)
-        ids = self.generate(
-            encoder_outputs=BaseModelOutput(last_hidden_state=fused),
-            attention_mask=attention_mask,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            use_cache=use_cache,
-        )
-        return ids[:, 1:]
+    Args:
+        cfg: which weights, and how they are stored.
+        base: the same weights.
+        width: channels of the features; 0 for text only, None for what the file holds.
+    """
+    fusion = {"vision_width": width, "gate_bias": cfg.model.gate_bias} if width else {}
+    return open_fused_t5(
+        cfg,
+        base,
+        MedThinkT5,
+        fusion_part="fusion",
+        pad_targets_to=cfg.target_tokens if cfg.objective.pads == "official" else 0,
+        dropout_rate=cfg.model.dropout_prob,
+        **fusion,
+    )

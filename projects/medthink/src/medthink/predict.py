@@ -8,99 +8,109 @@ from typing import Any
 import torch
 
 from lightbox.errors import RequestError
+from lightbox.paper import learner as learners
+from lightbox.paper.learner import Learner, tokens_of
+from lightbox.paper.prompts import fitted_texts
+from lightbox.records import Question
+from lightbox.runs import folders
 from medthink import scores
-from medthink.generation import rationale_in
-from medthink.items import Item
-from medthink.stages import earlier_runs
-from medthink.trained import Trained, load_run
+from medthink.config import Config
+from medthink.data import CUT_FIRST, TEMPLATES, fields_of, rows_of
+from medthink.evaluate import rationale_in
+from medthink.train import open_learner
+
+TOKENS = 512
 
 
-def predict(image: Path, question: str, *, folder: Path, options: Sequence[str] = ()) -> dict[str, object]:
+def predict(
+    image: Path, question: str, *, folder: Path, options: Sequence[str] = (), box: Any = None
+) -> dict[str, object]:
     """Answer a question about an image file (PNG, JPEG or DICOM).
 
     Args:
         image: the file; it becomes grey and is letterboxed to the tower's size.
         question: text.
-        options: choices of a closed question; () asks an open one.
         folder: a finished run of `medthink train`.
+        options: choices of a closed question; () asks an open one.
+        box: None; MedThink answers about the whole image.
 
     Returns:
         answer (text, "" where none could be parsed), rationale ("" where the strategy gives none), confidence
         (exponential of the mean log-probability of the answer sentence's tokens, in [0, 1], not calibrated), options
         (probability of each option, normalised over them, for closed questions), strategy, note.
     """
-    trained = load_run(folder)
-    seen = trained.see(image)
-    item = _item(question, tuple(options))
-    if trained.method == "second_stage":
-        item = dataclasses.replace(item, rationale=_first_stage(trained, item, image))
-    text = _generate(trained, item, seen)
-    rationale = item.rationale if trained.method == "second_stage" else rationale_in(text, trained.method)
-    answer = scores.stated_answer(item, text)
-    told = dataclasses.replace(item, rationale=rationale or "")
+    cfg, learner = load_run(folder)
+    method, seen = cfg.objective.method, learner.see_file(image)
+    # nothing about the answer is known, index 0 only marks the question as closed
+    asked = Question("asked", " ".join(question.split()), "", tuple(options), 0 if options else None, rationale="")
+    if method == "second_stage":
+        asked = dataclasses.replace(asked, rationale=_first_stage(cfg, asked, image))
+    text = _write(cfg, learner, asked, seen)
+    rationale = asked.rationale if method == "second_stage" else rationale_in(text, method)
+    answer = scores.stated_answer(asked, text)
+    asked = dataclasses.replace(asked, rationale=rationale or "")
     return {
         "answer": answer,
         "rationale": rationale or "",
-        "confidence": confidence(trained, dataclasses.replace(told, answer=answer), seen) if answer else None,
-        "options": {} if trained.method == "first_stage" else option_probs(trained, told, seen),
-        "strategy": trained.method,
+        "confidence": confidence(learner, dataclasses.replace(asked, answer=answer), method, seen) if answer else None,
+        "options": {} if method == "first_stage" else option_probs(learner, asked, method, seen),
+        "strategy": method,
         "note": "research and teaching only, not for clinical use",
     }
 
 
-def confidence(trained: Trained, item: Item, seen: Any) -> float:
+def load_run(folder: Path) -> tuple[Config, Learner]:
+    """What `medthink train` left in a run folder; see `lightbox.paper.learner.load_run`."""
+    return learners.load_run(folder, Config, lambda cfg, base, cache: open_learner(cfg, base, (), cache=cache))
+
+
+def confidence(learner: Learner, question: Question, method: str, seen: Any) -> float:
     """Exponential of the mean log-probability of the answer sentence's tokens, after the rationale the model wrote.
 
     Args:
-        trained: the model.
-        item: question with the generated rationale and the generated answer.
-        seen: the image, by `trained.see`.
+        learner: the model.
+        question: with the generated rationale and the generated answer.
+        method: strategy.
+        seen: the image, by `Learner.see_file`.
     """
-    index = item.options.index(item.answer) if item.options else None
-    forced = trained.force(dataclasses.replace(item, answer_index=index), seen)
-    return float(forced.logps[slice(*forced.answer)].mean().exp())
+    index = question.options.index(question.answer) if question.options else None
+    question = dataclasses.replace(question, answer_index=index)
+    prompt, target = _texts(learner, question, method)
+    sentence = next(text for name, text in fields_of(question, TEMPLATES[method].target) if "answer" in name)
+    begin, end = tokens_of(learner.tokenizer, target, sentence)
+    return float(learner.force(prompt, target, seen).logps[begin:end].mean().exp())
 
 
-def option_probs(trained: Trained, item: Item, seen: Any) -> dict[str, float]:
+def option_probs(learner: Learner, question: Question, method: str, seen: Any) -> dict[str, float]:
     """Probability of each option's letter where the answer sentence names it, normalised over the options."""
-    forced = [trained.force(dataclasses.replace(item, answer_index=index), seen) for index in range(len(item.options))]
-    if not forced:
+    if not question.options:
         return {}
+    asked = [dataclasses.replace(question, answer_index=index) for index in range(len(question.options))]
+    forced = [learner.force(*_texts(learner, one, method), seen) for one in asked]
     places = zip(*(one.target for one in forced), strict=False)
     letter = next(place for place, tokens in enumerate(places) if len(set(tokens)) > 1)
     probs = torch.stack([one.logps[letter] for one in forced]).softmax(dim=0)
-    return dict(zip(item.options, probs.tolist(), strict=True))
+    return dict(zip(question.options, probs.tolist(), strict=True))
 
 
-def _generate(trained: Trained, item: Item, seen: Any) -> str:
-    lengths = trained.cfg.eval
-    return trained.write(item, seen, max_new_tokens=lengths.answer_tokens + lengths.rationale_tokens)
+def _texts(learner: Learner, question: Question, method: str) -> tuple[str, str]:
+    limits = {"source_tokens": TOKENS, "target_tokens": TOKENS}
+    return fitted_texts(rows_of([question], method), learner.tokenizer, cut_first=CUT_FIRST, **limits)[0]
 
 
-def _first_stage(trained: Trained, item: Item, image: Path) -> str:
+def _write(cfg: Config, learner: Learner, question: Question, seen: Any) -> str:
+    prompt, _ = _texts(learner, question, cfg.objective.method)
+    return learner.answer([prompt], seen, cfg.eval.answer_tokens + cfg.eval.rationale_tokens)[0]
+
+
+def _first_stage(cfg: Config, question: Question, image: Path) -> str:
     """The rationale that the run's own stage 1 writes for the question."""
-    earlier = earlier_runs(trained.cfg.needs)
+    earlier = folders.needed_runs(cfg.needs)
     if "stage1" not in earlier:
         raise RequestError(
             "This run is stage 2 and names no stage 1",
             "Stage 2 answers from a rationale that stage 1 writes first",
             "Train it with needs=[FOLDER], a run of `lightbox train medthink experiment=stage1`",
         )
-    first = load_run(earlier["stage1"])
-    return _generate(first, item, first.see(image))
-
-
-def _item(question: str, options: tuple[str, ...]) -> Item:
-    """A question to be asked: nothing about its answer is known, index 0 only marks it as closed."""
-    return Item(
-        id="asked",
-        case_id="asked",
-        question=" ".join(question.split()),
-        options=options,
-        answer="",
-        answer_index=0 if options else None,
-        rationale="",
-        facts=frozenset(),
-        kind="",
-        image=0,
-    )
+    first_cfg, first = load_run(earlier["stage1"])
+    return _write(first_cfg, first, question, first.see_file(image))

@@ -3,7 +3,6 @@
 Only training items are changed. Each transform is a pure function of items and seed; the answer is never touched.
 """
 
-import dataclasses
 import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -11,20 +10,22 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from lightbox.errors import RequestError
+from lightbox.paper.samples import Sample
 from lightbox.phantom.ontology import CLASS_NAMES, SIDES, ZONES
-from medthink.items import Item
+from lightbox.records import Question
 
 FILLER_WORDS = tuple("that is the part of the image in question".split())
 """Neutral, and one token each for the tiny tokenizer and for T5's."""
 MASK = "<extra_id_0>"
 POLARITY_WORDS = frozenset("yes no not none never without absent present clear normal abnormal true false".split())
+Questions = Sequence[Sample[Question]]
 SWAPS = {"side": SIDES, "zone": ZONES, "finding": CLASS_NAMES}
 _PATTERNS = {kind: re.compile(rf"\b({'|'.join(words)})\b", re.IGNORECASE) for kind, words in SWAPS.items()}
 
 
 def altered(
-    items: Sequence[Item], kind: str, *, seed: int, corruption_pct: float, count_tokens: Callable[[str], int]
-) -> list[Item]:
+    items: Questions, kind: str, *, seed: int, corruption_pct: float, count_tokens: Callable[[str], int]
+) -> list[Sample[Question]]:
     """Training items with the rationales that `data.rationale` names.
 
     Args:
@@ -37,13 +38,13 @@ def altered(
     if kind == "same_answer":
         return with_same_answer(items, seed=seed)
     if kind == "filler":
-        return [dataclasses.replace(item, rationale=filler(count_tokens(item.rationale))) for item in items]
+        return [item.with_record(rationale=filler(count_tokens(item.record.rationale))) for item in items]
     if kind == "corrupted":
         return with_corruption(items, corruption_pct, seed=seed)
     return list(items)
 
 
-def with_same_answer(items: Sequence[Item], *, seed: int) -> list[Item]:
+def with_same_answer(items: Questions, *, seed: int) -> list[Sample[Question]]:
     """Give each item the rationale of another item of the same question kind with the same answer text.
 
     Items of one kind and answer are put in random order and each takes the rationale of the one some places on, of
@@ -52,18 +53,18 @@ def with_same_answer(items: Sequence[Item], *, seed: int) -> list[Item]:
     """
     groups: dict[tuple[str, str], list[int]] = defaultdict(list)
     for index, item in enumerate(items):
-        groups[item.kind, item.answer.lower()].append(index)
+        groups[item.record.kind, item.record.answer.lower()].append(index)
     rng = np.random.default_rng([seed, 1, 0])
     result = list(items)
     for members in groups.values():
         order = rng.permutation(members).tolist()
         for taker, giver in zip(order, _rotated(order, items), strict=True):
-            text = items[giver].rationale if giver != taker else ""
-            result[taker] = dataclasses.replace(items[taker], rationale=text)
+            text = items[giver].record.rationale if giver != taker else ""
+            result[taker] = items[taker].with_record(rationale=text)
     return result
 
 
-def _rotated(order: list[int], items: Sequence[Item]) -> list[int]:
+def _rotated(order: list[int], items: Questions) -> list[int]:
     """The order moved on by the fewest places that give every item one of another case; by one where none does."""
     for shift in range(1, len(order)):
         givers = order[shift:] + order[:shift]
@@ -82,14 +83,14 @@ def filler(n_words: int) -> str:
     return " ".join(FILLER_WORDS[place % len(FILLER_WORDS)] for place in range(n_words))
 
 
-def with_corruption(items: Sequence[Item], pct: float, *, seed: int) -> list[Item]:
+def with_corruption(items: Questions, pct: float, *, seed: int) -> list[Sample[Question]]:
     """Corrupt exactly round(pct % of all) rationales, drawn among those that state a side, a zone or a finding.
 
     Raises:
         RequestError: where fewer rationales state one.
     """
     wanted = round(len(items) * pct / 100)
-    able = [index for index, item in enumerate(items) if any(p.search(item.rationale) for p in _PATTERNS.values())]
+    able = [index for index, item in enumerate(items) if _swappable(item.record.rationale)]
     if len(able) < wanted:
         raise RequestError(
             f"data.corruption_pct is {pct}, which is {wanted} of {len(items)} rationales",
@@ -99,7 +100,7 @@ def with_corruption(items: Sequence[Item], pct: float, *, seed: int) -> list[Ite
     rng = np.random.default_rng([seed, 2, 0])
     result = list(items)
     for index in rng.permutation(able)[:wanted].tolist():
-        result[index] = dataclasses.replace(items[index], rationale=corrupt(items[index].rationale, rng))
+        result[index] = items[index].with_record(rationale=corrupt(items[index].record.rationale, rng))
     return result
 
 
@@ -108,7 +109,7 @@ def corrupt(rationale: str, rng: np.random.Generator) -> str:
 
     Equal words get equal replacements, so the text stays consistent with itself and is wrong about the image.
     """
-    kinds = [kind for kind, pattern in _PATTERNS.items() if pattern.search(rationale)]
+    kinds = _swappable(rationale)
     kind = kinds[int(rng.integers(len(kinds)))]
     words = SWAPS[kind]
     shift = int(rng.integers(1, len(words)))  # a rotation of all words: no word keeps its meaning, no two merge
@@ -116,8 +117,24 @@ def corrupt(rationale: str, rng: np.random.Generator) -> str:
     return _PATTERNS[kind].sub(lambda m: words[(place[m[0].lower()] + shift) % len(words)], rationale)
 
 
-def masked(item: Item, rationale: str) -> str:
+def _swappable(rationale: str) -> list[str]:
+    """Kinds of fact that a rationale states and that could be swapped: side, zone, finding."""
+    return [kind for kind, pattern in _PATTERNS.items() if pattern.search(rationale)]
+
+
+def masked_where(items: Questions, *, is_masked: bool) -> list[Sample[Question]]:
+    """Questions as the reader of claim T4 gets them: with answer-bearing words of the rationale hidden, or as they are.
+
+    The reader is the same T5 without vision, trained on reference rationales in the template of stage 2. The paper's
+    judge is a closed language model with the image; a fixed reader trained here is what can be repeated.
+    """
+    if not is_masked:
+        return list(items)
+    return [item.with_record(rationale=masked(item.record, item.record.rationale)) for item in items]
+
+
+def masked(question: Question, rationale: str) -> str:
     """The rationale with answer-bearing words replaced by `MASK`: words of the options or answer, and of polarity."""
-    own = re.findall(r"\w+", " ".join((*item.options, item.answer)).lower())
+    own = re.findall(r"\w+", " ".join((*question.options, question.answer)).lower())
     hidden = POLARITY_WORDS.union(own)
     return re.sub(r"\w+", lambda m: MASK if m[0].lower() in hidden else m[0], rationale)

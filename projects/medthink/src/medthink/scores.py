@@ -1,20 +1,16 @@
 """Per-item scores: what one generated text is worth, and the table of all, written before any mean. No torch."""
 
-import os
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from lightbox.eval.answers import AnswerScore, letter_of, parse_letter, parse_stated, score_letter, score_stated
 from lightbox.eval.facts import score_facts
 from lightbox.eval.text import ORDERS, rouge_l, sentence_bleu
-from medthink.items import Item
+from lightbox.paper.conditions import IMAGE
+from lightbox.paper.samples import Sample
+from lightbox.records import Question
 
-SCORES = "scores.parquet"
-KEYS = ("item", "condition", "kind")
 METRICS = (
     "correct",  # letter accuracy (closed) or exact match (open), 0 or 1; unparsable is 0
     "parsed",  # 1 where exactly one answer was found
@@ -32,34 +28,41 @@ ParseFacts = Callable[[str], frozenset[str]]
 ScoreRow = dict[str, str | float | None]
 
 
-def score_item(
-    item: Item, condition: str, *, text: str | None, rationale: str | None, parse_facts: ParseFacts | None
+def score_answer(
+    sample: Sample[Question], condition: str, *, text: str | None, rationale: str | None, parse_facts: ParseFacts | None
 ) -> ScoreRow:
     """One row of the table.
 
     Args:
-        item: with the reference answer and rationale.
+        sample: with the reference answer and rationale.
         condition: name of the condition.
         text: the generated text that should hold the answer; None where the strategy gives none (stage 1).
         rationale: the generated rationale; None where there is none to judge.
         parse_facts: facts stated by a text, for the phantom; None elsewhere.
     """
-    row: ScoreRow = {"item": item.id, "condition": condition, "kind": item.kind} | dict.fromkeys(METRICS)
+    question = sample.record
+    row: ScoreRow = {"item": sample.id, "condition": condition, "kind": question.kind} | dict.fromkeys(METRICS)
     if text is not None:
-        score = _answer_score(item, text)
+        score = _answer_score(question, text)
         row |= {
             "correct": float(score.is_correct),
             "parsed": float(score.is_parsed),
             "token_recall": score.token_recall,
         }
-    if rationale is None or not item.rationale:
+    if rationale is None or not question.rationale:
         return row
-    row |= sentence_bleu(rationale, item.rationale) | {"rouge_l": rouge_l(rationale, item.rationale)}
+    row |= sentence_bleu(rationale, question.rationale) | {"rouge_l": rouge_l(rationale, question.rationale)}
     if parse_facts is not None:
-        facts = score_facts(parse_facts(rationale), item.facts)
+        facts = score_facts(parse_facts(rationale), frozenset(question.facts))
         row |= {"fact_f1": facts.f1, "rationale_right": float(facts.is_right)}
         row["correct_when_right" if facts.is_right else "correct_when_wrong"] = row["correct"]
     return row
+
+
+def score_guess(sample: Sample[Question], guess: str) -> ScoreRow:
+    """The row of a baseline's guess; it never looks, so there is one condition."""
+    row: ScoreRow = {"item": sample.id, "condition": IMAGE, "kind": sample.record.kind} | dict.fromkeys(METRICS)
+    return row | {"correct": float(guess == sample.record.answer.lower()), "parsed": 1.0}
 
 
 def add_losses(rows: Sequence[ScoreRow], answer_only: pa.Table) -> None:
@@ -78,31 +81,15 @@ def add_losses(rows: Sequence[ScoreRow], answer_only: pa.Table) -> None:
             row["loss_at_wrong_facts"] = loss * (1.0 - row["rationale_right"])
 
 
-def stated_answer(item: Item, text: str) -> str:
+def stated_answer(question: Question, text: str) -> str:
     """What a text answers, in words: the chosen option's text, or the open answer; "" where it cannot be parsed."""
-    if not item.is_closed:
+    if not question.is_closed:
         return parse_stated(text) or ""
-    letters = {letter_of(place): option for place, option in enumerate(item.options)}
-    return letters.get(parse_letter(text) or "", "")
+    options = {letter_of(place): option for place, option in enumerate(question.options)}
+    return options.get(parse_letter(text) or "", "")
 
 
-def write_scores(folder: Path, rows: Sequence[ScoreRow]) -> pa.Table:
-    """Write `scores.parquet`, sorted by condition and item, equal bytes for equal rows; returns the table."""
-    columns: Mapping[str, list] = {name: [row[name] for row in rows] for name in (*KEYS, *METRICS)}
-    schema = pa.schema([*((name, pa.string()) for name in KEYS), *((name, pa.float64()) for name in METRICS)])
-    table = pa.table(columns, schema=schema).sort_by([("condition", "ascending"), ("item", "ascending")])
-    staged = folder / f".{SCORES}.{os.getpid()}"
-    pq.write_table(table, staged, compression="zstd")
-    os.replace(staged, folder / SCORES)
-    return table
-
-
-def mean_of(table: pa.Table, metric: str, condition: str) -> float | None:
-    """Mean of a metric over the items of a condition; None where no item has it."""
-    return pc.mean(table.filter(pc.equal(table["condition"], condition))[metric]).as_py()
-
-
-def _answer_score(item: Item, text: str) -> AnswerScore:
-    if item.is_closed:
-        return score_letter(text, item.answer_index)
-    return score_stated(text, item.answer)
+def _answer_score(question: Question, text: str) -> AnswerScore:
+    if question.is_closed:
+        return score_letter(text, question.answer_index)
+    return score_stated(text, question.answer)

@@ -1,77 +1,24 @@
 """Two-Stage: which rationales stage 2 reads in training and in test, and the folds of out-of-fold stage 1. No torch.
 
-Stage 1 leaves `generated.json` in its folder: condition -> item -> rationale, with "train" for its training items. The
-published form trains stage 2 on stage 1's rationales of its own training items, which are better than any it meets in
-test; out-of-fold rationales come from models that saw neither the item nor its image.
+Stage 1 leaves what it wrote in its folder, for its training items too (`lightbox.paper.generated`). The published form
+trains stage 2 on stage 1's rationales of its own training items, which are better than any it meets in test;
+out-of-fold rationales come from models that saw neither the item nor its image.
 """
 
-import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from lightbox.errors import RequestError
-from lightbox.files import write_json
+from lightbox.paper.generated import TRAIN, read_generated
+from lightbox.paper.samples import Sample
+from lightbox.records import Question
 from medthink.config import N_FOLDS
-from medthink.items import Item
-
-GENERATED = "generated.json"
-TRAIN = "train"
-
-Generated = dict[str, dict[str, str]]
-"""Condition -> item -> generated rationale."""
 
 
-def add_generated(folder: Path, generated: Generated) -> None:
-    """Add conditions to `generated.json`, written as a whole; a condition that is there already is replaced."""
-    path = folder / GENERATED
-    former = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    write_json(path, former | generated)
-
-
-def earlier_runs(folders: Sequence[str]) -> dict[str, Path]:
-    """Folders of `needs` by the arm that each says it is.
-
-    Raises:
-        RequestError: a folder that is no finished run.
-    """
-    found = {}
-    for folder in map(Path, folders):
-        if not (folder / "job.json").is_file():
-            raise RequestError(
-                f"needs names '{folder}'", "It holds no job.json, so it is no finished run", "Name a finished run"
-            )
-        found[json.loads((folder / "job.json").read_text(encoding="utf-8"))["arm"]] = folder
-    return found
-
-
-def read_generated(needs: Mapping[str, Path], arm: str, condition: str) -> dict[str, str]:
-    """Rationales that an earlier arm generated under a condition, by item.
-
-    Raises:
-        RequestError: where the arm's folder is not named or lacks them.
-    """
-    folder = needs.get(arm)
-    if folder is None or not (folder / GENERATED).is_file():
-        raise RequestError(
-            f"Arm '{arm}' is needed and its folder is '{folder or 'not given'}'",
-            f"It holds no {GENERATED}, so there are no generated rationales to read",
-            f"Run experiment={arm} first and name its folder as needs=[FOLDER]",
-        )
-    generated = json.loads((folder / GENERATED).read_text(encoding="utf-8"))
-    if condition not in generated:
-        raise RequestError(
-            f"'{folder / GENERATED}'",
-            f"It holds rationales for {', '.join(generated)}, not for '{condition}'",
-            f"Run experiment={arm} again",
-        )
-    return generated[condition]
-
-
-def with_generated(items: Sequence[Item], rationales: Mapping[str, str]) -> list[Item]:
-    """Items with their rationale replaced by the generated one.
+def with_generated(items: Sequence[Sample[Question]], rationales: Mapping[str, str]) -> list[Sample[Question]]:
+    """Questions with their rationale replaced by the generated one.
 
     Raises:
         RequestError: where an item has none: the two runs then used other data.
@@ -83,18 +30,20 @@ def with_generated(items: Sequence[Item], rationales: Mapping[str, str]) -> list
             "The earlier run was made with other data or another seed",
             "Use the same preset, data and run.seed for both",
         )
-    return [dataclasses.replace(item, rationale=rationales[item.id]) for item in items]
+    return [item.with_record(rationale=rationales[item.id]) for item in items]
 
 
-def stage2_items(items: Sequence[Item], source: str, needs: Mapping[str, Path]) -> list[Item]:
-    """Training items of stage 2, from `objective.stage2_rationales`: gold, in_sample or out_of_fold."""
+def stage2_questions(
+    items: Sequence[Sample[Question]], source: str, needs: Mapping[str, Path]
+) -> list[Sample[Question]]:
+    """Training questions of stage 2, from `objective.stage2_rationales`: gold, in_sample or out_of_fold."""
     if source == "gold":
         return list(items)
     arm = "stage1" if source == "in_sample" else "stage1_folds"
     return with_generated(items, read_generated(needs, arm, TRAIN))
 
 
-def folds_of(items: Sequence[Item], *, seed: int, n_folds: int = N_FOLDS) -> list[int]:
+def folds_of(items: Sequence[Sample[Question]], *, seed: int, n_folds: int = N_FOLDS) -> list[int]:
     """Fold of each item, 0 to n_folds - 1, whole cases together, so that no model writes for an image it saw.
 
     Raises:

@@ -1,102 +1,150 @@
-"""Train one arm: splits -> training items -> learner -> rationales of stage 1.
+"""Train one arm: splits -> training questions -> learner -> scores. What every entry calls.
 
-A `Learner` is the paper's T5 with fusion, `t5.FusedT5`, or any vision-language model, `vlm.Vlm`. What is asked and what
-is written, in which order, is the same for both.
+The learner is the paper's T5 with fusion, or any vision-language model in its place. What is asked and what is written,
+in which order, is the same for both.
 """
 
-import dataclasses
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from lightbox.backbones.loading import family_on_hub
+from lightbox.backbones.backbone import Backbone
+from lightbox.backbones.rows import VlmBatch
 from lightbox.files import write_json
+from lightbox.paper import learner as learners
+from lightbox.paper.generated import TRAIN, add_generated
+from lightbox.paper.learner import Learner
+from lightbox.paper.pretrained import Pretrained
+from lightbox.paper.samples import Sample, Split
+from lightbox.records import Question
+from lightbox.runs import folders
 from lightbox.train import processes
-from lightbox.train.driver import History
-from medthink import checks, rationales, reader, stages, t5, vlm
-from medthink.bases import find_base
-from medthink.config import Config
-from medthink.evaluate import Writer, train_trial
-from medthink.items import Item, Split, ids_of, load_splits
+from medthink import evaluate, rationales, stages
+from medthink.config import N_FOLDS, Config
+from medthink.data import load_splits, make_texts
+from medthink.model import open_fused
+from medthink.objective import target_loss
+
+Advice = Callable[[int], str] | None
 
 
-class Learner(Writer, Protocol):
-    """A model that trains on items, writes texts, and is saved."""
+def run(
+    cfg: Config,
+    base: Pretrained,
+    folder: Path,
+    *,
+    cache: Path,
+    needs: Mapping[str, Path],
+    keeps_model: bool,
+    memory_advice: Advice = None,
+) -> None:
+    """Run the arm that `cfg` describes and leave scores, history, examples and card in `folder`.
 
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase: ...
-
-    def fit(self, items: Sequence[Item], split: Split, folder: Path) -> History: ...
-
-    def describe(self, folder: Path) -> None: ...
-
-    def save(self, folder: Path) -> None: ...
-
-
-@dataclass(frozen=True)
-class Result:
-    """A trained arm, with the split that it learned from and the one to be scored."""
-
-    learner: Learner
-    history: History
-    train: Split
-    scored: Split
-
-
-def run(cfg: Config, folder: Path, *, needs: Mapping[str, Path], cache: Path) -> Result:
-    """Train the arm that `cfg` describes, or load it untouched where `objective.is_trained` is false.
-
-    Writes checkpoints, history.json and card.json into `folder`, and continues from checkpoints it finds there. Stage 1
-    also generates rationales for its own training items.
+    Where several processes were launched, all train and the first one scores and writes.
 
     Args:
         cfg: everything.
-        folder: of this run.
-        needs: folders of earlier arms by name.
+        base: what `model.backbone` names.
+        folder: of this run; an unfinished one is continued.
         cache: folder of vision features, shared between runs.
-
-    Returns:
-        What `evaluate` needs.
+        needs: folders of earlier arms by name.
+        keeps_model: also write the trained model to `folder/model`, for `predict` and `eval`.
+        memory_advice: for the message where memory runs out.
     """
     folder.mkdir(parents=True, exist_ok=True)
     train, scored = load_splits(cfg)
-    learner = open_learner(cfg, (train, scored), cache=cache)
+    if cfg.is_folded and cfg.objective.is_trained:
+        write_out_of_fold(cfg, base, train, folder, cache=cache, memory_advice=memory_advice)
+        return
+    learner = open_learner(cfg, base, (train, scored), cache=cache)
+    if cfg.objective.is_trained:
+        questions = training_questions(cfg, train.samples, needs, learner.tokenizer)
+        learner.fit(questions, train, folder, memory_advice=memory_advice)
+    if not processes.is_main():
+        return
     if not cfg.objective.is_trained:
-        if processes.is_main():
-            learner.describe(folder)
-            write_json(folder / "history.json", {})
-        return Result(learner, {}, train, scored)
-
-    history = learner.fit(training_items(cfg, train.items, needs, learner.tokenizer), train, folder)
-    if cfg.objective.method == "first_stage" and processes.is_main():
-        texts = learner.write(train_trial(cfg, train.items), train)
-        stages.add_generated(folder, {stages.TRAIN: dict(zip(ids_of(train.items), texts, strict=True))})
-    return Result(learner, history, train, scored)
+        learner.describe(folder)
+    elif cfg.objective.method == "first_stage":  # stage 2 may train on what stage 1 says about its own training items
+        add_generated(folder, {TRAIN: write_rationales(cfg, learner, train.samples, train)})
+    evaluate.evaluate(cfg, learner, scored, folder=folder, needs=needs)
+    if keeps_model:
+        learner.save(folder / folders.MODEL, cfg.purpose)
+    folders.add_to_card(folder, evaluate.beside_score(cfg, train, scored))
+    folders.drop_checkpoints(folder)
 
 
-def open_learner(cfg: Config, splits: Sequence[Split], *, cache: Path) -> Learner:
+def open_learner(cfg: Config, base: Pretrained, splits: Sequence[Split[Question]], *, cache: Path) -> Learner:
     """The model that `model.backbone` names, ready to learn; `splits` are all that it will be shown."""
-    checks.check(cfg)
-    base = find_base(cfg.model.backbone, cfg.model.backbone_revision)
-    if base.family is None:
-        base = dataclasses.replace(base, family=family_on_hub(base.name, base.revision))
-        checks.check_family(cfg, base)
-    return vlm.open_vlm(cfg) if base.has_own_tower else t5.FusedT5(cfg, splits, cache=cache)
+    return learners.open_learner(
+        cfg,
+        base,
+        splits,
+        texts=make_texts(cfg),
+        cache=cache,
+        purpose=cfg.purpose,
+        loss=None if base.has_own_tower else fused_loss,
+        open_fused=None if base.has_own_tower else open_fused,
+    )
 
 
-def training_items(
-    cfg: Config, items: Sequence[Item], needs: Mapping[str, Path], tokenizer: PreTrainedTokenizerBase
-) -> list[Item]:
-    """Training items with the rationales of the arm: generated by stage 1, masked, altered, or as they are."""
+def fused_loss(backbone: Backbone, batch: VlmBatch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """One forward pass of the T5 with fusion: summed loss, supervised tokens, diagnostics."""
+    return target_loss(backbone.model(**batch.inputs, use_cache=False).logits, batch.labels)
+
+
+def training_questions(
+    cfg: Config,
+    questions: Sequence[Sample[Question]],
+    needs: Mapping[str, Path],
+    tokenizer: PreTrainedTokenizerBase,
+) -> list[Sample[Question]]:
+    """Training questions with the rationales of the arm: generated by stage 1, masked, altered, or as they are."""
     if cfg.objective.method == "second_stage":
-        return stages.stage2_items(items, cfg.objective.stage2_rationales, needs)
+        return stages.stage2_questions(questions, cfg.objective.stage2_rationales, needs)
     return rationales.altered(
-        reader.reader_items(items, masks_answer_words=cfg.objective.masks_answer_words),
+        rationales.masked_where(questions, is_masked=cfg.objective.masks_answer_words),
         cfg.data.rationale,
         seed=cfg.run.seed,
         corruption_pct=cfg.data.corruption_pct,
         count_tokens=lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"]),
     )
+
+
+def write_rationales(
+    cfg: Config, learner: Learner, questions: Sequence[Sample[Question]], split: Split[Question]
+) -> dict[str, str]:
+    """The rationale that stage 1 writes for each training question, with its own image, by name."""
+    rows = [question.image for question in questions]
+    texts = learner.write(questions, split, rows, max_new_tokens=cfg.new_tokens)
+    return {question.id: text for question, text in zip(questions, texts, strict=True)}
+
+
+def write_out_of_fold(
+    cfg: Config, base: Pretrained, split: Split[Question], folder: Path, *, cache: Path, memory_advice: Advice
+) -> None:
+    """Stage 1 out of fold: five models, each trained without one fold of cases and writing for that fold.
+
+    Continues from the checkpoints in `folder/fold-<k>`. Every fold's model takes as many steps as any other arm.
+    """
+    fold_of = stages.folds_of(split.samples, seed=cfg.run.seed)
+    written: dict[str, str] = {}
+    history: dict[str, Any] = {}
+    for fold in range(N_FOLDS):
+        learnt, left_out = (
+            [sample for sample, own in zip(split.samples, fold_of, strict=True) if (own == fold) == is_out]
+            for is_out in (False, True)
+        )
+        learner = open_learner(cfg, base, (split,), cache=cache)
+        history = learner.fit(learnt, split, folder / f"fold-{fold}", memory_advice=memory_advice)
+        written |= write_rationales(cfg, learner, left_out, split)
+    if not processes.is_main():
+        return
+    add_generated(folder, {TRAIN: written})
+    write_json(folder / "folds.json", dict(zip(split.ids, fold_of, strict=True)))
+    folders.write_history(folder, history)
+    (folder / f"fold-{N_FOLDS - 1}" / folders.CARD).replace(folder / folders.CARD)
+    evaluate.score_out_of_fold(cfg, split, written, folder)
+    folders.drop_checkpoints(folder, parts="fold-*")

@@ -165,10 +165,7 @@ class GradientReach:
 def _is_reached(name: str, parameter: nn.Parameter) -> bool:
     if parameter.grad is None:
         return False
-    gradient: Any = parameter.grad
-    if hasattr(gradient, "full_tensor"):  # one of several shards, which may be zero while the others are not
-        gradient = gradient.full_tensor()
-    return "trainable_tokens" in name or bool(gradient.count_nonzero())
+    return "trainable_tokens" in name or bool(parameter.grad.count_nonzero())
 
 
 def _group_of(name: str, family: Family) -> str:

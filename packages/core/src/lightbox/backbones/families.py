@@ -16,6 +16,9 @@ BART_LINEARS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 T5_LINEARS = ("q", "k", "v", "o", "wi", "wi_0", "wi_1", "wo")
 
 
+_MODULES = {"llava_next": "llava", "qwen2_vl": "qwen_vl", "qwen2_5_vl": "qwen_vl"}
+
+
 @dataclass(frozen=True)
 class Family:
     """One family of image-and-text or text-only generators.
@@ -47,6 +50,11 @@ class Family:
     linears: tuple[str, ...] = LLAMA_LINEARS
     codec: str = "fraction"
     is_encoder_decoder: bool = False
+
+    @property
+    def module(self) -> str:
+        """The module with this family's own code, which a job key covers for the family that a run uses."""
+        return f"lightbox.backbones.{_MODULES.get(self.name, self.name)}"
 
     @property
     def has_vision(self) -> bool:

@@ -20,6 +20,8 @@ from lightbox.backbones.codecs import CODECS, CoordinateCodec
 from lightbox.backbones.families import Family
 from lightbox.errors import RequestError
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Names of `model.dtype` -> what torch calls them."""
 EIGHT_BIT_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
 
 

@@ -18,6 +18,7 @@ from lightbox.backbones.backbone import Backbone
 from lightbox.backbones.families import Family
 from lightbox.backbones.florence2 import Florence2Backbone
 from lightbox.backbones.gemma3 import Gemma3Backbone
+from lightbox.backbones.hooks import DTYPES
 from lightbox.backbones.llava import LlavaBackbone, LlavaNextBackbone
 from lightbox.backbones.matching import check_tensors, check_tokenizer
 from lightbox.backbones.qwen_vl import Qwen2VlBackbone, Qwen25VlBackbone
@@ -26,7 +27,6 @@ from lightbox.backbones.t5 import T5Backbone
 from lightbox.config import check_choice
 from lightbox.errors import RequestError
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CLASSES: dict[str, type[Backbone]] = {
     "llava": LlavaBackbone,
     "llava_next": LlavaNextBackbone,

@@ -1,12 +1,20 @@
-"""T5 and its fine-tunes (UnifiedQA): text in, text out, by the same interface as the families that read images."""
+"""T5 and its fine-tunes (UnifiedQA): text in, text out, by the same interface as the families that read images.
+
+`FusedT5Backbone` is a T5 that a paper gave a fusion with a frozen tower: its images are that tower's features.
+"""
 
 from collections.abc import Sequence
+from typing import Any
 
+import torch
+from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutput
 
 from lightbox.backbones import rows
 from lightbox.backbones.backbone import Backbone
+from lightbox.backbones.rows import IGNORED, VlmBatch
 
 
 class T5Backbone(Backbone):
@@ -28,3 +36,102 @@ class T5Backbone(Backbone):
         found = rows.unpadded(super().encode_prompts(images, texts))
         ended = [row if row["input_ids"][-1:] == [self.end_id] else rows.extended(row, [self.end_id]) for row in found]
         return rows.padded(ended, self.tokenizer.pad_token_id, side="right")
+
+
+class FusedT5Backbone(T5Backbone):
+    """A T5 that reads features of a frozen tower beside its text, b p c, as the keyword `vision`.
+
+    Its model offers `encode(input_ids, attention_mask, vision)`: what the decoder reads, b t d.
+
+    Args:
+        parts: see `FamilyHooks`.
+        pad_targets_to: slots of a target; pads up to there count as targets. 0 leaves pads out of the loss.
+    """
+
+    def __init__(self, *parts: Any, pad_targets_to: int = 0, **more: Any) -> None:
+        super().__init__(*parts, **more)
+        self._pad_targets_to = pad_targets_to
+        self._ids: dict[str, list[int]] = {}
+
+    def prepare(
+        self,
+        images: Float[Tensor, "b p c"] | None,
+        prompts: Sequence[str],
+        targets: Sequence[str] | None = None,
+        *,
+        max_tokens: int = rows.UNLIMITED,
+        padding: str = "right",
+    ) -> VlmBatch:
+        """Turn texts and features into a batch on the CPU; see `Backbone.prepare`."""
+        rows.check_counts(images, prompts, targets)
+        pad_id = self.tokenizer.pad_token_id
+        input_ids = rows.stacked(self._rows(prompts), pad_id, side="right")
+        inputs = {"input_ids": input_ids, "attention_mask": (input_ids != pad_id).long()}
+        if images is not None:
+            inputs["vision"] = images
+        if targets is None:
+            return VlmBatch(inputs)
+        labels = label_rows(self._rows(targets), pad_id=pad_id, pad_to=self._pad_targets_to)
+        inputs["decoder_input_ids"] = rows.shifted_right(labels, start_id=self.decoder_start_id, pad_id=pad_id)
+        return VlmBatch(inputs, labels)
+
+    def generate(
+        self,
+        images: Float[Tensor, "b p c"] | None,
+        prompts: Sequence[str],
+        *,
+        max_new_tokens: int,
+        batch_size: int = 8,
+        stop: Sequence[str] = (),
+    ) -> list[str]:
+        """Answer greedily, in the order of the prompts; see `Backbone.generate`. Stop strings are not offered.
+
+        Prompts of one length share a batch, so padding is small; the result does not depend on it beyond rounding.
+        """
+        self._check_answer(max_new_tokens, stop)
+        lengths = [len(row) for row in self._rows(prompts)]
+        order = sorted(range(len(prompts)), key=lambda place: lengths[place])
+        texts = [""] * len(prompts)
+        for start in range(0, len(order), batch_size):
+            places = order[start : start + batch_size]
+            seen = None if images is None else images[places]
+            inputs = self.prepare(seen, [prompts[place] for place in places]).to(self.device).inputs
+            ids = self._generate_ids(inputs, max_new_tokens=max_new_tokens)
+            for place, text in zip(places, self.tokenizer.batch_decode(ids, skip_special_tokens=True), strict=True):
+                texts[place] = text
+        return texts
+
+    @torch.inference_mode()
+    def _generate_ids(self, inputs: dict[str, Tensor], *, max_new_tokens: int) -> Int[Tensor, "b t"]:
+        """Ids without the start token, padded after each end; encoder and fusion run once."""
+        ids = self.core.generate(
+            encoder_outputs=BaseModelOutput(last_hidden_state=self.core.encode(**inputs)),
+            attention_mask=inputs["attention_mask"],
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            use_cache=True,
+        )
+        return ids[:, 1:]
+
+    def _rows(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of texts with the end token; each distinct text is tokenised once, since an epoch comes many times."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._ids]
+        if new:
+            ids = self.tokenizer(new, add_special_tokens=False)["input_ids"]
+            self._ids |= {text: [*row, self.end_id] for text, row in zip(new, ids, strict=True)}
+        return [self._ids[text] for text in texts]
+
+
+def label_rows(targets: Sequence[list[int]], *, pad_id: int, pad_to: int = 0) -> Int[Tensor, "b n"]:
+    """Targets as labels.
+
+    Args:
+        targets: token ids, ending with the end token.
+        pad_id: the padding token.
+        pad_to: slots; pads up to there keep `pad_id` and count as targets. With 0 they get the label -100, so they
+            carry no loss.
+    """
+    if not pad_to:
+        return rows.stacked(targets, IGNORED, side="right")
+    return rows.stacked([row + [pad_id] * (pad_to - len(row)) for row in targets], pad_id, side="right")

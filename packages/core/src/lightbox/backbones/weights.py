@@ -84,17 +84,23 @@ def digest_of(name: str, *, revision: str = "", key: str = "model.backbone") -> 
     return digest_of_folder(place.folder, suffixes=_READ_AS_WEIGHTS, without=(CARD,))
 
 
-def digest_of_folder(folder: Path, *, suffixes: Sequence[str], without: Sequence[str] = ()) -> str:
+def digest_of_folder(
+    folder: Path, *, suffixes: Sequence[str], without: Sequence[str] = (), may_be_empty: bool = False
+) -> str:
     """SHA-256 over names and contents of the files below `folder` with one of `suffixes`, in order of name.
 
-    Files called as one of `without` are left out.
+    Args:
+        folder: searched with all below it.
+        suffixes: endings, in small letters; capitals in a file's name do not matter.
+        without: names of files that are left out.
+        may_be_empty: True where the folder need not hold such a file.
 
     Raises:
         RequestError: where the folder is not there or holds no such file.
     """
-    found = (path for path in folder.rglob("*") if path.suffix in suffixes and path.name not in without)
-    files = sorted(path for path in found if path.is_file())
-    if not files:
+    named = (path for path in folder.rglob("*") if path.suffix.lower() in suffixes and path.name not in without)
+    files = sorted(path for path in named if path.is_file())
+    if not files and not may_be_empty:
         raise RequestError(
             f"Folder '{folder}'", f"It holds no file that ends in {', '.join(suffixes)}", "Name the folder that does"
         )

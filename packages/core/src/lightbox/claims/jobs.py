@@ -1,24 +1,19 @@
 """Content-addressed jobs: one arm trained and scored on one seed, named by everything that can change its scores.
 
-The key is a digest of the resolved configuration, the inputs that the paper names (data generator, weights, files), the
-source digest, and the keys of the jobs it needs. Equal keys are one job, whatever arm, claim or preset asked for it, so
-claims share jobs and a second `reproduce` runs only what changed. No torch.
+The key is that of `runs.key`, as `lightbox train` gives it. Equal keys are one job, whatever arm, claim or preset asked
+for it, so claims share jobs and a second `reproduce` runs only what changed. No torch.
 """
 
 import copy
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from lightbox.claims.registry import Paper, arms_in_order
 from lightbox.claims.spec import Arm, Claim
-from lightbox.files import digest, to_plain
-from lightbox.runs.sources import source_digest
-
-KEY_LENGTH = 20
-# Of `run.*`, what cannot change the scores: where files go, a label, and how often something is written or resumed
-# (a resumed job has the bits of an uninterrupted one). `run.threads` and `run.device` stay: other threads, other bits.
-WITHOUT_EFFECT = ("out", "preset", "save_every_steps", "log_every_steps", "resume")
+from lightbox.files import to_plain
+from lightbox.runs.key import identify
 
 
 @dataclass(frozen=True)
@@ -30,8 +25,10 @@ class Job:
         paper: its name; package: what a worker imports.
         overrides: what the worker hands to the paper: preset, seed, then the arm's own.
         config: the resolved configuration, plain.
-        inputs: digests of data generator, weights and files, as the paper names them.
-        source: digest of the code.
+        inputs: digests of data, weights and files, and the device, as the paper names them.
+        modules: digest of the code by module; source: one digest of them all.
+        computing: versions of the distributions that compute.
+        chosen: modules that the configuration asks for, see `runs.sources.closure`.
         needs: keys of the jobs whose folders it reads, by arm.
         minutes: expected on one core; mem_gib: expected peak memory.
     """
@@ -45,7 +42,10 @@ class Job:
     overrides: tuple[str, ...]
     config: dict[str, Any]
     inputs: dict[str, str]
+    modules: dict[str, str]
     source: str
+    computing: dict[str, str]
+    chosen: tuple[str, ...] = ()
     needs: dict[str, str] = field(default_factory=dict)
     minutes: float = 0.0
     mem_gib: float = 0.0
@@ -121,25 +121,26 @@ def _paper_jobs(paper: Paper, claims: Sequence[Claim], preset: str) -> list[Job]
     for claim in claims:
         for arm in arms_in_order(paper.claims, claim.arms):
             seeds[arm] = max(seeds.get(arm, 0), len(seeds_of(claim, preset)))
-    source = source_digest(paper.package)
     jobs: dict[tuple[str, int], Job] = {}
     for name in arms_in_order(paper.claims, seeds):
-        template = make_template(paper, paper.claims.arms[name], preset, source)
+        template = make_template(paper, paper.claims.arms[name], preset)
         for seed in range(seeds[name]):
             needs = {need: jobs[need, seed].key for need in paper.claims.arms[name].needs}
             jobs[name, seed] = with_seed(template, seed, needs)
     return list(jobs.values())
 
 
-def make_template(paper: Paper, arm: Arm, preset: str, source: str) -> Job:
+def make_template(paper: Paper, arm: Arm, preset: str) -> Job:
     """The arm's job on seed 0, without a key; `with_seed` gives it seed, needs and key.
 
     Composing a configuration costs 50-100 ms, so it is done once an arm.
     """
-    overrides = (f"preset={preset}", "run.seed=0", *arm.overrides)
+    overrides = (f"preset={preset}", "run.seed=0", f"experiment={arm.name}", *arm.overrides)
     module = paper.config()
     cfg = module.resolve(list(overrides))
     cost = module.estimate(cfg)
+    config, chosen = to_plain(cfg), module.chosen(cfg)
+    identity = identify(paper.package, config, inputs=module.inputs(cfg), chosen=chosen)
     return Job(
         key="",
         paper=paper.name,
@@ -148,9 +149,12 @@ def make_template(paper: Paper, arm: Arm, preset: str, source: str) -> Job:
         seed=0,
         preset=preset,
         overrides=overrides,
-        config=to_plain(cfg),
-        inputs=dict(module.inputs(cfg)),
-        source=source,
+        config=config,
+        inputs=identity.inputs,
+        modules=identity.modules,
+        source=identity.record["source"],
+        computing=identity.versions,
+        chosen=tuple(chosen),
         minutes=float(cost["minutes"]),
         mem_gib=float(cost["mem_gib"]),
     )
@@ -161,24 +165,12 @@ def with_seed(template: Job, seed: int, needs: Mapping[str, str]) -> Job:
     config = copy.deepcopy(template.config)
     config["run"]["seed"] = seed
     preset, _, *own = template.overrides
-    values = vars(template) | {
-        "seed": seed,
-        "overrides": (preset, f"run.seed={seed}", *own),
-        "config": config,
-        "needs": dict(needs),
-    }
-    return Job(**values | {"key": job_key(config, template.inputs, source=template.source, needs=needs)})
-
-
-def job_key(config: Mapping[str, Any], inputs: Mapping[str, str], *, source: str, needs: Mapping[str, str]) -> str:
-    """Key of a job: the first 20 hex digits of a SHA-256 of what can change its scores.
-
-    Args:
-        config: resolved configuration, plain, with `run`.
-        inputs: digests by name.
-        source: digest of the code.
-        needs: job keys by arm.
-    """
-    run = {name: value for name, value in config["run"].items() if name not in WITHOUT_EFFECT}
-    content = {"config": {**config, "run": run}, "inputs": inputs, "source": source, "needs": needs}
-    return digest(content)[:KEY_LENGTH]
+    identity = identify(template.package, config, inputs=template.inputs, needs=needs, chosen=template.chosen)
+    return dataclasses.replace(
+        template,
+        key=identity.key,
+        seed=seed,
+        overrides=(preset, f"run.seed={seed}", *own),
+        config=config,
+        needs=dict(needs),
+    )

@@ -23,7 +23,7 @@ from lightbox.claims.worker import Order, Outcome, run_order
 from lightbox.errors import LightboxError, RequestError
 from lightbox.files import sync_folder, write_synced
 from lightbox.runs.folders import LOG, disk_full
-from lightbox.runs.sources import source_digest
+from lightbox.runs.sources import whole_digest
 
 OWN, NEEDS = "own", "needs"
 # mlflow is left out: only the parent process writes the index.
@@ -170,7 +170,7 @@ def compare_node(given: str, versions: Mapping[str, str], sources: Mapping[str, 
 
 def node_facts(packages: Sequence[str]) -> dict[str, Any]:
     """What must be the same on every node: digest of the source by package, versions; and name and commit to say."""
-    sources = {package: source_digest(package) for package in packages}
+    sources = {package: whole_digest(package) for package in packages}
     return {"node": _name(), "commit": machine.commit(), "sources": sources, "versions": machine.versions(COMPARED)}
 
 

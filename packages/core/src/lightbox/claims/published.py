@@ -16,14 +16,13 @@ import pyarrow.compute as pc
 
 from lightbox.claims import results
 from lightbox.claims.entries import claim_entry
-from lightbox.claims.jobs import Plan
+from lightbox.claims.jobs import Plan, make_template
 from lightbox.claims.registry import Paper
 from lightbox.claims.runner import Finished
 from lightbox.claims.verdicts import PRESETS_WITHOUT_VERDICT
 from lightbox.errors import RequestError, WorkError
 from lightbox.files import file_sha256, replace_text, sync_folder, write_synced
 from lightbox.runs.folders import SCORES
-from lightbox.runs.sources import source_digest
 
 _log = logging.getLogger("lightbox.claims")
 
@@ -100,7 +99,7 @@ def recompute(folder: Path, paper: Paper) -> dict[str, Any]:
         WorkError: where a parquet file is absent or damaged.
     """
     document = results.load(folder / DOCUMENT)
-    source = source_digest(paper.package)
+    today = today_sources(paper, document["preset"])
     rows = [row for row in document["jobs"] if row["paper"] == paper.name]
     entries = []
     for published in document["claims"]:
@@ -111,9 +110,14 @@ def recompute(folder: Path, paper: Paper) -> dict[str, Any]:
         cards = {(row["arm"], row["seed"]): row for row in rows if row["key"] in wanted and row["arm"] in claim.arms}
         scores = {pair: results.read_scores(folder / f"{row['key']}.parquet") for pair, row in cards.items()}
         entry = claim_entry(claim, document["preset"], scores, cards)
-        older = sorted({row["commit"] for row in cards.values() if row["source"] != source})
+        older = sorted({row["commit"] for row in cards.values() if row["source"] not in today})
         entries.append(entry | {"published": None, "older_source": older})
     return {**document, "claims": entries, "family": results.family_of(entries)}
+
+
+def today_sources(paper: Paper, preset: str) -> set[str]:
+    """Digests of the code that the arms of a paper would run with today; arms that choose other modules have others."""
+    return {make_template(paper, arm, preset).source for arm in paper.claims.arms.values()}
 
 
 def published_folders(root: Path, papers: Sequence[Paper], preset: str = "") -> list[tuple[Path, Paper]]:

@@ -21,6 +21,7 @@ from lightbox.claims.worker import Order, Outcome
 from lightbox.errors import LightboxError, RequestError, WorkError
 from lightbox.files import FULL_DISK, write_json
 from lightbox.runs.folders import FAILURE, disk_full, finished_folder, folder_to_run, mark_finished
+from lightbox.runs.sources import whole_digest
 
 ENGINES = ("local", "ray")
 LOCAL_WORKERS = 2
@@ -174,14 +175,16 @@ def check_engine(engine: str, address: str) -> None:
 
 def _make_pool(waiting: list[Job], *, engine: str, address: str, workers: int | None) -> Pool | RayPool:
     if engine == "ray":
-        return RayPool(address, size=workers, sources={job.package: job.source for job in waiting})
+        return RayPool(address, size=workers, sources={job.package: whole_digest(job.package) for job in waiting})
     return Pool(min(LOCAL_WORKERS if workers is None else workers, machine.cores(), len(waiting)))
 
 
 def _order(job: Job, folder: Path, found: Finished) -> Order:
     needs = {arm: found.folders[key].resolve() for arm, key in job.needs.items()}
     title = f"{job.paper} {job.arm}, seed {job.seed}"
-    return Order(job.key, job.package, folder.resolve(), job.overrides, needs, title, job.source, job.inputs)
+    return Order(
+        job.key, job.package, folder.resolve(), job.overrides, needs, title, whole_digest(job.package), job.inputs
+    )
 
 
 def _drop_hopeless(waiting: dict[str, Job], found: Finished) -> None:

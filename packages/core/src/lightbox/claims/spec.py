@@ -170,6 +170,7 @@ class PaperClaims:
     arxiv: str
     arms: dict[str, Arm]
     claims: tuple[Claim, ...]
+    default_arm: str = ""
 
     def claim(self, claim_id: str) -> Claim | None:
         """The claim with this id, or None."""

@@ -25,7 +25,6 @@ from lightbox.claims.spec import Arm
 from lightbox.errors import WorkError
 from lightbox.paths import default_out, results_dir
 from lightbox.runs.folders import SCORES, open_output
-from lightbox.runs.sources import source_digest
 
 RATES = (1e-3, 2e-3, 4e-3)
 SEEDS = (900, 901)
@@ -48,7 +47,6 @@ def plan_trials(paper: Paper) -> tuple[Plan, dict[tuple[str, float, int], str]]:
 
     An arm that reads other arms' folders gets them trained at the middle rate of the grid.
     """
-    source = source_digest(paper.package)
     jobs: dict[str, Job] = {}
     keys: dict[tuple[str, float, int], str] = {}
     middle = sorted(RATES)[len(RATES) // 2]
@@ -56,7 +54,7 @@ def plan_trials(paper: Paper) -> tuple[Plan, dict[tuple[str, float, int], str]]:
     for name in arms_in_order(paper.claims, tuned):
         arm = paper.claims.arms[name]
         for rate in RATES if name in tuned else (middle,):
-            template = make_template(paper, _trial(arm, rate), PRESET, source)
+            template = make_template(paper, _trial(arm, rate), PRESET)
             for seed in SEEDS:
                 needs = {need: keys[need, middle, seed] for need in arm.needs}
                 job = with_seed(template, seed, needs)

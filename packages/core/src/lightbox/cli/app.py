@@ -1,13 +1,12 @@
-"""Front door: the list of commands, and the one place where errors become messages and exit codes.
+"""Front door: the list of commands. Errors become messages and exit codes in `errors.guard`.
 
 Help is printed from the list below, so no command's module is imported until that command runs; a module pays for
-its own imports. Exit codes: 0 done, 1 the work failed, 2 the request was wrong, 130 interrupted.
+its own imports.
 """
 
-import errno
 import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, NamedTuple
 
 import typer
@@ -15,7 +14,7 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
 import lightbox
-from lightbox.errors import LightboxError, WorkError
+from lightbox.errors import guard
 
 
 class Entry(NamedTuple):
@@ -85,38 +84,6 @@ def load(name: str) -> Any:
     command = get_command(found)
     command.name = name
     return command
-
-
-def guard(call: Callable[[], Any]) -> int:
-    """Run `call` and return the exit code; an error that a user can act on is shown in three lines on stderr.
-
-    Unexpected errors pass through with their traceback: they are bugs.
-    """
-    try:
-        call()
-    except KeyboardInterrupt:
-        typer.echo("Interrupted; finished jobs and checkpoints are kept.", err=True)
-        return 130
-    except LightboxError as err:
-        return _show(err)
-    except OSError as err:
-        if err.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        place = f" while writing '{err.filename}'" if err.filename else ""
-        return _show(
-            WorkError(
-                f"The disk filled up{place}",
-                "Finished jobs and checkpoints are kept, what was being written is not",
-                "Free some space, or choose another folder with --out, and run the same command again",
-            )
-        )
-    return 0
-
-
-def _show(err: LightboxError) -> int:
-    for label, text in (("What was given", err.given), ("Why", err.why), ("What to do", err.do)):
-        typer.echo(f"{label}: {text}", err=True)
-    return err.exit_code
 
 
 def main(argv: Sequence[str] | None = None) -> None:

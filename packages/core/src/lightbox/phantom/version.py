@@ -1,3 +1,12 @@
 """Version of the generator: it enters every job key, so a change of a single pixel must change it."""
 
+from lightbox.files import digest, file_sha256
+from lightbox.paths import shared_data
+
 VERSION = "chest-1"
+DATA_FILES = ("balance.json", "splits.json")
+
+
+def generator_digest() -> str:
+    """What identifies the images, facts and texts of the phantom: its version and the data files that it draws by."""
+    return digest([VERSION, *(file_sha256(shared_data() / "phantom" / name) for name in DATA_FILES)])

@@ -31,8 +31,8 @@ from lightbox.pretrain.tokenizer import EOS, PAD, SENTINELS, UNK, fixed_tokenize
 from lightbox.pretrain.tower import IMAGE_PX, MEAN, PATCH_PX, STD, normalise
 from lightbox.train.batches import BatchSource
 from lightbox.train.driver import fit
-from lightbox.train.groups import decay_groups
 from lightbox.train.seeds import seed_everything
+from lightbox.train.updates import decay_groups
 
 SEED = 0
 CASES, VALIDATION_CASES = 45_000, 3_000

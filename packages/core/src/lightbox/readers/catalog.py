@@ -23,6 +23,11 @@ class Reader:
     read_cases: Callable[..., None]
 
     @property
+    def module(self) -> str:
+        """The module with this reader's own code, which a job key covers for the reader that a run uses."""
+        return self.read_cases.__module__
+
+    @property
     def options(self) -> tuple[str, ...]:
         """Names of the options of this reader, besides `split`."""
         return tuple(name for name in inspect.signature(self.read_cases).parameters if name not in _FIXED)

@@ -7,6 +7,7 @@ A claim's job lies in `<out>/jobs/<key>/`, a single training in `<out>/runs/<arm
 | `checkpoints/` | `train.checkpoint` | at each save; deleted once the run is scored |
 | `card.json` | `train.card`, then the paper | when training starts and ends; the paper adds to it |
 | `history.json` | `train.driver` | after the last step |
+| `nonfinite.json` | `train.watch` | where a number that is not finite stopped the training |
 | `scores.parquet` | the paper's `evaluate` | before any mean is taken |
 | `examples.json`, `examples/` | the paper's `evaluate` | with the scores |
 | `model/` | the paper's `train` command | after scoring; a claim's job keeps none |
@@ -23,7 +24,7 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,6 +47,7 @@ EXAMPLES, EXAMPLE_IMAGES = "examples.json", "examples"
 CHECKPOINTS = "checkpoints"
 MODEL = "model"
 FAILURE = "error.json"
+NONFINITE = "nonfinite.json"
 LOG = "log.txt"
 KEY_COLUMNS = ("item", "condition", "kind")
 
@@ -94,6 +96,39 @@ def read_run(folder: Path) -> Run | None:
         return None
     known = {name: card[name] for name in Run.__dataclass_fields__ if card.get(name) is not None and name != "folder"}
     return Run(folder, **{"key": folder.name} | known)
+
+
+def finished_run(folder: Path) -> Run:
+    """The run in a folder that somebody names.
+
+    Raises:
+        RequestError: where it has not finished.
+    """
+    run = read_run(folder)
+    if run is None:
+        raise RequestError(
+            f"The run is '{folder}'",
+            f"It holds no {RECORD}, so it is no finished run",
+            "Name a finished run",
+        )
+    return run
+
+
+def needed_runs(folders: Sequence[str]) -> dict[str, Path]:
+    """Folders of `needs` by the arm that each says it is.
+
+    Raises:
+        RequestError: a folder that is no finished run.
+    """
+    by_arm = {}
+    for folder in map(Path, folders):
+        run = read_run(folder)
+        if run is None:
+            raise RequestError(
+                f"needs names '{folder}'", f"It holds no {RECORD}, so it is no finished run", "Name a finished run"
+            )
+        by_arm[run.arm] = folder
+    return by_arm
 
 
 def run_folders(out: Path) -> list[Path]:
@@ -160,13 +195,16 @@ def read_scores(folder: Path) -> pa.Table | None:
         raise _damaged(path, str(err)) from err
 
 
-def write_scores(folder: Path, table: pa.Table) -> pa.Table:
+def write_scores(folder: Path, rows: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> pa.Table:
     """Write per-item scores, sorted by condition and item, so that equal rows are equal bytes; returns them so.
 
     Args:
         folder: of the run.
-        table: columns item, condition, kind and one float column a metric.
+        rows: item, condition, kind, and a number or None for each metric.
+        metrics: names of the metric columns, in the order of the file.
     """
+    schema = pa.schema([*((name, pa.string()) for name in KEY_COLUMNS), *((name, pa.float64()) for name in metrics)])
+    table = pa.table({name: [row[name] for row in rows] for name in schema.names}, schema=schema)
     table = table.sort_by([("condition", "ascending"), ("item", "ascending")])
     replace_with(folder / SCORES, lambda staged: pq.write_table(table, staged, compression="zstd"))
     return table

@@ -1,67 +1,115 @@
-"""The source digest of a paper: which code could change its scores, found without importing any of it.
+"""Which code decides a run's numbers, found by reading import statements and importing nothing.
 
-It covers every .py file of the paper's package and each `lightbox` module these import, directly or not, read from the
-import statements (inside functions too). Comments, docstrings and layout are left out, so editing them keeps every
-finished job. Left out on purpose, because they cannot change what a job computes:
-
-- the paper's `claims.py`: an arm enters through its resolved configuration;
-- its YAML files: the resolved configuration is in the job key;
-- `lightbox.claims`, `report`, `cli`, `bench`, the index of runs and what only they use: they run, index and show jobs;
-- `lightbox/__init__.py`: it holds the version alone.
+It is all that the paper's `train` and `evaluate` modules reach: modules of the paper, of `lightbox`, and the
+`__init__` files that importing them runs. Comments, docstrings and layout are left out, so editing them keeps every
+finished run. What cannot change a number is in `OUTSIDE`; what is imported and used only where
+a configuration asks for it is in `CHOICES`.
 """
 
 import ast
 import hashlib
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import lightbox
 from lightbox.errors import RequestError
+from lightbox.files import digest
 
 CORE = "lightbox"
-WITHOUT_EFFECT = (
-    *("lightbox.claims", "lightbox.report", "lightbox.cli", "lightbox.bench"),
-    *("lightbox.runs.index", "lightbox.runs.index_entry", "lightbox.runs.index_place"),
-)
+ROOTS = ("train", "evaluate")
+DIGITS = 16
+OUTSIDE = {
+    "lightbox.refusals": "words of a refusal",
+    "lightbox.paths": "where files lie; their content is in the key",
+    "lightbox.paper.composition": "the configuration and the digests of what it reads are in the key",
+    "lightbox.paper.entries": "the command line",
+    "lightbox.paper.forecast": "a forecast of memory, and advice where it runs out",
+    "lightbox.paper.examples": "what the page shows of a run",
+    "lightbox.paper.purpose": "refuses weights that were trained for something else",
+    "lightbox.adapters.memory": "a forecast of memory",
+    "lightbox.adapters.guards": "refuses a model that would not train as asked",
+    "lightbox.backbones.matching": "refuses weights that do not fit their model",
+    "lightbox.backbones.preflight": "refuses a request before anything is loaded",
+    "lightbox.train.card": "what a run says of itself",
+    "lightbox.train.signals": "when a run stops; it continues to the same bits",
+    "lightbox.train.watch": "stops a run in which something is wrong",
+    "lightbox.claims": "runs jobs; an arm enters through its configuration",
+    "lightbox.report": "shows results",
+    "lightbox.cli": "the command line",
+    "lightbox.bench": "measures speed",
+    "lightbox.runs.index": "the MLflow index",
+    "lightbox.runs.index_entry": "likewise",
+    "lightbox.runs.index_place": "likewise",
+}
+"""Module or package -> why it cannot change a number."""
+CHOICES = {
+    "lightbox.paper.learner": (
+        "lightbox.adapters.attach",
+        "lightbox.adapters.artifact",
+        "lightbox.backbones.loading",
+        "lightbox.backbones.quantisation",
+    ),
+    "lightbox.paper.samples": (
+        "lightbox.readers.catalog",
+        "lightbox.readers.leakage",
+        "lightbox.readers.splits",
+    ),
+    "lightbox.backbones.loading": tuple(
+        f"lightbox.backbones.{family}" for family in ("florence2", "gemma3", "llava", "qwen_vl", "t5")
+    ),
+    "lightbox.backbones.towers": ("lightbox.backbones.detr",),
+    "lightbox.readers.catalog": tuple(
+        f"lightbox.readers.{reader}" for reader in ("path_vqa", "rationales", "slake", "vqa_med_2019", "vqa_rad")
+    ),
+    "lightbox.readers.images": ("lightbox.readers.dicom", "lightbox.readers.parquet"),
+}
+"""Module -> what it imports and calls only where a configuration asks for it."""
 
 
-def source_digest(package: str) -> str:
-    """SHA-256, in hex, of the code of a paper's package and the `lightbox` modules it imports.
+def closure(package: str, chosen: Collection[str] = ()) -> dict[str, Path]:
+    """Modules that decide the numbers of a paper's runs, by name, with their files.
 
     Args:
-        package: name of an importable package; it is located, not imported.
+        package: importable name of the paper; it is located, not imported.
+        chosen: names in `CHOICES` that a configuration asks for.
 
     Raises:
-        RequestError: where there is no such package, or a file of it does not parse.
+        RequestError: where there is no such package, it lacks a root, or a file does not parse.
     """
-    folder = _package_folder(package)
-    modules = {module: path for module, path in _modules(folder, package) if module != f"{package}.claims"}
-    modules |= _core_imports(set().union(*(_imports(path, _stamp(path), module) for module, path in modules.items())))
-    total = hashlib.sha256()
-    for module, path in sorted(modules.items()):
-        total.update(f"{module} {_code_digest(path, _stamp(path))}\n".encode())
-    return total.hexdigest()
-
-
-def _core_imports(named: set[str]) -> dict[str, Path]:
-    """Files of the `lightbox` modules among the imported names, and of all they import in turn."""
-    known = dict(_modules(Path(lightbox.__file__).parent, CORE))
-    found: dict[str, Path] = {}
-    waiting = set(named)
+    every = dict(_modules(Path(lightbox.__file__).parent, CORE))
+    every |= dict(_modules(_package_folder(package), package))
+    outside = {*OUTSIDE, f"{package}.claims"}
+    reached: dict[str, Path] = {}
+    waiting = {f"{package}.{root}" for root in ROOTS}
+    for root in sorted(waiting - every.keys()):
+        raise RequestError(
+            f"The paper '{package}'",
+            f"It has no module '{root.rpartition('.')[2]}', which its runs are made by",
+            f"Write {root.replace('.', '/')}.py, see CONTRIBUTING.md",
+        )
     while waiting:
-        name = waiting.pop()
-        for module in _with_parents(name):  # importing a.b.c runs a and a.b first
-            if module in known and module not in found and not _is_without_effect(module):
-                found[module] = known[module]
-                waiting |= _imports(known[module], _stamp(known[module]), module)
-    return found
+        for module in _with_parents(waiting.pop()):  # importing a.b.c runs a and a.b first
+            if module in reached or module not in every or not outside.isdisjoint(_with_parents(module)):
+                continue
+            reached[module] = every[module]
+            names = _imports(every[module], _stamp(every[module]), module)
+            optional = set(CHOICES.get(module, ())) - set(chosen)
+            waiting |= {name for name in names if optional.isdisjoint(_with_parents(name))}
+    return dict(sorted(reached.items()))
 
 
-def _is_without_effect(module: str) -> bool:
-    return module == CORE or any(f"{module}.".startswith(f"{name}.") for name in WITHOUT_EFFECT)
+def code_digests(package: str, chosen: Collection[str] = ()) -> dict[str, str]:
+    """Digest of the code of each module of `closure`, by name."""
+    return {module: _code_digest(path, _stamp(path))[:DIGITS] for module, path in closure(package, chosen).items()}
+
+
+def whole_digest(package: str) -> str:
+    """One digest of all code that any run of a paper may call: what machines that share its jobs must agree on."""
+    every_choice = {name for names in CHOICES.values() for name in names}
+    return digest(code_digests(package, every_choice))
 
 
 def _with_parents(name: str) -> Iterator[str]:
@@ -86,6 +134,7 @@ def _modules(folder: Path, package: str) -> Iterator[tuple[str, Path]]:
 
 
 def _stamp(path: Path) -> tuple[int, int]:
+    """What tells a changed file from the one that was read: planning reads each file once a process."""
     status = path.stat()
     return status.st_mtime_ns, status.st_size
 
@@ -103,7 +152,7 @@ def _imports(path: Path, stamp: tuple[int, int], module: str) -> frozenset[str]:
     """Dotted names that a file imports; `from a import b` names a and a.b, as b may be a module."""
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     names: set[str] = set()
-    for node in ast.walk(_parsed(path, stamp)):
+    for node in _running(_parsed(path, stamp)):
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -113,6 +162,15 @@ def _imports(path: Path, stamp: tuple[int, int], module: str) -> frozenset[str]:
                 base = ".".join([*parents[: len(parents) - node.level + 1], *([base] if base else [])])
             names.update([base, *(f"{base}.{alias.name}" for alias in node.names)])
     return frozenset(names)
+
+
+def _running(node: ast.AST) -> Iterator[ast.AST]:
+    """Every node below, functions too, but what is imported for annotations only (`if TYPE_CHECKING:`)."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and isinstance(child.test, ast.Name) and child.test.id == "TYPE_CHECKING":
+            continue
+        yield child
+        yield from _running(child)
 
 
 @cache

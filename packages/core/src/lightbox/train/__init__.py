@@ -1,7 +1,7 @@
-"""Training, as parts: `driver` (the loop), `batches` (what comes when), `checkpoint` (what survives a kill).
+"""Training: `driver.fit` is the loop, on one page; a paper hands it its own `step(model, batch)`.
 
-The loop's own parts: `parts` (device, optimiser, resume), `gradient` and `accumulation` (one step's gradient),
-`shortage` (memory that runs out), `watch` (what must hold), `processes` and `sharding` (several processes). Smaller:
-`schedule`, `groups`, `seeds`, `signals`, `nonfinite`, `weights` (model tensors and files), `optimizer_state`, `card`,
-`files` (durable writing). A paper hands the driver its own `step(model, batch)`; what happens in it is read there.
+What the loop stands on: `training` (what one training is made of, and where it continues), `batches` (what comes when),
+`updates` (which weights decay, rates, the optimiser's state), `checkpoint` and `weights` (what survives a kill),
+`shortage` (memory that runs out), `watch` (what must hold), `processes` (several that train one model), `precision`,
+`seeds`, `signals`, `card`.
 """

@@ -1,7 +1,6 @@
 """The run card: what trained, on what, with which versions, and how long it took. Times stand here and nowhere else."""
 
 import importlib.metadata
-import json
 import logging
 import time
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch import nn
 
 from lightbox.config import RunConfig
 from lightbox.errors import WorkError
-from lightbox.files import write_json
+from lightbox.runs import folders
 from lightbox.train import processes
 
 PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "numpy")
@@ -26,14 +25,14 @@ class RunCard:
     `wall_s` adds up over resumes, apart from sessions that were killed outright.
 
     Args:
-        path: of the file.
+        out: folder of the run.
         facts: see `describe`.
         is_resumed: True where an earlier session's time is to be added.
     """
 
-    def __init__(self, path: Path, facts: dict[str, Any], *, is_resumed: bool) -> None:
-        self._path, self._facts = path, facts
-        self._former_s = _former_wall_s(path) if is_resumed else 0.0
+    def __init__(self, out: Path, facts: dict[str, Any], *, is_resumed: bool) -> None:
+        self._out, self._facts = out, facts
+        self._former_s = float(folders.read_card(out).get("wall_s") or 0.0) if is_resumed else 0.0
         self._began = 0.0
 
     def __enter__(self) -> Self:
@@ -60,7 +59,7 @@ class RunCard:
 
     def _write(self, wall_s: float) -> None:
         if processes.is_main():
-            write_json(self._path, self._facts | {"wall_s": round(wall_s, 3)})
+            folders.write_card(self._out, self._facts | {"wall_s": round(wall_s, 3)})
 
 
 def describe(model: nn.Module, device: torch.device, run: RunConfig, *, notes: list[str]) -> dict[str, Any]:
@@ -73,7 +72,7 @@ def describe(model: nn.Module, device: torch.device, run: RunConfig, *, notes: l
         "dtype": str(next(p.dtype for p in model.parameters() if p.is_floating_point())).removeprefix("torch."),
         "precision": run.precision,
         "threads": run.threads,
-        "processes": {"count": processes.count(), "model": "in shards" if processes.is_sharded() else "whole in each"},
+        "processes": {"count": processes.count(), "model": "whole in each"},
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "notes": notes,
     }
@@ -97,9 +96,3 @@ def trained_groups(model: nn.Module) -> dict[str, int]:
 def _numbers(parameter: nn.Parameter) -> int:
     """Numbers in a parameter; a byte of a 4-bit one holds two."""
     return parameter.numel() * (2 * parameter.element_size() if type(parameter).__name__ == "Params4bit" else 1)
-
-
-def _former_wall_s(path: Path) -> float:
-    if not path.is_file():
-        return 0.0
-    return float(json.loads(path.read_text(encoding="utf-8")).get("wall_s") or 0.0)

@@ -20,11 +20,11 @@ from torch.optim import Optimizer
 from lightbox import files
 from lightbox.errors import RequestError, WorkError
 from lightbox.files import digest
-from lightbox.train import optimizer_state, processes, sharding, weights
+from lightbox.train import processes, updates, weights
 
 KEEP = 2
 FAILURES_ALLOWED = 3
-MODEL, OPTIMIZER, STATE, MANIFEST = weights.MODEL, "optimizer.safetensors", "state.json", "manifest.json"
+MODEL, OPTIMIZER, STATE, MANIFEST = "model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"
 FREE_TO_CHANGE = ("optim.micro_batch_size",)
 """Settings that a continued run may have otherwise: they cut a step's batch, and change its result by rounding only."""
 _STEP = re.compile(r"step-(\d{8,})$")
@@ -57,8 +57,6 @@ class ResumeState:
 def save(folder: Path, model: nn.Module, optimizer: Optimizer, state: ResumeState) -> Path:
     """Write one checkpoint, then delete all but the newest two.
 
-    With several processes all must call it: a model in shards is gathered, and the first process writes.
-
     Args:
         folder: holds `step-XXXXXXXX` folders; made where absent.
         model: its trainable parameters and buffers are stored.
@@ -71,19 +69,16 @@ def save(folder: Path, model: nn.Module, optimizer: Optimizer, state: ResumeStat
     Raises:
         OSError: where the disk is full or refuses; earlier checkpoints are untouched then.
     """
-    parts = {MODEL: weights.trained_tensors(model), OPTIMIZER: optimizer_state.state_tensors(model, optimizer)}
-    tensors = {name: sharding.whole_tensors(part) for name, part in parts.items()}
-    state.groups = optimizer_state.group_numbers(model, optimizer)
+    tensors = {MODEL: weights.trained_tensors(model), OPTIMIZER: updates.state_tensors(model, optimizer)}
+    state.groups = updates.group_numbers(model, optimizer)
     target, staged = folder / f"step-{state.step:08d}", folder / f".tmp-{state.step}-{os.getpid()}"
-    if not processes.is_main():
-        return target
     folder.mkdir(parents=True, exist_ok=True)
-    _check_room(folder, sum(t.nbytes for part in tensors.values() for t in part.values()))
+    _check_free(folder, sum(t.nbytes for named in tensors.values() for t in named.values()))
     shutil.rmtree(staged, ignore_errors=True)
     staged.mkdir()
     try:
-        for name, part in tensors.items():
-            weights.write_tensors(staged / name, part)
+        for name, named in tensors.items():
+            weights.write_tensors(staged / name, named)
             files.sync_file(staged / name)
         files.write_synced(staged / STATE, files.canonical_json(asdict(state)))
         files.write_synced(staged / MANIFEST, _manifest(staged, state))
@@ -100,7 +95,9 @@ def save(folder: Path, model: nn.Module, optimizer: Optimizer, state: ResumeStat
 
 
 def save_or_warn(folder: Path, model: nn.Module, optimizer: Optimizer, state: ResumeState, *, failures: int) -> int:
-    """Save; on a full disk warn and let training go on with the earlier checkpoints kept.
+    """Save in the first process; on a full disk warn and let training go on with the earlier checkpoints kept.
+
+    Every process must call it, so that all of them go on or all stop.
 
     Args:
         folder, model, optimizer, state: as for `save`.
@@ -114,7 +111,8 @@ def save_or_warn(folder: Path, model: nn.Module, optimizer: Optimizer, state: Re
     """
     refused: OSError | None = None
     try:
-        save(folder, model, optimizer, state)
+        if processes.is_main():
+            save(folder, model, optimizer, state)
     except OSError as err:
         refused = err
     reason = processes.from_main("" if refused is None else refused.strerror or str(refused))
@@ -148,6 +146,9 @@ def load(path: Path, model: nn.Module, optimizer: Optimizer, *, settings: dict[s
         RequestError: where the settings or the parameters are not those of the checkpoint.
         WorkError: where a file is damaged.
     """
+    reason = damage(path)  # again after `latest`: another process found it, and safetensors has no checksum
+    if reason is not None:
+        raise WorkError(f"{path} is damaged", reason, "Run the same command again, which continues from the one before")
     state = _read_state(path / STATE)
     if settings is not None and _fixed(settings) != _fixed(state.settings):
         raise RequestError(
@@ -155,8 +156,8 @@ def load(path: Path, model: nn.Module, optimizer: Optimizer, *, settings: dict[s
             "A run that continues with other settings is neither the old run nor the new one",
             "Restore those settings, choose another folder with run.out, or start anew with run.resume=false",
         )
-    weights.load_trained_tensors(path, model)
-    optimizer_state.restore(model, optimizer, weights.read_tensors(path / OPTIMIZER), state.groups)
+    weights.load_trained_tensors(path / MODEL, model)
+    updates.restore(model, optimizer, weights.read_tensors(path / OPTIMIZER), state.groups)
     return state
 
 
@@ -206,8 +207,7 @@ def set_aside(folder: Path) -> None:
 
 
 def _newest_first(folder: Path) -> list[Path]:
-    found = [path for path in folder.glob("step-*") if _STEP.match(path.name)]
-    return sorted(found, key=_step, reverse=True)
+    return sorted((path for path in folder.glob("step-*") if _STEP.match(path.name)), key=_step, reverse=True)
 
 
 def _read_state(path: Path) -> ResumeState:
@@ -238,7 +238,7 @@ def _differences(then: dict[str, Any], now: dict[str, Any]) -> str:
     return ", ".join(f"{key}={then.get(key)} (now {now.get(key)})" for key in keys)
 
 
-def _check_room(folder: Path, needed: int) -> None:
+def _check_free(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise OSError(errno.ENOSPC, f"{needed >> 20} MiB needed, {free >> 20} MiB free")

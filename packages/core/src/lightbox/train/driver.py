@@ -1,4 +1,4 @@
-"""The loop, once: accumulate, clip, step, schedule, log, evaluate, save. A paper hands in its own `step`.
+"""The loop on one page: prepare, forward, backward, accumulate, clip, step; then log, evaluate, save.
 
 What is unusual here: the gradient is that of the sum over supervised tokens divided by the tokens of the whole
 optimiser step, so micro-batches of unequal lengths, on one process or several, give what one large batch gives; a loss
@@ -9,25 +9,24 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from lightbox.adapters.guards import refuse_packed
 from lightbox.config import OptimConfig, RunConfig, TrainConfig
-from lightbox.files import write_json
-from lightbox.train import checkpoint, gradient, nonfinite, parts, processes, seeds, sharding, weights
-from lightbox.train.accumulation import Micro, Step, combine
+from lightbox.errors import RequestError
+from lightbox.runs import folders
+from lightbox.train import checkpoint, processes, seeds, shortage, weights
 from lightbox.train.batches import BatchSource
 from lightbox.train.card import RunCard, describe
 from lightbox.train.checkpoint import ResumeState
-from lightbox.train.parts import Parts
 from lightbox.train.precision import on_device
-from lightbox.train.schedule import lr_factor
-from lightbox.train.shortage import Advice
 from lightbox.train.signals import StopSignals
-from lightbox.train.watch import Watch
+from lightbox.train.training import Advice, Prepare, Step, Training, build, resume, save
+from lightbox.train.updates import lr_factor
+from lightbox.train.watch import Watch, stop_at_nonfinite
 
 History = dict[str, list[list[float | None]]]
 """Curves by metric key, each a list of [step, value]; None where an evaluation gave no finite number."""
@@ -37,6 +36,15 @@ Evaluate = Callable[[nn.Module], dict[str, float]]
 OVERFLOWS_ALLOWED = 20
 LAST_CHANCE = checkpoint.FAILURES_ALLOWED - 1
 _log = logging.getLogger(__name__)
+
+
+class Pass(NamedTuple):
+    """One forward and backward pass: item indices, summed loss, supervised tokens, means over them."""
+
+    indices: list[int]
+    loss_sum: float
+    tokens: int
+    means: dict[str, float]
 
 
 def fit(
@@ -52,6 +60,7 @@ def fit(
     evaluate: Evaluate | None = None,
     facts: Mapping[str, Any] | None = None,
     memory_advice: Advice | None = None,
+    prepare: Prepare | None = None,
 ) -> History:
     """Train `model` in place for `optim.max_steps` optimiser steps, or continue from the newest checkpoint in `out`.
 
@@ -60,8 +69,16 @@ def fit(
 
     Under `accelerate launch` every process calls this with the same arguments and an `out` that all can read. They
     share each batch, so losses are those of one process up to rounding; only what is drawn in a step, such as dropout,
-    differs, since each process draws from seeds of its own. The first process writes, all return the same curves, and
-    the model is whole in each of them.
+    differs, since each process draws from seeds of its own. The first process writes, all return the same curves.
+
+    A step may begin with a stage before the micro-batches, `prepare`. It is called once per optimiser step with the
+    indices of the whole step (with several processes, of this process's share, if it has one) and gives one item per
+    index, in order: a pair with its reference log-probabilities, say, or a whole group of sampled answers with their
+    rewards. `batches.collate` then gets the list of items of a micro-batch, in place of the list of their indices. The
+    model is in eval mode without gradient and in the precision of the step meanwhile, and in train mode after it. The
+    same items serve a step that is taken again in smaller micro-batches, and the message where a number is not finite;
+    a continued run prepares them anew, from the generators of its checkpoint. So they may depend on model, indices and
+    generators alone: a cache must hold what computing would give, in whatever batch an item came first.
 
     Args:
         model: in train mode while it learns, and moved to the device of `run`.
@@ -76,7 +93,8 @@ def fit(
         evaluate: gives metrics such as ``{"val/acc": 0.5}`` at each `run.save_every_steps` and at the end; it runs in
             eval mode without gradient and moves no random generator.
         facts: what else the card is to say, such as the attention chosen and why, or how the base is stored.
-        memory_advice: for the message where memory runs out, see `shortage.Advice`.
+        memory_advice: for the message where memory runs out, see `training.Advice`.
+        prepare: the stage before the micro-batches, as above; it may draw from every generator.
 
     Returns:
         The curves train/loss, train/grad_norm, train/lr, train/<each mean of step>, and those of `evaluate`; with
@@ -89,33 +107,44 @@ def fit(
         KeyboardInterrupt, SystemExit: after saving, on SIGINT and SIGTERM to any process.
     """
     # ---- build
-    train = TrainConfig() if train is None else train
-    made = parts.build(model, step, batches, optim=optim, run=run, train=train, out=out, groups=groups)
+    training = build(
+        model,
+        step,
+        batches,
+        prepare=prepare,
+        optim=optim,
+        run=run,
+        train=TrainConfig() if train is None else train,
+        out=out,
+        groups=groups,
+        memory_advice=memory_advice,
+    )
     watch = Watch(model)
-    state = parts.resume(made)
-    failures = 0
+    state = resume(training)
     notes = [f"continued from step {state.step}"] if state.step else []
-    told = describe(model, made.device, run, notes=notes) | {"optimizer": optim.optimizer} | dict(facts or {})
+    card_facts = describe(model, training.device, run, notes=notes) | {"optimizer": optim.optimizer} | dict(facts or {})
+    failures = 0
 
-    with RunCard(out / "card.json", told, is_resumed=state.step > 0) as card, StopSignals() as signals:
+    with RunCard(out, card_facts, is_resumed=state.step > 0) as card, StopSignals() as signals:
         while state.step < optim.max_steps:
-            # ---- gradient
-            lr = _set_lr(made, state.step)
-            micros = gradient.take(made, state, card, advice=memory_advice)
-            norm = _grad_norm(made)
-            means = combine(micros) | {"train/grad_norm": float(sharding.whole(norm))}
-            if _must_stop(made, state, means):
-                _stop(made, state, micros, means)
-            watch.see_gradients(micros, means)
+            # ---- forward and backward
+            lr = _set_lr(training, state.step)
+            items = _prepare(training, state)
+            passes = _accumulate(training, state, items, card)
+            norm = _grad_norm(training)
+            means = _means(passes) | {"train/grad_norm": float(norm)}
+            if _must_stop(training, state, means):
+                _stop(training, state, items, passes, means)
+            watch.see_gradients(means, tokens=sum(one.tokens for one in passes))
 
-            # ---- update
+            # ---- clip and step
             if optim.clip_norm > 0:
-                nn.utils.clip_grads_with_norm_(made.parameters, optim.clip_norm, norm)
-            with gradient.explained(made, state, advice=memory_advice):
-                made.optimizer.step()
-            made.optimizer.zero_grad(set_to_none=True)
+                nn.utils.clip_grads_with_norm_(training.parameters, optim.clip_norm, norm)
+            with shortage.explained(training, state, "in the update"):  # the first one makes the moments
+                training.optimizer.step()
+            training.optimizer.zero_grad(set_to_none=True)
             if processes.count() > 1:
-                processes.spread(weights.buffers(model), device=made.device)
+                processes.spread(weights.buffers(model), device=training.device)
             state.step += 1
 
             # ---- log, evaluate, save
@@ -123,39 +152,113 @@ def fit(
             _record(state, means, lr=lr, is_due=is_last or state.step % run.log_every_steps == 0)
             is_due = is_last or (run.save_every_steps > 0 and state.step % run.save_every_steps == 0)
             if is_due and evaluate is not None:
-                with gradient.explained(made, state, advice=memory_advice):
-                    _evaluate(made, state, evaluate)
-                refuse_packed(model)
+                _evaluate(training, state, evaluate)
             received = max(processes.gather(signals.received or 0))
             if is_due or received:
-                failures = parts.save(made, state, failures=LAST_CHANCE if is_last else failures)
+                failures = save(training, state, failures=LAST_CHANCE if is_last else failures)
             signals.stop_for(received)
         signals.stop_for(max(processes.gather(signals.received or 0)))  # one that came while the last step was saved
-        if made.shards is not None:
-            made.shards.rejoin()
         watch.check_base()
 
     if processes.is_main():
-        write_json(out / "history.json", state.history)
+        folders.write_history(out, state.history)
     return state.history
 
 
-def _set_lr(made: Parts, step: int) -> float:
-    optim = made.optim
+def _prepare(training: Training, state: ResumeState) -> dict[int, Any]:
+    """What this process learns from in the next step, by index; without `prepare` the indices themselves."""
+    own = processes.shares(training.batches.next_indices())[processes.rank()]
+    if training.prepare is None or not own:
+        return dict(zip(own, own, strict=True))
+    training.model.eval()
+    # no_grad, not inference_mode, whose tensors a loss could not be computed from
+    with shortage.explained(training, state, "in prepare"), torch.no_grad(), training.accelerator.autocast():
+        items = training.prepare(training.model, list(own))
+    training.model.train()
+    refuse_packed(training.model)
+    if len(items) != len(own):
+        raise RequestError(
+            f"prepare gave {len(items)} items for {len(own)} indices",
+            "Micro-batches are cut by index, so each needs one item; a group of samples is one item",
+            "Return a list with one item per index, in their order",
+        )
+    return dict(zip(own, items, strict=True))
+
+
+def _accumulate(training: Training, state: ResumeState, items: dict[int, Any], card: RunCard) -> list[Pass]:
+    """Leave in `grad` the gradient of the step's summed loss divided by its supervised tokens.
+
+    Averaging the means of micro-batches would weight a token by how few neighbours it has. Here each loss is a sum,
+    divided once by the tokens of the step, so 8 micro-batches of 1 give the gradient of 1 of 8, and two processes with
+    half a batch each give that of one with all of it. Gives the passes of all processes, in the order of the batch.
+    """
+    start = shortage.Start(training.model) if training.train.auto_batch else None
+    while True:
+        size = training.micro_batch_size(state)
+        passes, divisor, message = [], 1.0, ""
+        try:
+            passes, divisor = _forward_backward(training, items, size)
+        except (RuntimeError, MemoryError) as err:
+            if not shortage.is_shortage(err):
+                raise
+            message = str(err) or type(err).__name__
+        everyone = processes.gather((passes, message))
+        message = next((message for _, message in everyone if message), "")
+        if not message:
+            break
+        # out here no frame of the failed pass is left, which would hold its tensors
+        shortage.halve(training, state, card, message=message, start=start)
+    passes = [one for own, _ in everyone for one in own]
+    correction = divisor / max(sum(one.tokens for one in passes), 1)
+    if correction != 1.0:
+        for parameter in training.parameters:
+            if parameter.grad is not None:
+                parameter.grad.mul_(correction)
+    processes.add_up(training.parameters)
+    return passes
+
+
+def _forward_backward(training: Training, items: dict[int, Any], size: int) -> tuple[list[Pass], float]:
+    """Forward and backward over micro-batches of `size` items; gives also what their gradients are too small by."""
+    micro_batches = [list(items)[at : at + size] for at in range(0, len(items), size)]
+    passes: list[Pass] = []
+    divisor = 0.0
+    for indices in micro_batches:
+        batch = on_device(training.batches.collate([items[index] for index in indices]), training.accelerator)
+        with training.accelerator.autocast():
+            loss_sum, n_tokens, means = training.step(training.model, batch)
+        tokens = int(n_tokens)
+        # all tokens are known after the last pass only; a first guess keeps fp16 losses in range and is corrected later
+        divisor = divisor or float(max(tokens, 1) * len(micro_batches))
+        training.accelerator.backward(loss_sum / divisor)
+        passes.append(Pass(indices, _number(loss_sum), tokens, {name: _number(mean) for name, mean in means.items()}))
+    return passes, divisor or 1.0
+
+
+def _set_lr(training: Training, step: int) -> float:
+    optim = training.optim
     factor = lr_factor(step, max_steps=optim.max_steps, warmup_frac=optim.warmup_frac, schedule=optim.schedule)
-    for group in made.optimizer.param_groups:
+    for group in training.optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor
     return optim.lr * factor
 
 
-def _grad_norm(made: Parts) -> Tensor:
-    if made.accelerator.scaler is not None:
-        made.accelerator.unscale_gradients()
+def _grad_norm(training: Training) -> Tensor:
+    if training.accelerator.scaler is not None:
+        training.accelerator.unscale_gradients()
     # torch's own: accelerate's clipping looks for sharded tensors first and costs 5 ms a step on a small model
-    return nn.utils.get_total_norm([p.grad for p in made.parameters if p.grad is not None])
+    return nn.utils.get_total_norm([p.grad for p in training.parameters if p.grad is not None])
 
 
-def _must_stop(made: Parts, state: ResumeState, means: dict[str, float]) -> bool:
+def _means(passes: Sequence[Pass]) -> dict[str, float]:
+    """Means over the supervised tokens of the whole step, by metric key."""
+    tokens = max(sum(one.tokens for one in passes), 1)
+    names = [name for name in passes[0].means if all(name in one.means for one in passes)]
+    means = {f"train/{name}": sum(one.means[name] * one.tokens for one in passes) / tokens for name in names}
+    return means | {"train/loss": sum(one.loss_sum for one in passes) / tokens}
+
+
+def _must_stop(training: Training, state: ResumeState, means: dict[str, float]) -> bool:
     """True where a number is not finite; the loss scale of fp16 may skip overflowing gradients for a while."""
     if not math.isfinite(means["train/loss"]):
         return True
@@ -163,24 +266,30 @@ def _must_stop(made: Parts, state: ResumeState, means: dict[str, float]) -> bool
         state.overflows = 0
         return False
     state.overflows += 1
-    return made.accelerator.scaler is None or state.overflows > OVERFLOWS_ALLOWED
+    return training.accelerator.scaler is None or state.overflows > OVERFLOWS_ALLOWED
 
 
-def _stop(made: Parts, state: ResumeState, micros: list[Micro], means: dict[str, float]) -> NoReturn:
-    broken = next((micro.indices for micro in micros if not math.isfinite(micro.loss_sum)), None)
-    batch = on_device(made.batches.collate(broken or micros[-1].indices), made.accelerator)
+def _stop(
+    training: Training, state: ResumeState, items: dict[int, Any], passes: list[Pass], means: dict[str, float]
+) -> NoReturn:
+    """Take the micro-batch that broke once more and name the first tensor that is not finite."""
+    broken = [one for one in passes if not math.isfinite(one.loss_sum)][:1] or passes
+    # each process looks at a micro-batch of its own, since what another one prepared lies there
+    own = next((one.indices for one in reversed(broken) if one.indices[0] in items), [])
+    batch = on_device(training.batches.collate([items[i] for i in own]), training.accelerator) if own else None
 
     def forward() -> None:
-        with made.accelerator.autocast():
-            made.call(made.step, batch)
+        with training.accelerator.autocast():
+            if own:
+                training.step(training.model, batch)
 
-    nonfinite.stop(
-        made.model,
+    stop_at_nonfinite(
+        training.model,
         forward,
         batch,
-        out=made.out,
+        out=training.out,
         step=state.step + 1,
-        ids=made.batches.names(broken or [index for micro in micros for index in micro.indices]),
+        ids=training.batches.names([index for one in broken for index in one.indices]),
         loss=means["train/loss"],
         grad_norm=means["train/grad_norm"],
     )
@@ -202,13 +311,16 @@ def _record(state: ResumeState, means: dict[str, float], *, lr: float, is_due: b
         _log.info("step %d: %s", state.step, ", ".join(f"{key} {value:.4g}" for key, value in sorted(row.items())))
 
 
-def _evaluate(made: Parts, state: ResumeState, evaluate: Evaluate) -> None:
-    made.model.eval()
-    with seeds.untouched_rng(), torch.no_grad():
-        metrics = processes.from_main(made.call(evaluate))
-    made.model.train()
-    if made.shards is not None:
-        made.shards.drop_whole()
+def _evaluate(training: Training, state: ResumeState, evaluate: Evaluate) -> None:
+    training.model.eval()
+    with shortage.explained(training, state, "in an evaluation"), seeds.untouched_rng(), torch.no_grad():
+        metrics = processes.from_main(evaluate(training.model))
+    training.model.train()
+    refuse_packed(training.model)
     for key, value in metrics.items():
         # JSON has no NaN: a metric that is undefined here, such as a mean over nothing, becomes null
         state.history.setdefault(key, []).append([state.step, float(value) if math.isfinite(value) else None])
+
+
+def _number(value: Tensor | float) -> float:
+    return value.item() if isinstance(value, Tensor) else float(value)

@@ -1,13 +1,12 @@
 """Device and precision, chosen once by accelerate, which also makes processes that were launched together meet."""
 
 import datetime
-import os
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import InitProcessGroupKwargs, send_to_device
+from accelerate.utils import InitProcessGroupKwargs, parse_flag_from_env, send_to_device
 
 from lightbox.config import RunConfig
 from lightbox.errors import RequestError
@@ -20,8 +19,14 @@ def make_accelerator(run: RunConfig) -> Accelerator:
     """Make accelerate's object for device placement, autocast and loss scaling, and meet the other processes.
 
     Raises:
-        RequestError: where the device is absent or cannot compute in the precision.
+        RequestError: where the device is absent or cannot compute in the precision, or the launch asks for shards.
     """
+    if parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        raise RequestError(
+            "The launch asks for FSDP, which cuts a model into shards",
+            "accelerate gathers shards around a model's own forward, and a paper's step calls parts of the model",
+            "Launch with --multi_gpu, where each card holds the whole model; adapter.quant=nf4 makes it small",
+        )
     has_cuda = torch.cuda.is_available()
     if run.device == "cuda" and not has_cuda:
         raise RequestError("run.device is cuda", "torch finds no CUDA device on this machine", "Set run.device=cpu")
@@ -36,9 +41,6 @@ def make_accelerator(run: RunConfig) -> Accelerator:
     former = AcceleratorState._shared_state
     if former and (former.get("_mixed_precision"), former.get("_cpu")) != (precision, is_cpu):
         AcceleratorState._reset_state(reset_partial_state=True)  # one a process, and an earlier job chose otherwise
-    if "ACCELERATE_USE_FSDP" in os.environ:
-        # else transformers reads weights in the first process only and leaves the others' without numbers
-        os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     meeting = InitProcessGroupKwargs(timeout=PATIENCE)
     return Accelerator(cpu=is_cpu, mixed_precision=precision, kwargs_handlers=[meeting])
 

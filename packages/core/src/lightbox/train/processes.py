@@ -1,9 +1,9 @@
 """Several processes that train one model: who is who, what each one takes, and what they tell each other.
 
-`accelerate launch --multi_gpu --num_processes N -m PAPER train ...` starts N of them; with `--use_fsdp` in place of
-`--multi_gpu` the model lies in shards, see `sharding`. Each process takes an equal share of every batch, and the sum of
-their gradients is the gradient of the batch. `accelerate launch --cpu --num_processes N` starts one process only: on a
-machine without GPUs, launch with `--multi_gpu` or `--use_fsdp` as well and keep run.device=cpu, which uses gloo.
+`accelerate launch --multi_gpu --num_processes N -m PAPER train ...` starts N of them, each with the whole model. Each
+takes an equal share of every batch, and the sum of their gradients is the gradient of the batch. `accelerate launch
+--cpu --num_processes N` starts one process only: on a machine without GPUs, launch with `--multi_gpu` as well and keep
+run.device=cpu, which uses gloo.
 
 With one process, the usual case, everything here is free and changes nothing.
 """
@@ -39,11 +39,6 @@ def rank() -> int:
 def is_main() -> bool:
     """True in the one process that writes files."""
     return rank() == 0
-
-
-def is_sharded() -> bool:
-    """True where the launch asks for FSDP and there is more than one process."""
-    return count() > 1 and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
 def join(run: RunConfig) -> None:

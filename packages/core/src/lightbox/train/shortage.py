@@ -4,21 +4,41 @@ A micro-batch is what one forward pass takes; its activations grow with its item
 is the first thing to try, and the batch of a step stays what it is.
 """
 
+import contextlib
 import gc
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import torch
+from torch import nn
 
 from lightbox.errors import WorkError
+from lightbox.train import seeds, weights
+from lightbox.train.card import RunCard
+from lightbox.train.checkpoint import ResumeState
+from lightbox.train.training import Training
 
-Advice = str | Callable[[int], str]
-"""Which part takes most memory and what would fit: a sentence, or what makes it from items in a forward pass."""
+SIZES = "train/micro_batch_size"
+"""Curve with a point for each time that the micro-batch was cut."""
 
 _SIGNS = ("can't allocate memory", "CUDA out of memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
-class NoMemoryLeftError(Exception):
-    """A forward or backward pass found no memory; nothing of it is held any more, so it may be tried again smaller."""
+class Start:
+    """Where the passes of a step began: generators and persistent buffers, to take them again to the same bits.
+
+    Args:
+        model: its buffers, such as running statistics, are copied.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._rng = seeds.rng_state()
+        self._buffers = [(tensor, tensor.clone()) for tensor in weights.buffers(model)]
+
+    def restore(self) -> None:
+        """Put them back."""
+        seeds.restore_rng(self._rng)
+        for tensor, former in self._buffers:
+            tensor.copy_(former)
 
 
 def is_shortage(err: BaseException) -> bool:
@@ -44,32 +64,63 @@ def half(micro_batch_size: int, share: int) -> int:
     return max((size for size in range(1, micro_batch_size // 2 + 1) if share % size == 0), default=0)
 
 
-def release(device: torch.device) -> None:
-    """Give back what freed tensors still hold on the card."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-
-
-def explained(message: str, *, step: int, micro_batch_size: int, advice: Advice | None, can_halve: bool) -> WorkError:
-    """Say where memory ran out, what takes it, and which setting would help.
+def halve(training: Training, state: ResumeState, card: RunCard, *, message: str, start: Start | None) -> None:
+    """Make the micro-batch smaller, for this step and all later ones, and go back to where its passes began.
 
     Args:
+        training, state, card: of the run; what was tried is noted.
         message: of the allocator.
-        step: optimiser step in which it happened, counted from 1.
-        micro_batch_size: items of the forward pass.
-        advice: the largest part and what would fit, where the caller knows the model's sizes.
-        can_halve: True where a smaller micro-batch may still be set.
+        start: of this step; None where `train.auto_batch` is off.
+
+    Raises:
+        WorkError: where no smaller micro-batch is allowed or possible.
     """
-    why = advice(micro_batch_size) if callable(advice) else advice
-    items = "1 item" if micro_batch_size == 1 else f"{micro_batch_size} items"
-    halved = "Set train.auto_batch=true or a smaller optim.micro_batch_size; the effective batch stays the same"
-    fewer = "Set train.checkpoint_layers=true, store the base in fewer bits with adapter.quant, or shorten the rows"
+    training.optimizer.zero_grad(set_to_none=True)
+    gc.collect()
+    if training.device.type == "cuda":
+        torch.cuda.empty_cache()  # else freed pieces of the wrong size stay with the allocator
+    size = training.micro_batch_size(state)
+    smaller = half(size, training.share)
+    if start is None or not smaller:
+        do = "Set train.auto_batch=true or a smaller optim.micro_batch_size; the effective batch stays the same"
+        raise _error(training, state, f"with {_items(size)} in a forward pass", message, do=do if smaller else None)
+    start.restore()
+    state.micro_batch_size = smaller
+    state.history.setdefault(SIZES, []).append([state.step + 1, float(smaller)])
+    card.note(f"step {state.step + 1}: memory ran out with {size} items in a forward pass, {smaller} from here on")
+
+
+@contextlib.contextmanager
+def explained(training: Training, state: ResumeState, where: str) -> Iterator[None]:
+    """Say what takes the memory where it runs out outside the passes.
+
+    Args:
+        training, state: of the run.
+        where: such as "in the update".
+
+    Raises:
+        WorkError: in place of the allocator's error.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as err:
+        if not is_shortage(err):
+            raise
+        raise _error(training, state, where, str(err) or type(err).__name__) from err
+
+
+def _error(training: Training, state: ResumeState, where: str, message: str, *, do: str | None = None) -> WorkError:
+    advice = training.memory_advice
+    why = advice(training.micro_batch_size(state)) if callable(advice) else advice
     return WorkError(
-        f"Memory ran out at step {step} with {items} in a forward pass ({_first_sentences(message)})",
+        f"Memory ran out at step {state.step + 1} {where} ({_first_sentences(message)})",
         why or "Activations grow with the items of a forward pass; weights, gradients and moments do not",
-        halved if can_halve else fewer,
+        do or "Set train.checkpoint_layers=true, store the base in fewer bits with adapter.quant, or shorten the rows",
     )
+
+
+def _items(count: int) -> str:
+    return "1 item" if count == 1 else f"{count} items"
 
 
 def _first_sentences(message: str) -> str:

@@ -1,0 +1,118 @@
+"""From overrides to a configuration, and what a configuration reads, chooses and costs. No torch.
+
+What an experiment is stands in one place, the paper's `claims.py`: `experiment=NAME` on the command line means the
+overrides of the arm of that name. Learning rates chosen by tuning stand in `conf/tuned/<name>.yaml`, a map from arm to
+rate that `optim.lr` reads; a rate given on the command line still wins.
+"""
+
+import difflib
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightbox import machine, phantom
+from lightbox.backbones import weights
+from lightbox.config import compose
+from lightbox.errors import RequestError
+from lightbox.paper.pretrained import find_pretrained
+from lightbox.paper.schema import PaperConfig
+from lightbox.readers import catalog
+from lightbox.runs.sources import CHOICES
+
+EXPERIMENT = "experiment"
+_READING = (
+    "lightbox.readers.catalog",
+    "lightbox.readers.leakage",
+    "lightbox.readers.splits",
+    "lightbox.readers.dicom",
+    "lightbox.readers.parquet",
+)
+_TEXTS = (".json", ".jsonl", ".parquet", ".txt", ".csv", ".xml")
+_IMAGES = (".png", ".jpg", ".jpeg", ".dcm", ".nii", ".gz", ".tif", ".tiff", ".bmp", ".npz", ".npy")
+
+
+def resolve(package: str, overrides: Sequence[str], *, config_name: str = "train") -> Any:
+    """Compose a paper's configuration: YAML, preset, the arm's overrides, then those of the command line.
+
+    Args:
+        package: of the paper, with `conf/` and `claims.PAPER`.
+        overrides: as given, for example ``["preset=quick", "experiment=none", "run.seed=0"]``; the arm left out is the
+            paper's `default_arm`.
+        config_name: train or eval.
+
+    Raises:
+        RequestError: naming the key that is unknown, of a wrong type, absent or impossible, or the unknown arm.
+    """
+    claims = importlib.import_module(f"{package}.claims").PAPER
+    names = [override.partition("=")[2] for override in overrides if override.startswith(f"{EXPERIMENT}=")]
+    name = names[-1] if names else claims.default_arm
+    if name not in claims.arms:
+        near = difflib.get_close_matches(name, claims.arms, n=1)
+        raise RequestError(
+            f"'{EXPERIMENT}={name}'",
+            f"The choices are {', '.join(claims.arms)}",
+            f"Did you mean {EXPERIMENT}={near[0]}?" if near else "Choose an arm from those",
+        )
+    # before the user's own, so that a value on the command line wins over the arm's
+    return compose(package, config_name, [f"{EXPERIMENT}={name}", *claims.arms[name].overrides, *overrides])
+
+
+def inputs(cfg: PaperConfig) -> dict[str, str]:
+    """What a job reads besides its configuration and the code: digests of data and weights, and the resolved device."""
+    if cfg.data.is_phantom:
+        read = {"data": phantom.generator_digest()}
+    else:
+        root = Path(cfg.data.root)
+        read = {"data": weights.digest_of_folder(root, suffixes=_TEXTS)}
+        if not cfg.is_baseline:
+            read["images"] = weights.digest_of_folder(root, suffixes=_IMAGES, may_be_empty=True)
+    if cfg.is_baseline:
+        return read
+    read["device"] = "cpu" if cfg.run.device == "cpu" else ", ".join(machine.gpu_names()) or "cpu"
+    base = find_pretrained(cfg.model.backbone, cfg.model.backbone_revision)
+    read["backbone"] = base.digest()
+    if base.has_own_tower or not cfg.has_vision:
+        return read
+    if cfg.model.features:
+        read["features"] = weights.digest_of_file(Path(cfg.model.features))
+    else:
+        read["tower"] = weights.digest_of(cfg.model.tower, revision=cfg.model.tower_revision)
+    return read
+
+
+def chosen(cfg: PaperConfig) -> tuple[str, ...]:
+    """Modules that only some configurations call: the family of the model, adapters, the reader of the data."""
+    modules: list[str] = [] if cfg.data.is_phantom else [*_READING, catalog.find(cfg.data.source).module]
+    if cfg.is_baseline:
+        return tuple(modules)
+    base = find_pretrained(cfg.model.backbone, cfg.model.backbone_revision)
+    if base.has_own_tower:
+        modules += ["lightbox.backbones.loading", base.family.module]
+    elif base.family is None:  # a hub id: its family is known once its config.json is here
+        modules += ["lightbox.backbones.loading", *CHOICES["lightbox.backbones.loading"]]
+    if cfg.adapter.kind != "none" or base.adapter is not None:
+        modules += ["lightbox.adapters.attach", "lightbox.adapters.artifact", "lightbox.backbones.quantisation"]
+    if cfg.has_vision and not cfg.model.tower.startswith(weights.TINY):
+        modules.append("lightbox.backbones.detr")
+    return tuple(modules)
+
+
+def estimate(cfg: PaperConfig, *, models: int = 1) -> dict[str, float]:
+    """Rough cost of a job on one CPU core: minutes of wall time and GiB of memory. A worker imports torch once.
+
+    Scaled from the weights' size: 6 floating-point operations per parameter and trained token, at 50 GFLOP/s.
+
+    Args:
+        cfg: of the job.
+        models: trainings that it makes.
+    """
+    if cfg.is_baseline:
+        return {"minutes": 0.02, "mem_gib": 0.3}
+    size_gib = weights.size_bytes(cfg.model.backbone) / 2**30
+    parameters = size_gib * 2**30 / 4
+    tokens_per_item = 0.5 * (cfg.data.source_tokens + cfg.target_tokens)
+    trained = cfg.optim.max_steps * cfg.optim.batch_size * models if cfg.objective.is_trained else 0
+    flop = parameters * tokens_per_item * (6 * trained + 6 * cfg.data.n_test)
+    images_gib = (cfg.data.n_train + cfg.data.n_test) / cfg.data.questions_per_case * 64 * 128 * 4 / 2**30
+    return {"minutes": round(0.1 + flop / 50e9 / 60, 2), "mem_gib": round(0.8 + 8 * size_gib + 2 * images_gib, 2)}

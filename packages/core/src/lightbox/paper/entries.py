@@ -1,0 +1,277 @@
+"""The entries of a paper from one factory: train, evaluate, predict, and `run_job` for claims.
+
+The configuration is accepted before anything heavy is imported, so a wrong key is refused in about a second: this is
+the one module of the kit with inner imports, and it loads the paper's modules by name when they are needed.
+
+| module of the paper | what is called |
+|---|---|
+| `config` | `Config`, `resolve`, `inputs`, `chosen` |
+| `train` | `run(cfg, base, folder, *, cache, needs, keeps_model, memory_advice)` |
+| `evaluate` | `run_baseline(cfg, folder)`, without torch |
+| `predict` | `predict(image, question, *, folder, options, box)` |
+"""
+
+import importlib
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from lightbox import files, machine
+from lightbox.errors import RequestError, guard
+from lightbox.paper import forecast, multirun
+from lightbox.paper.composition import resolve
+from lightbox.paper.overlay import draw_prediction
+from lightbox.paper.pretrained import Pretrained, check_pretrained, check_towers, find_pretrained
+from lightbox.paper.schema import PaperConfig
+from lightbox.paths import default_out
+from lightbox.runs import folders
+from lightbox.runs.key import Identity, differences, identify
+
+SHOWN = 4
+_log = logging.getLogger(__name__)
+
+Check = Callable[[Any, Pretrained], None]
+"""Refuses what cannot work with the weights that a configuration names, before anything heavy is imported."""
+
+
+@dataclass(frozen=True)
+class Entries:
+    """What a paper's `cli` module offers.
+
+    Args:
+        package: importable name of the paper.
+        check: the paper's own refusals, beside those of the kit; None has none.
+        takes_box: True where `predict` answers about a region.
+    """
+
+    package: str
+    check: Check | None = None
+    takes_box: bool = False
+
+    def train(self, argv: Sequence[str] | None = None) -> None:
+        """Train and score one arm: Hydra overrides in, a folder under `<out>/runs` out.
+
+        Raises:
+            SystemExit: with 2 for a wrong request and 1 for failed work, after the three sentences.
+        """
+        self._enter(argv, "train")
+
+    def evaluate(self, argv: Sequence[str] | None = None) -> None:
+        """Score a saved model on any split; `model.backbone` is the `model` folder of a run."""
+        self._enter(argv, "eval")
+
+    def main(self) -> None:
+        """Run `python -m PAPER train|eval ...`, the form for `accelerate launch -m`; exit 2 where it is neither."""
+        commands = {"train": self.train, "eval": self.evaluate}
+        if len(sys.argv) < 2 or sys.argv[1] not in commands:
+            usage = f"Usage: python -m {self.package} train|eval [key=value ...]"
+            Console(stderr=True).print(usage, markup=False)
+            raise SystemExit(2)
+        commands[sys.argv[1]](sys.argv[2:])
+
+    def predict(
+        self,
+        *,
+        image: Path,
+        question: str,
+        options: Sequence[str] = (),
+        run: Path | None = None,
+        box: tuple[float, float, float, float] | None = None,
+        out: Path | None = None,
+    ) -> dict[str, object]:
+        """Answer one question about one image.
+
+        Args:
+            image: PNG, JPEG or DICOM file.
+            question: text.
+            options: choices of a closed question.
+            run: folder of a finished training; None takes the newest under the default output folder.
+            box: region, `xyxy` fractions of the image; refused where the paper answers about the whole image.
+            out: file for the image with the answer under it.
+
+        Raises:
+            RequestError: a box, no finished run, or a run that cannot see images.
+        """
+        if box is not None and not self.takes_box:
+            raise RequestError(f"--box is {box}", f"{self.package} answers about the whole image", "Leave --box out")
+        folder = run or newest_training(default_out(), self.package)
+        prediction = self._module("predict").predict(image, question, folder=folder, options=options, box=box)
+        if out is not None:
+            draw_prediction(image, question, prediction, out=out)
+        return prediction
+
+    def run_job(self, directory: Path, overrides: Sequence[str], needs: Mapping[str, Path]) -> None:
+        """Run one arm of one seed for a claim; `directory` is `<out>/jobs/<key>`."""
+        cfg = resolve(self.package, overrides)
+        self._compute(cfg, directory, cache=directory.parents[1] / folders.CACHE, needs=needs, keeps_model=False)
+
+    def run_once(self, overrides: list[str], mode: str, *, is_indexed: bool = True) -> Path:
+        """Train or score one arm, unless that is done; the folder."""
+        cfg = self.accept(overrides, mode)
+        needs = folders.needed_runs(cfg.needs)
+        identity = self._identity(cfg, needs)
+        out = Path(cfg.run.out) if cfg.run.out else default_out()
+        folder = out / folders.RUNS / f"{cfg.experiment}-{identity.key[:12]}"
+        if cfg.run.resume and folders.read_run(folder) is not None:
+            _log.info("%s is finished already; run.resume=false trains anew", folder)
+        else:
+            _say_why(folder, cfg.experiment, identity)
+            self._make(cfg, folder, out=out, overrides=overrides, identity=identity, needs=needs)
+            if is_indexed and is_first_process():
+                index_run(out, folder)
+        if is_first_process():
+            show(folder)
+        return folder
+
+    def accept(self, overrides: list[str], mode: str) -> PaperConfig:
+        """The configuration that overrides mean, checked as far as that goes without torch."""
+        cfg: PaperConfig = resolve(self.package, overrides, config_name=mode)
+        if mode == "eval" and not any(override.startswith("model.backbone=") for override in overrides):
+            raise RequestError(
+                "model.backbone is not given", "There is no model to score", "Give model.backbone=RUN/model"
+            )
+        if not cfg.is_baseline:
+            self._check(cfg, find_pretrained(cfg.model.backbone, cfg.model.backbone_revision))
+        return cfg
+
+    def _check(self, cfg: PaperConfig, base: Pretrained) -> None:
+        check_pretrained(cfg, base)
+        if base.family is not None:  # a hub id's config.json is fetched with its weights, and asked then
+            check_towers(cfg, base)
+            if self.check is not None:
+                self.check(cfg, base)
+            forecast.check_fits(cfg, base)
+
+    def _enter(self, argv: Sequence[str] | None, mode: str) -> None:
+        level = logging.INFO if is_first_process() else logging.WARNING
+        logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
+        words = list(sys.argv[1:] if argv is None else argv)
+        code = guard(lambda: self._sweep(words, mode) if multirun.is_multirun(words) else self.run_once(words, mode))
+        if code:
+            raise SystemExit(code)
+
+    def _sweep(self, words: list[str], mode: str) -> None:
+        accept, run = partial(self.accept, mode=mode), partial(self.run_once, mode=mode, is_indexed=False)
+        multirun.launch(multirun.Entry(self.package, mode, accept, run, index_run), words)
+
+    def _make(
+        self,
+        cfg: PaperConfig,
+        folder: Path,
+        *,
+        out: Path,
+        overrides: list[str],
+        identity: Identity,
+        needs: Mapping[str, Path],
+    ) -> None:
+        started = time.monotonic()
+        if is_first_process():
+            (folder / folders.RECORD).unlink(missing_ok=True)
+        self._compute(cfg, folder, cache=out / folders.CACHE, needs=needs, keeps_model=cfg.objective.is_trained)
+        if not is_first_process():
+            return
+        record = {"paper": self.package, "arm": cfg.experiment, "seed": cfg.run.seed, "preset": cfg.run.preset}
+        record |= {"overrides": overrides, "commit": machine.commit(), "hardware": machine.hardware()}
+        record |= identity.record | {"key": identity.key, "config": files.to_plain(cfg)}
+        folders.mark_finished(folder, record | {"wall_s": round(time.monotonic() - started, 1)})
+
+    def _compute(
+        self, cfg: PaperConfig, folder: Path, *, cache: Path, needs: Mapping[str, Path], keeps_model: bool
+    ) -> None:
+        if cfg.is_baseline:
+            if is_first_process():
+                self._module("evaluate").run_baseline(cfg, folder)
+            return
+        base = find_pretrained(cfg.model.backbone, cfg.model.backbone_revision)
+        train = self._module("train")
+        if base.family is None:
+            from lightbox.backbones.loading import family_on_hub
+
+            base = Pretrained(base.name, base.revision, family_on_hub(base.name, base.revision))
+            self._check(cfg, base)
+        advice = forecast.memory_advice(cfg, base)
+        train.run(cfg, base, folder, cache=cache, needs=needs, keeps_model=keeps_model, memory_advice=advice)
+
+    def _identity(self, cfg: PaperConfig, needs: Mapping[str, Path]) -> Identity:
+        config = self._module("config")
+        return identify(
+            self.package,
+            files.to_plain(cfg),
+            inputs=config.inputs(cfg),
+            needs={arm: folders.read_run(folder).key for arm, folder in needs.items()},
+            chosen=config.chosen(cfg),
+        )
+
+    def _module(self, name: str) -> Any:
+        return importlib.import_module(f"{self.package}.{name}")
+
+
+def is_first_process() -> bool:
+    """True in the one that writes, where `accelerate launch` started several; known without torch."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def newest_training(out: Path, paper: str) -> Path:
+    """The training of a paper that finished last under `<out>/runs` and kept its model.
+
+    Raises:
+        RequestError: where there is none.
+    """
+    runs = [folders.read_run(path.parent) for path in (out / folders.RUNS).glob(f"*/{folders.RECORD}")]
+    trained = [run for run in runs if run is not None and run.paper == paper and (run.folder / folders.MODEL).is_dir()]
+    if not trained:
+        raise RequestError(
+            f"There is no finished {paper} training under '{out / folders.RUNS}'",
+            "A prediction needs a trained model",
+            f"Run `lightbox train {paper} preset=quick` first, or name a run with --run",
+        )
+    return max((run.folder for run in trained), key=lambda folder: (folder / folders.RECORD).stat().st_mtime_ns)
+
+
+def index_run(out: Path, folder: Path) -> None:
+    """Put a finished run into the MLflow index of its output folder."""
+    from lightbox.runs import index
+
+    tracker = index.open_tracker(out)
+    tracker.single(folder)
+    tracker.close()
+
+
+def show(folder: Path) -> None:
+    """Print the means of the scores beside the baselines and, for real data, what its splits share."""
+    console = Console()
+    table = Table(title=str(folder))
+    for title in ("condition / metric", "mean"):
+        table.add_column(title)
+    scores = folders.read_scores(folder)
+    for name, mean in folders.mean_scores(scores).items() if scores is not None else ():
+        table.add_row(name, f"{mean:.4f}")
+    card = folders.read_card(folder)
+    for name, value in card.get("baselines", {}).items():
+        table.add_row(f"baseline / {name}", f"{value:.4f}")
+    console.print(table)
+    for sentence in card.get("leaks", ()):
+        console.print(f"Split: {sentence}", markup=False)
+
+
+def _say_why(folder: Path, arm: str, identity: Identity) -> None:
+    """One line where a run is taken up, or made again because something changed since a finished one."""
+    if (folder / folders.CHECKPOINTS).is_dir():
+        _log.info("%s was begun and goes on from its last checkpoint", folder)
+        return
+    for other in sorted(folder.parent.glob(f"{arm}-*")):
+        record = folders.read_record(other) if other != folder else None
+        changes = [] if record is None else differences(record, identity)
+        # a run of other settings is another run; one of the same settings was made stale by an edit
+        if changes and not any(change.split(" ")[0] in identity.config for change in changes):
+            shown = "; ".join(changes[:SHOWN]) + f"; and {len(changes) - SHOWN} more" * (len(changes) > SHOWN)
+            _log.info("%s is not what the same command would give now, so it is made anew: %s", other, shown)

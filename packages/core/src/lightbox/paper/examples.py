@@ -1,0 +1,65 @@
+"""A few scored samples to look at: `examples.json` and one PNG each, synthetic images marked as such. No torch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from lightbox.paper.conditions import IMAGE
+from lightbox.paper.samples import Sample, Split
+from lightbox.readers.images import load_image
+from lightbox.runs import folders
+
+N_EXAMPLES = 6
+SHOWN_PX = 256
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A sample with what was generated for it."""
+
+    sample: Sample[Any]
+    answer: str
+    rationale: str
+    is_right: bool
+
+
+def write_examples(folder: Path, shown: Sequence[Shown], split: Split[Any], *, is_synthetic: bool) -> None:
+    """Write the first `N_EXAMPLES` samples, at most one an image, and their PNGs."""
+    (folder / folders.EXAMPLE_IMAGES).mkdir(exist_ok=True)
+    chosen = list({one.sample.image: one for one in reversed(shown)}.values())[::-1][:N_EXAMPLES]
+    rows = []
+    for one in chosen:
+        question = one.sample.record
+        place = f"{folders.EXAMPLE_IMAGES}/{_file_name(one.sample.id)}.png"
+        draw_example(split.images[one.sample.image], is_synthetic=is_synthetic).save(folder / place)
+        rows.append(
+            {
+                "item": one.sample.id,
+                "question": question.text,
+                "options": list(question.options),
+                "gold_answer": question.answer,
+                "answer": one.answer,
+                "gold_rationale": question.rationale,
+                "rationale": one.rationale,
+                "correct": one.is_right,
+                "image": place,
+                "condition": IMAGE,
+            }
+        )
+    folders.write_examples(folder, rows)
+
+
+def draw_example(image: np.ndarray | Path, *, is_synthetic: bool) -> Image.Image:
+    """The image as a grey square of `SHOWN_PX`, letterboxed, marked where it is synthetic."""
+    picture = Image.fromarray(load_image(image, image_px=SHOWN_PX))
+    if is_synthetic:
+        ImageDraw.Draw(picture).text((4, SHOWN_PX - 14), "synthetic image", fill=255)
+    return picture
+
+
+def _file_name(name: str) -> str:
+    return "".join(sign if sign.isalnum() or sign in "-_" else "_" for sign in name)

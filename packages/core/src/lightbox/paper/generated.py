@@ -1,0 +1,47 @@
+"""Texts that one arm wrote and another reads: `generated.json` in the folder of a run. No torch.
+
+It maps condition -> sample -> text; "train" stands for the training samples.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from lightbox.errors import RequestError
+from lightbox.files import write_json
+
+GENERATED = "generated.json"
+TRAIN = "train"
+
+Generated = dict[str, dict[str, str]]
+"""Condition -> sample -> generated text."""
+
+
+def add_generated(folder: Path, generated: Generated) -> None:
+    """Add conditions to `generated.json`, written as a whole; a condition that is there already is replaced."""
+    path = folder / GENERATED
+    former = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    write_json(path, former | generated)
+
+
+def read_generated(needs: Mapping[str, Path], arm: str, condition: str) -> dict[str, str]:
+    """Texts that an earlier arm generated under a condition, by sample.
+
+    Raises:
+        RequestError: where the arm's folder is not named or lacks them.
+    """
+    folder = needs.get(arm)
+    if folder is None or not (folder / GENERATED).is_file():
+        raise RequestError(
+            f"Arm '{arm}' is needed and its folder is '{folder or 'not given'}'",
+            f"It holds no {GENERATED}, so there is no generated text to read",
+            f"Run experiment={arm} first and name its folder as needs=[FOLDER]",
+        )
+    generated = json.loads((folder / GENERATED).read_text(encoding="utf-8"))
+    if condition not in generated:
+        raise RequestError(
+            f"'{folder / GENERATED}'",
+            f"It holds texts for {', '.join(generated)}, not for '{condition}'",
+            f"Run experiment={arm} again",
+        )
+    return generated[condition]
