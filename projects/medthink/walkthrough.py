@@ -17,15 +17,11 @@ from pathlib import Path
 
 import torch
 
-from lightbox.backbones.t5 import label_rows
 from lightbox.claims.results import load as load_results
 from lightbox.claims.spec import Role, Verdict
 from lightbox.claims.statistics import contrast_effect
 from lightbox.claims.verdicts import MIN_SEEDS, decide
 from lightbox.losses.language import IGNORED, token_cross_entropy
-from lightbox.paper.examples import draw_example
-from lightbox.paper.learner import decoded
-from lightbox.paper.pretrained import find_pretrained
 from lightbox.paths import repo_root
 from lightbox.phantom.facts import parse
 from lightbox.report import figures
@@ -38,9 +34,14 @@ CACHE = Path(WORK.name, "cache")
 atexit.register(WORK.cleanup)
 
 # %% [markdown]
-# The project's own functions, in the order in which the files are read. Nothing of the method is written again below.
+# What papers share, then the project's own functions in the order in which the files are read. Nothing of the method is
+# written again below.
 
 # %%
+from lightbox.backbones.t5 import label_rows
+from lightbox.paper.examples import draw_example
+from lightbox.paper.learner import decoded
+from lightbox.paper.pretrained import find_pretrained
 from medthink import evaluate, rationales, train
 from medthink.claims import PAPER
 from medthink.config import resolve
@@ -287,7 +288,7 @@ assert means["official"] < means["masked"]  # break: set the logit of the pad to
 
 # %%
 few = training.samples[:8]
-once = resolve([*SIZES, "experiment=explanation", "optim.max_steps=80", "optim.batch_size=8"])
+once = resolve([*SIZES, "experiment=explanation", "optim.max_steps=50", "optim.batch_size=8"])
 pupil = train.open_learner(once, base, (training,), cache=CACHE)
 history = pupil.fit(few, training, Path(WORK.name, "overfit"))
 curve = history["train/loss"]

@@ -172,6 +172,7 @@ def with_seed(template: Job, seed: int, needs: Mapping[str, str]) -> Job:
     config = copy.deepcopy(template.config)
     config["run"]["seed"] = seed
     preset, _, *own = template.overrides
+    # code and versions are those of the template: reading them again for every seed would take seconds
     identity = Identity(effective(config), template.inputs, template.modules, template.computing, dict(needs))
     return dataclasses.replace(
         template,

@@ -38,6 +38,11 @@ class Pretrained:
         """True for a vision-language model."""
         return self.family is not None and self.family.has_vision
 
+    @property
+    def is_here(self) -> bool:
+        """False for a hub id, whose sizes are known once it is loaded."""
+        return self.family is not None and not self.revision
+
     def digest(self) -> str:
         """What identifies the weights in a job key."""
         own = weights.digest_of(self.name, revision=self.revision)

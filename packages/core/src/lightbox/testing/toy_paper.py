@@ -92,6 +92,10 @@ def inputs(cfg):
     return {"generator": "1"}
 
 
+def chosen(cfg):
+    return ()
+
+
 def estimate(cfg):
     return {"minutes": 0.5, "mem_gib": 0.25}
 
@@ -100,22 +104,23 @@ STEP_S = 0.0
 """
 
 CLI = """
+from toy.train import run as run_job
+"""
+
+TRAIN = """
 import json
-import os
 import time
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from toy.config import resolve
-from toy.world import level_of
+from toy.evaluate import write_scores
 
 STEPS = 4
 
 
-def run_job(directory, overrides, needs):
+def run(directory, overrides, needs):
     cfg = resolve(overrides)
     checkpoint = Path(directory) / "checkpoints" / "state.json"
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
@@ -130,6 +135,17 @@ def run_job(directory, overrides, needs):
     for folder in needs.values():
         assert (Path(folder) / "scores.parquet").exists()
     write_scores(Path(directory), cfg, state["sum"] / STEPS)
+"""
+
+EVALUATE = """
+import json
+import os
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from toy.world import level_of
 
 
 def write_scores(directory, cfg, drift):
@@ -175,7 +191,15 @@ def write_toy_paper(folder: Path, *, step_s: float = 0.0) -> dict[str, str]:
     """
     package = folder / "toy"
     package.mkdir(parents=True)
-    parts = {"__init__": "", "claims": CLAIMS, "config": CONFIG, "cli": CLI, "world": WORLD}
+    parts = {
+        "__init__": "",
+        "claims": CLAIMS,
+        "config": CONFIG,
+        "cli": CLI,
+        "train": TRAIN,
+        "evaluate": EVALUATE,
+        "world": WORLD,
+    }
     for name, text in parts.items():
         (package / f"{name}.py").write_text(text.replace("STEP_S = 0.0", f"STEP_S = {step_s}"), encoding="utf-8")
     sys.path.insert(0, str(folder))
