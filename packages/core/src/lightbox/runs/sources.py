@@ -206,13 +206,16 @@ def _imports(path: Path, stamp: tuple[int, int], module: str) -> frozenset[str]:
     return frozenset(names)
 
 
-def _running(node: ast.AST) -> Iterator[ast.AST]:
+def _running(tree: ast.AST) -> Iterator[ast.AST]:
     """Every node below, functions too, but what is imported for annotations only (`if TYPE_CHECKING:`)."""
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.If) and isinstance(child.test, ast.Name) and child.test.id == "TYPE_CHECKING":
-            child = ast.Module(child.orelse, [])
-        yield child
-        yield from _running(child)
+    waiting = [tree]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            waiting += node.orelse
+        else:
+            yield node
+            waiting += ast.iter_child_nodes(node)
 
 
 @cache
