@@ -15,8 +15,9 @@ from lightbox import machine, phantom
 from lightbox.backbones import weights
 from lightbox.config import compose
 from lightbox.errors import RequestError
+from lightbox.files import digest
 from lightbox.paper.pretrained import find_pretrained
-from lightbox.paper.schema import PaperConfig
+from lightbox.paper.schema import NAME_MAP, PaperConfig
 from lightbox.readers import catalog
 from lightbox.runs.sources import CHOICES
 
@@ -77,26 +78,35 @@ def inputs(cfg: PaperConfig) -> dict[str, str]:
     read["device"] = "cpu" if cfg.run.device == "cpu" else ", ".join(machine.gpu_names()) or "cpu"
     base = find_pretrained(cfg.model.backbone, cfg.model.backbone_revision)
     read["backbone"] = base.digest()
+    if base.adapter is not None:  # a manifest written before a setting existed leaves it to the default of today
+        read["adapter"] = digest(base.under(cfg).adapter)
     if base.has_own_tower or not cfg.has_vision:
         return read
     if cfg.model.features:
-        read["features"] = weights.digest_of_file(Path(cfg.model.features))
+        features = Path(cfg.model.features)
+        read["features"] = weights.digest_of_file(features)
+        read["feature_rows"] = weights.digest_of_file(features.with_name(NAME_MAP))
     else:
         read["tower"] = weights.digest_of(cfg.model.tower, revision=cfg.model.tower_revision)
     return read
 
 
-def chosen(cfg: PaperConfig) -> tuple[str, ...]:
-    """Modules that only some configurations call: the family of the model, adapters, the reader of the data."""
+def chosen(cfg: PaperConfig, *, has_fusion: bool = False) -> tuple[str, ...]:
+    """Modules that only some configurations call: the family of the model, adapters, the reader of the data.
+
+    Args:
+        cfg: of the job.
+        has_fusion: True where the paper opens a text model itself, beside a tower; see `learner.open_learner`.
+    """
     modules: list[str] = [] if cfg.data.is_phantom else [*_READING, catalog.find(cfg.data.source).module]
     if cfg.is_baseline:
         return tuple(modules)
     base = find_pretrained(cfg.model.backbone, cfg.model.backbone_revision)
-    if base.has_own_tower:
-        modules += ["lightbox.backbones.loading", base.family.module]
-    elif base.name and base.family is None:  # a hub id: its family is known once its config.json is here
+    if base.name and base.family is None:  # a hub id: its family is known once its config.json is here
         modules += ["lightbox.backbones.loading", *CHOICES["lightbox.backbones.loading"]]
-    if cfg.adapter.kind != "none" or base.adapter is not None:
+    elif base.family is not None and (base.has_own_tower or not has_fusion):
+        modules += ["lightbox.backbones.loading", base.family.module]
+    if cfg.adapter.kind != "none" or cfg.train.checkpoint_layers or base.adapter is not None:
         modules += ["lightbox.adapters.attach", "lightbox.adapters.artifact", "lightbox.backbones.quantisation"]
     if cfg.has_vision and not cfg.model.tower.startswith(weights.TINY):
         modules.append("lightbox.backbones.detr")

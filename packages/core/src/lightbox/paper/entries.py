@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lightbox import files, machine
-from lightbox.errors import RequestError, guard
+from lightbox.errors import RequestError, WorkError, guard
 from lightbox.paper import forecast, multirun
 from lightbox.paper.composition import resolve
 from lightbox.paper.overlay import draw_prediction
@@ -129,7 +129,8 @@ class Entries:
             _log.info("%s is finished already; run.resume=false trains anew", folder)
         else:
             _say_why(folder, cfg.experiment, identity)
-            self._make(cfg, folder, out=out, overrides=overrides, identity=identity, needs=needs)
+            asked = overrides if mode == "train" else ["objective.is_trained=false", *overrides]
+            self._make(cfg, folder, out=out, overrides=asked, identity=identity, needs=needs)
             if is_indexed and is_first_process():
                 index_run(out, folder)
         if is_first_process():
@@ -275,8 +276,12 @@ def _say_why(folder: Path, arm: str, identity: Identity) -> None:
         _log.info("%s was begun and goes on from its last checkpoint", folder)
         return
     for other in sorted(folder.parent.glob(f"{arm}-*")):
-        record = folders.read_record(other) if other != folder else None
-        changes = [] if record is None else differences(record, identity)
+        try:
+            record = folders.read_record(other) if folders.read_run(other) else None
+        except WorkError as err:  # another run's damage must not stop this one
+            _log.warning("%s", err)
+            continue
+        changes = [] if record is None or other == folder else differences(record, identity)
         # a run of other settings is another run; one of the same settings was made stale by an edit
         if changes and not any(change.split(" ")[0] in identity.config for change in changes):
             shown = "; ".join(changes[:SHOWN]) + f"; and {len(changes) - SHOWN} more" * (len(changes) > SHOWN)

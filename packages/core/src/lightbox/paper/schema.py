@@ -26,6 +26,8 @@ PHANTOM = "phantom"
 BASELINES = ("majority", "question_only", "location_prior")
 EVAL_SPLITS = ("test", "validation", "test_shifted")
 DATA_SPLITS = ("official", "by_image")
+NAME_MAP = "name_map.json"
+"""Beside a file of ready features: which row of it belongs to which image."""
 ATTENTIONS = ("auto", "sdpa", "xformers", "flash", "eager")
 
 
