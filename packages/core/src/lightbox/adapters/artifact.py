@@ -168,9 +168,11 @@ def check_place(folder: Path, kind: str) -> None:
             ) from err
 
 
-def _check_arrived(folder: Path, wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
-    odd = sorted(wanted.keys() ^ found.keys())
-    odd += [n for n in wanted.keys() & found.keys() if not torch.equal(wanted[n], found[n])]
+def _check_arrived(folder: Path, saved_tensors: Mapping[str, Tensor], model_tensors: Mapping[str, Tensor]) -> None:
+    odd = sorted(saved_tensors.keys() ^ model_tensors.keys())
+    odd += [
+        n for n in saved_tensors.keys() & model_tensors.keys() if not torch.equal(saved_tensors[n], model_tensors[n])
+    ]
     if odd:
         raise WorkError(
             f"{len(odd)} tensors of '{folder}' are not in the model as saved, the first is {odd[0]}",
