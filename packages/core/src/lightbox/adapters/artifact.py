@@ -168,11 +168,9 @@ def check_place(folder: Path, kind: str) -> None:
             ) from err
 
 
-def _check_arrived(folder: Path, saved_tensors: Mapping[str, Tensor], model_tensors: Mapping[str, Tensor]) -> None:
-    odd = sorted(saved_tensors.keys() ^ model_tensors.keys())
-    odd += [
-        n for n in saved_tensors.keys() & model_tensors.keys() if not torch.equal(saved_tensors[n], model_tensors[n])
-    ]
+def _check_arrived(folder: Path, saved: Mapping[str, Tensor], loaded: Mapping[str, Tensor]) -> None:
+    odd = sorted(saved.keys() ^ loaded.keys())
+    odd += [n for n in saved.keys() & loaded.keys() if not torch.equal(saved[n], loaded[n])]
     if odd:
         raise WorkError(
             f"{len(odd)} tensors of '{folder}' are not in the model as saved, the first is {odd[0]}",

@@ -138,11 +138,11 @@ def _print_table(name: str, report: MemoryReport, largest: dict[float, int], sta
     console.print(f"{total / 1e6:,.1f} M numbers in the model, {report.trained / 1e6:,.1f} M learn")
     for card, batch in largest.items():
         said = f"at most {batch} rows at once" if batch else f"not one row; {SMALLER[0].lower()}{SMALLER[1:]}"
-        console.print(f"{card:g} GB card ({card - cards.RESERVED_GIB:g} GiB usable): {said}")
+        console.print(f"{card:g} GB card ({card - gpus.RESERVED_GIB:g} GiB usable): {said}")
 
 
 def _print_json(name: str, report: MemoryReport, largest: dict[float, int], status: str) -> None:
     found: dict[str, Any] = {"case": name, "total_bytes": report.total, "parts": report.parts, "counts": report.counts}
-    found |= {"trained": report.trained, "status": status, "reserved_gib": cards.RESERVED_GIB}
+    found |= {"trained": report.trained, "status": status, "reserved_gib": gpus.RESERVED_GIB}
     found["largest_batch"] = {f"{card:g}": batch for card, batch in largest.items()}
     typer.echo(json.dumps(found, indent=2))
