@@ -168,9 +168,9 @@ def check_place(folder: Path, kind: str) -> None:
             ) from err
 
 
-def _check_arrived(folder: Path, wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
-    odd = sorted(wanted.keys() ^ found.keys())
-    odd += [n for n in wanted.keys() & found.keys() if not torch.equal(wanted[n], found[n])]
+def _check_arrived(folder: Path, saved: Mapping[str, Tensor], loaded: Mapping[str, Tensor]) -> None:
+    odd = sorted(saved.keys() ^ loaded.keys())
+    odd += [n for n in saved.keys() & loaded.keys() if not torch.equal(saved[n], loaded[n])]
     if odd:
         raise WorkError(
             f"{len(odd)} tensors of '{folder}' are not in the model as saved, the first is {odd[0]}",

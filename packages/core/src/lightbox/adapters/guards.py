@@ -65,16 +65,16 @@ def check_trainable(
         WorkError: naming tensors that train and should not, or a kind that should train and does not.
     """
     report = trainable_report(model, family)
-    wanted = {"lora language"}
+    asked_groups = {"lora language"}
     if adapter.projector != "frozen":
-        wanted.add({"lora": "lora projector", "full": "projector"}[adapter.projector])
+        asked_groups.add({"lora": "lora projector", "full": "projector"}[adapter.projector])
     if has_new_tokens:
-        wanted.add("new tokens")
-    found = {group.group: group for group in report}
-    if found.keys() == wanted:
+        asked_groups.add("new tokens")
+    trained_groups = {group.group: group for group in report}
+    if trained_groups.keys() == asked_groups:
         return report
-    surplus = [name for group in report if group.group not in wanted for name in group.names]
-    missing = sorted(wanted - found.keys())
+    surplus = [name for group in report if group.group not in asked_groups for name in group.names]
+    missing = sorted(asked_groups - trained_groups.keys())
     raise WorkError(
         f"Trainable beyond the settings: {_some(surplus)}; of what should train, missing: {', '.join(missing) or '-'}",
         "The settings say what is learned, and a run that learns something else gives numbers under a wrong name",
@@ -200,10 +200,10 @@ def _stored_state(module: Any) -> list[tuple[str, Tensor]]:
     if quantised_as(module) == "int8":
         return [("weight", module.weight.data), ("scales", plain.row_scales(module))]
     state = module.weight.quant_state
-    found = [("weight", module.weight.data), ("scales", state.absmax)]
+    tensors = [("weight", module.weight.data), ("scales", state.absmax)]
     if state.nested:
-        found += [("second", state.state2.absmax), ("offset", state.offset)]
-    return found
+        tensors += [("second", state.state2.absmax), ("offset", state.offset)]
+    return tensors
 
 
 def _some(names: Any) -> str:

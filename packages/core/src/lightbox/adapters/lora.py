@@ -128,18 +128,18 @@ def target_pattern(model: nn.Module, family: Family, adapter: AdapterConfig) -> 
 
 
 def _check_pattern(model: nn.Module, family: Family, pattern: str) -> None:
-    given = f"adapter.targets is '{pattern}'"
+    request = f"adapter.targets is '{pattern}'"
     prefix = re.escape(family.language + "." if family.language else "")
     example = f"{prefix}.*\\.({'|'.join(family.linears[:2])})"
     try:
         expression = re.compile(pattern)
     except re.error as err:
-        raise RequestError(given, f"It is no regular expression: {err}", f"Write one such as '{example}'") from err
+        raise RequestError(request, f"It is no regular expression: {err}", f"Write one such as '{example}'") from err
     modules = {name: module for name, module in model.named_modules() if name and expression.fullmatch(name)}
     if not modules:
         first = next(name for name in _linears_below(model, family.layers[0]))
         raise RequestError(
-            given,
+            request,
             f"It matches no module as a whole; names look like {first}",
             f"Set adapter.targets={LANGUAGE}, or to a pattern such as '{example}'",
         )
@@ -155,7 +155,7 @@ def _check_pattern(model: nn.Module, family: Family, pattern: str) -> None:
             why, do = f"a {type(module).__name__}, and additions are to linear layers", f"End it as '{example}'"
         else:
             continue
-        raise RequestError(given, f"It matches {name}, {why}", do)
+        raise RequestError(request, f"It matches {name}, {why}", do)
 
 
 def _linears_below(model: nn.Module, path: str) -> list[str]:

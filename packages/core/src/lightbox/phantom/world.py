@@ -72,9 +72,9 @@ def fact_tables(scene: Scene) -> list[tuple[FactTable, list[int]]]:
     for k, (row, *values) in enumerate(zip(rows.tolist(), *columns, strict=True)):
         per_case[row].append((_fact(*values), k))
     tables = []
-    for found, heart_pct in zip(per_case, scene.heart_pct.tolist(), strict=True):
-        found.sort(key=lambda pair: -pair[0].area)
-        tables.append((FactTable(tuple(fact for fact, _ in found), heart_pct), [k for _, k in found]))
+    for of_case, heart_pct in zip(per_case, scene.heart_pct.tolist(), strict=True):
+        of_case.sort(key=lambda pair: -pair[0].area)
+        tables.append((FactTable(tuple(fact for fact, _ in of_case), heart_pct), [k for _, k in of_case]))
     return tables
 
 
