@@ -4,10 +4,10 @@
 an edit of what decides its numbers gives another key.
 """
 
-import contextlib
 import importlib.metadata
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from lightbox.files import digest
@@ -102,12 +102,15 @@ def identify(
 
 def computing_versions(libraries: Iterable[str]) -> dict[str, str]:
     """Installed version of each distribution of `COMPUTING` that some imported names call for; "" is not installed."""
-    names = sorted(name for library in libraries for name in COMPUTING.get(library, ()))
-    installed = dict.fromkeys(names, "")
-    for name in names:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            installed[name] = importlib.metadata.version(name)
-    return installed
+    return {name: _version(name) for name in sorted(n for library in libraries for n in COMPUTING.get(library, ()))}
+
+
+@cache  # reading a distribution's metadata takes milliseconds, and planning asks for every arm
+def _version(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 def effective(config: Mapping[str, Any]) -> dict[str, str]:
