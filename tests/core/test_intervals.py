@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lightbox.eval.intervals import half_width, hierarchical_bootstrap, t_interval, wilson_interval
+from lightbox.eval.intervals import half_width, hierarchical_bootstrap, t_interval
 
 
 def test_t_interval_equals_the_textbook_one():
@@ -62,16 +62,3 @@ def test_bootstrap_of_seeds_that_agree_still_shows_the_sampling_of_items():
     one = np.r_[np.ones(100), np.zeros(100)]
     low, high = hierarchical_bootstrap([one] * 5, n_resamples=20_000)
     assert (high - low) / (2 * 1.96) == pytest.approx(np.sqrt(0.25 / 200 / 5), rel=0.05)
-
-
-def test_wilson_interval_equals_scipy():
-    expected = stats.binomtest(13, 40).proportion_ci(0.95, method="wilson")
-    assert wilson_interval(13, 40) == pytest.approx((expected.low, expected.high), abs=1e-9)
-
-
-def test_wilson_interval_stays_inside_0_and_1_at_the_ends():
-    assert wilson_interval(0, 10)[0] == 0.0
-    assert wilson_interval(10, 10)[1] == 1.0
-    assert wilson_interval(0, 0) == (0.0, 1.0)
-    with pytest.raises(ValueError, match="between 0 and total"):
-        wilson_interval(11, 10)

@@ -161,7 +161,7 @@ def test_key_changes_with_everything_that_can_change_scores(toy, change):
 
 def test_key_changes_with_the_version_of_what_computes(toy, monkeypatch):
     before = key_of()
-    monkeypatch.setattr(key, "computing_versions", lambda: {"torch": "9.9"})
+    monkeypatch.setattr(key, "computing_versions", lambda libraries: {"torch": "9.9"})
     assert key_of() != before
 
 
@@ -183,7 +183,7 @@ def test_what_changed_since_a_finished_run_is_said(toy):
         "module toy.extra is new",
         "module toy.train changed",
         "module toy.world changed",
-        "data changed",
+        "input data changed",
         "the run of arm true changed",
     ]
     assert differences({"config": BASE}, now) == [OLDER]

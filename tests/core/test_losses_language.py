@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightbox.losses.language import IGNORED, sequence_logp, token_cross_entropy
+from lightbox.losses.language import IGNORED, token_cross_entropy
 from lightbox.testing.close import assert_close
 
 
@@ -60,21 +60,11 @@ def test_nothing_supervised_gives_zero_and_a_zero_gradient_not_nan():
     assert torch.equal(logits.grad, torch.zeros_like(logits))
 
 
-def test_a_fully_masked_row_has_log_probability_zero_beside_others():
-    logits, labels = draw(1, masked=0.0)
-    labels[1] = IGNORED
-    logp, tokens = sequence_logp(logits, labels)
-    assert tokens.tolist() == [5, 0, 5]
-    assert logp[1] == 0
-    assert (logp[[0, 2]] < 0).all()
-
-
 def test_more_padding_changes_nothing():
     logits, labels = draw(2)
     wider = torch.cat([logits, torch.randn(3, 4, 7)], dim=1)
     padded = torch.cat([labels, torch.full((3, 4), IGNORED)], dim=1)
     assert_close(token_cross_entropy(wider, padded)[0], token_cross_entropy(logits, labels)[0])
-    assert_close(sequence_logp(wider, padded)[0], sequence_logp(logits, labels)[0])
 
 
 def test_gradient_is_probability_minus_one_at_the_label_and_zero_where_ignored():
@@ -107,22 +97,6 @@ def test_padding_counts_where_its_labels_are_plain_ids():
     ignored = labels.masked_fill(labels == 0, IGNORED)
     assert int(token_cross_entropy(logits, labels)[1]) == 15
     assert int(token_cross_entropy(logits, ignored)[1]) <= 9
-    assert int(token_cross_entropy(logits, labels, ignored=0)[1]) == int(token_cross_entropy(logits, ignored)[1])
-
-
-def test_sequence_log_probabilities_sum_to_minus_the_loss():
-    logits, labels = draw(8, dtype=torch.float64)
-    logp, tokens = sequence_logp(logits, labels)
-    total, count = token_cross_entropy(logits, labels)
-    assert_close(-logp.sum(), total)
-    assert int(tokens.sum()) == int(count)
-
-
-def test_probabilities_of_all_two_token_sequences_sum_to_one():
-    logits, _ = draw(9, b=1, t=2, v=4, dtype=torch.float64)
-    every = torch.cartesian_prod(torch.arange(4), torch.arange(4))
-    logp, _ = sequence_logp(logits.expand(16, 2, 4), every)
-    assert float(logp.exp().sum()) == pytest.approx(1.0, abs=1e-12)
 
 
 def test_a_label_outside_the_vocabulary_raises():

@@ -5,8 +5,13 @@ import torch
 from torch import nn
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
-from lightbox.losses.language import sequence_logp, token_cross_entropy
-from lightbox.losses.supervised import row_cross_entropy, row_logps, rows_before, supervised_rows
+from lightbox.losses.language import (
+    row_cross_entropy,
+    row_logps,
+    rows_before,
+    supervised_rows,
+    token_cross_entropy,
+)
 
 LABELS = torch.tensor([[-100, 3, 1, -100], [-100, -100, 0, 4], [-100, -100, -100, -100]])
 
@@ -37,11 +42,19 @@ def test_loss_and_gradients_equal_those_of_full_logits():
 
 def test_log_probabilities_are_summed_by_sequence():
     hidden, head = hidden_and_head()
-    wanted, _ = sequence_logp(head(hidden), LABELS)
+    wanted = [-token_cross_entropy(head(hidden[[row]]), LABELS[[row]])[0] for row in range(len(LABELS))]
     rows, targets = supervised_rows(hidden, LABELS)
     have = row_logps(head(rows), targets, LABELS)
-    torch.testing.assert_close(have, wanted, rtol=1e-14, atol=0)
+    torch.testing.assert_close(have, torch.stack(wanted), rtol=1e-14, atol=0)
     assert have[2] == 0
+    assert (have[:2] < 0).all()
+
+
+def test_probabilities_of_all_two_token_sequences_sum_to_one():
+    logits = 3 * torch.randn(2, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
+    every = torch.cartesian_prod(torch.arange(4), torch.arange(4))  # 16 sequences of 2 tokens
+    logps = row_logps(logits.repeat(len(every), 1), every.flatten(), every)
+    assert float(logps.exp().sum()) == pytest.approx(1.0, abs=1e-12)
 
 
 def test_nothing_supervised_gives_zero_loss_and_zero_gradient():

@@ -17,9 +17,9 @@ from lightbox.phantom.facts import state_look
 from lightbox.phantom.ontology import CLASS_NAMES
 from lightbox.phantom.splits import load_splits, triple_mask
 from lightbox.pretrain import NAMES, build
-from lightbox.pretrain.card import compare_scores
-from lightbox.pretrain.image_tasks import PATCH_PX, dense_set, known_rank
-from lightbox.pretrain.text_tasks import text_pairs
+from lightbox.pretrain.build import compare_scores
+from lightbox.pretrain.t5 import text_pairs
+from lightbox.pretrain.tower import PATCH_PX, dense_set, known_rank
 
 SHIPPED_LIMIT_BYTES = 24_000_000
 

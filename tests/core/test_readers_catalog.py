@@ -3,22 +3,22 @@
 import pytest
 
 from lightbox.errors import RequestError
-from lightbox.readers.cards import card_names, cards_dir, load_card, parse_card
 from lightbox.readers.catalog import DATASETS, read, root_of
+from lightbox.readers.dataset_cards import dataset_cards_dir, dataset_names, load_dataset_card, parse_dataset_card
 
 WANTED = {"vqa_rad", "vqa_med_2019", "slake", "path_vqa", "r_rad", "r_slake", "r_path"}
 
 
 def test_every_reader_has_a_card_with_the_same_licence_and_title_field():
     assert set(DATASETS) == WANTED
-    assert set(card_names()) >= WANTED | {"phantom"}
+    assert set(dataset_names()) >= WANTED | {"phantom"}
     for name, reader in DATASETS.items():
-        assert load_card(name).licence == reader.licence
+        assert load_dataset_card(name).licence == reader.licence
 
 
 def test_every_card_parses_and_says_what_may_leave_the_machine():
-    for name in card_names():
-        card = load_card(name)
+    for name in dataset_names():
+        card = load_dataset_card(name)
         assert card.files
         assert card.external_api == (
             "allowed" if card.licence in ("CC0-1.0", "CC-BY-4.0", "Apache-2.0") else "forbidden"
@@ -29,7 +29,7 @@ def test_every_card_parses_and_says_what_may_leave_the_machine():
 
 def test_unknown_card_is_refused_with_a_near_name():
     with pytest.raises(RequestError, match="Did you mean vqa_rad"):
-        load_card("vqarad")
+        load_dataset_card("vqarad")
 
 
 @pytest.mark.parametrize(
@@ -45,12 +45,12 @@ def test_unknown_card_is_refused_with_a_near_name():
     ],
 )
 def test_malformed_card_names_file_and_field(tmp_path, change, reason):
-    text = (cards_dir() / "vqa_rad.yaml").read_text()
+    text = (dataset_cards_dir() / "vqa_rad.yaml").read_text()
     assert change[0] in text
     path = tmp_path / "vqa_rad.yaml"
     path.write_text(text.replace(*change))
     with pytest.raises(RequestError, match=reason):
-        parse_card(path)
+        parse_dataset_card(path)
 
 
 def test_unknown_name_split_option_and_root_are_refused(tmp_path, monkeypatch):

@@ -95,7 +95,8 @@ def test_every_job_runs_once_and_says_what_it_was(real_run):
         "quick",
     )
     assert card["needs"] == {"true": todo.keys["toy", "true", 0]}
-    assert (card["config"], card["inputs"], card["source"]) == (job.config, {"generator": "1"}, job.source)
+    assert (card["config"], card["inputs"], card["source"]) == (job.config, job.inputs, job.source)
+    assert card["inputs"].keys() == {"generator", "weights"}
     assert card["overrides"] == ["preset=quick", "run.seed=0", "experiment=twice", "level=0.80"]
     assert 0 < card["peak_gib"] < 4
     assert card["wall_s"] > 0

@@ -10,7 +10,6 @@ from lightbox.adapters import artifact, guards
 from lightbox.adapters.attach import attach
 from lightbox.adapters.manifest import write_manifest
 from lightbox.adapters.merge import merge_to_16_bit
-from lightbox.adapters.reference import keep_reference
 from lightbox.adapters.tokens import add_tokens
 from lightbox.backbones.loading import load
 from lightbox.config import AdapterConfig
@@ -96,14 +95,6 @@ def test_plain_peft_loads_the_folder_too(loaded, attached, logits_of, tmp_path, 
     torch.testing.assert_close(
         logits_of(plain), logits_of(backbone.with_model(backbone.model.eval())), atol=1e-6, rtol=0
     )
-
-
-def test_a_kept_reference_is_not_saved_with_the_adapter(attached, tmp_path):
-    backbone, adapter = attached(LLAVA, projector="full")
-    alone = artifact.trained_state(backbone.model)
-    keep_reference(backbone.model)
-    artifact.save(tmp_path / "adapter", backbone, adapter)
-    assert artifact.trained_state(backbone.model).keys() == alone.keys()
 
 
 def test_saving_again_replaces_an_adapter_and_nothing_else(kept, tmp_path):

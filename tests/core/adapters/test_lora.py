@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from lightbox.adapters import guards, kbit, lora
-from lightbox.adapters.names import plain_name
+from lightbox.adapters.plain import plain_name
 from lightbox.backbones.published import GENERATORS
 from lightbox.backbones.quantisation import part_of, quantised_as
 from lightbox.config import AdapterConfig

@@ -9,7 +9,6 @@ from torch import nn
 from lightbox.adapters import artifact, guards
 from lightbox.adapters.attach import attach
 from lightbox.adapters.merge import merge_to_16_bit
-from lightbox.adapters.reference import reference
 from lightbox.backbones.loading import load
 from lightbox.backbones.quantisation import quantised_as
 from lightbox.config import AdapterConfig, OptimConfig, RunConfig
@@ -68,7 +67,7 @@ def test_a_4_bit_model_trains_saves_reloads_and_merges(loaded, batch_of, logits_
     # the base is the one that was loaded: its stored bits, and its logits with adapters off
     assert guards.quantised_digest(backbone.model) == stored
     backbone.model.eval()
-    with reference(backbone.model):
+    with backbone.model.disable_adapter():
         assert torch.equal(logits_of(backbone), untouched)
 
     # reload: every tensor and every logit, in training mode and in evaluation mode

@@ -5,8 +5,7 @@ import torch
 
 from lightbox.adapters import kbit, lora, starts
 from lightbox.adapters.attach import attach
-from lightbox.adapters.dequantise import dense_weight
-from lightbox.adapters.names import plain_name
+from lightbox.adapters.plain import dense_weight, plain_name
 from lightbox.backbones.loading import load
 from lightbox.config import AdapterConfig
 from lightbox.errors import RequestError

@@ -14,7 +14,7 @@ from lightbox.backbones.generation import StopAtText
 from lightbox.backbones.loading import load
 from lightbox.config import AdapterConfig
 from lightbox.errors import RequestError
-from lightbox.losses.language import sequence_logp, token_cross_entropy
+from lightbox.losses.language import token_cross_entropy
 from lightbox.testing.tiny_models import save_llava, save_t5
 
 PROMPTS = ["Is there an effusion?", "Side?", "Where is the nodule"]
@@ -131,7 +131,8 @@ def test_logits_are_computed_for_supervised_rows_only(case):
 def test_sequence_log_probability_is_the_sum_over_answer_and_end(case):
     backbone, images = case
     batch = backbone.prepare(images, PROMPTS, TARGETS, max_tokens=200)
-    wanted, _ = sequence_logp(*full_logits(backbone, batch))
+    logits, labels = full_logits(backbone, batch)
+    wanted = torch.stack([-token_cross_entropy(logits[[i]], labels[[i]])[0] for i in range(len(labels))])
     torch.testing.assert_close(backbone.sequence_logps(batch), wanted, rtol=1e-6, atol=1e-5)
 
 
@@ -308,7 +309,8 @@ def test_an_adapted_model_is_read_through_its_adapter(tmp_path):
         for name, parameter in adapted.model.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(generator=torch.Generator().manual_seed(0))
-    wanted, _ = sequence_logp(*full_logits(adapted, batch))
+    logits, labels = full_logits(adapted, batch)
+    wanted = torch.stack([-token_cross_entropy(logits[[i]], labels[[i]])[0] for i in range(len(labels))])
     have = adapted.sequence_logps(batch)
     torch.testing.assert_close(have, wanted, rtol=1e-6, atol=1e-5)
     assert (have - base).abs().min() > 1e-3

@@ -1,11 +1,13 @@
 """Parts of every family, looked up in the full published models on the meta device."""
 
+import json
+
 import pytest
 import torch
 from torch import nn
 
 from lightbox.backbones.families import BY_MODEL_TYPE, FAMILIES, Family, family_of
-from lightbox.backbones.published import GENERATORS, PUBLISHED
+from lightbox.backbones.published import GENERATORS, PUBLISHED, WHOLE, Published, read_published, shrunk_values
 from lightbox.errors import RequestError
 from lightbox.testing.shrunk import build, real_config, shrunk_config
 
@@ -77,3 +79,31 @@ def test_model_with_its_own_code_is_refused_for_that():
     config = {"model_type": "llava_mistral", "auto_map": {"AutoConfig": "m.C"}}
     with pytest.raises(RequestError, match="asks for code that comes with the weights"):
         family_of(config, name="x", key="model.vlm")
+
+
+def test_the_published_models_are_read_whole_and_strictly(tmp_path):
+    entry = {"repository": "a/b", "model_class": "C", "parameters": 1.5, "config": {"d": 2}, "shrink": {"d": 1}}
+    file = tmp_path / "published.json"
+    file.write_text(json.dumps({"towers": {"t": entry}}))
+    assert read_published(file) == {"towers": {"t": Published(**entry)}}
+    for broken, why in (
+        ({**entry, "sources": "the web"}, "towers.t.sources"),
+        ({key: value for key, value in entry.items() if key != "shrink"}, "towers.t.shrink"),
+        ({**entry, "parameters": "7B"}, "towers.t.parameters"),
+    ):
+        file.write_text(json.dumps({"towers": {"t": broken}}))
+        with pytest.raises(ValueError, match=why):
+            read_published(file)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_what_a_small_form_changes_is_there_to_change(name):
+    def check(values, changes, path):
+        for key, value in changes.items():
+            is_nested = isinstance(value, dict) and key not in WHOLE
+            assert not is_nested or key in values, f"{path}.{key}"
+            if is_nested:
+                check(values[key], value, f"{path}.{key}")
+
+    check(PUBLISHED[name].config, PUBLISHED[name].shrink, name)
+    assert shrunk_values(name) != PUBLISHED[name].config

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lightbox.backbones.hooks import VisionTokens
+from lightbox.backbones.backbone import VisionTokens
 from lightbox.backbones.loading import load
 from lightbox.errors import RequestError
 from lightbox.testing.shrunk import save_shrunk

@@ -59,7 +59,7 @@ def test_missing_revision(revision):
 def test_a_hub_id_is_checked_once_its_config_is_at_hand():
     assert check_request("owner/model", COMMIT) is None
     with pytest.raises(RequestError, match="of model_type 'gpt2'"):
-        check_request("owner/model", COMMIT, config={"model_type": "gpt2"})
+        check_config({"model_type": "gpt2"}, name="owner/model")
 
 
 def test_pickle_only_checkpoint(copy):

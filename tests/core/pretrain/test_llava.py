@@ -13,9 +13,18 @@ from lightbox.backbones.towers import load_tower
 from lightbox.backbones.weights import CARD, digest_of
 from lightbox.paths import shared_data
 from lightbox.pretrain.llava import ASSISTANT, BOS, IMAGE, PREFIX, USER, make_model, make_tokenizer, standardise
-from lightbox.pretrain.llava_rows import CAPTION_TURN, IMAGE_TURN, ChatRows, answer_logits, chat_loss, turn_mask
+from lightbox.pretrain.llava_rows import (
+    CAPTION_TURN,
+    IMAGE_TURN,
+    ChatRows,
+    ChatSet,
+    Turn,
+    answer_logits,
+    chat_loss,
+    chat_set,
+    turn_mask,
+)
 from lightbox.pretrain.llava_scores import read_report, score_answers, score_captions, write_captions
-from lightbox.pretrain.llava_tasks import ChatSet, Turn, chat_set
 from lightbox.pretrain.tower import normalise
 from lightbox.testing.close import assert_close
 

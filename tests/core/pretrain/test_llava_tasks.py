@@ -11,8 +11,8 @@ from lightbox.phantom.facts import state_look
 from lightbox.phantom.knobs import Knobs
 from lightbox.phantom.ontology import CLASS_NAMES, DENSITY_WORDS, LOCATIONS, SHAPE_WORDS
 from lightbox.phantom.splits import load_splits, seed_range
+from lightbox.pretrain.llava_rows import CAPTION, NAMING, WORLDS, chat_set, majority_answers
 from lightbox.pretrain.llava_scores import read_report, score_captions
-from lightbox.pretrain.llava_tasks import CAPTION, NAMING, WORLDS, chat_set, majority_answers
 
 CLOSED = ("presence", "side", "comparison", "threshold", "composition")
 

@@ -15,10 +15,9 @@ from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_mode
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lightbox.adapters import fit, guards, kbit, lora
+from lightbox.adapters import guards, kbit, lora
 from lightbox.adapters.fused import use_fused
-from lightbox.adapters.manifest import check_files, read_manifest, write_manifest
-from lightbox.adapters.reference import refuse_merged
+from lightbox.adapters.manifest import check_files, is_merged, read_manifest, write_manifest
 from lightbox.backbones.backbone import Backbone
 from lightbox.config import AdapterConfig
 from lightbox.errors import RequestError, WorkError
@@ -51,11 +50,11 @@ def save(
         WorkError: 4-bit weights that were repacked.
     """
     model = wrapped_model(backbone)
-    refuse_merged(model)
+    guards.refuse_merged(model)
     guards.refuse_packed(model)
     check_place(folder, KIND)
     config = copy.deepcopy(model.peft_config[lora.ADAPTER])
-    fit.check_rows(config, new_tokens or {})
+    _check_rows(config, new_tokens or {})
     config.inference_mode = True
     config.base_model_name_or_path, config.revision = backbone.name, backbone.revision or None
     staged = folder.with_name(f".{folder.name}.partial")
@@ -97,7 +96,7 @@ def load(
         WorkError: a damaged file.
     """
     record = read_manifest(folder, KIND)
-    fit.check_fit(folder, record, backbone, allow_quant=allow_quant)
+    _check_fit(folder, record, backbone, allow_quant=allow_quant)
     check_files(folder, record)
     config = LoraConfig.from_pretrained(str(folder))
     config.inference_mode = not is_trainable
@@ -169,12 +168,88 @@ def check_place(folder: Path, kind: str) -> None:
             ) from err
 
 
-def _check_arrived(folder: Path, wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
-    odd = sorted(wanted.keys() ^ found.keys())
-    odd += [n for n in wanted.keys() & found.keys() if not torch.equal(wanted[n], found[n])]
+def _check_arrived(folder: Path, saved: Mapping[str, Tensor], loaded: Mapping[str, Tensor]) -> None:
+    odd = sorted(saved.keys() ^ loaded.keys())
+    odd += [n for n in saved.keys() & loaded.keys() if not torch.equal(saved[n], loaded[n])]
     if odd:
         raise WorkError(
             f"{len(odd)} tensors of '{folder}' are not in the model as saved, the first is {odd[0]}",
             "The adapter's description and its tensors do not belong together",
             "Save the adapter again with this version",
         )
+
+
+def _check_fit(folder: Path, record: dict[str, Any], backbone: Backbone, *, allow_quant: bool = False) -> None:
+    """Refuse a base that an adapter was not trained on.
+
+    Args:
+        folder: of the adapter, for messages.
+        record: its manifest.
+        backbone: the base.
+        allow_quant: see `load`.
+
+    Raises:
+        RequestError: another base, a merged one, another storage, or a tokenizer without the new tokens.
+    """
+    _check_base(folder, record, backbone)
+    _check_quant(folder, record, backbone, allow_quant=allow_quant)
+    _check_tokens(folder, record, backbone)
+
+
+def _check_rows(config: LoraConfig, new_tokens: Mapping[str, int]) -> None:
+    """Raise `RequestError` unless the rows that train are those of the new tokens."""
+    tables: Any = config.trainable_token_indices or {}
+    rows = sorted({row for ids in tables.values() for row in ids})
+    if rows != sorted(new_tokens.values()):
+        raise RequestError(
+            f"The new tokens have ids {sorted(new_tokens.values())}, and rows {rows} were trained",
+            "Who loads the adapter must find each trained row under its token",
+            "Hand in what tokens.add_tokens returned",
+        )
+
+
+def _check_base(folder: Path, record: dict[str, Any], backbone: Backbone) -> None:
+    base = record["base"]
+    if base["digest"] == backbone.digest:
+        return
+    place = Path(backbone.name)
+    if place.is_dir() and is_merged(place):
+        why = "That base is already merged with an adapter, so this one would be added to something it never saw"
+    else:
+        why = f"It was trained on '{base['name']}' ({_short(base['digest'])}), a {base['family']}"
+    raise RequestError(
+        f"The adapter '{folder}' and the base '{backbone.name}' ({_short(backbone.digest)})",
+        why,
+        f"Load '{base['name']}'" + (f" at revision {base['revision']}" if base["revision"] else "") + " as the base",
+    )
+
+
+def _check_quant(folder: Path, record: dict[str, Any], backbone: Backbone, *, allow_quant: bool) -> None:
+    if record["quant"] == backbone.quant:
+        return
+    is_loftq = record["adapter"]["init"] == "loftq"
+    if allow_quant and not is_loftq:
+        return
+    raise RequestError(
+        f"The adapter '{folder}' was trained on a base stored as {record['quant']}, and this one is {backbone.quant}",
+        "Its LoftQ start is the error of that storage" if is_loftq else "The same adapter gives other numbers on it",
+        f"Load the base with adapter.quant={record['quant']}" + ("" if is_loftq else ", or give allow_quant=True"),
+    )
+
+
+def _check_tokens(folder: Path, record: dict[str, Any], backbone: Backbone) -> None:
+    vocabulary = backbone.tokenizer.get_vocab()
+    in_order = sorted(record["new_tokens"].items(), key=lambda pair: pair[1])
+    wrong = [token for token, row in in_order if vocabulary.get(token) != row]
+    if wrong:
+        token, count = wrong[0], len(record["new_tokens"])
+        row = record["new_tokens"][token]
+        raise RequestError(
+            f"The adapter '{folder}' was trained with {count} new tokens, such as {token!r} as {row}",
+            f"The tokenizer of '{backbone.name}' has {vocabulary.get(token, 'no id')} for it",
+            "Add the tokens of its manifest.json with tokens.add_tokens, by rising id, before the adapter is loaded",
+        )
+
+
+def _short(digest: str) -> str:
+    return digest if digest.startswith("hub:") else digest[:12]

@@ -14,7 +14,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from lightbox.adapters.dequantise import dense_weight
+from lightbox.adapters.plain import dense_weight
 
 FUSED = "fused"
 
@@ -26,14 +26,14 @@ def use_fused(model: nn.Module) -> dict[str, int]:
         Layers under "fused", and under the reason why not: "dora", "dropout", "trained base", "no linear layer".
         Whatever is switched at run time (adapters off, several active, merged) is left to peft at that call.
     """
-    found: Counter[str] = Counter()
+    layer_counts: Counter[str] = Counter()
     for module in model.modules():
         if isinstance(module, LoraLayer):
             reason = _why_not(module) or FUSED
-            found[reason] += 1
+            layer_counts[reason] += 1
             if reason == FUSED and not isinstance(module, _Fused):
                 module.__class__ = _fused_class(type(module))  # keeps names, parameters and copies as they are
-    return dict(found)
+    return dict(layer_counts)
 
 
 class FusedLinear(torch.autograd.Function):

@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from lightbox.adapters import dequantise
-from lightbox.adapters.names import LORA_PARTS, plain_name
+from lightbox.adapters import plain
+from lightbox.adapters.plain import LORA_PARTS, plain_name
 from lightbox.backbones.families import Family
 from lightbox.backbones.quantisation import part_of, quantised_as
 from lightbox.config import AdapterConfig
-from lightbox.errors import WorkError
+from lightbox.errors import RequestError, WorkError
 
 BULK = 1_000_000
 STEPS_TO_REACH = 2
@@ -64,16 +65,16 @@ def check_trainable(
         WorkError: naming tensors that train and should not, or a kind that should train and does not.
     """
     report = trainable_report(model, family)
-    wanted = {"lora language"}
+    asked_groups = {"lora language"}
     if adapter.projector != "frozen":
-        wanted.add({"lora": "lora projector", "full": "projector"}[adapter.projector])
+        asked_groups.add({"lora": "lora projector", "full": "projector"}[adapter.projector])
     if has_new_tokens:
-        wanted.add("new tokens")
-    found = {group.group: group for group in report}
-    if found.keys() == wanted:
+        asked_groups.add("new tokens")
+    trained_groups = {group.group: group for group in report}
+    if trained_groups.keys() == asked_groups:
         return report
-    surplus = [name for group in report if group.group not in wanted for name in group.names]
-    missing = sorted(wanted - found.keys())
+    surplus = [name for group in report if group.group not in asked_groups for name in group.names]
+    missing = sorted(asked_groups - trained_groups.keys())
     raise WorkError(
         f"Trainable beyond the settings: {_some(surplus)}; of what should train, missing: {', '.join(missing) or '-'}",
         "The settings say what is learned, and a run that learns something else gives numbers under a wrong name",
@@ -122,10 +123,21 @@ def refuse_packed(model: nn.Module) -> None:
     packed = [
         plain_name(name)
         for name, module in model.named_modules()
-        if quantised_as(module) == "nf4" and dequantise.is_packed(module)
+        if quantised_as(module) == "nf4" and plain.is_packed(module)
     ]
     if packed:
-        raise dequantise.packed_error(len(packed), packed[0])
+        raise plain.packed_error(len(packed), packed[0])
+
+
+def refuse_merged(model: nn.Module) -> None:
+    """Raise `RequestError` where additions are merged into a layer's base."""
+    merged = [name for name, m in model.named_modules() if isinstance(m, BaseTunerLayer) and m.merged]
+    if merged:
+        raise RequestError(
+            f"Adapters are merged into {len(merged)} layers, the first is {merged[0]}",
+            "The base's own weights are gone then, and taking a quantised layer apart again is lossy",
+            "Keep adapters apart; merge.merge_to_16_bit writes a merged copy to a folder",
+        )
 
 
 class GradientReach:
@@ -186,12 +198,12 @@ def _frozen_numbers(model: nn.Module) -> int:
 
 def _stored_state(module: Any) -> list[tuple[str, Tensor]]:
     if quantised_as(module) == "int8":
-        return [("weight", module.weight.data), ("scales", dequantise.row_scales(module))]
+        return [("weight", module.weight.data), ("scales", plain.row_scales(module))]
     state = module.weight.quant_state
-    found = [("weight", module.weight.data), ("scales", state.absmax)]
+    tensors = [("weight", module.weight.data), ("scales", state.absmax)]
     if state.nested:
-        found += [("second", state.state2.absmax), ("offset", state.offset)]
-    return found
+        tensors += [("second", state.state2.absmax), ("offset", state.offset)]
+    return tensors
 
 
 def _some(names: Any) -> str:

@@ -71,26 +71,26 @@ def add_lora(
     return wrapped
 
 
-def wrap(model: PreTrainedModel, config: LoraConfig, name: str = ADAPTER) -> PeftModel:
+def wrap(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
     """Add an adapter by its peft configuration, with everything that trains kept in float32.
 
     Peft hooks the token table of a checkpointed model that is not quantised, so that its rows require a gradient.
     Checkpointing as `kbit` does it needs no such gradient, and it costs several values of the width of a row.
     """
-    wrapped = get_peft_model(model, config, adapter_name=name, autocast_adapter_dtype=True)
+    wrapped = get_peft_model(model, config, adapter_name=ADAPTER, autocast_adapter_dtype=True)
     model.disable_input_require_grads()
-    widen_saved(wrapped, name)
+    _widen_saved(wrapped)
     return wrapped
 
 
-def widen_saved(model: PeftModel, name: str) -> None:
+def _widen_saved(model: PeftModel) -> None:
     """Turn the trained copies of whole modules into float32; they read and give the dtype of the base.
 
     Peft widens its own matrices only, so a copied projector would be trained in 16 bit.
     """
     for module in model.modules():
-        if isinstance(module, ModulesToSaveWrapper) and name in module.modules_to_save:
-            copied = module.modules_to_save[name]
+        if isinstance(module, ModulesToSaveWrapper):
+            copied = module.modules_to_save[ADAPTER]
             outside = next(copied.parameters()).dtype
             if outside not in (torch.float32, torch.float64):
                 copied.float()
@@ -128,18 +128,18 @@ def target_pattern(model: nn.Module, family: Family, adapter: AdapterConfig) -> 
 
 
 def _check_pattern(model: nn.Module, family: Family, pattern: str) -> None:
-    given = f"adapter.targets is '{pattern}'"
+    request = f"adapter.targets is '{pattern}'"
     prefix = re.escape(family.language + "." if family.language else "")
     example = f"{prefix}.*\\.({'|'.join(family.linears[:2])})"
     try:
         expression = re.compile(pattern)
     except re.error as err:
-        raise RequestError(given, f"It is no regular expression: {err}", f"Write one such as '{example}'") from err
+        raise RequestError(request, f"It is no regular expression: {err}", f"Write one such as '{example}'") from err
     modules = {name: module for name, module in model.named_modules() if name and expression.fullmatch(name)}
     if not modules:
         first = next(name for name in _linears_below(model, family.layers[0]))
         raise RequestError(
-            given,
+            request,
             f"It matches no module as a whole; names look like {first}",
             f"Set adapter.targets={LANGUAGE}, or to a pattern such as '{example}'",
         )
@@ -155,7 +155,7 @@ def _check_pattern(model: nn.Module, family: Family, pattern: str) -> None:
             why, do = f"a {type(module).__name__}, and additions are to linear layers", f"End it as '{example}'"
         else:
             continue
-        raise RequestError(given, f"It matches {name}, {why}", do)
+        raise RequestError(request, f"It matches {name}, {why}", do)
 
 
 def _linears_below(model: nn.Module, path: str) -> list[str]:

@@ -50,14 +50,14 @@ def read_manifest(folder: Path, kind: str) -> dict[str, Any]:
         )
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        found = record["format"], record["kind"]
+        format_and_kind = record["format"], record["kind"]
     except (ValueError, KeyError, TypeError) as err:
         raise WorkError(f"{path} cannot be read", repr(err), "Save the weights again, or use another copy") from err
-    if found != (FORMAT, kind):
+    if format_and_kind != (FORMAT, kind):
         raise RequestError(
-            f"'{folder}' holds {found[1]} weights of format {found[0]}",
+            f"'{folder}' holds {format_and_kind[1]} weights of format {format_and_kind[0]}",
             f"Here {kind} weights of format {FORMAT} are read",
-            "Name another folder" if found[1] != kind else "Read it with the version that wrote it",
+            "Name another folder" if format_and_kind[1] != kind else "Read it with the version that wrote it",
         )
     return record
 

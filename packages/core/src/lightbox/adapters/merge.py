@@ -10,37 +10,38 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import split_torch_state_dict_into_shards
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.utils import ModulesToSaveWrapper, TrainableTokensWrapper
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lightbox.adapters import guards, lora
 from lightbox.adapters.artifact import base_facts, check_place, wrapped_model
-from lightbox.adapters.dequantise import dense_weight
 from lightbox.adapters.manifest import write_manifest
-from lightbox.adapters.reference import refuse_merged
-from lightbox.adapters.shards import Spec, write_shards
+from lightbox.adapters.plain import dense_weight
 from lightbox.backbones.backbone import Backbone
 from lightbox.backbones.loading import DTYPES
+from lightbox.backbones.preflight import SHARDS
 from lightbox.backbones.quantisation import quantised_as
 from lightbox.backbones.seq2seq import quiet_loading
 from lightbox.config import check_choice
+from lightbox.files import write_json
 
 KIND = "merged"
 
 
-def merge_to_16_bit(backbone: Backbone, folder: Path, *, dtype: str = "bf16", max_shard_gib: float = 4.0) -> Path:
+def merge_to_16_bit(backbone: Backbone, folder: Path, *, dtype: str = "bf16", max_shard_gib: float = 1.0) -> Path:
     """Write base plus adapter as one model, with processor and configuration.
 
-    Tensors are made and written one at a time, so memory stays within about one layer of the model in memory, which is
-    not changed.
+    Files are made and written one at a time, so beside the model in memory, which is not changed, one file is held.
 
     Args:
         backbone: around a model with an adapter.
         folder: appears as a whole at the end.
         dtype: bf16, fp16 or fp32, of the stored weights.
-        max_shard_gib: largest file.
+        max_shard_gib: largest file; a larger tensor has one to itself.
 
     Raises:
         RequestError: no adapter, adapters merged already, or a folder with other content.
@@ -48,7 +49,7 @@ def merge_to_16_bit(backbone: Backbone, folder: Path, *, dtype: str = "bf16", ma
     """
     check_choice("dtype", dtype, tuple(DTYPES))
     model = wrapped_model(backbone)
-    refuse_merged(model)
+    guards.refuse_merged(model)
     guards.refuse_packed(model)
     check_place(folder, KIND)
     staged = folder.with_name(f".{folder.name}.partial")
@@ -72,17 +73,25 @@ def write_plain(model: PeftModel, folder: Path, *, dtype: torch.dtype, max_bytes
     config.dtype, config.architectures = dtype, [type(base).__name__]
     with torch.device("meta"), quiet_loading():
         bare = type(base)(config)
-    specs: dict[str, Spec] = {}
+    layout: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in bare.state_dict(keep_vars=True).items():
         if id(tensor) not in seen:  # a tied table is stored once
             seen.add(id(tensor))
-            specs[name] = Spec(dtype if tensor.is_floating_point() else tensor.dtype, tuple(tensor.shape))
+            layout[name] = tensor.to(dtype) if tensor.is_floating_point() else tensor
     with quiet_loading():
         config.save_pretrained(folder)
         if getattr(base, "generation_config", None) is not None:
             base.generation_config.save_pretrained(folder)
-    write_shards(folder, specs, lambda name: merged_tensor(base, name).to(specs[name].dtype), max_bytes=max_bytes)
+    plan = split_torch_state_dict_into_shards(layout, max_shard_size=max_bytes)
+    for file, names in plan.filename_to_tensors.items():
+        save_file(
+            {name: merged_tensor(base, name).to("cpu", layout[name].dtype).contiguous() for name in names},
+            folder / file,
+            {"format": "pt"},
+        )
+    if plan.is_sharded:
+        write_json(folder / SHARDS, {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename})
 
 
 @torch.no_grad()

@@ -21,8 +21,7 @@ from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming, rename_source_key
 
-from lightbox.adapters.dequantise import dense_weight
-from lightbox.adapters.names import plain_name
+from lightbox.adapters.plain import dense_weight, plain_name
 from lightbox.backbones.quantisation import quantised_as
 from lightbox.errors import RequestError
 
@@ -43,8 +42,8 @@ def eva_directions(
     Raises:
         RequestError: without batches, or where one holds fewer than r tokens.
     """
-    found = [{**batch} for batch in batches or ()]
-    fewest = min((_tokens(batch) for batch in found), default=0)
+    batch_list = [{**batch} for batch in batches or ()]
+    fewest = min((_tokens(batch) for batch in batch_list), default=0)
     if fewest < r:
         raise RequestError(
             f"adapter.init is eva, adapter.r is {r}, and the smallest batch for it has {fewest} tokens",
@@ -56,7 +55,7 @@ def eva_directions(
     )
     return get_eva_state_dict(
         model,
-        found,
+        batch_list,
         config,
         prepare_model_inputs_fn=_masks,
         prepare_layer_inputs_fn=_real_rows,
@@ -149,8 +148,8 @@ def _masks(batch: Mapping[str, Tensor], config: LoraConfig) -> list[Tensor]:
     """Which positions are text, b t: of the prompt, and of what a decoder reads."""
     masks = [batch.get("attention_mask", torch.ones_like(batch["input_ids"])).bool()]
     if "decoder_input_ids" in batch:
-        given = batch.get("decoder_attention_mask", torch.ones_like(batch["decoder_input_ids"]))
-        masks.append(given.bool())
+        decoder_mask = batch.get("decoder_attention_mask", torch.ones_like(batch["decoder_input_ids"]))
+        masks.append(decoder_mask.bool())
     return masks
 
 

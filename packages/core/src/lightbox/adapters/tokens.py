@@ -27,8 +27,8 @@ def add_tokens(model: Any, tokenizer: Any, tokens: Sequence[str]) -> dict[str, i
     Raises:
         RequestError: where a token is known already, or given twice.
     """
-    known = tokenizer.get_vocab()
-    double = sorted({token for token in tokens if token in known or tokens.count(token) > 1})
+    vocabulary = tokenizer.get_vocab()
+    double = sorted({token for token in tokens if token in vocabulary or tokens.count(token) > 1})
     if double:
         raise RequestError(
             f"The new tokens {', '.join(repr(token) for token in double)}",

@@ -49,9 +49,7 @@ class AttentionChoice:
         return "flash_attention_2" if self.name == "flash" else self.name
 
 
-def choose(
-    requested: str, *, device: str, dtype: str, model_type: str, key: str = "model.attention"
-) -> AttentionChoice:
+def choose(requested: str, *, device: str, dtype: str, model_type: str) -> AttentionChoice:
     """Settle what computes attention, before anything is loaded; registers xformers where that is the choice.
 
     `auto` takes flash where it is installed and right for the model, else torch's own attention. xformers and eager
@@ -63,21 +61,24 @@ def choose(
         device: cpu, cuda or cuda:N.
         dtype: fp32, bf16 or fp16.
         model_type: of config.json.
-        key: config key that asked, for messages.
 
     Raises:
         RequestError: an unknown name, or one that cannot run here or for this model.
     """
     if requested not in ATTENTIONS:
         raise RequestError(
-            f"{key} is '{requested}'", f"The ways to compute attention are {', '.join(ATTENTIONS)}", f"Set {key}=auto"
+            f"model.attention is '{requested}'",
+            f"The ways to compute attention are {', '.join(ATTENTIONS)}",
+            "Set model.attention=auto",
         )
     obstacle = {"flash": _flash_obstacle, "xformers": _xformers_obstacle}
     if requested in obstacle:
         why = obstacle[requested](device, dtype, model_type)
         if why:
             raise RequestError(
-                f"{key} is {requested} for a {model_type} in {dtype} on {device}", why, f"Set {key}=sdpa, or auto"
+                f"model.attention is {requested} for a {model_type} in {dtype} on {device}",
+                why,
+                "Set model.attention=sdpa, or auto",
             )
         if requested == "xformers":
             register_xformers()

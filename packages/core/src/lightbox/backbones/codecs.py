@@ -58,8 +58,8 @@ class FlorenceBins:
 
     def decode(self, text: str, width_px: int, height_px: int) -> list[Box]:
         """See `CoordinateCodec`; four location tokens in a row are a box."""
-        found = re.findall(r"<loc_(\d+)>" * 4, text)
-        places = [[min(int(value), self.bins - 1) + 0.5 for value in row] for row in found]
+        matches = re.findall(r"<loc_(\d+)>" * 4, text)
+        places = [[min(int(value), self.bins - 1) + 0.5 for value in row] for row in matches]
         return _boxes(places, self.bins, self.bins)
 
     def step(self, width_px: int, height_px: int) -> tuple[float, float]:
@@ -137,8 +137,8 @@ class Pixels:
     def decode(self, text: str, width_px: int, height_px: int) -> list[Box]:
         """See `CoordinateCodec`; the JSON around a box may be unfinished."""
         width, height = self.resize(width_px, height_px)
-        found = _numbers(rf'"bbox_2d"\s*:\s*\[{NUMBER},{NUMBER},{NUMBER},{NUMBER}\]', text)
-        return _boxes(found, width, height)
+        corners = _numbers(rf'"bbox_2d"\s*:\s*\[{NUMBER},{NUMBER},{NUMBER},{NUMBER}\]', text)
+        return _boxes(corners, width, height)
 
     def step(self, width_px: int, height_px: int) -> tuple[float, float]:
         """A pixel that the model sees."""
@@ -162,8 +162,8 @@ class Fraction:
 
     def decode(self, text: str, width_px: int, height_px: int) -> list[Box]:
         """See `CoordinateCodec`."""
-        found = _numbers(rf"\[{NUMBER},{NUMBER},{NUMBER},{NUMBER}\]", text)
-        return _boxes([[value * 1000 for value in row] for row in found], 1000, 1000)
+        matches = _numbers(rf"\[{NUMBER},{NUMBER},{NUMBER},{NUMBER}\]", text)
+        return _boxes([[value * 1000 for value in row] for row in matches], 1000, 1000)
 
     def step(self, width_px: int, height_px: int) -> tuple[float, float]:
         """A thousandth."""
@@ -184,12 +184,12 @@ def _numbers(pattern: str, text: str) -> list[list[float]]:
 
 def _boxes(places: Sequence[Sequence[float]], steps_across: int, steps_down: int) -> list[Box]:
     """Rows of x0, y0, x1, y1 in steps as boxes; those with ends in the wrong order are left out."""
-    found = []
+    boxes = []
     for x0, y0, x1, y1 in places:
         across, down = _span(x0, x1, steps_across), _span(y0, y1, steps_down)
         if across and down:
-            found.append(Box(across[0], down[0], across[1], down[1]))
-    return found
+            boxes.append(Box(across[0], down[0], across[1], down[1]))
+    return boxes
 
 
 def _span(low: float, high: float, steps: int) -> tuple[float, float] | None:

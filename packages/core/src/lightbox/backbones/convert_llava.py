@@ -9,7 +9,7 @@ answers stay what they are.
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoTokenizer,
+    CLIPVisionConfig,
     GenerationConfig,
     LlavaConfig,
     LlavaImageProcessor,
@@ -29,11 +30,34 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from lightbox.backbones import original_llava
+from lightbox.backbones import preflight
 from lightbox.backbones.preflight import SHARDS
 from lightbox.backbones.seq2seq import quiet_loading
+from lightbox.backbones.weights import CONFIG
 from lightbox.errors import RequestError
 
+BODIES = {
+    "llava_llama": "llama",
+    "llava_mistral": "mistral",
+    "LlavaLlamaForCausalLM": "llama",
+    "LlavaMistralForCausalLM": "mistral",
+}
+"""model_type or class in the source's config.json -> model_type of its language model."""
+RENAMED = (
+    ("model.mm_projector.0.", "multi_modal_projector.linear_1."),
+    ("model.mm_projector.2.", "multi_modal_projector.linear_2."),
+    ("model.vision_tower.vision_tower.", "vision_tower."),
+    ("lm_head.", "language_model.lm_head."),
+    ("model.", "language_model.model."),
+)
+"""Beginnings of tensor names, ours after theirs; the first that fits counts."""
+COMPUTED = ("rotary_emb.inv_freq", "position_ids")
+"""Ends of names of tensors that old files hold and classes compute."""
+TABLES = ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight")
+NEEDED = (*TABLES, "multi_modal_projector.linear_1.weight", "multi_modal_projector.linear_2.weight")
+TOWER = "vision_tower.vision_model."
+TOWER_PARTS = ("embeddings.", "pre_layrnorm.", "encoder.", "post_layernorm.")
+CLIP_HEAD_WIDTH = 64
 TEMPLATES = {
     "llama": None,  # LLaVA-1.5's own prompt is what a backbone writes without a template
     "mistral": "{% for message in messages %}{% if message['role'] == 'user' %}[INST] "
@@ -85,19 +109,19 @@ def convert_llava(source: Path, dest: Path, *, tower: Path | None = None) -> Con
     """
     if dest.exists():
         raise RequestError(f"Destination '{dest}'", "It exists already", "Name a new folder")
-    config = original_llava.read_config(source)
-    files: list[Part] = [(path, original_llava.renamed) for path in sorted(source.glob("*.safetensors"))]
-    shapes = {name: shape for part in files for name, shape in original_llava.shapes_of(*part).items()}
-    original_llava.check_names(shapes, source)
-    has_tower = any(name.startswith(original_llava.TOWER) for name in shapes)
+    config = _read_config(source)
+    files: list[Part] = [(path, _renamed) for path in sorted(source.glob("*.safetensors"))]
+    shapes = {name: shape for part in files for name, shape in _shapes_of(*part).items()}
+    _check_names(shapes, source)
+    has_tower = any(name.startswith(TOWER) for name in shapes)
     if tower is not None and not has_tower:
-        files += [(path, original_llava.renamed_of_tower) for path in sorted(tower.glob("*.safetensors"))]
-    vision = original_llava.vision_config(shapes if has_tower else None, tower, config)
+        files += [(path, _renamed_of_tower) for path in sorted(tower.glob("*.safetensors"))]
+    vision = _vision_config(shapes if has_tower else None, tower, config)
     with quiet_loading():
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     tokenizer.add_tokens([IMAGE, PAD], special_tokens=True)
     tokenizer.pad_token = PAD
-    rows = -(-max(len(tokenizer), shapes[original_llava.TABLES[0]][0]) // FULL_TABLE) * FULL_TABLE
+    rows = -(-max(len(tokenizer), shapes[TABLES[0]][0]) // FULL_TABLE) * FULL_TABLE
 
     staging = dest.with_name(f".{dest.name}.{os.getpid()}")
     try:
@@ -125,7 +149,7 @@ def _write_part(part: Part, dest: Path, rows: int) -> dict[str, int]:
             new = rename(name)
             if new:
                 tensor = file.get_tensor(name)
-                tensors[new] = _with_rows(tensor, rows) if new in original_llava.TABLES else tensor
+                tensors[new] = _with_rows(tensor, rows) if new in TABLES else tensor
     save_file(tensors, dest, metadata={"format": "pt"})
     return {name: tensor.numel() for name, tensor in tensors.items()}
 
@@ -145,12 +169,12 @@ def _write_index(folder: Path, parts: list[dict[str, int]]) -> None:
 def _write_configs(
     folder: Path, config: dict[str, Any], vision: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, rows: int
 ) -> None:
-    body = original_llava.body_of(config)
+    body = _body_of(config)
     text = {key: config[key] for key in TEXT_KEYS if config.get(key) is not None}
     drops_first = config.get("mm_vision_select_feature", "patch") == "patch"
     strategy = "default" if drops_first else "full"
     pad_id = tokenizer.convert_tokens_to_ids(PAD)
-    made = LlavaConfig(
+    config_out = LlavaConfig(
         vision_config=vision,
         text_config=AutoConfig.for_model(body, **text, vocab_size=rows, pad_token_id=pad_id),
         image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
@@ -158,8 +182,8 @@ def _write_configs(
         vision_feature_layer=config.get("mm_vision_select_layer", -2),
         vision_feature_select_strategy=strategy,
     )
-    made.architectures = ["LlavaForConditionalGeneration"]
-    made.save_pretrained(folder)
+    config_out.architectures = ["LlavaForConditionalGeneration"]
+    config_out.save_pretrained(folder)
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": pad_id}
     GenerationConfig(**ids).save_pretrained(folder)
     square = {"height": vision.image_size, "width": vision.image_size}
@@ -176,3 +200,133 @@ def _write_configs(
         num_additional_image_tokens=1,
         chat_template=TEMPLATES[body],
     ).save_pretrained(folder)
+
+
+def _renamed(name: str) -> str:
+    """Our name of a tensor of the source; "" for one that the class computes.
+
+    Raises:
+        RequestError: a name that is not in the layout.
+
+    Example:
+        >>> _renamed("model.layers.0.mlp.up_proj.weight")
+        'language_model.model.layers.0.mlp.up_proj.weight'
+    """
+    if name.endswith(COMPUTED):
+        return ""
+    our_name = next((new + name.removeprefix(old) for old, new in RENAMED if name.startswith(old)), "")
+    if not our_name:
+        raise RequestError(
+            f"Tensor '{name}'", "It is not part of LLaVA-1.5's layout", "Leave files of other models out of the folder"
+        )
+    return our_name
+
+
+def _renamed_of_tower(name: str) -> str:
+    """Our name of a tensor of a CLIP tower saved alone or with its text model; "" for what is not the tower."""
+    bare = name.removeprefix("vision_model.")
+    return TOWER + bare if bare.startswith(TOWER_PARTS) and not name.endswith(COMPUTED) else ""
+
+
+def _read_config(source: Path) -> dict[str, Any]:
+    """config.json of the source.
+
+    Raises:
+        RequestError: where it is no LLaVA-1.5 in its authors' layout, or its files are not whole.
+    """
+    request = f"Source '{source}'"
+    if not (source / CONFIG).is_file():
+        raise RequestError(request, f"The folder holds no {CONFIG}", "Name the folder of the model")
+    config = json.loads((source / CONFIG).read_text(encoding="utf-8"))
+    if _body_of(config) == "" or "mm_vision_tower" not in config:
+        raise RequestError(
+            f"{request}, of model_type '{config.get('model_type')}'",
+            f"Only {', '.join(BODIES)} are in that layout",
+            "Load it as it is, if transformers has its class",
+        )
+    if not any(source.glob("*.safetensors")):
+        raise RequestError(
+            request,
+            "The folder holds no safetensors, and unpickling can run any code",
+            "Convert its .bin files first, each with 'lightbox data convert'",
+        )
+    preflight.check_files(source, request)
+    expected = {
+        "mm_projector_type": ("mlp2x_gelu",),
+        "mm_vision_select_feature": ("patch", "cls_patch"),
+        "mm_patch_merge_type": ("flat", None),
+        "mm_use_im_start_end": (False, None),
+        "tune_mm_vision_resampler": (False, None),
+    }
+    for key, values in expected.items():
+        value = config.get(key, values[0])
+        if value not in values:
+            raise RequestError(
+                f"{request}: {key} is {value}",
+                "That is not LLaVA-1.5, and its tensors would mean something else there",
+                "Use a version of it that transformers has itself",
+            )
+    return config
+
+
+def _body_of(config: Mapping[str, Any]) -> str:
+    """model_type of the language model; "" where the layout is another one."""
+    names = [*(config.get("architectures") or ()), config.get("model_type", "")]
+    return next((BODIES[name] for name in names if name in BODIES), "")
+
+
+def _shapes_of(path: Path, rename: Callable[[str], str]) -> dict[str, tuple[int, ...]]:
+    """Shapes of a file's tensors under their new names, without reading the tensors."""
+    with safe_open(path, "pt") as file:
+        names = {name: rename(name) for name in file.keys()}
+        return {new: tuple(file.get_slice(name).get_shape()) for name, new in names.items() if new}
+
+
+def _vision_config(
+    shapes: Mapping[str, tuple[int, ...]] | None, tower: Path | None, config: Mapping[str, Any]
+) -> PreTrainedConfig:
+    """The tower's configuration: from its folder, or from the shapes of its tensors.
+
+    Raises:
+        RequestError: neither, or another tower than CLIP.
+    """
+    if tower is not None and (tower / CONFIG).is_file():
+        tower_config = AutoConfig.from_pretrained(tower, trust_remote_code=False)
+        vision = getattr(tower_config, "vision_config", tower_config)
+        if vision.model_type == "clip_vision_model":
+            return vision
+        raise RequestError(
+            f"Tower '{tower}' is a {vision.model_type}", "LLaVA-1.5 reads a CLIP tower", "Name a CLIP folder"
+        )
+    if shapes is None:
+        raise RequestError(
+            f"A source without its tower, '{config['mm_vision_tower']}'",
+            "Images would be read by random weights",
+            "Fetch that tower into a folder and name it with --tower",
+        )
+    width, _, patch, _ = shapes[f"{TOWER}embeddings.patch_embedding.weight"]
+    positions = shapes[f"{TOWER}embeddings.position_embedding.weight"][0]
+    layers = {name.split(".")[4] for name in shapes if name.startswith(f"{TOWER}encoder.layers.")}
+    return CLIPVisionConfig(
+        hidden_size=width,
+        intermediate_size=shapes[f"{TOWER}encoder.layers.0.mlp.fc1.weight"][0],
+        num_hidden_layers=len(layers),
+        num_attention_heads=width // CLIP_HEAD_WIDTH,
+        patch_size=patch,
+        image_size=round((positions - 1) ** 0.5) * patch,
+    )
+
+
+def _check_names(names: Iterable[str], source: Path) -> None:
+    """Refuse a source without its token table, head or projector, which the authors' code can also save apart.
+
+    Raises:
+        RequestError: with the names that are missing.
+    """
+    missing = sorted(set(NEEDED) - set(names))
+    if missing:
+        raise RequestError(
+            f"Source '{source}' lacks {', '.join(missing)}",
+            "It holds part of a model, such as an adapter or a projector",
+            "Merge it with its base in the authors' code first",
+        )

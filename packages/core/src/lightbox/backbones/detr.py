@@ -20,12 +20,12 @@ _TIMM = r"conv_encoder\.model\."
 _OURS = "conv_encoder.model."
 
 
-def detr_config(config: Mapping[str, Any], *, given: str) -> tuple[DetrConfig, dict[str, str]]:
+def detr_config(config: Mapping[str, Any], *, request: str) -> tuple[DetrConfig, dict[str, str]]:
     """Configuration of a DETR on transformers' ResNet, and the names to translate while its file is read.
 
     Args:
         config: config.json.
-        given: what the user gave, for messages.
+        request: what the user asked for, for messages.
 
     Returns:
         The configuration, and pattern -> replacement, empty where the file has transformers' own names.
@@ -39,7 +39,7 @@ def detr_config(config: Mapping[str, Any], *, given: str) -> tuple[DetrConfig, d
     name = inner.get("backbone") or config.get("backbone") or "resnet50"
     if name not in RESNETS:
         raise RequestError(
-            f"{given}, a DETR on '{name}'",
+            f"{request}, a DETR on '{name}'",
             f"The convolutional parts known here are {', '.join(RESNETS)}",
             "Use one of those, or a revision whose config.json has a backbone_config of model_type resnet",
         )

@@ -130,12 +130,12 @@ def family_of(config: Mapping[str, Any], *, name: str, key: str = "model.backbon
     model_type = config.get("model_type", "")
     if model_type in BY_MODEL_TYPE:
         return BY_MODEL_TYPE[model_type]
-    given = f"{key} is '{name}', of model_type '{model_type or 'none'}'"
-    known = ", ".join(BY_MODEL_TYPE)
+    request = f"{key} is '{name}', of model_type '{model_type or 'none'}'"
+    known_types = ", ".join(BY_MODEL_TYPE)
     if "auto_map" in config:
         raise RequestError(
-            given,
+            request,
             "Its config.json asks for code that comes with the weights, and such code can do anything on this machine",
-            f"Use a version that transformers has itself; the families known here are {known}",
+            f"Use a version that transformers has itself; the families known here are {known_types}",
         )
-    raise RequestError(given, f"The families known here are {known}", f"Set {key} to weights of one of them")
+    raise RequestError(request, f"The families known here are {known_types}", f"Set {key} to weights of one of them")

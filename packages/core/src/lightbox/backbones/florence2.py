@@ -10,9 +10,8 @@ from typing import Any
 from PIL import Image
 from torch import Tensor, nn
 
-from lightbox.backbones.backbone import Backbone
+from lightbox.backbones.backbone import Backbone, VisionTokens
 from lightbox.backbones.codecs import CoordinateCodec, FlorenceBins
-from lightbox.backbones.hooks import VisionTokens
 from lightbox.backbones.llava import tapped
 from lightbox.errors import RequestError
 

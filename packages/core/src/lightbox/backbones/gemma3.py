@@ -11,8 +11,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from lightbox.backbones.backbone import Backbone
-from lightbox.backbones.hooks import VisionTokens
+from lightbox.backbones.backbone import Backbone, VisionTokens
 from lightbox.backbones.llava import tapped
 
 END_OF_TURN = "<end_of_turn>"
@@ -24,8 +23,8 @@ class Gemma3Backbone(Backbone):
     @property
     def end_id(self) -> int:
         """The end of a turn, which closes an answer of the chat models; the end of a text where there is none."""
-        found = self.tokenizer.get_vocab().get(END_OF_TURN)
-        return self.tokenizer.eos_token_id if found is None else found
+        turn_end = self.tokenizer.get_vocab().get(END_OF_TURN)
+        return self.tokenizer.eos_token_id if turn_end is None else turn_end
 
     def encode_prompts(self, images: Sequence[Image.Image] | None, texts: Sequence[str]) -> dict[str, Tensor]:
         """Call the processor with a list of images a text, which is how it tells whose they are."""

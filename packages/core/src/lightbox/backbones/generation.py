@@ -19,8 +19,8 @@ def greedy(model_config: GenerationConfig, *, max_new_tokens: int, end_id: int, 
         end_id: the end token of a target.
         pad_id: what fills rows that have ended.
     """
-    found = model_config.eos_token_id
-    ends = {end_id, *([] if found is None else [found] if isinstance(found, int) else found)}
+    end_ids = model_config.eos_token_id
+    ends = {end_id, *([] if end_ids is None else [end_ids] if isinstance(end_ids, int) else end_ids)}
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,

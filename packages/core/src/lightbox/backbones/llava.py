@@ -13,8 +13,7 @@ from transformers.models.llava_next.modeling_llava_next import (
     unpad_image,
 )
 
-from lightbox.backbones.backbone import Backbone
-from lightbox.backbones.hooks import VisionTokens
+from lightbox.backbones.backbone import Backbone, VisionTokens
 from lightbox.errors import RequestError
 
 PLAIN = "USER: {image}{prompt} ASSISTANT:"
@@ -111,8 +110,8 @@ class LlavaNextBackbone(LlavaBackbone):
         config = self.core.config
         rows, columns = get_anyres_image_grid_shape(size, config.image_grid_pinpoints, config.vision_config.image_size)
         whole = torch.empty(1, rows * self._side(), columns * self._side(), device="meta")
-        kept = unpad_image(whole, size)
-        return kept.shape[1], kept.shape[2]
+        unpadded = unpad_image(whole, size)
+        return unpadded.shape[1], unpadded.shape[2]
 
 
 @contextmanager
@@ -129,12 +128,12 @@ def tapped(tower: nn.Module, layers: Sequence[int]) -> Iterator[dict[int, Tensor
     Raises:
         RequestError: a place outside the list.
     """
-    found = max((part for part in tower.modules() if isinstance(part, nn.ModuleList)), key=len)
-    outside = [layer for layer in layers if not -len(found) <= layer < len(found)]
+    blocks = max((part for part in tower.modules() if isinstance(part, nn.ModuleList)), key=len)
+    outside = [layer for layer in layers if not -len(blocks) <= layer < len(blocks)]
     if outside:
         raise RequestError(
-            f"Layers {outside} of a tower with {len(found)} layers",
-            f"Places go from 0 to {len(found) - 1}, or from -{len(found)} to -1",
+            f"Layers {outside} of a tower with {len(blocks)} layers",
+            f"Places go from 0 to {len(blocks) - 1}, or from -{len(blocks)} to -1",
             "Name layers that are there",
         )
     taps: dict[int, Tensor] = {}
@@ -145,7 +144,7 @@ def tapped(tower: nn.Module, layers: Sequence[int]) -> Iterator[dict[int, Tensor
 
         return hook
 
-    handles = [found[layer].register_forward_hook(keep(layer)) for layer in layers]
+    handles = [blocks[layer].register_forward_hook(keep(layer)) for layer in layers]
     try:
         yield taps
     finally:

@@ -14,11 +14,10 @@ from transformers import AutoProcessor, AutoTokenizer
 
 from lightbox.backbones import preflight, quantisation, weights
 from lightbox.backbones.attention import choose
-from lightbox.backbones.backbone import Backbone
+from lightbox.backbones.backbone import DTYPES, Backbone
 from lightbox.backbones.families import Family
 from lightbox.backbones.florence2 import Florence2Backbone
 from lightbox.backbones.gemma3 import Gemma3Backbone
-from lightbox.backbones.hooks import DTYPES
 from lightbox.backbones.llava import LlavaBackbone, LlavaNextBackbone
 from lightbox.backbones.matching import check_tensors, check_tokenizer
 from lightbox.backbones.qwen_vl import Qwen2VlBackbone, Qwen25VlBackbone
@@ -48,7 +47,6 @@ def load(
     dtype: str = "fp32",
     device: str = "cpu",
     attention: str = "auto",
-    key: str = "model.backbone",
 ) -> Backbone:
     """Load a model and its processor, in evaluation mode.
 
@@ -59,7 +57,6 @@ def load(
         dtype: fp32, bf16 or fp16, of weights that are not quantised, whatever the file holds.
         device: cpu, cuda or cuda:N; the whole model is placed there, or loading fails.
         attention: auto, sdpa, xformers, flash or eager; see `attention.choose`.
-        key: config key that gave the name, for messages; attention's is model.attention.
 
     Raises:
         RequestError: what `preflight.check_request` refuses, no such device, a hub that does not answer, weights that
@@ -68,18 +65,18 @@ def load(
     """
     check_choice("dtype", dtype, tuple(DTYPES))
     _check_device(device)
-    family = preflight.check_request(name, revision, quant=quant, key=key)
-    place = weights.locate(name, revision=revision, key=key)
-    given = f"{key} is '{name}'"
+    family = preflight.check_request(name, revision, quant=quant)
+    place = weights.locate(name, revision=revision)
+    request = f"model.backbone is '{name}'"
     shared = {"revision": place.revision} if place.revision else {}
-    with _hub_errors(place, given), quiet_loading():
+    with _hub_errors(place, request), quiet_loading():
         if family is None:
             config = _hub_config(place)
-            family = preflight.check_config(config, name=name, quant=quant, key=key)
+            family = preflight.check_config(config, name=name, quant=quant)
         choice = choose(attention, device=device, dtype=dtype, model_type=family.name)
-        reader = AutoProcessor if family.has_vision else AutoTokenizer
-        processor = reader.from_pretrained(place.source, trust_remote_code=False, **shared)
-        model, found = getattr(transformers, family.model_class).from_pretrained(
+        processor_class = AutoProcessor if family.has_vision else AutoTokenizer
+        processor = processor_class.from_pretrained(place.source, trust_remote_code=False, **shared)
+        model, loading_info = getattr(transformers, family.model_class).from_pretrained(
             place.source,
             use_safetensors=True,
             trust_remote_code=False,
@@ -90,9 +87,9 @@ def load(
             **_placement(quant, family, dtype, device),
             **shared,
         )
-    unread = check_tensors(found, family.model_class, given, may_hold_more=True)
+    unread = check_tensors(loading_info, family.model_class, request, may_hold_more=True)
     if unread:
-        _log.warning("%s: %d tensors of its file are not read, such as %s", given, len(unread), unread[0])
+        _log.warning("%s: %d tensors of its file are not read, such as %s", request, len(unread), unread[0])
     quantisation.settle(model, family, quant)
     backbone = CLASSES[family.name](
         model.eval(),
@@ -104,19 +101,19 @@ def load(
         quant=quant,
         dtype=DTYPES[dtype],
     )
-    check_tokenizer(len(backbone.tokenizer), backbone.part(family.embeddings).num_embeddings, given)
+    check_tokenizer(len(backbone.tokenizer), backbone.part(family.embeddings).num_embeddings, request)
     return backbone
 
 
-def family_on_hub(name: str, revision: str, *, key: str = "model.backbone") -> Family:
+def family_on_hub(name: str, revision: str) -> Family:
     """The family of a hub id, from its config.json, which is fetched; nothing else is.
 
     Raises:
         RequestError: a hub that does not answer, or what `preflight.check_config` refuses.
     """
-    place = weights.locate(name, revision=revision, key=key)
-    with _hub_errors(place, f"{key} is '{name}'"):
-        return preflight.check_config(_hub_config(place), name=name, key=key)
+    place = weights.locate(name, revision=revision)
+    with _hub_errors(place, f"model.backbone is '{name}'"):
+        return preflight.check_config(_hub_config(place), name=name)
 
 
 def _placement(quant: str, family: Family, dtype: str, device: str) -> dict[str, Any]:
@@ -133,14 +130,14 @@ def _check_device(device: str) -> None:
 
 
 @contextmanager
-def _hub_errors(place: weights.Place, given: str) -> Iterator[None]:
+def _hub_errors(place: weights.Place, request: str) -> Iterator[None]:
     try:
         yield
     except OSError as err:
         if place.folder is not None:
             raise
         raise RequestError(
-            f"{given} at revision {place.revision}",
+            f"{request} at revision {place.revision}",
             f"The hub did not give its files ({type(err).__name__}): no network, no such commit, no access, or no "
             "safetensors",
             f"Fetch the repository into a folder and set that folder instead of '{place.source}'",

@@ -9,14 +9,14 @@ SHOWN = 5
 
 
 def check_tensors(
-    found: dict[str, Any], class_name: str, given: str, *, may_lack: str = "", may_hold_more: bool = False
+    loading_info: dict[str, Any], class_name: str, request: str, *, may_lack: str = "", may_hold_more: bool = False
 ) -> list[str]:
     """Refuse weights that do not fit their class.
 
     Args:
-        found: what `from_pretrained` says with `output_loading_info`.
+        loading_info: what `from_pretrained` says with `output_loading_info`.
         class_name: of the model.
-        given: what was asked for, for messages.
+        request: what was asked for, for messages.
         may_lack: regular expression, matched at the start of a name, of parameters that the file may lack.
         may_hold_more: True lets a file hold tensors that the class does not read.
 
@@ -26,19 +26,19 @@ def check_tensors(
     Raises:
         RequestError: with names by kind.
     """
-    missing = [name for name in found["missing_keys"] if not may_lack or not re.match(may_lack, name)]
-    reshaped = [str(key) for key in found["mismatched_keys"]]
-    unread = sorted(found["unexpected_keys"])
+    missing = [name for name in loading_info["missing_keys"] if not may_lack or not re.match(may_lack, name)]
+    reshaped = [str(key) for key in loading_info["mismatched_keys"]]
+    unread = sorted(loading_info["unexpected_keys"])
     if missing or reshaped or (unread and not may_hold_more):
         lists = {"missing": missing, "unexpected": unread, "of another shape": reshaped}
         text = "; ".join(f"{kind}: {_first(names)}" for kind, names in lists.items())
         raise RequestError(
-            f"{given}, read as {class_name}", f"Its tensors do not fit; {text}", "Use weights of that architecture"
+            f"{request}, read as {class_name}", f"Its tensors do not fit; {text}", "Use weights of that architecture"
         )
     return unread
 
 
-def check_tokenizer(tokens: int, rows: int, given: str) -> None:
+def check_tokenizer(tokens: int, rows: int, request: str) -> None:
     """Refuse a tokenizer with more tokens than the model has embeddings.
 
     Raises:
@@ -46,7 +46,7 @@ def check_tokenizer(tokens: int, rows: int, given: str) -> None:
     """
     if tokens > rows:
         raise RequestError(
-            f"{given}: {tokens} tokens and {rows} embeddings",
+            f"{request}: {tokens} tokens and {rows} embeddings",
             "A token without an embedding cannot be read",
             "Use the tokenizer that was saved with the model",
         )

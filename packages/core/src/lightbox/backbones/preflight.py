@@ -1,7 +1,7 @@
 """Refuse what cannot work before anything long: a second of reading JSON instead of minutes of loading. No torch.
 
 `check_request` is what `load` does first and what a config step can do at once. For a hub id it sees the name and the
-revision only, until the hub's config.json is handed in.
+revision only; `check_config` then reads the hub's config.json.
 """
 
 import importlib.util
@@ -32,7 +32,6 @@ def check_request(
     *,
     quant: str = "none",
     max_tokens: int = 0,
-    config: Mapping[str, Any] | None = None,
     key: str = "model.backbone",
     tokens_key: str = "max_tokens",
 ) -> Family | None:
@@ -43,11 +42,10 @@ def check_request(
         revision: full commit hash of a hub id.
         quant: none, nf4 or int8.
         max_tokens: longest row asked for; 0 is not checked.
-        config: config.json of a hub id where it is at hand; a local one is read.
         key, tokens_key: config keys that gave the name and `max_tokens`, for messages.
 
     Returns:
-        The family; None for a hub id without `config`.
+        The family; None for a hub id, whose config.json is read when it is loaded.
 
     Raises:
         RequestError: what is wrong, with what to do instead.
@@ -55,15 +53,13 @@ def check_request(
     _check_quant(quant)
     _check_adapter_folder(name, key)
     place = weights.locate(name, revision=revision, key=key)
-    if place.folder is not None:
-        config = _read(place.folder / weights.CONFIG, f"{key} is '{name}'")
-    if config is None:
+    if place.folder is None:
         return None
+    request = f"{key} is '{name}'"
+    config = _read(place.folder / weights.CONFIG, request)
     family = check_config(config, name=name, quant=quant, max_tokens=max_tokens, key=key, tokens_key=tokens_key)
-    if place.folder is not None:
-        given = f"{key} is '{name}'"
-        check_files(place.folder, given)
-        _check_companions(place.folder, family, config, given)
+    check_files(place.folder, request)
+    _check_companions(place.folder, family, config, request)
     return family
 
 
@@ -77,32 +73,32 @@ def check_config(
     tokens_key: str = "max_tokens",
 ) -> Family:
     """Check config.json alone; see `check_request`."""
-    given = f"{key} is '{name}'"
+    request = f"{key} is '{name}'"
     text = _text_config(config)
     is_original = config.get("model_type") in ORIGINAL_LLAVA or "mm_vision_tower" in config
     if is_original or any(kind in ORIGINAL_CLASSES for kind in config.get("architectures") or ()):
         raise RequestError(
-            f"{given}, of model_type '{config.get('model_type')}'",
+            f"{request}, of model_type '{config.get('model_type')}'",
             "It is in the layout of LLaVA's own code, which transformers does not read",
             f"Convert it once with 'lightbox data convert {name} NEW-FOLDER' and set {key} to the new folder",
         )
     family = family_of(config, name=name, key=key)
     if text.get("model_type") == ORIGINAL_FLORENCE:
         raise RequestError(
-            f"{given}, a Florence-2 in the layout of the code that comes with it",
+            f"{request}, a Florence-2 in the layout of the code that comes with it",
             "Such code can do anything on this machine, and transformers' own Florence-2 names its tensors otherwise",
             "Use the same weights as published under florence-community",
         )
     if "quantization_config" in config:
         raise RequestError(
-            f"{given}, whose weights are quantised already",
+            f"{request}, whose weights are quantised already",
             "What storage costs could not be chosen here, nor could an adapter be merged without loss",
             "Use the 16-bit weights that it was made from, and set adapter.quant",
         )
     context = None if family.name == "t5" else text.get("max_position_embeddings")
     if context is not None and max_tokens > context:
         raise RequestError(
-            f"{tokens_key} is {max_tokens} and {given}, with positions for {context} tokens",
+            f"{tokens_key} is {max_tokens} and {request}, with positions for {context} tokens",
             "A prompt beyond the context reads positions that were never trained",
             f"Set {tokens_key} to at most {context}",
         )
@@ -131,7 +127,7 @@ def _check_adapter_folder(name: str, key: str) -> None:
     )
 
 
-def check_files(folder: Path, given: str) -> None:
+def check_files(folder: Path, request: str) -> None:
     """Check that every file of safetensors is there and as long as its own header says.
 
     Raises:
@@ -139,21 +135,21 @@ def check_files(folder: Path, given: str) -> None:
     """
     files = {path.name for path in folder.glob("*.safetensors")}
     if (folder / SHARDS).is_file():
-        wanted = set(_read(folder / SHARDS, given).get("weight_map", {}).values())
-        missing = sorted(wanted - files)
+        shard_files = set(_read(folder / SHARDS, request).get("weight_map", {}).values())
+        missing, count = sorted(shard_files - files), len(shard_files)
         if missing:
             raise RequestError(
-                f"{given}: {SHARDS} names {len(wanted)} files, {len(missing)} are missing, the first is {missing[0]}",
+                f"{request}: {SHARDS} names {count} files, {len(missing)} are missing, the first is {missing[0]}",
                 "Part of the weights would be random",
                 "Fetch the missing files into that folder",
             )
-        files = wanted
+        files = shard_files
     for file in sorted(files):
         path = folder / file
-        wanted_bytes, have_bytes = _expected_bytes(path), path.stat().st_size
-        if wanted_bytes != have_bytes:
+        expected_bytes, actual_bytes = _expected_bytes(path), path.stat().st_size
+        if expected_bytes != actual_bytes:
             raise RequestError(
-                f"{given}: {file} has {have_bytes:,} bytes, and its header says {wanted_bytes:,}",
+                f"{request}: {file} has {actual_bytes:,} bytes, and its header says {expected_bytes:,}",
                 "The file was cut off, or is not the file itself but a pointer to it",
                 "Fetch the file again",
             )
@@ -173,13 +169,13 @@ def _expected_bytes(path: Path) -> int:
     return 8 + length + max(ends, default=0)
 
 
-def _check_companions(folder: Path, family: Family, config: Mapping[str, Any], given: str) -> None:
+def _check_companions(folder: Path, family: Family, config: Mapping[str, Any], request: str) -> None:
     """A tokenizer, and a processor for a family that reads images, that fit the model."""
-    wanted = [("a tokenizer", TOKENIZERS), *([("an image processor", PROCESSORS)] if family.has_vision else [])]
-    for what, names in wanted:
+    companions = [("a tokenizer", TOKENIZERS), *([("an image processor", PROCESSORS)] if family.has_vision else [])]
+    for what, names in companions:
         if not any((folder / name).is_file() for name in names):
             raise RequestError(
-                f"{given}, a folder without {what}",
+                f"{request}, a folder without {what}",
                 f"One of {', '.join(names)} is needed to read what is shown to the model",
                 "Copy the files of that kind from where the weights come from",
             )
@@ -187,7 +183,7 @@ def _check_companions(folder: Path, family: Family, config: Mapping[str, Any], g
     highest = _highest_added_id(folder / TOKENIZERS[0])
     if rows is not None and highest >= rows:
         raise RequestError(
-            f"{given}: its tokenizer has ids up to {highest} and the model {rows} embeddings",
+            f"{request}: its tokenizer has ids up to {highest} and the model {rows} embeddings",
             "A token without an embedding cannot be read",
             "Use the tokenizer that was saved with the model",
         )
@@ -203,10 +199,10 @@ def _highest_added_id(path: Path) -> int:
     if not path.is_file():
         return -1
     text = path.read_text(encoding="utf-8")
-    found = re.search(r'"added_tokens"\s*:\s*', text)
-    if found is None:
+    start = re.search(r'"added_tokens"\s*:\s*', text)
+    if start is None:
         return -1
-    added, _ = json.JSONDecoder().raw_decode(text, found.end())
+    added, _ = json.JSONDecoder().raw_decode(text, start.end())
     return max((token["id"] for token in added), default=-1)
 
 
@@ -214,10 +210,10 @@ def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return config.get("text_config") or config
 
 
-def _read(path: Path, given: str) -> dict[str, Any]:
+def _read(path: Path, request: str) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as err:
         raise RequestError(
-            f"{given}: {path.name} is no JSON", "The file is damaged, or a pointer to the file", "Fetch it again"
+            f"{request}: {path.name} is no JSON", "The file is damaged, or a pointer to the file", "Fetch it again"
         ) from err

@@ -48,15 +48,15 @@ def config_for(quant: str, family: Family, *, dtype: torch.dtype) -> BitsAndByte
     """
     if quant == "none":
         return None
-    kept = list(family.kept_in_16_bit)
+    skipped = list(family.kept_in_16_bit)
     if quant == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
-        llm_int8_skip_modules=kept,
+        llm_int8_skip_modules=skipped,
     )
 
 
@@ -100,12 +100,12 @@ def quantised_as(module: nn.Module) -> str:
 
 def count_by_part(model: nn.Module, family: Family) -> dict[str, Count]:
     """Count linear layers, and quantised ones among them, in each part of a model without adapters."""
-    found = {part: [0, 0] for part in PARTS}
+    counts = {part: [0, 0] for part in PARTS}
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
-            found[part_of(name, family)][0] += 1
-            found[part_of(name, family)][1] += quantised_as(module) != "none"
-    return {part: Count(*numbers) for part, numbers in found.items()}
+            counts[part_of(name, family)][0] += 1
+            counts[part_of(name, family)][1] += quantised_as(module) != "none"
+    return {part: Count(*numbers) for part, numbers in counts.items()}
 
 
 def part_of(name: str, family: Family) -> str:
@@ -131,23 +131,24 @@ def check_layout(model: PreTrainedModel, family: Family, quant: str) -> dict[str
     with torch.device("meta"), quiet_loading():
         bare = type(model)(copy.deepcopy(model.config))
     linears = [name for name, module in bare.named_modules() if isinstance(module, nn.Linear)]
-    kept = set(model._keep_in_fp32_modules or ())
-    wanted = {
+    in_fp32 = set(model._keep_in_fp32_modules or ())
+    to_quantise = {
         name
         for name in linears
-        if quant != "none" and part_of(name, family) == "language" and name.rpartition(".")[2] not in kept
+        if quant != "none" and part_of(name, family) == "language" and name.rpartition(".")[2] not in in_fp32
     }
     modules = dict(model.named_modules())
     ways = {name: quantised_as(module) for name, module in modules.items()}
-    found = {name for name, way in ways.items() if way != "none"}
+    quantised = {name for name, way in ways.items() if way != "none"}
     counts = count_by_part(model, family)
-    if quant == "none" and found:
+    if quant == "none" and quantised:
         raise RequestError(
-            f"The weights are stored as {ways[min(found)]} ({len(found)} layers), and adapter.quant is none",
+            f"The weights are stored as {ways[min(quantised)]} ({len(quantised)} layers), and adapter.quant is none",
             "Files that are quantised already cannot be read in 16 or 32 bit without loss",
             "Use the weights that they were made from, and choose the storage with adapter.quant",
         )
-    wrong = sorted((found ^ wanted) | {name for name in wanted & found if not _is_stored_as(modules[name], quant)})
+    otherwise_stored = {name for name in to_quantise & quantised if not _is_stored_as(modules[name], quant)}
+    wrong = sorted((quantised ^ to_quantise) | otherwise_stored)
     if wrong:
         table = ", ".join(f"{part} {count.quantised} of {count.linear}" for part, count in counts.items())
         raise WorkError(
@@ -167,5 +168,5 @@ def _is_stored_as(module: Any, quant: str) -> bool:
     weight = module.weight
     if quant == "int8":
         return weight.dtype == torch.int8 and weight.numel() == module.in_features * module.out_features
-    bytes_wanted = (module.in_features * module.out_features + 1) // 2
-    return getattr(weight, "quant_state", None) is not None and weight.element_size() * weight.numel() == bytes_wanted
+    expected_bytes = (module.in_features * module.out_features + 1) // 2
+    return getattr(weight, "quant_state", None) is not None and weight.element_size() * weight.numel() == expected_bytes

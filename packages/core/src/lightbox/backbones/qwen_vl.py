@@ -12,9 +12,8 @@ from PIL import Image
 from torch import Tensor
 from transformers.vision_utils import get_vision_window_index
 
-from lightbox.backbones.backbone import Backbone
+from lightbox.backbones.backbone import Backbone, VisionTokens
 from lightbox.backbones.codecs import CoordinateCodec, Pixels, resized
-from lightbox.backbones.hooks import VisionTokens
 from lightbox.backbones.llava import tapped
 from lightbox.errors import RequestError
 

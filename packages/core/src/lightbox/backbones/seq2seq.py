@@ -19,7 +19,6 @@ def load_seq2seq(
     revision: str = "",
     *,
     model_class: type[T5ForConditionalGeneration] = T5ForConditionalGeneration,
-    key: str = "model.backbone",
     allow_missing: str = "",
     dtype: str = "float32",
     **settings: Any,
@@ -31,7 +30,6 @@ def load_seq2seq(
         revision: full commit hash of a hub id.
         model_class: T5ForConditionalGeneration or a subclass of it. Parameters that the file lacks are initialised by
             the class, from torch's generator; all others keep the file's values.
-        key: config key that gave the name, for messages.
         allow_missing: regular expression, matched at the start of a name, of parameters that the file may lack.
         dtype: of the weights, as torch spells it.
         settings: fields of the configuration to set, for example `dropout_rate=0.0`, and what else `from_pretrained`
@@ -41,18 +39,18 @@ def load_seq2seq(
         RequestError: not there, not a T5, without safetensors, weights that do not fit the class, or a tokenizer that
             does not fit the model.
     """
-    place = weights.locate(name, revision=revision, key=key)
-    config = weights.read_config(name, revision=revision, key=key)
+    place = weights.locate(name, revision=revision)
+    config = weights.read_config(name, revision=revision)
     if config is not None and config.get("model_type") != FAMILY:
         raise RequestError(
-            f"{key} is '{name}', a {config.get('model_type', 'model without model_type')}",
+            f"model.backbone is '{name}', a {config.get('model_type', 'model without model_type')}",
             "This paper fine-tunes a T5 encoder-decoder",
-            f"Set {key} to a T5 directory, for example tiny/t5 or UnifiedQA-T5-base",
+            "Set model.backbone to a T5 directory, for example tiny/t5 or UnifiedQA-T5-base",
         )
     shared = {"revision": place.revision} if place.revision else {}
     tokenizer = AutoTokenizer.from_pretrained(place.source, trust_remote_code=False, **shared)
     with quiet_loading():
-        model, found = model_class.from_pretrained(
+        model, loading_info = model_class.from_pretrained(
             place.source,
             use_safetensors=True,
             trust_remote_code=False,
@@ -61,10 +59,10 @@ def load_seq2seq(
             **shared,
             **settings,
         )
-    given = f"{key} is '{name}'"
-    check_tensors(found, model_class.__name__, given, may_lack=allow_missing)
-    check_tokenizer(len(tokenizer), model.config.vocab_size, given)
-    _check_roles(model, tokenizer, given)
+    request = f"model.backbone is '{name}'"
+    check_tensors(loading_info, model_class.__name__, request, may_lack=allow_missing)
+    check_tokenizer(len(tokenizer), model.config.vocab_size, request)
+    _check_roles(model, tokenizer, request)
     return model.eval(), tokenizer
 
 
@@ -82,11 +80,11 @@ def quiet_loading() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _check_roles(model: T5ForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, given: str) -> None:
+def _check_roles(model: T5ForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, request: str) -> None:
     for role in ("pad_token_id", "eos_token_id"):
         if getattr(tokenizer, role) is None or getattr(tokenizer, role) != getattr(model.config, role):
             raise RequestError(
-                f"{given}: {role} is {getattr(tokenizer, role)} in the tokenizer and "
+                f"{request}: {role} is {getattr(tokenizer, role)} in the tokenizer and "
                 f"{getattr(model.config, role)} in the model",
                 "Padding and the end of a text must mean the same to both",
                 "Use the tokenizer that belongs to the model",

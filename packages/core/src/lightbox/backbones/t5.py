@@ -33,8 +33,9 @@ class T5Backbone(Backbone):
 
     def encode_prompts(self, images: Sequence[Image.Image] | None, texts: Sequence[str]) -> dict[str, Tensor]:
         """Ids with the end token, which T5's own tokenizer writes and one trained here may not."""
-        found = rows.unpadded(super().encode_prompts(images, texts))
-        ended = [row if row["input_ids"][-1:] == [self.end_id] else rows.extended(row, [self.end_id]) for row in found]
+        encoded = rows.unpadded(super().encode_prompts(images, texts))
+        end = [self.end_id]
+        ended = [row if row["input_ids"][-1:] == end else rows.extended(row, end) for row in encoded]
         return rows.padded(ended, self.tokenizer.pad_token_id, side="right")
 
 
@@ -44,7 +45,7 @@ class FusedT5Backbone(T5Backbone):
     Its model offers `encode(input_ids, attention_mask, vision)`: what the decoder reads, b t d.
 
     Args:
-        parts: see `FamilyHooks`.
+        parts: see `Backbone`.
         pad_targets_to: slots of a target; pads up to there count as targets. 0 leaves pads out of the loss.
     """
 

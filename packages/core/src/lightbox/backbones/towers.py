@@ -25,6 +25,8 @@ from lightbox.errors import RequestError
 BATCH = 128
 PIXELS = BATCH * 224**2
 """Images are encoded by batches of BATCH, or fewer where they hold more pixels than this together."""
+KEY = "model.tower"
+"""Config key that gives the name, for messages."""
 PREPROCESSOR = "preprocessor_config.json"
 DETR_PX = 800
 """Side where neither configuration names one, which only DETR's may leave out."""
@@ -94,31 +96,30 @@ class Tower:
         return self.model(pixel_values=pixels).last_hidden_state[:, self.prefix_tokens :]
 
 
-def load_tower(name: str, revision: str = "", *, key: str = "model.tower") -> Tower:
+def load_tower(name: str, revision: str = "") -> Tower:
     """Load a frozen tower in float32 on the CPU.
 
     Args:
         name: see `weights.locate`.
         revision: full commit hash of a hub id.
-        key: config key that gave the name, for messages.
 
     Raises:
         RequestError: not there, not of a known family, or without safetensors.
     """
-    place = weights.locate(name, revision=revision, key=key)
+    place = weights.locate(name, revision=revision, key=KEY)
     config, preprocessing = _description(place, weights.CONFIG), _description(place, PREPROCESSOR)
     family = FAMILIES.get(config.get("model_type", ""))
     if family is None:
         raise RequestError(
-            f"{key} is '{name}', a {config.get('model_type', 'model without model_type')}",
+            f"{KEY} is '{name}', a {config.get('model_type', 'model without model_type')}",
             f"The towers known here are {', '.join(FAMILIES)}",
-            f"Set {key} to one of those families, or give ready features with model.features",
+            f"Set {KEY} to one of those families, or give ready features with model.features",
         )
     is_detr = family.model_class is DetrModel
     own: dict[str, Any] = {}
     with quiet_loading():
         if is_detr:
-            own["config"], own["key_mapping"] = detr_config(config, given=f"{key} is '{name}'")
+            own["config"], own["key_mapping"] = detr_config(config, request=f"{KEY} is '{name}'")
         loaded: Any = family.model_class.from_pretrained(
             place.source,
             revision=place.revision or "main",
@@ -128,11 +129,11 @@ def load_tower(name: str, revision: str = "", *, key: str = "model.tower") -> To
             output_loading_info=True,
             **own,
         )
-    model, found = loaded
-    missing = sorted(name for name in found["missing_keys"] if not name.startswith(UNREAD))
+    model, loading_info = loaded
+    missing = sorted(name for name in loading_info["missing_keys"] if not name.startswith(UNREAD))
     if missing:
         raise RequestError(
-            f"{key} is '{name}', read as {family.model_class.__name__}",
+            f"{KEY} is '{name}', read as {family.model_class.__name__}",
             f"Its file lacks {len(missing)} tensors, the first is {missing[0]}: the tower would be random",
             "Use weights of that architecture",
         )
@@ -142,7 +143,7 @@ def load_tower(name: str, revision: str = "", *, key: str = "model.tower") -> To
         model=model.eval().requires_grad_(False),
         width=model.config.hidden_size,
         image_px=_side(preprocessing, getattr(model.config, "image_size", DETR_PX)),
-        digest=weights.digest_of(name, revision=revision, key=key),
+        digest=weights.digest_of(name, revision=revision, key=KEY),
         mean=_per_colour(preprocessing.get("image_mean", 0.5)),
         std=_per_colour(preprocessing.get("image_std", 0.5)),
         prefix_tokens=family.prefix_tokens,

@@ -53,10 +53,10 @@ def locate(name: str, *, revision: str = "", key: str = "model.backbone") -> Pla
             check_card(folder)
         return Place(str(folder))
     if name.startswith(TINY):
-        known = sorted(path.parent.name for path in folder.parent.glob(f"*/{CONFIG}"))
+        tiny_names = sorted(path.parent.name for path in folder.parent.glob(f"*/{CONFIG}"))
         raise RequestError(
             f"{key} is '{name}'",
-            f"The tiny models here are {', '.join(known) or 'none'}",
+            f"The tiny models here are {', '.join(tiny_names) or 'none'}",
             f"Choose one of them, or build it with 'lightbox pretrain --only {folder.name}'",
         )
     if not _HUB_ID.match(name):
@@ -138,11 +138,11 @@ def check_card(folder: Path) -> dict:
         WorkError: a file is missing or is another one, with its name.
     """
     card = json.loads((folder / CARD).read_text(encoding="utf-8"))
-    for file, wanted in card["sha256"].items():
-        have = digest_of_file(folder / file) if (folder / file).is_file() else "missing"
-        if have != wanted:
+    for file, recorded in card["sha256"].items():
+        actual = digest_of_file(folder / file) if (folder / file).is_file() else "missing"
+        if actual != recorded:
             raise WorkError(
-                f"{folder / file} has digest {have[:12]}, its card says {wanted[:12]}",
+                f"{folder / file} has digest {actual[:12]}, its card says {recorded[:12]}",
                 "The file is damaged or from another build, so results with it would not be those of this model",
                 "Restore the file from the repository, or rebuild it with 'lightbox pretrain'",
             )
@@ -150,16 +150,16 @@ def check_card(folder: Path) -> dict:
 
 
 def _check_folder(folder: Path, key: str) -> None:
-    given = f"{key} is '{folder}'"
+    request = f"{key} is '{folder}'"
     if not (folder / CONFIG).is_file():
-        raise RequestError(given, f"The folder holds no {CONFIG}", "Name a folder that save_pretrained wrote")
+        raise RequestError(request, f"The folder holds no {CONFIG}", "Name a folder that save_pretrained wrote")
     if any(folder.glob("*.safetensors")):
         return
     pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
     if pickles:
         raise RequestError(
-            given,
+            request,
             f"It holds {pickles[0]} and no safetensors; unpickling can run any code",
             "Convert it once with 'lightbox data convert' and put the result into that folder as model.safetensors",
         )
-    raise RequestError(given, "The folder holds no weights", "Name a folder with model.safetensors")
+    raise RequestError(request, "The folder holds no weights", "Name a folder with model.safetensors")

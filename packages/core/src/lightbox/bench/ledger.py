@@ -23,10 +23,10 @@ def append(path: Path, benchmark: str, rows: Sequence[Mapping[str, Any]]) -> Non
     Raises:
         WorkError: where the file begins with another header.
     """
-    known = path.read_text(encoding="utf-8").splitlines()[:1] if path.is_file() else []
-    if known and known[0] != ",".join(HEADER):
+    header = path.read_text(encoding="utf-8").splitlines()[:1] if path.is_file() else []
+    if header and header[0] != ",".join(HEADER):
         raise WorkError(
-            f"{path} begins with '{known[0][:60]}'", "It is no table of benchmark rows", "Choose another file"
+            f"{path} begins with '{header[0][:60]}'", "It is no table of benchmark rows", "Choose another file"
         )
     facts = {
         "date": datetime.date.today().isoformat(),
@@ -36,6 +36,6 @@ def append(path: Path, benchmark: str, rows: Sequence[Mapping[str, Any]]) -> Non
     }
     with path.open("a", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, HEADER, lineterminator="\n")
-        if not known:
+        if not header:
             writer.writeheader()
         writer.writerows(facts | dict(row) for row in rows)

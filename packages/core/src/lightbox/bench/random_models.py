@@ -53,8 +53,8 @@ def build(config: Mapping[str, Any], *, quant: str, dtype: str, device: str, see
 
 def _lay_out_quantised(model: PreTrainedModel, family: Family, quant: str, dtype: str) -> None:
     config = quantisation.config_for(quant, family, dtype=DTYPES[dtype])
-    kept = [*family.kept_in_16_bit, *(model._keep_in_fp32_modules or ())]
-    replace_with_bnb_linear(model, kept, config)
+    skipped = [*family.kept_in_16_bit, *(model._keep_in_fp32_modules or ())]
+    replace_with_bnb_linear(model, skipped, config)
     model.is_quantized, model.is_loaded_in_4bit, model.is_loaded_in_8bit = True, quant == "nf4", quant == "int8"
 
 
@@ -80,8 +80,8 @@ def _set_packed(module: Any, parameter: Any, device: torch.device, dtype: torch.
     source = device if hasattr(parameter, "quant_type") else torch.device("cpu")
     drawn = torch.empty(parameter.shape, dtype=dtype, device=source).normal_(std=SPREAD)
     names = ("compress_statistics", "quant_type", "quant_storage", "blocksize", "has_fp16_weights")
-    kept = {name: getattr(parameter, name) for name in names if hasattr(parameter, name)}
-    module.weight = type(parameter)(drawn, requires_grad=False, **kept).to(device)
+    storage_settings = {name: getattr(parameter, name) for name in names if hasattr(parameter, name)}
+    module.weight = type(parameter)(drawn, requires_grad=False, **storage_settings).to(device)
     module.weight._is_hf_initialized = True
     if hasattr(parameter, "quant_type"):
         module.quant_state = module.weight.quant_state
@@ -142,5 +142,5 @@ def _images(
         sizes = torch.tensor([[2 * side, 2 * side]] * rows)
         return {"pixel_values": noise(rows, load.images, 3, side, side), "image_sizes": sizes}
     side = load.image_px or shape.image_size
-    found = {"pixel_values": noise(rows * load.images, 3, side, side)}
-    return found | {"token_type_ids": is_image} if name == "gemma3" else found
+    inputs = {"pixel_values": noise(rows * load.images, 3, side, side)}
+    return inputs | {"token_type_ids": is_image} if name == "gemma3" else inputs

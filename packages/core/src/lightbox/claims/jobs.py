@@ -115,14 +115,24 @@ def _first_of_each(jobs: Iterable[Job]) -> dict[str, Job]:
 
 def _paper_jobs(paper: Paper, claims: Sequence[Claim], preset: str) -> list[Job]:
     """Jobs of one paper: each arm that a claim reads or another arm needs, on every seed that asks for it."""
-    seeds: dict[str, int] = {}
+    seeds: dict[str, range] = {}
     for claim in claims:
         for arm in arms_in_order(paper.claims, claim.arms):
-            seeds[arm] = max(seeds.get(arm, 0), len(seeds_of(claim, preset)))
+            seeds[arm] = max(seeds.get(arm, range(0)), seeds_of(claim, preset), key=len)
+    return _arm_jobs(paper, seeds, preset)
+
+
+def arm_job(paper: Paper, arm: str, *, preset: str, seed: int) -> Job:
+    """The job of one arm on one seed as it would be planned today; it need not belong to a claim."""
+    return _arm_jobs(paper, dict.fromkeys(arms_in_order(paper.claims, [arm]), [seed]), preset)[-1]
+
+
+def _arm_jobs(paper: Paper, seeds: Mapping[str, Sequence[int]], preset: str) -> list[Job]:
+    """Jobs of each arm on its seeds, needs first; the needs of an arm have its seeds too."""
     jobs: dict[tuple[str, int], Job] = {}
     for name in arms_in_order(paper.claims, seeds):
         template = make_template(paper, paper.claims.arms[name], preset)
-        for seed in range(seeds[name]):
+        for seed in seeds[name]:
             needs = {need: jobs[need, seed].key for need in paper.claims.arms[name].needs}
             jobs[name, seed] = with_seed(template, seed, needs)
     return list(jobs.values())

@@ -34,9 +34,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 @app.command("list")
 def list_datasets(as_json: AsJson = False) -> None:
     """List the datasets: task, licence, whether patients are known, whether items may leave this machine."""
-    from lightbox.readers.cards import card_names, load_card
+    from lightbox.readers.dataset_cards import dataset_names, load_dataset_card
 
-    cards = [load_card(name) for name in card_names()]
+    cards = [load_dataset_card(name) for name in dataset_names()]
     if as_json:
         import dataclasses
 

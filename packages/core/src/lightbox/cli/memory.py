@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from lightbox.adapters.memory import cards
+from lightbox.adapters.memory import gpus
 from lightbox.adapters.memory.advice import advice
 from lightbox.adapters.memory.images import Images, sizes_of
 from lightbox.adapters.memory.named import config_of, describe
@@ -71,12 +71,12 @@ def memory(
     )
     _check_fit(model, request)
     report = predict(request)
-    sizes = (card,) if card else cards.CARDS_GB
-    largest = dict(zip(sizes, largest_batches(request, [cards.usable_bytes(size) for size in sizes]), strict=True))
-    if card and report.total > cards.usable_bytes(card):
+    sizes = (card,) if card else gpus.GPUS_GB
+    largest = dict(zip(sizes, largest_batches(request, [gpus.usable_bytes(size) for size in sizes]), strict=True))
+    if card and report.total > gpus.usable_bytes(card):
         raise _too_small(card, report, request, largest[card])
     name = describe(model, request)
-    status = cards.said_of(cards.recorded(repo_root() / "benchmarks" / "results.csv", name))
+    status = gpus.said_of(gpus.recorded(repo_root() / "benchmarks" / "results.csv", name))
     show = _print_json if as_json else _print_table
     show(name, report, largest, status)
 
@@ -111,7 +111,7 @@ def _check_fit(model: str, request: Request) -> None:
 
 
 def _too_small(card: float, report: MemoryReport, request: Request, largest: int) -> RequestError:
-    usable = cards.usable_bytes(card)
+    usable = gpus.usable_bytes(card)
     do = f"A batch of {largest} fits: set --batch {largest}" if largest else SMALLER
     return RequestError(
         f"--card is {card:g} GB, of which {usable / GIB:.1f} GiB can be used, and the step takes "
@@ -138,11 +138,11 @@ def _print_table(name: str, report: MemoryReport, largest: dict[float, int], sta
     console.print(f"{total / 1e6:,.1f} M numbers in the model, {report.trained / 1e6:,.1f} M learn")
     for card, batch in largest.items():
         said = f"at most {batch} rows at once" if batch else f"not one row; {SMALLER[0].lower()}{SMALLER[1:]}"
-        console.print(f"{card:g} GB card ({card - cards.RESERVED_GIB:g} GiB usable): {said}")
+        console.print(f"{card:g} GB card ({card - gpus.RESERVED_GIB:g} GiB usable): {said}")
 
 
 def _print_json(name: str, report: MemoryReport, largest: dict[float, int], status: str) -> None:
     found: dict[str, Any] = {"case": name, "total_bytes": report.total, "parts": report.parts, "counts": report.counts}
-    found |= {"trained": report.trained, "status": status, "reserved_gib": cards.RESERVED_GIB}
+    found |= {"trained": report.trained, "status": status, "reserved_gib": gpus.RESERVED_GIB}
     found["largest_batch"] = {f"{card:g}": batch for card, batch in largest.items()}
     typer.echo(json.dumps(found, indent=2))

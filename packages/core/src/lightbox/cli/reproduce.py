@@ -12,7 +12,7 @@ from lightbox.claims.document import Document, load
 from lightbox.claims.jobs import Plan
 from lightbox.claims.registry import Paper
 from lightbox.claims.runner import Finished
-from lightbox.cli import claim_tables
+from lightbox.cli import claim_tables, job_origin
 from lightbox.cli.session import PAGE, Session, write_document
 from lightbox.errors import RequestError, WorkError
 from lightbox.paths import default_out, repo_root, results_dir
@@ -85,10 +85,21 @@ def report(
         console.print(str(path))
 
 
-def explain(claim_id: Annotated[str, typer.Argument(metavar="CLAIM", help="For example T1.")]) -> None:
-    """Show a claim in 20 lines: statement, arms, controls, gate, minimum effect, verdict where one is published."""
+def explain(
+    claim_id: Annotated[str, typer.Argument(metavar="[CLAIM]", help="For example T1.")] = "",
+    job: Annotated[str, typer.Option(metavar="KEY", help="In place of a claim: a job's key, or how it begins.")] = "",
+    out: Out = None,
+) -> None:
+    """Show a claim in 20 lines, verdict included; or what a job was made from, and what of it differs today."""
     console = claim_tables.plain_console()
     root = results_dir()
+    if bool(claim_id) == bool(job):
+        given = f"CLAIM is '{claim_id}' and --job is '{job}'"
+        raise RequestError(given, "One thing is explained at a time", "Give a claim, such as T1, or --job KEY")
+    if job:
+        for line in job_origin.explanation(job, out or default_out(), root):
+            console.print(line)
+        return
     for paper, claim in registry.choose_claims(registry.load_papers(), [claim_id]):
         entries = [
             (preset, entry)

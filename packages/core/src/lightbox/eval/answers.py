@@ -39,8 +39,8 @@ def parse_letter(text: str) -> str | None:
         >>> parse_letter("the answer is ( b ) ."), parse_letter("(B)")
         ('B', None)
     """
-    found = _LETTER.findall(text)
-    return found[0].upper() if len(found) == 1 else None
+    letters = _LETTER.findall(text)
+    return letters[0].upper() if len(letters) == 1 else None
 
 
 def parse_stated(text: str) -> str | None:
@@ -50,8 +50,8 @@ def parse_stated(text: str) -> str | None:
         >>> parse_stated("The answer is left lung. Solution: it is.")
         'left lung'
     """
-    found = _STATED.findall(text)
-    return found[0] if len(found) == 1 and found[0] else None
+    statements = _STATED.findall(text)
+    return statements[0] if len(statements) == 1 and statements[0] else None
 
 
 def words_of(text: str) -> list[str]:
@@ -77,15 +77,15 @@ def score_stated(text: str, gold: str) -> AnswerScore:
     a gold answer without words is recalled by an answer without words only.
     """
     stated = parse_stated(text)
-    said, wanted = words_of(stated or ""), words_of(gold)
+    stated_words, gold_words = words_of(stated or ""), words_of(gold)
     return AnswerScore(
-        is_correct=stated is not None and said == wanted,
+        is_correct=stated is not None and stated_words == gold_words,
         is_parsed=stated is not None,
-        token_recall=_recall(said, wanted) if stated is not None else 0.0,
+        token_recall=_recall(stated_words, gold_words) if stated is not None else 0.0,
     )
 
 
-def _recall(said: list[str], wanted: list[str]) -> float:
-    if not wanted:
-        return float(not said)
-    return sum(min(said.count(word), wanted.count(word)) for word in set(wanted)) / len(wanted)
+def _recall(stated_words: list[str], gold_words: list[str]) -> float:
+    if not gold_words:
+        return float(not stated_words)
+    return sum(min(stated_words.count(word), gold_words.count(word)) for word in set(gold_words)) / len(gold_words)

@@ -1,4 +1,4 @@
-"""Intervals: the t interval over seeds, which decides; a hierarchical bootstrap beside it; Wilson for one proportion.
+"""Intervals: the t interval over seeds, which decides; a hierarchical bootstrap beside it.
 
 The seed is the unit of replication: each seed redraws cases and initialisation, so d_s, the mean paired difference on
 the items of seed s, is one draw, and items of one seed are not further independent draws of the effect. No torch.
@@ -7,7 +7,7 @@ the items of seed s, is one draw, and items of one seed are not further independ
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.special import ndtri, stdtrit
+from scipy.special import stdtrit
 
 _FEW_VALUES = 64  # up to this many distinct differences, a resample of items is one multinomial draw
 _CHUNK = 4_000_000  # drawn item indices held at once, about 32 MB
@@ -84,28 +84,3 @@ def _resampled_means(items: np.ndarray, n_means: int, rng: np.random.Generator) 
     return np.concatenate(
         [items[rng.integers(items.size, size=(size, items.size))].mean(axis=1) for size in sizes] or [np.empty(0)]
     )
-
-
-def wilson_interval(successes: int, total: int, *, level: float = 0.95) -> tuple[float, float]:
-    """Wilson score interval of one proportion, inside [0, 1]; for a single run's accuracy, never for a contrast.
-
-    Args:
-        successes: 0 <= successes <= total.
-        total: number of items; 0 gives (0.0, 1.0).
-        level: coverage, in (0, 1).
-
-    Example:
-        >>> low, high = wilson_interval(8, 10)
-        >>> round(low, 3), round(high, 3)
-        (0.49, 0.943)
-    """
-    if not 0 <= successes <= total:
-        raise ValueError(f"successes={successes} must lie between 0 and total={total}")
-    if total == 0:
-        return 0.0, 1.0
-    z = float(ndtri((1 + level) / 2))
-    share, spread = successes / total, z * z / total
-    centre = (share + spread / 2) / (1 + spread)
-    half = z / (1 + spread) * np.sqrt(share * (1 - share) / total + spread / (4 * total))
-    low = 0.0 if successes == 0 else float(centre - half)  # exact at the ends, where rounding would step outside
-    return low, 1.0 if successes == total else float(centre + half)

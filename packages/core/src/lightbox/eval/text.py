@@ -23,13 +23,6 @@ def _rouge() -> RougeScorer:
     return RougeScorer(["rougeL"], use_stemmer=True)
 
 
-def signature() -> str:
-    """Sacrebleu's signature of BLEU-4, to be recorded beside scores."""
-    scorer = _bleu(4)
-    scorer.sentence_score("a", ["a"])  # the signature is complete only after a first use
-    return str(scorer.get_signature())
-
-
 def sentence_bleu(text: str, reference: str) -> dict[str, float]:
     """BLEU-1..4 of one text against one reference, each 0 to 100, by keys "bleu1".."bleu4"; 0 for an empty text.
 

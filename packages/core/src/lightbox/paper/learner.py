@@ -19,9 +19,8 @@ from lightbox.adapters import artifact
 from lightbox.adapters.attach import attach
 from lightbox.backbones import quantisation
 from lightbox.backbones.attention import choose
-from lightbox.backbones.backbone import Backbone
+from lightbox.backbones.backbone import DTYPES, Backbone
 from lightbox.backbones.families import BY_MODEL_TYPE
-from lightbox.backbones.hooks import DTYPES
 from lightbox.backbones.loading import load
 from lightbox.backbones.rows import IGNORED, UNLIMITED, VlmBatch
 from lightbox.backbones.seq2seq import load_seq2seq, quiet_loading

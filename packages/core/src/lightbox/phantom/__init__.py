@@ -8,6 +8,6 @@ Facts, boxes, masks, text and pixels come from integer draws and integer arithme
 from lightbox.phantom.knobs import Knobs
 from lightbox.phantom.splits import seed_range
 from lightbox.phantom.version import VERSION, generator_digest
-from lightbox.phantom.world import draw_cases, render
+from lightbox.phantom.world import draw_cases
 
-__all__ = ["VERSION", "Knobs", "draw_cases", "generator_digest", "render", "seed_range"]
+__all__ = ["VERSION", "Knobs", "draw_cases", "generator_digest", "seed_range"]

@@ -28,8 +28,6 @@ from lightbox.phantom.ontology import CLASS_NAMES, SIDES, ZONES, place_phrase
 from lightbox.records import Question
 
 YES_NO = ("yes", "no")
-CLOSED_KINDS = ("presence", "side", "comparison", "threshold", "composition")
-OPEN_KINDS = ("zone", "count", "presence")
 ATTEMPTS = 3
 WORDS_PER_QUESTION = 5 + 4 * ATTEMPTS
 LARGER_RATIO_PCT = 160  # a comparison is asked only where the larger area is at least this share of the smaller
@@ -97,11 +95,11 @@ def _choose(pool: dict[str, list[Candidate]], draw: Sequence[int], rho: float) -
         options = candidates[0].options
         if not options:
             return candidates[pick_word % len(candidates)]
-        wanted = answer_word % 2  # a coin decides the answer first, so the text alone predicts nothing
-        candidates = [c for c in candidates if c.answer == options[wanted]]
+        answer_index = answer_word % 2  # a coin decides the answer first, so the text alone predicts nothing
+        candidates = [c for c in candidates if c.answer == options[answer_index]]
         if candidates:
             candidate = candidates[pick_word % len(candidates)]
-            if accept_word % 10_000 < balance_table().get(candidate.subject, (10_000, 10_000))[wanted]:
+            if accept_word % 10_000 < balance_table().get(candidate.subject, (10_000, 10_000))[answer_index]:
                 return candidate
     return None
 

@@ -139,12 +139,12 @@ def _draw_anatomy(draws: Draws, b: int, *, shifted: bool) -> tuple[np.ndarray, .
 @cache
 def _class_tables(triples: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Allowed places (9, 10), shape, density (9,) and size rule (9,; -1 any) of the named classes."""
-    known = triple_mask(triples)
+    drawable = triple_mask(triples)
     allowed = np.zeros((len(CLASSES), len(PLACES)), dtype=bool)
     for row, c in enumerate(CLASSES):
         for col, (_, place) in enumerate(PLACES):
             index = triple_index(c.shape, c.density, LOCATIONS[PLACE_LOCATION[col]])
-            allowed[row, col] = place in c.places and known[index]
+            allowed[row, col] = place in c.places and drawable[index]
     shape = np.array([SHAPES.index(c.shape) for c in CLASSES])
     density = np.array([DENSITIES.index(c.density) for c in CLASSES])
     size = np.array([SIZES.index(c.sizes[0]) if len(c.sizes) == 1 else -1 for c in CLASSES])

@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from lightbox.phantom.chest import render_chest
 from lightbox.phantom.facts import FactTable, FindingFact
 from lightbox.phantom.geometry import finding_rows, mask_boxes_px
@@ -27,12 +25,6 @@ DEFAULT = Knobs()
 CHUNK = 128  # cases drawn together: large enough to share the overhead, small enough for the cache
 RENDERERS = {"chest": render_chest}
 BODY_PART = {"chest": "chest"}
-
-
-def render(case_seeds: Sequence[int], knobs: Knobs = DEFAULT) -> np.ndarray:
-    """Pixels only, uint8 (b, h, w), for a list of case seeds."""
-    chunks = [RENDERERS[knobs.modality](draw_scene(part, knobs), knobs)[0] for part in _chunks(case_seeds)]
-    return np.concatenate(chunks) if chunks else np.zeros((0, knobs.image_px, knobs.image_px), dtype=np.uint8)
 
 
 def draw_cases(
@@ -80,9 +72,9 @@ def fact_tables(scene: Scene) -> list[tuple[FactTable, list[int]]]:
     for k, (row, *values) in enumerate(zip(rows.tolist(), *columns, strict=True)):
         per_case[row].append((_fact(*values), k))
     tables = []
-    for found, heart_pct in zip(per_case, scene.heart_pct.tolist(), strict=True):
-        found.sort(key=lambda pair: -pair[0].area)
-        tables.append((FactTable(tuple(fact for fact, _ in found), heart_pct), [k for _, k in found]))
+    for of_case, heart_pct in zip(per_case, scene.heart_pct.tolist(), strict=True):
+        of_case.sort(key=lambda pair: -pair[0].area)
+        tables.append((FactTable(tuple(fact for fact, _ in of_case), heart_pct), [k for _, k in of_case]))
     return tables
 
 

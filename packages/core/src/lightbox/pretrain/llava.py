@@ -24,9 +24,8 @@ from transformers import (
 from lightbox.backbones.weights import digest_of
 from lightbox.config import OptimConfig, RunConfig
 from lightbox.paths import shared_data
-from lightbox.pretrain.llava_rows import ChatRows, chat_loss
+from lightbox.pretrain.llava_rows import ChatRows, chat_loss, chat_set
 from lightbox.pretrain.llava_scores import score_llava
-from lightbox.pretrain.llava_tasks import chat_set
 from lightbox.pretrain.tokenizer import EOS, PAD, SENTINELS, UNK, fixed_tokenizer
 from lightbox.pretrain.tower import IMAGE_PX, MEAN, PATCH_PX, STD, normalise
 from lightbox.train.batches import BatchSource
@@ -60,8 +59,8 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     words = fixed_tokenizer().backend_tokenizer
     ids = words.get_vocab()
     special, roles = [PAD, EOS, UNK, BOS, IMAGE], [USER, ASSISTANT]
-    kept = [word for word in sorted(ids, key=ids.__getitem__) if word not in {*special, *SENTINELS}]
-    vocab = {word: k for k, word in enumerate(dict.fromkeys([*special, *roles, *kept, *EXTRA_WORDS]))}
+    plain_words = [word for word in sorted(ids, key=ids.__getitem__) if word not in {*special, *SENTINELS}]
+    vocab = {word: k for k, word in enumerate(dict.fromkeys([*special, *roles, *plain_words, *EXTRA_WORDS]))}
     core = Tokenizer(models.WordPiece(vocab, unk_token=UNK))
     core.normalizer, core.pre_tokenizer, core.decoder = words.normalizer, words.pre_tokenizer, words.decoder
     core.add_special_tokens([AddedToken(token, normalized=False) for token in special])

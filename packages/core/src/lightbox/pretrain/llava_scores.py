@@ -11,8 +11,7 @@ from torch import Tensor
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from lightbox.phantom.ontology import CLASS_NAMES, DENSITY_WORDS, SHAPE_WORDS, SIZES
-from lightbox.pretrain.llava_rows import CAPTION_TURN, ChatRows, answer_logits
-from lightbox.pretrain.llava_tasks import CAPTION_PROMPTS, majority_answers
+from lightbox.pretrain.llava_rows import CAPTION_PROMPTS, CAPTION_TURN, ChatRows, answer_logits, majority_answers
 from lightbox.pretrain.tower import normalise
 from lightbox.records import Case
 

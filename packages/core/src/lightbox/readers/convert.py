@@ -3,9 +3,7 @@
 This is the only place in Lightbox that opens a pickle. Torch is imported inside, because reading a dataset needs none.
 """
 
-import hashlib
 import json
-import os
 import pickle
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -13,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lightbox.errors import RequestError
+from lightbox.files import file_sha256, replace_text, replace_with
 
 MAX_DEPTH = 8
 
@@ -59,30 +58,19 @@ def convert(source: Path, dest: Path) -> Conversion:
         named[name] = tensor.detach().clone().contiguous()
     if not named:
         raise RequestError(f"File '{source}'", "It holds no tensor", "Name the file with the weights")
-    staging = dest.with_name(f".{dest.name}.{os.getpid()}")
-    try:
-        save_file(named, staging, metadata={"format": "pt"})
-        os.replace(staging, dest)
-    finally:
-        staging.unlink(missing_ok=True)
+    replace_with(dest, lambda staged: save_file(named, staged, metadata={"format": "pt"}))
     done = Conversion(
         source=source.name,
-        source_sha256=sha256_of(source),
+        source_sha256=file_sha256(source),
         source_bytes=source.stat().st_size,
         result=dest.name,
-        result_sha256=sha256_of(dest),
+        result_sha256=file_sha256(dest),
         tensors=len(named),
         parameters=sum(tensor.numel() for tensor in named.values()),
         torch=torch.__version__,
     )
-    dest.with_suffix(".json").write_text(json.dumps(asdict(done), indent=2) + "\n", encoding="utf-8")
+    replace_text(dest.with_suffix(".json"), json.dumps(asdict(done), indent=2) + "\n")
     return done
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _load(source: Path) -> object:

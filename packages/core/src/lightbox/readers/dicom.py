@@ -137,8 +137,8 @@ def _decode(dataset: pydicom.Dataset) -> np.ndarray:
     if kind not in ("MONOCHROME1", "MONOCHROME2"):
         raise NotImplementedError(kind)
     padding = dataset.get("PixelPaddingValue")
-    if padding is not None and (kept := stored != padding).any():
-        stored = np.where(kept, stored, stored[kept].min())
+    if padding is not None and (is_image := stored != padding).any():
+        stored = np.where(is_image, stored, stored[is_image].min())
     values = np.asarray(apply_voi_lut(apply_modality_lut(stored, dataset), dataset), dtype=np.float64)
     return values.max() - values if kind == "MONOCHROME1" else values
 

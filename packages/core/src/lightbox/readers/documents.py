@@ -24,23 +24,25 @@ def read_bytes(path: Path) -> bytes:
     Raises:
         RequestError: missing, not a file, unreadable, over `MAX_BYTES`, empty, or a Git LFS pointer.
     """
-    given = f"File '{path}'"
+    source = f"File '{path}'"
     if not path.is_file():
-        raise RequestError(given, "There is no such file", "Check the root folder, or fetch the dataset first")
+        raise RequestError(source, "There is no such file", "Check the root folder, or fetch the dataset first")
     try:
         size = path.stat().st_size
         if size > MAX_BYTES:
             raise RequestError(
-                f"{given} has {size} bytes", f"Files above {MAX_BYTES} bytes are not read at once", "Split the file"
+                f"{source} has {size} bytes",
+                f"Files above {MAX_BYTES} bytes are not read at once",
+                "Split the file",
             )
         content = path.read_bytes()
     except OSError as err:
-        raise RequestError(given, f"It cannot be opened: {err.strerror}", "Check its permissions") from err
+        raise RequestError(source, f"It cannot be opened: {err.strerror}", "Check its permissions") from err
     if not content.strip():
-        raise RequestError(given, "It is empty", "Fetch the file again")
+        raise RequestError(source, "It is empty", "Fetch the file again")
     if content.startswith(_LFS):
         raise RequestError(
-            given,
+            source,
             "It is a Git LFS pointer, not the data",
             "Run 'git lfs pull' in the source repository, or download it",
         )
@@ -79,10 +81,10 @@ def read_json(path: Path, kind: type) -> Any:
     except ValueError as err:
         raise RequestError(f"File '{path}'", f"It is not JSON: {err}", "Fetch the file again, or correct it") from err
     if not isinstance(value, kind):
-        wanted = "a list of rows" if kind is list else "an object keyed by question id"
+        expected = "a list of rows" if kind is list else "an object keyed by question id"
         raise RequestError(
             f"File '{path}' holds a JSON {type(value).__name__}",
-            f"This format is {wanted}",
+            f"This format is {expected}",
             "Check that the file belongs to this dataset",
         )
     return value

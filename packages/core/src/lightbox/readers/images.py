@@ -145,29 +145,29 @@ def _from_path(path: Path) -> np.ndarray:
 
 
 def _head(path: Path) -> bytes:
-    given = f"Image '{path}'"
+    image_label = f"Image '{path}'"
     try:
         if not path.is_file():
-            raise RequestError(given, "There is no such file", "Check the root folder and the image folder in it")
+            raise RequestError(image_label, "There is no such file", "Check the root folder and the image folder in it")
         if path.stat().st_size > MAX_FILE_BYTES:
-            raise RequestError(given, f"It is larger than {MAX_FILE_BYTES} bytes", _GOOD_FORMS)
+            raise RequestError(image_label, f"It is larger than {MAX_FILE_BYTES} bytes", _GOOD_FORMS)
         with path.open("rb") as stream:
             return stream.read(132)
     except OSError as err:
-        raise RequestError(given, f"It cannot be opened: {err.strerror}", "Check its permissions") from err
+        raise RequestError(image_label, f"It cannot be opened: {err.strerror}", "Check its permissions") from err
 
 
 def _opened(source: Path | io.BytesIO, path: Path, head: bytes | None = None) -> Image.Image:
     """Open a PNG or JPEG and check its size against the cap; nothing is decoded yet."""
     head = _head(path) if head is None else head
-    given = f"Image '{path}'"
+    image_label = f"Image '{path}'"
     kind = next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), None)
     if kind is None:
         hint = " (it is a Git LFS pointer)" if head.startswith(b"version https://git-lfs") else ""
-        raise RequestError(given, f"Its content is neither PNG, JPEG nor DICOM{hint}", _GOOD_FORMS)
+        raise RequestError(image_label, f"Its content is neither PNG, JPEG nor DICOM{hint}", _GOOD_FORMS)
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise RequestError(
-            given,
+            image_label,
             "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is on, so half an image would pass as a whole one",
             "Leave that flag off",
         )
@@ -179,7 +179,7 @@ def _opened(source: Path | io.BytesIO, path: Path, head: bytes | None = None) ->
         raise _too_large(path, "far more") from err
     except _BROKEN as err:
         raise RequestError(
-            given, f"Its {kind} header is broken: {err}", "Fetch the file again, or leave it out"
+            image_label, f"Its {kind} header is broken: {err}", "Fetch the file again, or leave it out"
         ) from err
     if image.width * image.height > MAX_PIXELS:
         image.close()

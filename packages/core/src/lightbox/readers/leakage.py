@@ -93,10 +93,10 @@ def require_clean(cases: Iterable[Case]) -> None:
     Raises:
         RequestError: with the counts of the first pair of splits that leaks.
     """
-    for found in leakage(cases):
-        if not found.is_clean:
+    for pair_leakage in leakage(cases):
+        if not pair_leakage.is_clean:
             raise RequestError(
-                f"The splits '{found.earlier}' and '{found.later}' leak: {found}",
+                f"The splits '{pair_leakage.earlier}' and '{pair_leakage.later}' leak: {pair_leakage}",
                 "A score on images or patients that were trained on says nothing about new ones",
                 "Split by image: lightbox.readers.splits.split_by_image, or data.split=by_image",
             )
@@ -105,26 +105,26 @@ def require_clean(cases: Iterable[Case]) -> None:
 def _shared(
     earlier: str, before: list[Case], later: str, after: list[Case], pixels: Mapping[str, str] | None
 ) -> Leakage:
-    seen = {key for case in before for key in image_keys(case, pixels)}
-    known = {case.patient_id for case in before} - {None}
-    pairs = {pair for case in before for pair in _pairs(case, pixels)}
+    earlier_images = {key for case in before for key in image_keys(case, pixels)}
+    earlier_patients = {case.patient_id for case in before} - {None}
+    earlier_pairs = {pair for case in before for pair in _pairs(case, pixels)}
     images = {key for case in after for key in image_keys(case, pixels)}
     patients = {case.patient_id for case in after} - {None}
     count: Counter[str] = Counter()
     for case in after:
         count["items"] += len(case.questions)
-        count["shared"] += len(case.questions) * (not seen.isdisjoint(image_keys(case, pixels)))
-        count["of_patients"] += len(case.questions) * (case.patient_id in known)
+        count["shared"] += len(case.questions) * (not earlier_images.isdisjoint(image_keys(case, pixels)))
+        count["of_patients"] += len(case.questions) * (case.patient_id in earlier_patients)
     return Leakage(
         earlier=earlier,
         later=later,
         images=len(images),
-        images_shared=len(images & seen),
+        images_shared=len(images & earlier_images),
         items=count["items"],
         items_on_shared_images=count["shared"],
-        repeated_pairs=len({pair for case in after for pair in _pairs(case, pixels)} & pairs),
+        repeated_pairs=len({pair for case in after for pair in _pairs(case, pixels)} & earlier_pairs),
         patients=len(patients),
-        patients_shared=len(patients & known),
+        patients_shared=len(patients & earlier_patients),
         items_of_shared_patients=count["of_patients"],
     )
 

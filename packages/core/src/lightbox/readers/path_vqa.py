@@ -33,14 +33,14 @@ def read_cases(root: Path, rows: Gathering, *, split: str | None = None) -> None
     Raises:
         RequestError: no file, one that is not parquet, or one without the three columns.
     """
-    wanted = SPLITS if split is None else (split,)
+    splits = SPLITS if split is None else (split,)
     files = [
-        (file, name) for name in wanted for pattern in _PATTERNS for file in sorted(root.glob(pattern.format(name)))
+        (file, name) for name in splits for pattern in _PATTERNS for file in sorted(root.glob(pattern.format(name)))
     ]
     if not files:
         raise RequestError(
             f"PathVQA at '{root}'",
-            f"There is no {' or '.join(f'{name}-*.parquet' for name in wanted)} in it, in data/ or in <split>/",
+            f"There is no {' or '.join(f'{name}-*.parquet' for name in splits)} in it, in data/ or in <split>/",
             "Name the folder that holds the parquet files with --root",
         )
     places: dict[str, Path] = {}

@@ -43,10 +43,10 @@ def read_cases(root: Path, rows: Gathering, *, split: str | None = None, images:
     Raises:
         RequestError: no question file, or an unreadable one.
     """
-    wanted = SPLITS if split is None else (split,)
+    splits = SPLITS if split is None else (split,)
     files = [
         (folder / f"{stem}.json", name)
-        for name in wanted
+        for name in splits
         for folder in (*(root / kind for kind in _FOLDERS), root)
         for stem in _STEMS[name]
         if (folder / f"{stem}.json").is_file()

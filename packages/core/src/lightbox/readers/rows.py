@@ -91,8 +91,8 @@ class Gathering:
     def add_findings(self, case: Case, findings: Iterable[Finding]) -> None:
         """Add findings to a case that is already there."""
         key = (case.split, case.id)
-        found = dataclasses.replace(self._cases[key], findings=(*self._cases[key].findings, *findings))
-        self._cases[key] = check_case(found, where=case.id)
+        extended = dataclasses.replace(self._cases[key], findings=(*self._cases[key].findings, *findings))
+        self._cases[key] = check_case(extended, where=case.id)
 
     @property
     def cases(self) -> tuple[Case, ...]:

@@ -20,7 +20,6 @@ from lightbox.readers.images import image_size_wh, load_image
 from lightbox.readers.rows import Gathering, RowError, as_row, inside, make_question, shown, text_field
 from lightbox.records import Box, Case, Finding, box_from_mask, box_from_xywh_px, box_iou, check_box
 
-SPLITS = ("train", "validation", "test")
 LANGUAGES = ("en", "zh", "all")
 SAME_REGION_IOU = 0.9
 _FILES = {"train": ("train.json",), "validation": ("validate.json", "validation.json"), "test": ("test.json",)}
@@ -61,15 +60,15 @@ def read_cases(
 
 
 def _files(root: Path, images: Path, split: str | None) -> list[tuple[Path, str]]:
-    wanted = _FILES if split is None else {split: _FILES[split]}
-    files = [(root / file, name) for name, known in wanted.items() for file in known if (root / file).is_file()]
+    names_by_split = _FILES if split is None else {split: _FILES[split]}
+    files = [(root / file, name) for name, names in names_by_split.items() for file in names if (root / file).is_file()]
     if not files and split is None:
         files = [(file, "") for file in sorted(images.glob("xmlab*/question.json"))]
     if files:
         return files
     raise RequestError(
         f"SLAKE at '{root}'" + (f", split '{split}'" if split else ""),
-        f"There is no {' or '.join(known[0] for known in wanted.values())}"
+        f"There is no {' or '.join(names[0] for names in names_by_split.values())}"
         + ("" if split else ", and no xmlab*/question.json"),
         "Name the folder that holds them with --root",
     )

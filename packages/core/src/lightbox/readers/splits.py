@@ -116,9 +116,9 @@ def _groups(cases: Sequence[Case]) -> list[str]:
             parent[root(other)] = root(first)
     roots = [root(_ties(case)[0]) for case in cases]
     name: dict[str, str] = {}
-    for case, found in zip(cases, roots, strict=True):
-        name[found] = min(case.id, name.get(found, case.id))
-    return [name[found] for found in roots]
+    for case, group in zip(cases, roots, strict=True):
+        name[group] = min(case.id, name.get(group, case.id))
+    return [name[group] for group in roots]
 
 
 def _ties(case: Case) -> list[str]:

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from lightbox.errors import RequestError
+from lightbox.files import file_sha256
 from lightbox.readers import catalog
-from lightbox.readers.cards import NOT_RECORDED, load_card
-from lightbox.readers.convert import sha256_of
+from lightbox.readers.dataset_cards import NOT_RECORDED, load_dataset_card
 from lightbox.readers.images import load_image
 from lightbox.readers.leakage import Leakage, image_key, leakage
 from lightbox.readers.rows import Problem, ReadResult
@@ -66,7 +66,7 @@ class Validation:
             if count
         ]
         if self.is_own_split:
-            broken += [f"leakage: {found}" for found in self.leakage if not found.is_clean]
+            broken += [f"leakage: {pair}" for pair in self.leakage if not pair.is_clean]
         return tuple(broken)
 
     @property
@@ -103,18 +103,18 @@ def validate(
     if split_file is not None:
         result = dataclasses.replace(result, cases=split_by_file(result.cases, split_file))
     folder = catalog.root_of(name, root)
-    found = validate_cases(name, str(folder), result, is_own_split=split_file is not None, on_image=on_image)
-    return dataclasses.replace(found, differing_files=differing_files(name, folder))
+    validation = validate_cases(name, str(folder), result, is_own_split=split_file is not None, on_image=on_image)
+    return dataclasses.replace(validation, differing_files=differing_files(name, folder))
 
 
 def differing_files(name: str, folder: Path) -> tuple[str, ...]:
     """Files below `folder` whose SHA-256 is not the one that the dataset's card records; others are not read."""
-    recorded = {file.path: file.sha256 for file in load_card(name).files if file.sha256 != NOT_RECORDED}
+    recorded = {file.path: file.sha256 for file in load_dataset_card(name).files if file.sha256 != NOT_RECORDED}
     return tuple(
         str(path.relative_to(folder))
         for pattern, digest in recorded.items()
         for path in sorted(folder.glob(pattern))
-        if sha256_of(path) != digest
+        if file_sha256(path) != digest
     )
 
 

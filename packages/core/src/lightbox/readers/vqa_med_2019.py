@@ -35,12 +35,12 @@ def read_cases(root: Path, rows: Gathering, *, split: str | None = None) -> None
     Raises:
         RequestError: no pair file, or an unreadable one.
     """
-    wanted = SPLITS if split is None else (split,)
-    files = [(file, name) for name in wanted for file in _find(root, _PATTERNS[name])]
+    splits = SPLITS if split is None else (split,)
+    files = [(file, name) for name in splits for file in _find(root, _PATTERNS[name])]
     if not files:
         raise RequestError(
             f"VQA-Med 2019 at '{root}'",
-            f"Neither it nor a folder in it holds {' or '.join(_PATTERNS[name] for name in wanted)}",
+            f"Neither it nor a folder in it holds {' or '.join(_PATTERNS[name] for name in splits)}",
             "Name the folder of the unpacked archives with --root",
         )
     for file, name in files:

@@ -49,19 +49,19 @@ def read_cases(root: Path, rows: Gathering, *, split: str | None = None, form: s
             continue
         for number, value in enumerate(read_json(file, list), start=1):
             with rows.row(file, number):
-                _add_original(rows, value, folder, file_split, wanted=split)
+                _add_original(rows, value, folder, file_split, only_split=split)
 
 
 def _files(root: Path, split: str | None, form: str) -> list[tuple[Path, str]]:
     """(file, its split; "" where rows say it) of the form asked for."""
-    found = {name: list(_form_files(root, name)) for name in FORMS if form in ("auto", name)}
-    for files in found.values():
-        kept = [(file, name) for file, name in files if split is None or name in ("", split)]
-        if kept:
-            return kept
-    wanted = f"form '{form}'" + (f", split '{split}'" if split else "")
+    files_by_form = {name: list(_form_files(root, name)) for name in FORMS if form in ("auto", name)}
+    for files in files_by_form.values():
+        readable = [(file, name) for file, name in files if split is None or name in ("", split)]
+        if readable:
+            return readable
+    request = f"form '{form}'" + (f", split '{split}'" if split else "")
     raise RequestError(
-        f"VQA-RAD at '{root}', {wanted}",
+        f"VQA-RAD at '{root}', {request}",
         f"There is no '{PUBLIC_FILE}', no trainset.json or testset.json, and no llava_med_format/*.jsonl of that kind",
         "Name the folder that holds one of them with --root",
     )
@@ -78,14 +78,14 @@ def _form_files(root: Path, form: str) -> Iterator[tuple[Path, str]]:
             yield from ((file, name) for file in sorted(files))
 
 
-def _add_original(rows: Gathering, value: object, folder: Path, split: str, *, wanted: str | None) -> None:
+def _add_original(rows: Gathering, value: object, folder: Path, split: str, *, only_split: str | None) -> None:
     row = as_row(value)
     phrase = text_field(row, "phrase_type", default="")
     if not split:
         if not phrase:
             raise RowError("phrase_type", "is missing, so the split of the row is unknown")
         split = "test" if phrase.startswith("test") else "train"
-    if wanted not in (None, split):
+    if only_split not in (None, split):
         rows.counts["rows_of_other_splits"] += 1
         return
     organ = text_field(row, "image_organ", default="").upper()
@@ -119,8 +119,8 @@ def _add_llava_med(rows: Gathering, value: object, folder: Path, split: str) -> 
     rows.add(case, question)
 
 
-def _case(image: str, folder: Path, field: str, split: str, **known: object) -> Case:
-    return Case(id=case_id_of(image), images=(inside(folder, image, field),), split=split, **known)
+def _case(image: str, folder: Path, field: str, split: str, **fields: object) -> Case:
+    return Case(id=case_id_of(image), images=(inside(folder, image, field),), split=split, **fields)
 
 
 def _count_answer_type(rows: Gathering, answer_type: str, *, is_closed: bool) -> None:

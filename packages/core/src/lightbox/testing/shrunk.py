@@ -27,15 +27,11 @@ from transformers import (
     Qwen2VLImageProcessor,
     Qwen2VLProcessor,
     Qwen2VLVideoProcessor,
-    Sam2ImageProcessor,
-    Sam2Processor,
-    SamImageProcessor,
-    SamProcessor,
     SiglipImageProcessor,
 )
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from lightbox.backbones.published import PUBLISHED, SEGMENTERS, merged, shrunk_values
+from lightbox.backbones.published import PUBLISHED, merged, shrunk_values
 from lightbox.backbones.seq2seq import quiet_loading
 from lightbox.testing.shrunk_tokenizers import make_florence, make_gemma, make_llama, make_qwen, make_t5
 
@@ -89,7 +85,7 @@ def save_shrunk(name: str, folder: Path, seed: int = 0) -> Path:
     with torch.random.fork_rng(), quiet_loading():
         torch.manual_seed(seed)
         model = build(name, shrunk_config(name))
-        _wake(model, is_narrow=name in SEGMENTERS)
+        _wake(model)
         if model.can_generate():
             model.generation_config = _generation(name, model.config)
         model.save_pretrained(folder)
@@ -102,18 +98,8 @@ def _as_config(values: Mapping[str, Any]) -> PreTrainedConfig:
         return AutoConfig.for_model(**merged(values, {}))
 
 
-def _wake(model: PreTrainedModel, *, is_narrow: bool) -> None:
-    """Give matrices that start at zero or next to it (SAM's encoder, position tables) a usual spread.
-
-    Args:
-        model: changed in place.
-        is_narrow: spread every layer by its number of inputs; 0.02 in a narrow SAM leaves masks at 0 whatever the box.
-    """
-    for module in model.modules() if is_narrow else ():
-        if isinstance(module, torch.nn.Linear | torch.nn.Conv2d | torch.nn.ConvTranspose2d):
-            torch.nn.init.normal_(module.weight, std=(module.weight.numel() / module.weight.shape[0]) ** -0.5)
-        elif isinstance(module, torch.nn.Embedding):
-            torch.nn.init.normal_(module.weight, std=0.5)
+def _wake(model: PreTrainedModel) -> None:
+    """Give matrices that start at zero or next to it (position tables) a usual spread."""
     for parameter in model.parameters():
         if parameter.ndim > 1 and parameter.detach().std() < 1e-3:
             torch.nn.init.normal_(parameter, std=0.02)
@@ -216,8 +202,4 @@ PROCESSORS = {
     "dinov2-base": lambda: BitImageProcessor(size={"shortest_edge": 64}, crop_size=_square(56)),
     "detr-resnet-50": lambda: DetrImageProcessor(size={"shortest_edge": 64, "longest_edge": 96}),
     "detr-resnet-101": lambda: DetrImageProcessor(size={"shortest_edge": 64, "longest_edge": 96}),
-    "sam-vit-b": lambda: SamProcessor(
-        SamImageProcessor(size={"longest_edge": 128}, pad_size=_square(128), mask_size={"longest_edge": 32})
-    ),
-    "sam2-hiera-tiny": lambda: Sam2Processor(Sam2ImageProcessor(size=_square(128), mask_size=_square(32))),
 }

@@ -17,7 +17,7 @@ ARMS = {
         Arm("true", "true rationale", ("level=0.72",)),
         Arm("filler", "filler of equal length", ("level=0.61",)),
         Arm("twice", "a second stage", ("level=0.80",), needs=("true",)),
-        Arm("majority", "most frequent answer", ("level=0.35",), is_trained=False),
+        Arm("majority", "most frequent answer", ("level=0.35", "luck=0.1", "start="), is_trained=False),
     )
 }
 GATE = Gate(
@@ -67,9 +67,12 @@ PAPER = PaperClaims(
 
 CONFIG = """
 from dataclasses import dataclass
+from pathlib import Path
 
 from lightbox.errors import RequestError
+from lightbox.files import file_sha256
 
+GENERATOR = "1"
 ITEMS = {"smoke": 20, "quick": 200, "full": 300}
 CALLS = []
 
@@ -86,6 +89,8 @@ class Config:
     level: float
     items: int
     step_s: float
+    luck: float = 0.1
+    start: str = "start.bin"
 
 
 def resolve(overrides):
@@ -95,11 +100,13 @@ def resolve(overrides):
     if preset not in ITEMS:
         raise RequestError(f"preset={preset}", "There is no such preset", "Choose one of " + ", ".join(ITEMS))
     run = Run(int(given["run.seed"]), preset)
-    return Config(run, float(given["level"]), ITEMS[preset], STEP_S)
+    luck, start = float(given.get("luck", Config.luck)), given.get("start", Config.start)
+    return Config(run, float(given["level"]), ITEMS[preset], STEP_S, luck, start)
 
 
 def inputs(cfg):
-    return {"generator": "1"}
+    weights = {"weights": file_sha256(Path(__file__).with_name(cfg.start))} if cfg.start else {}
+    return {"generator": GENERATOR} | weights
 
 
 def chosen(cfg):
@@ -167,7 +174,7 @@ def write_scores(directory, cfg, drift):
         columns["item"] += items
         columns["condition"] += [condition] * cfg.items
         columns["kind"] += ["presence"] * cfg.items
-        mixed = np.where(own < 0.1, own * 10, difficulty)  # a tenth of the items is the arm's own luck
+        mixed = np.where(own < cfg.luck, own / cfg.luck, difficulty)  # a share of the items is the arm's own luck
         columns["hit"] += (mixed < level).astype(float).tolist()
     columns["drift"] = [drift] * len(columns["item"])
     pq.write_table(pa.table(columns), directory / "scores.parquet", compression="zstd")
@@ -211,6 +218,7 @@ def write_toy_paper(folder: Path, *, step_s: float = 0.0) -> dict[str, str]:
     }
     for name, text in parts.items():
         (package / f"{name}.py").write_text(text.replace("STEP_S = 0.0", f"STEP_S = {step_s}"), encoding="utf-8")
+    (package / "start.bin").write_bytes(b"weights")
     sys.path.insert(0, str(folder))
     return {"toy": "toy"}
 

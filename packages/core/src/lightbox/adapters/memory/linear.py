@@ -201,13 +201,13 @@ class Linear(Elementwise):
         rank, item = setting.rank, x.item
         self._learned(count, width, name, has_bias=has_bias)
         dequantised = self._dequantised(x, width, name)
-        kept: list[Value | Storage] = [x, self.allocate(x.rows * rank * item)]
+        saved: list[Value | Storage] = [x, self.allocate(x.rows * rank * item)]
         if item != setting.adapter_item:
-            kept.append(self.allocate(rank * (x.width + width) * item, COPIES))
+            saved.append(self.allocate(rank * (x.width + width) * item, COPIES))
         return self.run(
             [x],
             (x.rows, width, item),
-            saves=kept,
+            saves=saved,
             temporary=dequantised,
             temporary_back=dequantised + x.rows * rank * item,
             temporary_part=DEQUANTISED,

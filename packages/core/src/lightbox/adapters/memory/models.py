@@ -46,7 +46,7 @@ def _loss(step: Step, hidden: Value, load: Load, vocabulary: int, head: str, *, 
 def _causal(step: Step, config: Config, text: Shape, family: Family, load: Load) -> Value:
     item = step.setting.item
     step.hold(3 * INTEGER * load.rows, INPUTS)
-    x, kept = placed(step, config, text, family, load)
+    x, layer_inputs = placed(step, config, text, family, load)
     is_gemma = family.name == "gemma3"
     mask = decoders.causal_mask(step, load.sequences, load.tokens) if load.is_padded or is_gemma else None
     places = load.rows if family.name.startswith("qwen") else load.tokens  # one table for all rows, but for Qwen's
@@ -57,15 +57,15 @@ def _causal(step: Step, config: Config, text: Shape, family: Family, load: Load)
         for index in range(text.num_hidden_layers):
             x = run_layer(step, load, f"layers.{index}", [x], lambda x=x: layer(step, x, text, rows))
         x = step.rms_norm(x, "norm", offset=is_gemma)
-    del kept
+    del layer_inputs
     return x
 
 
 def _florence(step: Step, config: Config, text: Shape, family: Family, load: Load) -> Value:
     step.hold(3 * INTEGER * load.rows, INPUTS)
-    x, kept = placed(step, config, text, family, load)
+    x, layer_inputs = placed(step, config, text, family, load)
     encoded = _bart_stack(step, text, load, f"{family.language}.encoder", x, load.tokens, None, None)
-    del x, kept
+    del x, layer_inputs
     encoded_mask = pair_mask(step, load, load.supervised, load.tokens)
     count = load.sequences * load.supervised
     x = embedded(step, count, text.vocab_size, text.d_model, family.embeddings)

@@ -63,18 +63,18 @@ def config_of(name: str, *, key: str = "--model") -> Mapping[str, Any]:
     folder = shared_data() / "weights" / name.removeprefix(TINY) if name.startswith(TINY) else Path(name).expanduser()
     if (folder / CONFIG).is_file():
         return json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    given = f"{key} is '{name}'"
+    request = f"{key} is '{name}'"
     if folder.is_dir():
-        raise RequestError(given, f"That folder holds no {CONFIG}", "Name a folder that save_pretrained wrote")
+        raise RequestError(request, f"That folder holds no {CONFIG}", "Name a folder that save_pretrained wrote")
     if _HUB_ID.match(name) and not name.startswith(TINY):
         raise RequestError(
-            given,
+            request,
             f"Nothing is fetched here, and the {CONFIG} of a hub id is not on this machine",
             f"Fetch that one file into a folder and name the folder, or take one of {', '.join(NAMED)}",
         )
     near = difflib.get_close_matches(name, NAMED, n=1)
     hint = f"Did you mean {near[0]}?" if near else f"Set {key} to one of them, to tiny/NAME or to a folder"
-    raise RequestError(given, f"There is no such folder, and the models known by name are {', '.join(NAMED)}", hint)
+    raise RequestError(request, f"There is no such folder, and the models known by name are {', '.join(NAMED)}", hint)
 
 
 def describe(name: str, request: Request) -> str:
@@ -82,8 +82,8 @@ def describe(name: str, request: Request) -> str:
     adapter = request.adapter
     kind = "full" if adapter.kind == "none" else f"{'lora' if adapter.quant == 'none' else adapter.quant} r{adapter.r}"
     layers = ", checkpointed" if request.checkpoint_layers else ""
-    kept = f", {request.keep:g} of the visual tokens" if request.keep < 1 else ""
+    pruning = f", {request.keep:g} of the visual tokens" if request.keep < 1 else ""
     return (
-        f"{name}, {kind}, {request.dtype}, batch {request.batch}, {request.tokens} tokens{kept}, "
+        f"{name}, {kind}, {request.dtype}, batch {request.batch}, {request.tokens} tokens{pruning}, "
         f"{request.supervised} supervised, {request.optimizer}{layers}, {request.device}"
     )

@@ -62,9 +62,9 @@ def placed(step: Step, config: Config, text: Shape, family: Family, load: Load) 
         x = step.scaled(x)
     if load.images == 0:
         return x, []
-    images, kept = _vision(step, config, family, load, width)
+    images, tower_outputs = _vision(step, config, family, load, width)
     x = step.run([x, images], (x.rows, x.width, x.item), saves=[step.allocate(load.rows * width)])
-    return x, [*kept, images]
+    return x, [*tower_outputs, images]
 
 
 def _vision(step: Step, config: Config, family: Family, load: Load, width: int) -> tuple[Value, list[Value]]:
@@ -72,17 +72,17 @@ def _vision(step: Step, config: Config, family: Family, load: Load, width: int) 
     with step.counted_as(VISION):
         with step.within(family.vision, "vision"):
             if step.setting.trains_all:
-                kept = _tower(step, config, family, shape, load, images)
+                tower_outputs = _tower(step, config, family, shape, load, images)
             else:
                 with step.without_graph():
-                    kept = _tower(step, config, family, shape, load, images)
+                    tower_outputs = _tower(step, config, family, shape, load, images)
         with step.within(family.projector, "projector"):
             place = shapes.whole(config).get("vision_feature_layer", -1)
-            x = step.cast(kept[place], FLOAT32) if step.is_copied else kept[place]
+            x = step.cast(tower_outputs[place], FLOAT32) if step.is_copied else tower_outputs[place]
             result = step.cast(_projected(step, config, family, x, images, shape, width), step.setting.item)
             del x
         tokens = load.sequences * load.visual
-        return step.run([result], (tokens, width, result.item)), kept
+        return step.run([result], (tokens, width, result.item)), tower_outputs
 
 
 def _tower(step: Step, config: Config, family: Family, shape: Shape, load: Load, images: int) -> list[Value]:
@@ -91,8 +91,8 @@ def _tower(step: Step, config: Config, family: Family, shape: Shape, load: Load,
         return [towers.qwen_vit(step, load.sequences * load.patches, images, shape, is_newer=is_newer)]
     if family.name == "florence2":
         return [davit.davit(step, images, load.image_px, shape)]
-    wanted = shapes.whole(config).get("vision_feature_layer", -1)
-    return towers.vit(step, images, shape, is_clip=shape.model_type == "clip_vision_model", wanted=wanted)
+    read_layer = shapes.whole(config).get("vision_feature_layer", -1)
+    return towers.vit(step, images, shape, is_clip=shape.model_type == "clip_vision_model", read_layer=read_layer)
 
 
 def _projected(step: Step, config: Config, family: Family, x: Value, images: int, shape: Shape, width: int) -> Value:

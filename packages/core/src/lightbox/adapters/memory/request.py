@@ -82,12 +82,12 @@ def setting_of(request: Request) -> Setting:
 def load_of(request: Request) -> Load:
     """What one forward pass is given; pruning takes visual tokens away from the row."""
     sizes = images.sizes_of(request.config, request.family, request.images)
-    kept = math.ceil(sizes.visual * request.keep)
+    visual_tokens = math.ceil(sizes.visual * request.keep)
     return Load(
         sequences=request.batch,
-        tokens=request.tokens - (sizes.visual - kept),
+        tokens=request.tokens - (sizes.visual - visual_tokens),
         supervised=request.supervised,
-        visual=kept,
+        visual=visual_tokens,
         images=sizes.tiles,
         patches=sizes.patches,
         image_px=sizes.image_px,

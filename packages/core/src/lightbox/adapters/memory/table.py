@@ -1,16 +1,16 @@
-"""A table of published models: memory of a training step with one row, and the largest batch for each card."""
+"""A table of published models: memory of a training step with one row, and the largest batch for each GPU."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
-from lightbox.adapters.memory.cards import CARDS_GB, recorded, said_of, usable_bytes
+from lightbox.adapters.memory.gpus import GPUS_GB, recorded, said_of, usable_bytes
 from lightbox.adapters.memory.named import NAMED, describe
 from lightbox.adapters.memory.prediction import GIB, largest_batches, predict
 from lightbox.adapters.memory.request import Request
 from lightbox.backbones.families import family_of
 from lightbox.config import AdapterConfig
 
-TITLES = ("model", "what trains", "tokens", "GiB, 1 row", *(f"{card} GB" for card in CARDS_GB), "status")
+TITLES = ("model", "what trains", "tokens", "GiB, 1 row", *(f"{gpu_gb} GB" for gpu_gb in GPUS_GB), "status")
 TOKENS = {
     "llava-next-7b": 3072,
     "florence-2-base": 640,
@@ -31,7 +31,7 @@ def table(rows: Path) -> Iterator[tuple[str, ...]]:
     Args:
         rows: table of recorded benchmarks, by which a step counts as measured; it need not exist.
     """
-    usable = [usable_bytes(card) for card in CARDS_GB]
+    usable = [usable_bytes(gpu_gb) for gpu_gb in GPUS_GB]
     for name, config in NAMED.items():
         family = family_of(config, name=name)
         for kind, adapter in ADAPTERS.items():

@@ -238,12 +238,12 @@ class Tape:
 
     def _step_back(self, node: Node, gradient: Storage) -> None:
         scratch = self.allocate(node.temporary, node.temporary_part) if node.temporary else None
-        made = [self._weight_gradient(name, size) for name, size in node.weights]
-        given = [(key, gradient if node.passes_on else self.allocate(size, node.part)) for key, size in node.inputs]
-        del scratch, gradient, made
+        weight_gradients = [self._weight_gradient(name, size) for name, size in node.weights]
+        arriving = [(key, gradient if node.passes_on else self.allocate(size, node.part)) for key, size in node.inputs]
+        del scratch, gradient, weight_gradients
         node.saved.clear()
-        while given:
-            key, storage = given.pop(0)
+        while arriving:
+            key, storage = arriving.pop(0)
             before = self.gradients.pop(key, None)
             # a third tensor takes the sum: most gradients are views of a matrix product, which torch does not add into
             self.gradients[key] = storage if before is None else self.allocate(before.size, node.part)

@@ -17,7 +17,7 @@ def patches_of(step: Step, pixels: Value, rows: int, width: int, name: str, *, k
 # ---- CLIP and SigLIP
 
 
-def vit(step: Step, images: int, shape: Shape, *, is_clip: bool, wanted: int = -1) -> list[Value]:
+def vit(step: Step, images: int, shape: Shape, *, is_clip: bool, read_layer: int = -1) -> list[Value]:
     """Outputs of CLIP, the embeddings first, or the last output of SigLIP.
 
     transformers keeps every output of a tower where one is asked for by its number, and runs the layers behind it too.
@@ -26,7 +26,7 @@ def vit(step: Step, images: int, shape: Shape, *, is_clip: bool, wanted: int = -
         images: how many.
         shape: sizes.
         is_clip: False for SigLIP, which has no class token and whose last norm is used.
-        wanted: which of CLIP's outputs is read; the layers behind it get no gradient.
+        read_layer: which of CLIP's outputs is read; the layers behind it get no gradient.
     """
     side = shape.image_size // shape.patch_size
     item, width = step.setting.item, shape.hidden_size
@@ -44,7 +44,7 @@ def vit(step: Step, images: int, shape: Shape, *, is_clip: bool, wanted: int = -
         x = step.run([x], (images * count, width, item), weights=learned, passes_on=not learned)
     if is_clip:
         x = step.layer_norm(x, "pre_layrnorm")
-    outputs, last = [x], wanted % (shape.num_hidden_layers + 1)
+    outputs, last = [x], read_layer % (shape.num_hidden_layers + 1)
     for index in range(shape.num_hidden_layers):
         step.is_idle = is_clip and index >= last
         with step.within(f"encoder.layers.{index}"):

@@ -1,9 +1,10 @@
-"""Weights of a linear layer in full, whatever it is stored in.
+"""The plain model inside a wrapped or quantised one: names as transformers has them, weights of layers in full.
 
 bitsandbytes' own dequantisation of a model that was loaded in bf16 rounds to bf16; here the operators are called with
 the dtype that is wanted, so that a merged layer is rounded once, when it is stored.
 """
 
+import re
 from typing import Any
 
 import torch
@@ -11,6 +12,20 @@ from torch import Tensor, nn
 
 from lightbox.backbones.quantisation import quantised_as
 from lightbox.errors import WorkError
+
+LORA_PARTS = ("lora_A", "lora_B", "lora_magnitude_vector")
+PREFIX = "base_model.model."
+_WRAPPERS = re.compile(r"\.(?:base_layer|original_module|modules_to_save\.[^.]+|token_adapter)(?=\.|$)")
+
+
+def plain_name(name: str) -> str:
+    """The name of a module or parameter as the model of transformers has it, before peft wrapped it.
+
+    Example:
+        >>> plain_name("base_model.model.model.layers.0.mlp.up_proj.base_layer.weight")
+        'model.layers.0.mlp.up_proj.weight'
+    """
+    return _WRAPPERS.sub("", name.removeprefix(PREFIX))
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ MAX_CARD_CHARS = 20_000
 
 @with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True)
-class CardFile:
+class DatasetFile:
     """One file or pattern of a dataset; `sha256` is a digest in hex or "not recorded"."""
 
     path: str
@@ -28,7 +28,7 @@ class CardFile:
 
 @with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True)
-class Card:
+class DatasetCard:
     """One dataset.
 
     `patient_split` says whether patients are known, so that a split by patient is possible. `external_api` says
@@ -43,40 +43,40 @@ class Card:
     terms: str
     citation: str
     how_to_get: str
-    files: tuple[CardFile, ...]
+    files: tuple[DatasetFile, ...]
     patient_split: Literal["known", "partly known", "unknown"]
     split_note: str
     external_api: Literal["allowed", "forbidden"]
 
 
-_CARD = TypeAdapter(Card)
+_DATASET_CARD = TypeAdapter(DatasetCard)
 
 
-def cards_dir() -> Path:
+def dataset_cards_dir() -> Path:
     """Folder of the cards."""
     return shared_data() / "cards"
 
 
-def load_card(name: str) -> Card:
+def load_dataset_card(name: str) -> DatasetCard:
     """The card called `name`.
 
     Raises:
         RequestError: no such card (with close matches), or a malformed one (with the field).
     """
-    names = card_names()
+    names = dataset_names()
     if name not in names:
         near = difflib.get_close_matches(name, names, n=1)
         hint = f"Did you mean {near[0]}?" if near else "Choose one of them"
         raise RequestError(f"There is no dataset card '{name}'", f"The cards are {', '.join(names)}", hint)
-    return parse_card(cards_dir() / f"{name}.yaml")
+    return parse_dataset_card(dataset_cards_dir() / f"{name}.yaml")
 
 
-def card_names() -> list[str]:
+def dataset_names() -> list[str]:
     """Names of all cards, sorted."""
-    return sorted(path.stem for path in cards_dir().glob("*.yaml"))
+    return sorted(path.stem for path in dataset_cards_dir().glob("*.yaml"))
 
 
-def parse_card(path: Path) -> Card:
+def parse_dataset_card(path: Path) -> DatasetCard:
     """Read one card file; its `name` must be the file's name.
 
     Raises:
@@ -86,13 +86,15 @@ def parse_card(path: Path) -> Card:
     if len(text) > MAX_CARD_CHARS or "*" in text and "&" in text:
         raise RequestError(f"Card '{path}'", "It is too long or uses YAML aliases", "Write it out plainly")
     try:
-        card = _CARD.validate_python(yaml.safe_load(text))
+        dataset = _DATASET_CARD.validate_python(yaml.safe_load(text))
     except yaml.YAMLError as err:
         raise RequestError(f"Card '{path}'", f"It is not YAML: {err}", "Correct the file") from err
     except ValidationError as err:
         first = err.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise RequestError(f"Card '{path}', field '{place}'", first["msg"], "Correct the file") from err
-    if card.name != path.stem:
-        raise RequestError(f"Card '{path}' is named '{card.name}' inside", "Cards are found by file name", "Rename one")
-    return card
+    if dataset.name != path.stem:
+        raise RequestError(
+            f"Card '{path}' is named '{dataset.name}' inside", "Cards are found by file name", "Rename one"
+        )
+    return dataset

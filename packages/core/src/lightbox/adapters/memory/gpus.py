@@ -1,20 +1,20 @@
-"""Graphics cards of consumers, and measurements that were recorded of the same step. No torch."""
+"""GPUs of consumers, and measurements that were recorded of the same step. No torch."""
 
 import csv
 from pathlib import Path
 
 from lightbox.adapters.memory.prediction import GIB
 
-CARDS_GB = (12, 16, 24)
+GPUS_GB = (12, 16, 24)
 RESERVED_GIB = 1.0
-"""What desktop, driver and other programs hold of a card; CUDA's own context is part of a prediction."""
+"""What desktop, driver and other programs hold of a GPU; CUDA's own context is part of a prediction."""
 BENCHMARK = "memory"
 PREDICTED = "predicted, not measured"
 
 
-def usable_bytes(card_gb: float) -> float:
-    """Bytes of a card that a training may take: what is printed on its box, less the reserve."""
-    return (card_gb - RESERVED_GIB) * GIB
+def usable_bytes(gpu_gb: float) -> float:
+    """Bytes of a GPU that a training may take: what is printed on its box, less the reserve."""
+    return (gpu_gb - RESERVED_GIB) * GIB
 
 
 def recorded(table: Path, case: str) -> dict[str, str] | None:
