@@ -25,6 +25,11 @@ def test_an_arm_that_is_never_scored_under_the_papers_condition_is_judged_on_all
     assert trial_score(folder, replace(CLAIMS, condition="volume"))["items"] == 3 * 120
 
 
+def test_a_paper_that_declares_no_tuning_metric_is_tuned_by_its_headline(tmp_path):
+    folder = write_job(tmp_path, "explanation", 0)
+    assert trial_score(folder, replace(CLAIMS, tuning=()))["metric"] == "correct"
+
+
 def test_an_arm_without_a_tuning_metric_is_named(tmp_path):
     folder = write_job(tmp_path, "explanation", 0)
     with pytest.raises(WorkError, match="lack a tuning metric.*chosen by one of dice, iou"):

@@ -303,7 +303,7 @@ PAPER = PaperClaims(
     arms={arm.name: arm for arm in ARMS},
     claims=(_T1, _T1_PADS, _T2, _T3, _T4, _T5, _T6),
     headline="correct",
-    tuning=("correct", "fact_f1"),
     condition="image",
     default_arm="explanation",
+    tuning=("correct", "fact_f1"),
 )

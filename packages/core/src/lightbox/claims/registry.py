@@ -90,7 +90,6 @@ def check_claims(paper: PaperClaims) -> None:
         _refuse_unless(not missing, paper, f"arm '{name}', which needs {missing}", "Those are no arms of the paper")
     default = f"the default arm '{paper.default_arm}'"
     _refuse_unless(paper.default_arm in paper.arms, paper, default, f"The arms are {', '.join(paper.arms)}")
-    _refuse_unless(bool(paper.tuning), paper, "no tuning metric", "A learning rate is chosen by one")
     arms_in_order(paper, paper.arms)
     ids = [claim.id for claim in paper.claims]
     _refuse_unless(len(set(ids)) == len(ids), paper, f"the claim ids {', '.join(ids)}", "An id names one claim")

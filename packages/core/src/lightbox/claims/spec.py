@@ -187,9 +187,9 @@ class PaperClaims:
         arms: by name; they are what `experiment=NAME` means.
         claims: in the order they are shown.
         headline: metric column that is shown for a run and read by a measure that names none; more is better.
-        tuning: metric columns, more is better; the first that an arm has chooses its learning rate.
         condition: under which a run is judged, and which a measure reads that names none.
         default_arm: what `experiment` is where nobody says.
+        tuning: metric columns, more is better; the first that an arm has chooses its learning rate. () is the headline.
     """
 
     paper: str
@@ -198,9 +198,9 @@ class PaperClaims:
     arms: dict[str, Arm]
     claims: tuple[Claim, ...]
     headline: str
-    tuning: tuple[str, ...]
     condition: str
     default_arm: str
+    tuning: tuple[str, ...] = ()
 
     def claim(self, claim_id: str) -> Claim | None:
         """The claim with this id, or None."""

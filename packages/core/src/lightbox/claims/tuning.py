@@ -119,10 +119,11 @@ def trial_score(folder: Path, claims: PaperClaims) -> dict:
     scores = pq.read_table(folder / SCORES)
     if claims.condition in scores["condition"].unique().to_pylist():
         scores = scores.filter(pc.equal(scores["condition"], claims.condition))
-    for metric in claims.tuning:
+    metrics = claims.tuning or (claims.headline,)
+    for metric in metrics:
         if metric in scores.column_names and scores[metric].null_count < len(scores):
             return {"score": round(pc.mean(scores[metric]).as_py(), 6), "metric": metric, "items": len(scores)}
-    why = f"A learning rate is chosen by one of {', '.join(claims.tuning)}"
+    why = f"A learning rate is chosen by one of {', '.join(metrics)}"
     raise WorkError(f"The scores of {folder} lack a tuning metric", why, "Correct the paper's claims.py or evaluate.py")
 
 

@@ -90,7 +90,6 @@ def fake_claims(text: str = "") -> PaperClaims:
         arms={name: Arm(name, name) for name in LEVELS},
         claims=claims,
         headline="correct",
-        tuning=("correct",),
         condition="image",
         default_arm="explanation",
     )

@@ -59,7 +59,6 @@ PAPER = PaperClaims(
     arms=ARMS,
     claims=(CLAIM_1, CLAIM_2, CLAIM_3),
     headline="hit",
-    tuning=("hit",),
     condition="film",
     default_arm="none",
 )
