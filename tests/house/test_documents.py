@@ -19,6 +19,7 @@ SPAN = re.compile(r"`([^`\n]+)`")
 PATH_LIKE = re.compile(r"[\w.*{},-]+(?:/[\w.*{},-]+)*/?")
 ENDINGS = (".py", ".md", ".yaml", ".toml", ".json", ".csv", ".lock", ".parquet", ".safetensors")
 MADE_BY_RUNS = ("lightbox-out/", "results.json", "report.html", "job.json", "card.json", "scores.parquet")
+KEY = re.compile(r"\b(?=[0-9a-f]*\d)(?=[0-9a-f]*[a-f])[0-9a-f]{8,}\b")
 SHELLS = ("", "bash", "sh", "console", "shell")
 PASSED_ON = ("cd", "git", "export", "pip", "uv sync", "uv lock", "curl", "python -m pip")
 
@@ -158,6 +159,13 @@ def test_a_paper_with_published_results_shows_them_in_its_readme(root):
         paper, preset = path.parts[-3:-1]
         home = root if paper == "core" else root / "projects" / paper
         assert f"<!-- results: {paper}/{preset} -->" in (home / "README.md").read_text(encoding="utf-8")
+
+
+def test_no_readme_holds_the_key_of_a_run(files, root):
+    """Keys stand in results.json; a commit is named by seven digits, so that it does not read like one."""
+    readmes = [path for path in files if path.name == "README.md"]
+    assert len(readmes) > 3
+    assert [f"{path}: {key}" for path in readmes for key in KEY.findall(path.read_text(encoding="utf-8"))] == []
 
 
 def test_every_published_verdict_has_runs_and_every_run_a_row(root):
