@@ -17,9 +17,9 @@ from pathlib import Path
 
 import torch
 
-from lightbox.claims.results import load as load_results
+from lightbox.claims.document import load as load_results
 from lightbox.claims.spec import Role, Verdict
-from lightbox.claims.statistics import contrast_effect
+from lightbox.claims.statistics import Scores, contrast_effect
 from lightbox.claims.verdicts import MIN_SEEDS, decide
 from lightbox.losses.language import IGNORED, token_cross_entropy
 from lightbox.paths import repo_root
@@ -361,9 +361,9 @@ assert restored == training.samples  # break: also change the answers
 # %%
 print("paper:", claim.paper_numbers)
 place = repo_root() / "results" / "medthink" / "quick" / "results.json"
-for entry in load_results(place)["claims"] if place.is_file() else []:
-    ends = entry["ci95"] or ["-", "-"]
-    print(f"{entry['id']}: {entry['effect']} {entry['unit']}, {ends[0]} to {ends[1]}: {entry['verdict']}")
+for entry in load_results(place).claims if place.is_file() else ():
+    low, high = entry.ci95 or ("-", "-")
+    print(f"{entry.id}: {entry.effect} {entry.unit}, {low} to {high}: {entry.verdict}")
 if not place.is_file():
     print("ours: not run yet")
 
@@ -371,7 +371,7 @@ if not place.is_file():
 # And this run? The real rules, applied to the four little arms above.
 
 # %%
-scores = {(arm, 0): table for arm, table in tables.items()}
+scores = Scores({(arm, 0): table for arm, table in tables.items()}, PAPER.headline, PAPER.condition)
 decisive = [c for c in claim.contrasts if c.role is not Role.SECONDARY]
 effects = [contrast_effect(c, scores, seeds=[0], min_effect=claim.min_effect) for c in decisive]
 for effect in effects:

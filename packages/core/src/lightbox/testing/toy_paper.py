@@ -22,7 +22,7 @@ ARMS = {
 }
 GATE = Gate(
     arms=(Measure("none"), Measure("true")),
-    baselines=(Measure("majority"), Measure("{best}", where=(("condition", "blank"),))),
+    baselines=(Measure("majority"), Measure("{best}", condition="blank")),
 )
 COMMON = dict(paper="toy", location="Table 1", paper_numbers="+4.5", gate=GATE, presets=("smoke", "quick"))
 CLAIM_1 = Claim(
@@ -52,7 +52,16 @@ CLAIM_3 = Claim(
     is_upper_bound=True,
     **(COMMON | dict(presets=("full",), gate=None)),
 )
-PAPER = PaperClaims("toy", "A toy", "0000.00000", ARMS, (CLAIM_1, CLAIM_2, CLAIM_3))
+PAPER = PaperClaims(
+    paper="toy",
+    title="A toy",
+    arxiv="0000.00000",
+    arms=ARMS,
+    claims=(CLAIM_1, CLAIM_2, CLAIM_3),
+    headline="hit",
+    condition="film",
+    default_arm="none",
+)
 """
 
 CONFIG = """
@@ -159,21 +168,20 @@ def write_scores(directory, cfg, drift):
     items = [f"case-{cfg.run.seed}-{i:04d}" for i in range(cfg.items)]
     difficulty = np.random.default_rng(cfg.run.seed).random(cfg.items)
     own = np.random.default_rng([cfg.run.seed, int(cfg.level * 1000)]).random(cfg.items)
-    columns = {"item": [], "condition": [], "kind": [], "correct": []}
-    for condition, level in (("blank", 0.4), ("image", level_of(cfg))):
+    columns = {"item": [], "condition": [], "kind": [], "hit": []}
+    for condition, level in (("blank", 0.4), ("film", level_of(cfg))):
         columns["item"] += items
         columns["condition"] += [condition] * cfg.items
         columns["kind"] += ["presence"] * cfg.items
         mixed = np.where(own < cfg.luck, own / cfg.luck, difficulty)  # a share of the items is the arm's own luck
-        columns["correct"] += (mixed < level).astype(float).tolist()
+        columns["hit"] += (mixed < level).astype(float).tolist()
     columns["drift"] = [drift] * len(columns["item"])
     pq.write_table(pa.table(columns), directory / "scores.parquet", compression="zstd")
     history = {"train/loss": [[step, 1.0 / (step + 1)] for step in range(5)]}
     (directory / "history.json").write_text(json.dumps(history))
-    (directory / "examples.json").write_text(json.dumps([
-        {"item": items[0], "question": "is it there ?", "options": ["yes", "no"], "gold_answer": "yes", "answer": "yes",
-         "gold_rationale": "it is there .", "rationale": "", "correct": True, "image": "", "condition": "image"}
-    ]))
+    example = {"item": items[0], "task": [["question", "is it there ?"]], "output": [["answer", "yes"]]}
+    example |= {"pictures": [{"path": "examples/a.png"}], "is_right": True}
+    (directory / "examples.json").write_text(json.dumps([example]))
     card = {"parameters": 0, "device": "cpu", "dtype": "fp32", "notes": []}
     card |= {"pid": os.getpid(), "threads": os.environ.get("OMP_NUM_THREADS"), "hub": os.environ.get("HF_HUB_OFFLINE")}
     (directory / "card.json").write_text(json.dumps(card))

@@ -1,19 +1,14 @@
 """What is claimed, before the model: looking beats guessing where such findings usually are. No torch."""
 
-from lightbox.claims.spec import Arm, Claim, Gate, Kind, Measure, PaperClaims, Role, difference
+from lightbox.claims.spec import BEST, Arm, Claim, Gate, Kind, Measure, PaperClaims, Role, difference
 
 UNTRAINED = "objective.is_trained=false"
-ARMS = (
+_METHODS = (
     Arm("head", "head trained on frozen features", ("objective.method=head",)),
     Arm("untouched", "arm 0: the head as it is drawn", ("objective.method=head", UNTRAINED), is_trained=False),
     Arm("location_prior", "its median box", ("objective.method=location_prior", UNTRAINED), is_trained=False),
 )
-
-
-def _iou(arm: str, condition: str = "image") -> Measure:
-    return Measure(arm, "iou", (("condition", condition),))
-
-
+ARMS = {arm.name: arm for arm in _METHODS}
 _B1 = Claim(
     paper="boxes",
     id="B1",
@@ -22,12 +17,12 @@ _B1 = Claim(
     location="made up",
     paper_numbers="not found",
     contrasts=(
-        difference("head - location prior", _iou("head"), _iou("location_prior")),
-        difference("own image - shuffled image", _iou("head"), _iou("head", "shuffled"), Role.CONTROL),
+        difference("head - location prior", "head", "location_prior"),
+        difference("own image - shuffled image", "head", Measure("head", condition="shuffled"), Role.CONTROL),
     ),
-    gate=Gate((_iou("head"),), (_iou("location_prior"), _iou("{best}", "blank"), _iou("untouched"))),
+    gate=Gate((Measure("head"),), (Measure("location_prior"), Measure(BEST, condition="blank"), Measure("untouched"))),
     unit="points of IoU",
     is_primary=True,
     presets=("smoke", "quick"),
 )
-PAPER = PaperClaims("boxes", "Boxes", "0000.00000", {arm.name: arm for arm in ARMS}, (_B1,), default_arm="head")
+PAPER = PaperClaims("boxes", "Boxes", "0000.00000", ARMS, (_B1,), headline="iou", condition="image", default_arm="head")
