@@ -162,6 +162,7 @@ EVERY_CHOICE = {name for names in CHOICES.values() for name in names}
 NOT_COMPUTING = {
     "pyarrow": "stores tables",
     "safetensors": "stores tensors",
+    "einops": "names axes; torch computes",
     "filelock": "locks",
     "huggingface_hub": "fetches files, named by their commit",
     "hydra": "composes the configuration, which is in the key",

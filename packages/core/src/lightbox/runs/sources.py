@@ -47,6 +47,7 @@ OUTSIDE = {
     "lightbox.report": "shows results",
     "lightbox.cli": "the command line",
     "lightbox.bench": "measures speed",
+    "lightbox.runs.examples": "what the page shows of a run",
     "lightbox.runs.index": "the MLflow index",
     "lightbox.runs.index_entry": "likewise",
     "lightbox.runs.index_place": "likewise",
