@@ -26,7 +26,8 @@ class BatchSource:
 
     Args:
         n_items: number of items, >= 1.
-        collate: turns a list of item indices into one batch; called once per micro-batch.
+        collate: turns a list of item indices into one batch; called once per micro-batch. Where a step prepares its
+            items first (`driver.fit`), it gets a list of these in their place.
         batch_size: items per optimiser step, >= 1.
         seed: >= 0.
         lengths: one length per item (tokens) for bucketing; None shuffles plainly.
