@@ -17,15 +17,11 @@ from pathlib import Path
 
 import torch
 
-from lightbox.backbones.t5 import label_rows
-from lightbox.claims.results import load as load_results
+from lightbox.claims.document import load as load_results
 from lightbox.claims.spec import Role, Verdict
-from lightbox.claims.statistics import contrast_effect
+from lightbox.claims.statistics import Scores, contrast_effect
 from lightbox.claims.verdicts import MIN_SEEDS, decide
 from lightbox.losses.language import IGNORED, token_cross_entropy
-from lightbox.paper.examples import draw_example
-from lightbox.paper.learner import decoded
-from lightbox.paper.pretrained import find_pretrained
 from lightbox.paths import repo_root
 from lightbox.phantom.facts import parse
 from lightbox.report import figures
@@ -38,9 +34,14 @@ CACHE = Path(WORK.name, "cache")
 atexit.register(WORK.cleanup)
 
 # %% [markdown]
-# The project's own functions, in the order in which the files are read. Nothing of the method is written again below.
+# What papers share, then the project's own functions in the order in which the files are read. Nothing of the method is
+# written again below.
 
 # %%
+from lightbox.backbones.t5 import label_rows
+from lightbox.paper.examples import draw_example
+from lightbox.paper.learner import decoded
+from lightbox.paper.pretrained import find_pretrained
 from medthink import evaluate, rationales, train
 from medthink.claims import PAPER
 from medthink.config import resolve
@@ -287,7 +288,7 @@ assert means["official"] < means["masked"]  # break: set the logit of the pad to
 
 # %%
 few = training.samples[:8]
-once = resolve([*SIZES, "experiment=explanation", "optim.max_steps=80", "optim.batch_size=8"])
+once = resolve([*SIZES, "experiment=explanation", "optim.max_steps=50", "optim.batch_size=8"])
 pupil = train.open_learner(once, base, (training,), cache=CACHE)
 history = pupil.fit(few, training, Path(WORK.name, "overfit"))
 curve = history["train/loss"]
@@ -360,9 +361,9 @@ assert restored == training.samples  # break: also change the answers
 # %%
 print("paper:", claim.paper_numbers)
 place = repo_root() / "results" / "medthink" / "quick" / "results.json"
-for entry in load_results(place)["claims"] if place.is_file() else []:
-    ends = entry["ci95"] or ["-", "-"]
-    print(f"{entry['id']}: {entry['effect']} {entry['unit']}, {ends[0]} to {ends[1]}: {entry['verdict']}")
+for entry in load_results(place).claims if place.is_file() else ():
+    low, high = entry.ci95 or ("-", "-")
+    print(f"{entry.id}: {entry.effect} {entry.unit}, {low} to {high}: {entry.verdict}")
 if not place.is_file():
     print("ours: not run yet")
 
@@ -370,7 +371,7 @@ if not place.is_file():
 # And this run? The real rules, applied to the four little arms above.
 
 # %%
-scores = {(arm, 0): table for arm, table in tables.items()}
+scores = Scores({(arm, 0): table for arm, table in tables.items()}, PAPER.headline, PAPER.condition)
 decisive = [c for c in claim.contrasts if c.role is not Role.SECONDARY]
 effects = [contrast_effect(c, scores, seeds=[0], min_effect=claim.min_effect) for c in decisive]
 for effect in effects:

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import pytest
 
 from lightbox.cli import app as front
-from lightbox.cli import guard, main
+from lightbox.cli import main
 from lightbox.cli import train as commands
-from lightbox.errors import RequestError, WorkError
+from lightbox.errors import RequestError, WorkError, guard
 
 HEAVY = ("torch", "transformers", "mlflow", "pandas", "numpy", "hydra")
 REPORT_IMPORTS = """

@@ -4,11 +4,14 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from lightbox.claims import registry
+from lightbox.claims.registry import load_papers
 from lightbox.cli import compare as command
 from lightbox.cli import main
 from lightbox.errors import RequestError, WorkError
@@ -141,6 +144,22 @@ def test_fewer_than_two_runs_is_a_wrong_request(tmp_path, capsys):
         main(["compare", "--out", str(tmp_path)])
     assert stopped.value.code == 2
     assert "1 finished runs" in capsys.readouterr().err
+
+
+def test_the_metric_compared_is_the_headline_that_the_paper_declares(out, monkeypatch):
+    entries = entries_of(out)
+    assert comparison.choose_metric(entries, "") == "image/correct"
+    declared = replace(load_papers(["medthink"])[0].claims, headline="bleu4", condition="blank")
+    monkeypatch.setattr(registry, "declarations", lambda names: {"medthink": declared})
+    assert comparison.choose_metric(entries, "") == "blank/bleu4"
+    assert comparison.choose_metric(entries, "correct") == "blank/correct"
+    assert comparison.choose_metric(entries, "shuffled/correct") == "shuffled/correct"
+
+
+def test_runs_of_a_paper_that_is_not_installed_are_compared_by_the_first_metric_they_have(tmp_path):
+    for arm in LEVELS:
+        write_job(tmp_path, arm, 0, paper="elsewhere")
+    assert command.summarise(tmp_path, folders.newest_runs(tmp_path))["metric"] == "blank/correct"
 
 
 @pytest.mark.parametrize(

@@ -398,6 +398,12 @@ def test_a_seed_that_is_no_seed_is_refused(seed):
         seed_everything(seed)
 
 
+def test_a_launch_that_asks_for_shards_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(RequestError, match=r"asks for FSDP.* calls parts of the model.* --multi_gpu"):
+        fit_tagger(tmp_path)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without CUDA")
 def test_an_absent_device_is_refused_and_auto_falls_back_to_the_cpu():
     with pytest.raises(RequestError, match=r"run\.device is cuda"):

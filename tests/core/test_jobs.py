@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 import lightbox
-from lightbox.claims.jobs import job_key, plan
+from lightbox.claims.jobs import plan
 from lightbox.claims.registry import check_claims, check_preset, choose_claims, load_papers
 from lightbox.errors import RequestError
-from lightbox.runs import sources
-from lightbox.runs.sources import source_digest
+from lightbox.runs import key, sources
+from lightbox.runs.key import OLDER, differences, identify
+from lightbox.runs.sources import closure, whole_digest
 from lightbox.testing.toy_paper import forget_toy_paper, write_toy_paper
 
 
@@ -77,7 +78,7 @@ def test_arms_with_one_configuration_are_one_job(toy):
 def test_overrides_give_preset_and_seed_and_then_the_arm(toy):
     found = planned("smoke")
     job = found.jobs[found.keys["toy", "true", 0]]
-    assert job.overrides == ("preset=smoke", "run.seed=0", "level=0.72")
+    assert job.overrides == ("preset=smoke", "run.seed=0", "experiment=true", "level=0.72")
     five = planned()
     assert five.jobs[five.keys["toy", "true", 3]].overrides[1] == "run.seed=3"
     assert five.jobs[five.keys["toy", "true", 3]].config["run"]["seed"] == 3
@@ -109,7 +110,7 @@ def test_plan_of_a_hundred_jobs_takes_less_than_three_seconds_with_slow_configur
 
 
 def test_key_is_twenty_hex_digits_and_the_same_in_another_process(toy):
-    key = next(iter(planned().jobs))
+    own = next(iter(planned().jobs))
     code = (
         f"import sys; sys.path.insert(0, {str(toy.parent)!r})\n"
         "from lightbox.claims import jobs, registry\n"
@@ -118,44 +119,80 @@ def test_key_is_twenty_hex_digits_and_the_same_in_another_process(toy):
         "assert not {'torch', 'transformers', 'mlflow'} & sys.modules.keys()\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == key
-    assert len(key) == 20
-    assert int(key, 16) >= 0
+    assert done.stdout.strip() == own
+    assert len(own) == 20
+    assert int(own, 16) >= 0
 
 
-BASE = {
-    "config": {"run": {"seed": 1, "out": ""}, "optim": {"lr": 0.1}},
-    "inputs": {"w": "a"},
-    "source": "s",
-    "needs": {},
-}
+BASE = {"run": {"seed": 1, "out": ""}, "optim": {"lr": 0.1}, "tuned": {"a": 0.1}, "needs": ["x"]}
 
 
-@pytest.mark.parametrize("name", ["out", "preset", "save_every_steps", "log_every_steps", "resume"])
-def test_key_ignores_what_cannot_change_scores(name):
-    other = {**BASE["config"], "run": {**BASE["config"]["run"], name: "changed"}}
-    assert job_key(**BASE) == job_key(**BASE | {"config": other})
+def key_of(config=BASE, **changes):
+    parts = {"inputs": {"w": "a"}, "needs": {}} | changes
+    return identify("toy", config, **parts).key
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        *(BASE | {"run": BASE["run"] | {name: "changed"}} for name in ("out", "preset", "resume")),
+        *(BASE | {"run": BASE["run"] | {name: 7}} for name in ("save_every_steps", "log_every_steps")),
+        BASE | {"tuned": {"a": 0.2, "b": 0.3}},
+        BASE | {"needs": ["elsewhere"]},
+    ],
+)
+def test_key_ignores_what_cannot_change_scores(toy, config):
+    assert key_of(config) == key_of()
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"config": {"run": {"seed": 2}, "optim": {"lr": 0.1}}},
-        {"config": {"run": {"seed": 1}, "optim": {"lr": 0.2}}},
-        {"config": {"run": {"seed": 1, "threads": 2}, "optim": {"lr": 0.1}}},
+        {"config": BASE | {"run": {"seed": 2}}},
+        {"config": BASE | {"optim": {"lr": 0.2}}},
+        {"config": BASE | {"run": {"seed": 1, "threads": 2}}},
         {"inputs": {"w": "b"}},
-        {"source": "t"},
         {"needs": {"true": "0" * 20}},
     ],
 )
-def test_key_changes_with_everything_that_can_change_scores(change):
-    assert job_key(**BASE) != job_key(**BASE | change)
+def test_key_changes_with_everything_that_can_change_scores(toy, change):
+    assert key_of(**change) != key_of()
+
+
+def test_key_changes_with_the_version_of_what_computes(toy, monkeypatch):
+    before = key_of()
+    monkeypatch.setattr(key, "computing_versions", lambda libraries: {"torch": "9.9"})
+    assert key_of() != before
+
+
+def record_of(identity, config=BASE):
+    """`job.json` of a finished run, as far as it says what the run was made from."""
+    return identity.record | {"config": config}
+
+
+def test_what_changed_since_a_finished_run_is_said(toy):
+    made = identify("toy", BASE, inputs={"data": "a"}, needs={"true": "k"})
+    record = record_of(made)
+    assert differences(record, made) == []
+    rewrite(toy / "world.py", "return cfg.level", "return cfg.level * 1.0")
+    (toy / "extra.py").write_text("x = 1\n")
+    rewrite(toy / "train.py", "STEPS = 4", "import toy.extra\n\nSTEPS = 4")
+    now = identify("toy", BASE | {"optim": {"lr": 0.2}}, inputs={"data": "b"}, needs={"true": "l"})
+    assert differences(record, now) == [
+        "optim.lr 0.1 -> 0.2",
+        "module toy.extra is new",
+        "module toy.train changed",
+        "module toy.world changed",
+        "input data changed",
+        "the run of arm true changed",
+    ]
+    assert differences({"config": BASE}, now) == [OLDER]
 
 
 def digest_after(path, old, new):
-    before = source_digest("toy")
+    before = whole_digest("toy")
     rewrite(path, old, new)
-    return before, source_digest("toy")
+    return before, whole_digest("toy")
 
 
 def test_digest_changes_with_code(toy):
@@ -191,13 +228,15 @@ def test_digest_sees_a_string_that_is_data(toy):
     assert before != after
 
 
-def test_digest_changes_with_a_new_file_and_keeps_with_claims_and_yaml(toy):
-    before = source_digest("toy")
+def test_digest_keeps_with_what_no_run_reaches_and_changes_with_what_one_does(toy):
+    before = whole_digest("toy")
     (toy / "conf.yaml").write_text("a: 1\n")
     rewrite(toy / "claims.py", "A true rationale helps", "It helps")
-    assert source_digest("toy") == before
-    (toy / "extra.py").write_text("x = 1\n")
-    assert source_digest("toy") != before
+    (toy / "cli.py").write_text((toy / "cli.py").read_text() + "\nx = 1\n")
+    (toy / "predict.py").write_text("x = 1\n")
+    assert whole_digest("toy") == before
+    (toy / "__init__.py").write_text("x = 1\n")  # importing the package runs it
+    assert whole_digest("toy") != before
 
 
 def test_digest_follows_core_imports_and_leaves_out_what_only_runs_jobs(toy, monkeypatch):
@@ -223,22 +262,54 @@ def test_digest_follows_core_imports_and_leaves_out_what_only_runs_jobs(toy, mon
         "beta/late.py": True,  # imported inside a function, relatively
         "beta/unused.py": False,
         "claims/runner.py": False,
-        "__init__.py": False,
+        "__init__.py": True,
     }.items():
-        before = source_digest("toy")
+        before = whole_digest("toy")
         (core / name).write_text((core / name).read_text() + "\nmore = 2\n")
-        assert (source_digest("toy") != before) == is_seen, name
+        assert (whole_digest("toy") != before) == is_seen, name
+
+
+def test_what_only_some_configurations_call_is_followed_where_it_is_chosen():
+    plain = closure("medthink")
+    assert "lightbox.backbones.llava" not in plain
+    chosen = ("lightbox.backbones.loading", "lightbox.backbones.llava")
+    assert closure("medthink", chosen).keys() - plain.keys() >= set(chosen)
+    assert "lightbox.backbones.qwen_vl" not in closure("medthink", chosen)
+
+
+def test_every_exception_names_modules_that_there_are():
+    root = Path(lightbox.__file__).parent
+
+    def exists(module):
+        path = root.joinpath(*module.split(".")[1:])
+        return path.with_suffix(".py").is_file() or path.is_dir()
+
+    every = [*sources.OUTSIDE, *sources.CHOICES, *(name for names in sources.CHOICES.values() for name in names)]
+    assert [module for module in every if not exists(module)] == []
+
+
+def test_modules_that_decide_a_job_of_medthink():
+    """A T5 on phantoms: what is on this list makes its jobs run again when its code changes, and nothing else does."""
+    listed = (Path(__file__).parent / "medthink_modules.txt").read_text().split()
+    assert list(closure("medthink")) == listed
+    assert len(listed) <= 75
+
+
+def test_a_paper_without_its_roots_is_refused(toy):
+    (toy / "evaluate.py").unlink()
+    with pytest.raises(RequestError, match="has no module 'evaluate', which its runs are made by"):
+        closure("toy")
 
 
 def test_digest_of_a_file_that_does_not_parse_names_it(toy):
     (toy / "world.py").write_text("def f(:\n")
     with pytest.raises(RequestError, match=r"world\.py\. It does not parse"):
-        source_digest("toy")
+        whole_digest("toy")
 
 
 def test_digest_of_a_package_that_is_not_there_says_so():
     with pytest.raises(RequestError, match="The package 'nowhere'. No such package"):
-        source_digest("nowhere")
+        whole_digest("nowhere")
 
 
 def test_unknown_paper_claim_and_preset_list_the_known_ones(toy):

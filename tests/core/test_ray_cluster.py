@@ -27,7 +27,8 @@ from pathlib import Path
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with it ignored
 from lightbox.runs import index
-from lightbox.cli import guard, reproduce
+from lightbox.cli import reproduce
+from lightbox.errors import guard
 
 
 class Index:

@@ -1,17 +1,21 @@
 import base64
-import copy
 import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 
-from lightbox.claims.entries import with_published
+from lightbox.claims import document as documents
+from lightbox.claims.document import ShownExample
+from lightbox.claims.spec import Kind
+from lightbox.records import Box
 from lightbox.report import figures, gallery, numbers
 from lightbox.report.page import write_page
-from lightbox.testing.fake_results import failed_job_row, fake_results
+from lightbox.runs.examples import BoxMark, Example, MaskMark, Picture, Step
+from lightbox.testing.fake_results import failed_job, fake_results
 
 PAYLOAD = "<script>alert(1)</script>\"'&{{ 7 * 7 }}$x^2$"
 VOID = ("meta", "br", "img", "link", "input")
@@ -50,15 +54,15 @@ def quick(tmp_path_factory):
     """A finished quick run: its document, its output folder and its page."""
     out = tmp_path_factory.mktemp("quick")
     document = fake_results(out)
-    published = {(claim["paper"], claim["id"]): copy.deepcopy(claim) for claim in document["claims"]}
-    published["medthink", "T2"] |= {"effect": 30.0, "ci95": [28.0, 32.0]}
-    document["claims"] = [with_published(c, published[c["paper"], c["id"]]) for c in document["claims"]]
-    (out / "mlflow-runs.json").write_text(json.dumps({document["jobs"][0]["key"]: "e" * 32}))
+    first, second, third = document.claims
+    another = replace(second, effect=30.0, ci95=(28.0, 32.0))
+    document = replace(document, claims=(first.beside(first), second.beside(another), third.beside(third)))
+    (out / "mlflow-runs.json").write_text(json.dumps({document.jobs[0].key: "e" * 32}))
     return document, out, page_of(document, out)
 
 
 def page_of(document, out):
-    path = out / "reproduce" / f"medthink-{document['preset']}" / "report.html"
+    path = out / "reproduce" / f"medthink-{document.preset}" / "report.html"
     write_page(document, path)
     html = path.read_text(encoding="utf-8")
     page = Page(html)
@@ -86,27 +90,27 @@ def test_the_policy_lets_no_script_run(quick):
 
 def test_every_claim_shows_effect_interval_verdict_and_the_papers_numbers(quick):
     document, _, page = quick
-    for claim in document["claims"]:
-        assert numbers.signed(claim["effect"], 1) in page.text
-        assert claim["paper_numbers"] in page.text
-        assert claim["statement"] in page.text
-        assert claim["reason"] in page.text
-        assert {"id": f"medthink-{claim['id']}", "class": "claim"} in page.all("section")
-    first = document["claims"][0]
-    assert first["verdict"] == "reproduced"
+    for claim in document.claims:
+        assert numbers.signed(claim.effect, 1) in page.text
+        assert claim.paper_numbers in page.text
+        assert claim.statement in page.text
+        assert claim.reason in page.text
+        assert {"id": f"medthink-{claim.id}", "class": "claim"} in page.all("section")
+    first = document.claims[0]
+    assert first.verdict == "reproduced"
     assert "● reproduced" in page.text
-    assert numbers.interval(first["ci95"], 1) in page.text
+    assert numbers.interval(first.ci95, 1) in page.text
 
 
 def test_an_equivalence_shows_the_90_percent_interval_that_decides(quick):
     document, _, page = quick
-    contrast = document["claims"][2]["contrasts"][0]
-    assert f"{numbers.interval(contrast['ci90'], 1)} at 90 %" in page.text
+    contrast = document.claims[2].contrasts[0]
+    assert f"{numbers.interval(contrast.ci90, 1)} at 90 %" in page.text
 
 
 def test_published_effects_stand_beside_ours_and_say_whether_they_agree(quick):
     document, _, page = quick
-    assert [claim["published"]["agrees"] for claim in document["claims"]] == [True, False, True]
+    assert [claim.published.agrees for claim in document.claims] == [True, False, True]
     rows = page.html.split("<tbody>")[1].split("</tr>")
     assert "= agrees" in rows[0]
     assert "≠ differs" in rows[1]
@@ -115,7 +119,7 @@ def test_published_effects_stand_beside_ours_and_say_whether_they_agree(quick):
 
 def test_the_page_counts_verdicts_and_the_false_ones_to_expect(quick):
     document, _, page = quick
-    assert document["family"]["verdicts"] == 3
+    assert document.family.verdicts == 3
     assert "3 verdicts drawn, 1 of them “reproduced”" in page.text
     assert "0.1 false “reproduced” would be expected among 3 (chance of at least one: 10 %)" in page.text
 
@@ -129,17 +133,17 @@ def test_the_page_says_what_a_verdict_cannot_say(quick):
 def test_every_figure_has_alternative_text_with_its_numbers(quick):
     document, _, page = quick
     images = page.all("img")
-    assert len(images) > 5
+    assert len(images) == 5  # forest, levels of three claims, curves
     assert all(image["alt"].strip() for image in images)
     forest = next(image["alt"] for image in images if image["alt"].startswith("Forest plot"))
-    for contrast in document["claims"][0]["contrasts"]:
-        assert f"{contrast['name']} ({contrast['role']}) {numbers.signed(contrast['effect'], 1)}" in forest
+    for contrast in document.claims[0].contrasts:
+        assert f"{contrast.name} ({contrast.role}) {numbers.signed(contrast.effect, 1)}" in forest
 
 
 def test_gate_baselines_and_oracle_are_printed(quick):
     document, _, page = quick
-    gate = document["claims"][0]["gate"]
-    assert f"the best arm, {gate['best']} ({gate['best_mean']:.1f})" in page.text
+    gate = document.claims[0].gate
+    assert f"the best arm, {gate.best} ({gate.best_mean:.1f})" in page.text
     for name in ("majority", "question_only", "explanation [blank]", "explanation [shuffled]", "untouched", "oracle"):
         assert name in page.text
     assert "oracle the truth itself oracle ceiling 100.0 by construction" in page.text
@@ -147,52 +151,107 @@ def test_gate_baselines_and_oracle_are_printed(quick):
 
 def test_jobs_are_listed_with_keys_and_known_mlflow_runs(quick):
     document, _, page = quick
-    assert len(document["jobs"]) == 40
-    assert all(row["key"] in page.text for row in document["jobs"])
+    assert len(document.jobs) == 40
+    assert all(job.key in page.text for job in document.jobs)
     assert page.text.count("e" * 32) == 1
     assert "lightbox reproduce medthink --preset quick" in page.text
-    assert document["commit"] in page.text
-    assert document["machine"]["hardware"] in page.text
+    assert document.commit in page.text
+    assert document.machine.hardware in page.text
 
 
-def test_example_cards_embed_the_image_and_mark_right_and_wrong(quick):
+def test_example_cards_embed_each_image_once_and_mark_right_and_wrong(quick):
     document, out, page = quick
-    cards = gallery.cards(document["examples"], folder=out / "reproduce" / "medthink-quick")
-    assert len(cards) == gallery.MOST_CARDS
-    assert all(len(card["answers"]) == 8 for card in cards)
-    assert {answer["is_right"] for answer in cards[0]["answers"]} == {True, False}
-    assert [option for option in cards[0]["options"] if option["is_gold"]] == [{"text": "left", "is_gold": True}]
-    content = base64.b64decode(cards[0]["image"].removeprefix("data:image/png;base64,"))
-    assert content.startswith(gallery.PNG)
-    assert page.html.count('class="card"') == len(cards)
-    assert cards[0]["image"] in page.html
+    shown = gallery.make_gallery(document.examples, folder=out / "reproduce" / "medthink-quick")
+    assert len(shown.cards) == gallery.MOST_CARDS
+    assert all(len(card.answers) == 8 for card in shown.cards)
+    assert {answer.is_right for answer in shown.cards[0].answers} == {True, False}
+    assert len(shown.images) == 6 * (2 + 1)  # two pictures and a mask an item, however many arms show them
+    for source in shown.images.values():
+        assert base64.b64decode(source.removeprefix("data:image/png;base64,")).startswith(gallery.PNG)
+        assert page.html.count(source) == 1
+    assert page.html.count('class="card"') == len(shown.cards)
+    assert page.html.count('class="mark right"') + page.html.count('class="mark wrong"') == 6 * 8
+
+
+def test_example_card_draws_what_is_true_once_and_what_an_arm_predicted_beside_it(quick):
+    document, out, page = quick
+    card = gallery.make_gallery(document.examples, folder=out / "reproduce" / "medthink-quick").cards[0]
+    assert [[mark.role for mark in film.boxes] for film in card.films] == [["truth"], []]
+    assert card.films[1].height == 62.5  # 64 x 40 pixels
+    [film] = card.answers[0].films
+    assert ([mark.role for mark in film.boxes], len(film.masks)) == (["truth", "predicted"], 1)
+    assert film.alt.endswith("with truth nodule, predicted majority, predicted nodule")
+    [box] = [mark.box for mark in film.boxes if mark.role == "predicted"]
+    rectangles = [attrs for attrs in page.all("rect") if float(attrs["x"]) == 100 * box.x0]
+    assert float(rectangles[0]["height"]) == pytest.approx(film.height * (box.y1 - box.y0))
+    assert [step.text for step, _ in card.answers[0].trace] == ["look closer", "a bright disc, so a nodule"]
+    assert card.answers[0].trace[0][1].image == card.films[1].image
+
+
+def test_every_image_that_a_card_uses_is_on_the_page(quick):
+    _, _, page = quick
+    assert {attrs["href"] for attrs in page.all("use")} == {f"#{attrs['id']}" for attrs in page.all("symbol")}
+    assert all(attrs["aria-label"].startswith(("frontal of", "detail of", "crop of")) for attrs in page.all("svg")[1:])
+
+
+def test_an_arm_that_marks_nothing_shares_the_pictures_of_its_card(tmp_path):
+    plain, marked = Picture("a.png"), Picture("a.png", boxes=(BoxMark(Box(0, 0, 1, 1), "predicted"),))
+    rows = [ShownExample("p", arm, 0, Example("a", (one,))) for arm, one in (("x", plain), ("y", marked))]
+    [card] = gallery.make_gallery(rows, folder=tmp_path).cards
+    assert [len(answer.films) for answer in card.answers] == [0, 1]
+
+
+def test_items_come_first_on_which_arms_disagree_or_scores_are_apart(tmp_path):
+    def shown(item, arm, **outcome):
+        return ShownExample("p", arm, 0, Example(item, **outcome))
+
+    rows = [shown("same", arm, score=0.5, is_right=True) for arm in "xy"]
+    rows += [shown("near", arm, score=score) for arm, score in (("x", 0.5), ("y", 0.6))]
+    rows += [shown("far", arm, score=score) for arm, score in (("x", 0.1), ("y", 0.9))]
+    rows += [shown("split", arm, is_right=arm == "x") for arm in "xy"]
+    cards = gallery.make_gallery(rows, folder=tmp_path).cards
+    assert [card.item for card in cards] == ["split", "far", "near", "same"]
 
 
 def test_only_a_small_png_is_embedded(tmp_path):
-    row = {"item": "a", "question": "q", "gold_answer": "yes", "answer": "no", "correct": False, "arm": "x"}
     (tmp_path / "note.png").write_text("secret")
     (tmp_path / "large.png").write_bytes(gallery.PNG + bytes(gallery.LARGEST_IMAGE))
-    for image in ("note.png", "large.png", "absent.png", "", None):
-        [card] = gallery.cards([{**row, "image": image}], folder=tmp_path)
-        assert card["image"] == ""
+    (tmp_path / "broken.png").write_bytes(gallery.PNG + bytes(40))
+    for path in ("note.png", "large.png", "absent.png", ""):
+        shown = ShownExample("p", "x", 0, Example("a", (Picture(path),)))
+        made = gallery.make_gallery([shown], folder=tmp_path)
+        assert (made.images, made.cards[0].films[0].image) == ({}, "")
+    masks = tuple(MaskMark(path, "truth") for path in ("note.png", "broken.png", "absent.png"))
+    shown = ShownExample("p", "x", 0, Example("a", (Picture("", masks=masks),)))
+    assert gallery.make_gallery([shown], folder=tmp_path).images == {}
+
+
+def test_an_example_reads_back_as_it_was_written():
+    picture = Picture(
+        "a.png", "t", (BoxMark(Box(0.1, 0.2, 0.3, 0.4), "truth", "n"),), (MaskMark("m.png", "predicted"),)
+    )
+    one = Example("a", (picture,), (("question", "q"),), (), (Step("s", picture), Step("t")), "blank", 0.5, None)
+    assert Example.from_row(json.loads(json.dumps(one.to_row()))) == one
 
 
 def test_text_of_data_and_models_is_escaped_everywhere(tmp_path):
     document = fake_results(tmp_path, text=PAYLOAD, n_items=60)
-    document["errors"] = [failed_job_row(PAYLOAD)]
-    document["skipped"] = [PAYLOAD]
-    document["machine"]["hardware"] += PAYLOAD
-    for row in document["jobs"]:
-        row["commit"] += PAYLOAD
-    for claim in document["claims"]:
-        claim |= {"reason": PAYLOAD, "older_source": [PAYLOAD], "run_ids": [PAYLOAD], "unit": claim["unit"] + PAYLOAD}
-    document["curves"]["medthink"] = {f"train/{PAYLOAD}": {PAYLOAD: [[[0, 1.0], [1, 0.5]]]}}
+    changes = {"reason": PAYLOAD, "older_source": (PAYLOAD,), "run_ids": (PAYLOAD,)}
+    document = replace(
+        document,
+        errors=(failed_job(PAYLOAD),),
+        skipped=(PAYLOAD,),
+        machine=replace(document.machine, hardware=PAYLOAD),
+        jobs=tuple(replace(job, commit=PAYLOAD) for job in document.jobs),
+        claims=tuple(replace(claim, unit=claim.unit + PAYLOAD, **changes) for claim in document.claims),
+        curves={"medthink": {f"train/{PAYLOAD}": {PAYLOAD: [[(0, 1.0), (1, 0.5)]]}}},
+    )
     page = page_of(document, tmp_path)
     assert "<script" not in page.html
     assert page.is_balanced
     assert [name for name, _ in page.tags if name == "script"] == []
     shown = page.text
-    for place in ("question", "options", "answers", "claim-text", "note", "failed", "facts"):
+    for place in ("asked", "film", "answers", "claim-text", "note", "failed", "facts"):
         assert f'class="{place}' in page.html
     assert shown.count("<script>alert(1)</script>\"'&{{ 7 * 7 }}$x^2$") > 40
     assert all("<" not in name for _, attrs in page.tags for name in attrs)
@@ -223,8 +282,7 @@ def test_a_claim_whose_jobs_still_run_says_how_far_it_is(tmp_path):
 
 def test_a_failed_job_is_told_from_a_running_one(tmp_path):
     document = fake_results(tmp_path, ended_seeds=3, n_items=60)
-    document["errors"] = [failed_job_row()]
-    page = page_of(document, tmp_path)
+    page = page_of(replace(document, errors=(failed_job(),)), tmp_path)
     assert "incomplete, 3 of 5 seeds" in page.text
     assert "1 job failed." in page.text
     assert "MemoryError" in page.text
@@ -237,30 +295,27 @@ def test_a_page_before_any_job_has_ended_can_be_written(tmp_path):
 
 
 def test_a_document_without_extras_still_makes_a_page(quick, tmp_path):
-    document = copy.deepcopy(quick[0])
-    for name in ("examples", "curves", "jobs", "errors", "skipped", "family"):
-        del document[name]
-    for claim in document["claims"]:
-        for name in ("arms", "note", "location", "reason", "is_primary", "published", "planned_seeds", "bound"):
-            del claim[name]
-    page = page_of(document, tmp_path)
+    content = documents.to_json(quick[0])
+    for name in ("examples", "curves", "jobs", "errors", "skipped"):
+        del content[name]
+    for claim in content["claims"]:
+        del claim["published"], claim["older_source"]
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    page = page_of(documents.load(tmp_path / "results.json"), tmp_path)
     assert page.text.count("● reproduced") == 3  # table, glossary, section
     assert "Learning curves" not in page.text
 
 
 def test_an_exact_claim_shows_its_bound_and_no_interval(quick, tmp_path):
-    document = copy.deepcopy(quick[0])
-    document["claims"] = document["claims"][:1]
-    document["claims"][0] |= {"kind": "exact", "ci95": None, "bound": 0.25, "min_effect": 0.0, "gate": None}
-    page = page_of(document, tmp_path)
+    exact = replace(quick[0].claims[0], kind=Kind.EXACT, ci95=None, bound=0.25, min_effect=0.0, gate=None)
+    page = page_of(replace(quick[0], claims=(exact,)), tmp_path)
     assert "exact, no interval" in page.text
     assert "bound 0.25" in page.text
 
 
 def test_claims_of_two_papers_carry_their_papers_name(quick, tmp_path):
-    document = copy.deepcopy(quick[0])
-    document["claims"][1]["paper"] = "mmedpo"
-    page = page_of(document, tmp_path)
+    first, second, third = quick[0].claims
+    page = page_of(replace(quick[0], claims=(first, replace(second, paper="mmedpo"), third)), tmp_path)
     assert "medthink T1" in page.text
     assert "mmedpo T2" in page.text
     ids = [attrs["id"] for attrs in page.all("section") if "id" in attrs]
@@ -269,7 +324,7 @@ def test_claims_of_two_papers_carry_their_papers_name(quick, tmp_path):
 
 def test_the_same_document_gives_the_same_page(quick, tmp_path):
     document, out, page = quick
-    assert page_of(copy.deepcopy(document), out).html == page.html
+    assert page_of(document, out).html == page.html
 
 
 def test_figures_draw_dollars_and_percent_signs_as_they_are():
@@ -305,10 +360,11 @@ def test_durations_read_well(seconds, expected):
 
 def test_writing_the_page_imports_neither_torch_nor_mlflow(quick, tmp_path):
     document, _, _ = quick
-    (tmp_path / "results.json").write_text(json.dumps(document))
+    documents.write(document, tmp_path / "results.json")
     code = (
-        "import json, sys; from pathlib import Path; from lightbox.report.page import write_page\n"
-        "write_page(json.loads(Path('results.json').read_text()), Path('report.html'))\n"
+        "import sys; from pathlib import Path; from lightbox.report.page import write_page\n"
+        "from lightbox.claims.document import load\n"
+        "write_page(load(Path('results.json')), Path('report.html'))\n"
         "sys.exit(any(name in sys.modules for name in ('mlflow', 'torch', 'transformers')))"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=60, env=dict(os.environ)).returncode == 0

@@ -1,6 +1,5 @@
 import csv
 import io
-import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from lightbox.claims import runner
+from lightbox.claims.document import load
 from lightbox.claims.registry import load_papers
 from lightbox.claims.spec import Role
 from lightbox.cli import claim_tables, reproduce, session
@@ -68,7 +68,7 @@ def printed(console):
 def test_reproduce_writes_results_and_page_and_prints_a_row_a_claim(toy, index, said, tmp_path):
     document = go(tmp_path, said)
     folder = tmp_path / "out" / "reproduce" / "toy-quick"
-    assert json.loads((folder / "results.json").read_text())["claims"] == json.loads(json.dumps(document["claims"]))
+    assert load(folder / "results.json") == document
     assert "A true rationale helps" in (folder / "report.html").read_text()
     text = printed(said)
     assert "toy Y3 does not run at quick; it runs at full" in text
@@ -82,7 +82,7 @@ def test_index_gets_one_parent_a_paper_and_each_job_with_the_claims_that_read_it
     document = go(tmp_path, said)
     assert index.parents == [("toy", "quick")]
     assert len(index.children) == 25
-    by_key = {row["key"]: row["arm"] for row in document["jobs"]}
+    by_key = {job.key: job.arm for job in document.jobs}
     claims = {by_key[key]: ids for _, key, ids in index.children}
     assert claims["filler"] == ["Y1"]
     assert claims["none"] == ["Y1", "Y2"]
@@ -94,7 +94,7 @@ def test_second_reproduce_runs_nothing_and_opens_no_index(toy, index, said, tmp_
     index.parents.clear()
     monkeypatch.setattr(InlinePool, "give", lambda *_: pytest.fail("a job was run"))
     second = go(tmp_path, said)
-    assert second["claims"] == first["claims"]
+    assert second.claims == first.claims
     assert index.parents == []
 
 
@@ -105,8 +105,9 @@ def test_second_reproduce_imports_neither_torch_nor_mlflow(toy, index, said, tmp
         "from pathlib import Path\n"
         "from lightbox.cli import reproduce\n"
         "plan = reproduce.make_plan([], preset='quick', packages={'toy': 'toy'})\n"
-        f"found = reproduce.run_plan(plan, Path({str(tmp_path / 'out')!r}), root=Path({str(tmp_path / 'results')!r}))\n"
-        "assert [claim['verdict'] for claim in found['claims']] == ['reproduced', 'reproduced']\n"
+        f"place = Path({str(tmp_path)!r})\n"
+        "document = reproduce.run_plan(plan, place / 'out', root=place / 'results')\n"
+        "assert [claim.verdict for claim in document.claims] == ['reproduced', 'reproduced']\n"
         "heavy = {'torch', 'transformers', 'mlflow', 'multiprocessing.popen_spawn_posix'} & sys.modules.keys()\n"
         "assert not heavy, heavy\n"
     )
@@ -114,7 +115,7 @@ def test_second_reproduce_imports_neither_torch_nor_mlflow(toy, index, said, tmp
 
 
 def test_dry_run_tells_jobs_minutes_memory_and_widths_and_runs_none(toy, index, said, tmp_path):
-    assert go(tmp_path, said, dry_run=True, workers=1) == {}
+    assert go(tmp_path, said, dry_run=True, workers=1) is None
     text = printed(said)
     assert "25 jobs, 0 of them finished, 25 to run" in text
     assert "about 12.5 minutes with 1 worker(s), about 0.2 GiB" in text
@@ -125,7 +126,7 @@ def test_dry_run_tells_jobs_minutes_memory_and_widths_and_runs_none(toy, index, 
 
 def test_dry_run_takes_the_width_from_a_published_run(toy, index, said, tmp_path):
     document = go(tmp_path, said, publish=True)
-    sd = max(c["seed_sd"] for c in document["claims"][0]["contrasts"] if c["role"] == "primary")
+    sd = max(c.seed_sd for c in document.claims[0].contrasts if c.role is Role.PRIMARY)
     go(tmp_path, said, dry_run=True)
     assert f"+-{2.7764 * sd / 5**0.5:.1f} points (d_s with SD {sd:.1f}, SD of the published run)" in printed(said)
     assert "25 jobs, 25 of them finished, 0 to run" in printed(said)
@@ -137,9 +138,9 @@ def test_page_and_results_fill_in_while_jobs_end(toy, index, said, tmp_path, mon
     seen = []
     write = session.Session.write
 
-    def watch(self, found):
-        document = write(self, found)
-        seen.append([len(claim["seeds"]) for claim in document["claims"]])
+    def watch(self, finished):
+        document = write(self, finished)
+        seen.append([len(claim.seeds) for claim in document.claims])
         return document
 
     monkeypatch.setattr(session.Session, "write", watch)
@@ -156,9 +157,9 @@ def test_failed_job_is_told_at_the_end_with_its_reason_after_the_page_was_writte
     )
     with pytest.raises(WorkError, match=r"10 of 25 jobs failed: toy true, seed 0.*AssertionError: bad level.*log\.txt"):
         go(tmp_path, said, publish=True)
-    document = json.loads((tmp_path / "out" / "reproduce" / "toy-quick" / "results.json").read_text())
-    assert len(document["errors"]) == 10
-    assert {claim["verdict"] for claim in document["claims"]} == {"no verdict"}
+    document = load(tmp_path / "out" / "reproduce" / "toy-quick" / "results.json")
+    assert len(document.errors) == 10
+    assert {claim.verdict for claim in document.claims} == {"no verdict"}
     assert not (tmp_path / "results").exists()
 
 
@@ -180,16 +181,15 @@ def test_publish_and_reuse_decide_without_running(toy, index, said, tmp_path, mo
     monkeypatch.setattr(InlinePool, "give", lambda *_: pytest.fail("a job was run"))
     (tmp_path / "out").rename(tmp_path / "elsewhere")
     second = go(tmp_path, said, reuse=True)
-    same = [{name: claim[name] for name in ("id", "effect", "ci95", "verdict")} for claim in first["claims"]]
-    assert [{name: claim[name] for name in ("id", "effect", "ci95", "verdict")} for claim in second["claims"]] == same
-    assert second["claims"][0]["published"]["agrees"] is True
+    assert tuple(claim.beside(None) for claim in second.claims) == first.claims
+    assert second.claims[0].published.agrees is True
 
 
 def test_without_reuse_committed_jobs_are_run_here_again(toy, index, said, tmp_path):
     go(tmp_path, said, publish=True)
     (tmp_path / "out").rename(tmp_path / "elsewhere")
     document = go(tmp_path, said)
-    assert {row["reused"] for row in document["jobs"]} == {False}
+    assert {job.reused for job in document.jobs} == {False}
     assert "agrees" in printed(said)
 
 
@@ -198,8 +198,7 @@ def test_report_from_results_recomputes_and_writes_one_page_a_preset(toy, index,
     papers = load_papers(packages={"toy": "toy"})
     pages = reproduce.report_published(papers, tmp_path / "results", tmp_path / "new")
     assert [page.parent.name for page in pages] == ["published-quick"]
-    again = json.loads((pages[0].parent / "results.json").read_text())
-    assert [c["effect"] for c in again["claims"]] == [c["effect"] for c in document["claims"]]
+    assert [c.effect for c in load(pages[0].parent / "results.json").claims] == [c.effect for c in document.claims]
     assert "A true rationale helps" in pages[0].read_text()
     with pytest.raises(RequestError, match="A report of toy at full"):
         reproduce.report_published(papers, tmp_path / "results", tmp_path / "new", preset="full")
@@ -220,27 +219,27 @@ def test_report_from_a_folder_writes_the_page_of_the_run_again(toy, index, said,
 def test_explanation_of_a_claim_fits_in_20_lines_and_names_its_parts(toy, index, said, tmp_path):
     document = go(tmp_path, said)
     paper = load_papers(packages={"toy": "toy"})[0]
-    for claim, entry in zip(paper.claims.claims, [*document["claims"], None], strict=True):
+    for claim, entry in zip(paper.claims.claims, [*document.claims, None], strict=True):
         lines = claim_tables.explanation(paper, claim, [("quick", entry)] if entry else [])
         assert len(lines) <= 20
-    text = "\n".join(claim_tables.explanation(paper, paper.claims.claims[0], [("quick", document["claims"][0])]))
+    text = "\n".join(claim_tables.explanation(paper, paper.claims.claims[0], [("quick", document.claims[0])]))
     for part in (
         *(
             "Statement: A true rationale helps",
             "true (true rationale)",
-            "Primary: true minus none: true - none (correct)",
+            "Primary: true minus none: true - none (hit)",
         ),
-        *("Control: true minus filler: true - filler (correct)", "strongest of majority, {best} [blank] by 0.05"),
+        *("Control: true minus filler: true - filler (hit)", "strongest of majority, {best} [blank] by 0.05"),
         *("Minimum effect: 2 points", "smoke (1 seeds), quick (5 seeds)", "Verdict at quick: reproduced, +12"),
     ):
         assert part in text
 
 
-def test_explanation_stays_within_20_lines_for_a_claim_of_many_contrasts(toy):
+def test_explanation_stays_within_20_lines_for_a_claim_of_many_contrasts(toy, index, said, tmp_path):
     paper = load_papers(packages={"toy": "toy"})[0]
     claim = paper.claims.claims[1]
     many = tuple(replace(claim.contrasts[0], name=f"link {i}", role=list(Role)[i % 3]) for i in range(40))
-    entry = {"verdict": "absent", "effect": 1.0, "ci95": [0.5, 1.5], "unit": "points", "seeds": [0], "commits": ["a"]}
+    entry = go(tmp_path, said, preset="smoke").claims[1]
     published = [("quick", entry), ("full", entry)]
     lines = claim_tables.explanation(paper, replace(claim, contrasts=many), published)
     assert len(lines) <= 20

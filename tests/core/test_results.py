@@ -2,19 +2,23 @@ import csv
 import json
 import shutil
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
-from lightbox.claims import published, results, runner
-from lightbox.claims.entries import with_published
+from lightbox.claims import document, published, results, runner
+from lightbox.claims.document import Published
 from lightbox.claims.jobs import plan
 from lightbox.claims.registry import choose_claims, load_papers
 from lightbox.claims.runner import Finished
 from lightbox.claims.worker import Order, run_order
 from lightbox.errors import RequestError, WorkError
+from lightbox.runs.examples import Example, MaskMark, Picture, Step
 from lightbox.testing.toy_paper import forget_toy_paper, write_toy_paper
 
+RESULTS = Path(__file__).parents[2] / "results"
 FROM_DESIGN = {"schema", "preset", "commit", "started", "wall_s", "machine", "claims"}
 CLAIM_FROM_DESIGN = {
     *("paper", "id", "kind", "statement", "paper_numbers", "gate", "effect", "ci95", "unit", "min_effect", "seeds"),
@@ -53,103 +57,115 @@ def planned(preset="quick", ids=()):
     return plan(choose_claims(load_papers(packages={"toy": "toy"}), ids), preset)
 
 
-def build(run, todo=None, found=None, **options):
+def build(run, todo=None, finished=None, **options):
     todo = todo or planned()
-    found = found or runner.find_finished(todo, run / "out")
+    finished = finished or runner.find_finished(todo, run / "out")
     settings = {"started": "2026-01-01T00:00:00Z", "wall_s": 12.34, "folder": run / "out" / "reproduce" / "toy-quick"}
-    return results.build(todo, found, **settings | options)
+    return results.build(todo, finished, **settings | options)
 
 
 def publish(run, root, ids=()):
     todo = planned(ids=ids)
-    found = runner.find_finished(todo, run / "out")
-    document = build(run, todo, found)
-    published.publish(document, todo, found, root)
-    return document
+    finished = runner.find_finished(todo, run / "out")
+    new = build(run, todo, finished)
+    published.publish(new, todo, finished, root)
+    return new
 
 
 def test_document_has_every_key_of_the_design(run):
-    document = build(run)
-    assert document.keys() >= FROM_DESIGN
-    for claim in document["claims"]:
+    content = document.to_json(build(run))
+    assert content.keys() >= FROM_DESIGN
+    for claim in content["claims"]:
         assert claim.keys() >= CLAIM_FROM_DESIGN
         for contrast in claim["contrasts"]:
             assert contrast.keys() >= CONTRAST_FROM_DESIGN
-    json.dumps(document, allow_nan=False)
+    json.dumps(content, allow_nan=False)
 
 
 def test_claim_entry_has_the_numbers_of_its_scores(run):
-    first, second = build(run)["claims"]
-    assert (first["id"], first["verdict"], first["unit"]) == ("Y1", "reproduced", "points")
-    assert 8 < first["effect"] < 16  # 12 points planted
-    assert first["ci95"][0] < first["effect"] < first["ci95"][1]
-    assert first["min_effect"] == 2.0
-    assert (first["seeds"], first["planned_seeds"], first["items"]) == ([0, 1, 2, 3, 4], 5, 200)
-    assert first["controls"] == ["true minus filler"]
-    primary, control = first["contrasts"]
-    assert primary["effect"] == pytest.approx(sum(primary["per_seed"]) / 5)
-    assert (primary["arm"], primary["rival"], primary["role"]) == ("true", "none", "primary")
-    assert (primary["state"], control["state"]) == ("reproduced", "holds")
-    assert len(first["run_ids"]) == len(set(first["run_ids"])) == 20
-    assert second["effect"] == min(contrast["effect"] for contrast in second["contrasts"])  # the weakest link
+    first, second = build(run).claims
+    assert (first.id, first.verdict, first.unit) == ("Y1", "reproduced", "points")
+    assert 8 < first.effect < 16  # 12 points planted
+    assert first.ci95[0] < first.effect < first.ci95[1]
+    assert first.min_effect == 2.0
+    assert (first.seeds, first.planned_seeds, first.items) == ((0, 1, 2, 3, 4), 5, 200)
+    assert first.controls == ("true minus filler",)
+    primary, control = first.contrasts
+    assert primary.effect == pytest.approx(sum(primary.per_seed) / 5)
+    assert (primary.arm, primary.rival, primary.role) == ("true", "none", "primary")
+    assert (primary.state, control.state) == ("reproduced", "holds")
+    assert len(first.run_ids) == len(set(first.run_ids)) == 20
+    assert second.effect == min(contrast.effect for contrast in second.contrasts)  # the weakest link
 
 
 def test_gate_and_baselines_are_written_in_the_unit_of_the_claim(run):
-    claim = build(run)["claims"][0]
-    gate = claim["gate"]
-    assert (gate["passed"], gate["best"], gate["unit"]) == (True, "true", "points")
-    assert gate["baseline"] == "true [blank]"
-    assert gate["effect"] == pytest.approx(gate["best_mean"] - gate["baseline_mean"])
-    assert (gate["margin"], gate["ceiling"], gate["headroom"]) == (5.0, 100.0, 2.0)
-    assert set(claim["baselines"]) == {"majority", "none [blank]", "true [blank]"}
-    assert len(claim["baselines"]["majority"]["per_seed"]) == 5
+    claim = build(run).claims[0]
+    gate = claim.gate
+    assert (gate.passed, gate.best, gate.unit) == (True, "true", "points")
+    assert gate.baseline == "true [blank]"
+    assert gate.effect == pytest.approx(gate.best_mean - gate.baseline_mean)
+    assert (gate.margin, gate.ceiling, gate.headroom) == (5.0, 100.0, 2.0)
+    assert set(claim.baselines) == {"majority", "none [blank]", "true [blank]"}
+    assert set(claim.shown_baselines()) == {"majority", "true [blank]"}
+    assert (claim.baselines["majority"].metric, len(claim.baselines["majority"].per_seed)) == ("hit", 5)
 
 
 def test_jobs_curves_and_examples_are_there_and_paths_are_relative(run):
-    document = build(run)
-    assert len(document["jobs"]) == 25
-    assert {row["commit"] for row in document["jobs"]} == {"abc123"}
-    assert set(document["curves"]["toy"]["train/loss"]) == {"none", "true", "filler", "twice", "majority"}
-    assert len(document["curves"]["toy"]["train/loss"]["true"]) == 5
-    assert {row["arm"] for row in document["examples"]} == {"none", "true", "filler", "twice", "majority"}
-    assert str(run) not in json.dumps(document)
+    new = build(run)
+    assert len(new.jobs) == 25
+    assert {job.commit for job in new.jobs} == {"abc123"}
+    assert set(new.curves["toy"]["train/loss"]) == {"none", "true", "filler", "twice", "majority"}
+    assert len(new.curves["toy"]["train/loss"]["true"]) == 5
+    assert {shown.arm for shown in new.examples} == {"none", "true", "filler", "twice", "majority"}
+    assert str(run) not in json.dumps(document.to_json(new))
 
 
 def test_example_image_path_leads_from_the_document_to_the_file(run):
     todo = planned()
     folder = run / "out" / "jobs" / todo.keys["toy", "true", 0]
-    rows = json.loads((folder / "examples.json").read_text())
-    (folder / "examples.json").write_text(json.dumps([rows[0] | {"image": "examples/a.png"}]))
-    row = next(row for row in build(run)["examples"] if row["arm"] == "true")
+    picture = Picture("examples/a.png", masks=(MaskMark("examples/m.png", "truth"),))
+    row = Example("a", (picture,), trace=(Step("look", picture),)).to_row()
+    (folder / "examples.json").write_text(json.dumps([row]))
+    example = next(shown.example for shown in build(run).examples if shown.arm == "true")
     place = run / "out" / "reproduce" / "toy-quick"
-    assert (place / row["image"]).resolve() == (folder / "examples" / "a.png").resolve()
+    for moved in (*example.pictures, example.trace[0].picture):
+        assert (place / moved.path).resolve() == (folder / "examples" / "a.png").resolve()
+        assert (place / moved.masks[0].path).resolve() == (folder / "examples" / "m.png").resolve()
+
+
+def test_example_that_does_not_read_is_named_with_what_to_do(run):
+    todo = planned()
+    folder = run / "out" / "jobs" / todo.keys["toy", "true", 0]
+    (folder / "examples.json").write_text(json.dumps([{"item": "a", "pictures": [{"image": "a.png"}]}]))
+    with pytest.raises(WorkError, match=r"An example of item 'a'.*pictures\.0\.path.*Delete the run's examples"):
+        build(run)
 
 
 def test_document_of_a_half_finished_run_has_fewer_seeds_and_no_verdict(run):
     todo = planned()
-    found = runner.find_finished(todo, run / "out")
+    finished = runner.find_finished(todo, run / "out")
     for arm in ("none", "true", "filler", "twice", "majority"):
         for seed in (1, 4):
-            del found.folders[todo.keys["toy", arm, seed]]
-    claim = build(run, todo, found)["claims"][0]
-    assert (claim["verdict"], claim["reason"]) == ("no verdict", "3 of 5 seeds have ended")
-    assert claim["seeds"] == [0, 2, 3]
-    assert claim["effect"] is not None
+            del finished.folders[todo.keys["toy", arm, seed]]
+    claim = build(run, todo, finished).claims[0]
+    assert (claim.verdict, claim.reason) == ("no verdict", "3 of 5 seeds have ended")
+    assert claim.seeds == (0, 2, 3)
+    assert claim.effect is not None
 
 
 def test_document_before_the_first_job_has_no_numbers(run):
-    claims = build(run, found=Finished())["claims"]
-    assert {claim["verdict"] for claim in claims} == {"no verdict"}
-    assert {claim["effect"] for claim in claims} == {None}
+    claims = build(run, finished=Finished()).claims
+    assert {claim.verdict for claim in claims} == {"no verdict"}
+    assert {claim.effect for claim in claims} == {None}
 
 
 def test_exact_claim_has_no_interval(run):
     todo = planned("full")
     keys = [todo.keys["toy", "none", seed] for seed in range(5)]
     quick = planned()
-    found = Finished({key: run / "out" / "jobs" / quick.keys["toy", "none", s] for s, key in enumerate(keys)})
-    claim = build(run, todo, found)["claims"][0]
-    assert (claim["kind"], claim["ci95"], claim["bound"], claim["verdict"]) == ("exact", None, 100.0, "reproduced")
+    finished = Finished({key: run / "out" / "jobs" / quick.keys["toy", "none", s] for s, key in enumerate(keys)})
+    claim = build(run, todo, finished).claims[0]
+    assert (claim.kind, claim.ci95, claim.bound, claim.verdict) == ("exact", None, 100.0, "reproduced")
 
 
 def test_smaller_test_set_than_needed_is_an_error_of_the_request(run):
@@ -161,26 +177,32 @@ def test_smaller_test_set_than_needed_is_an_error_of_the_request(run):
 
 def test_failed_jobs_are_listed_with_their_reason(run):
     todo = planned()
-    found = runner.find_finished(todo, run / "out")
+    finished = runner.find_finished(todo, run / "out")
     key = todo.keys["toy", "true", 2]
-    del found.folders[key]
-    found.errors[key] = WorkError("Step 3", "The loss is not finite", "Lower lr")
-    document = build(run, todo, found)
-    assert document["errors"] == [
-        {"paper": "toy", "arm": "true", "seed": 2, "key": key, "error": "Step 3. The loss is not finite. Lower lr."}
-    ]
+    del finished.folders[key]
+    finished.errors[key] = WorkError("Step 3", "The loss is not finite", "Lower lr")
+    [error] = build(run, todo, finished).errors
+    assert (error.arm, error.seed, error.error) == ("true", 2, "Step 3. The loss is not finite. Lower lr.")
 
 
 def test_family_stands_beside_the_verdicts(run):
-    family = build(run)["family"]
-    assert (family["verdicts"], family["reproduced"], family["expected_false"]) == (2, 2, 0.05)
+    family = build(run).family
+    assert (family.verdicts, family.reproduced, family.expected_false) == (2, 2, 0.05)
 
 
 def test_written_document_is_read_back_the_same(run, tmp_path):
-    document = build(run)
-    results.write(document, tmp_path / "new" / "results.json")
-    assert results.load(tmp_path / "new" / "results.json") == json.loads(json.dumps(document))
+    new = build(run)
+    document.write(new, tmp_path / "new" / "results.json")
+    assert document.load(tmp_path / "new" / "results.json") == new
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["results.json"]
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*/*/results.json")), ids=lambda path: path.parent.name)
+def test_every_committed_document_reads_and_is_written_as_it_was(path):
+    content = document.to_json(document.load(path))
+    for claim in content["claims"]:
+        assert claim.pop("older_source") == []
+    assert content == json.loads(path.read_text())
 
 
 @pytest.mark.parametrize(
@@ -189,27 +211,28 @@ def test_written_document_is_read_back_the_same(run, tmp_path):
         ('{"schema": 0}', "has schema 0.*reads schema 1"),
         ("{}", "has schema None"),
         ("[1]", "schema None"),
+        ('{"schema": 1, "preset": "quick"}', "hold what no results hold: commit: Field required"),
         ("{", "not JSON"),
     ],
 )
 def test_document_of_another_version_is_refused_with_what_to_do(tmp_path, content, message):
     (tmp_path / "results.json").write_text(content)
     with pytest.raises(RequestError, match=message + ".*reproduce"):
-        results.load(tmp_path / "results.json")
+        document.load(tmp_path / "results.json")
 
 
 def test_absent_document_is_refused(tmp_path):
     with pytest.raises(RequestError, match="cannot be read: No such file"):
-        results.load(tmp_path / "results.json")
+        document.load(tmp_path / "results.json")
 
 
 def test_damaged_scores_are_named(run):
     todo = planned()
     path = run / "out" / "jobs" / todo.keys["toy", "true", 0] / "scores.parquet"
-    found = runner.find_finished(todo, run / "out")
+    finished = runner.find_finished(todo, run / "out")
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(WorkError, match=r"The scores are .*scores\.parquet\. They cannot be read"):
-        build(run, todo, found)
+        build(run, todo, finished)
 
 
 def test_publish_copies_scores_document_and_rows(run, tmp_path):
@@ -225,16 +248,16 @@ def test_publish_copies_scores_document_and_rows(run, tmp_path):
     assert list(rows[0]) == list(published.COLUMNS)
     row = next(row for row in rows if (row["arm"], row["seed"]) == ("true", "3"))
     scores = pq.read_table(folder / f"{row['key']}.parquet").to_pylist()
-    right = [score["correct"] for score in scores if score["condition"] == "image"]
-    assert float(row["correct"]) == pytest.approx(sum(right) / len(right))
-    assert (row["items"], row["preset"], row["commit"]) == ("200", "quick", "abc123")
+    hits = [score["hit"] for score in scores if score["condition"] == "film"]
+    assert float(row["headline"]) == pytest.approx(sum(hits) / len(hits))
+    assert (row["metric"], row["items"], row["preset"], row["commit"]) == ("hit", "200", "quick", "abc123")
     assert str(run) not in (folder / "results.json").read_text()
 
 
 def test_publishing_again_adds_no_row_and_keeps_earlier_ones(run, tmp_path):
     root = tmp_path / "results"
     root.mkdir()
-    (root / "runs.csv").write_text(",".join(published.COLUMNS) + "\n" + "older,quick,a,0" + "," * 10 + "\n")
+    (root / "runs.csv").write_text(",".join(published.COLUMNS) + "\n" + "older,quick,a,0" + "," * 11 + "\n")
     publish(run, root)
     once = (root / "runs.csv").read_text()
     publish(run, root)
@@ -246,45 +269,41 @@ def test_publishing_again_adds_no_row_and_keeps_earlier_ones(run, tmp_path):
 def test_publishing_one_claim_keeps_the_other_claims(run, tmp_path):
     publish(run, tmp_path)
     publish(run, tmp_path, ids=["Y1"])
-    document = results.load(tmp_path / "toy" / "quick" / "results.json")
-    assert [claim["id"] for claim in document["claims"]] == ["Y1", "Y2"]
-    assert document["family"]["verdicts"] == 2
-    assert len(document["jobs"]) == 25
+    merged = document.load(tmp_path / "toy" / "quick" / "results.json")
+    assert [claim.id for claim in merged.claims] == ["Y1", "Y2"]
+    assert merged.family.verdicts == 2
+    assert len(merged.jobs) == 25
 
 
 def test_unfinished_and_smoke_runs_are_not_published(run, tmp_path):
     todo = planned()
-    found = runner.find_finished(todo, run / "out")
-    document = build(run, todo, found)
-    del found.folders[todo.keys["toy", "true", 0]]
+    finished = runner.find_finished(todo, run / "out")
+    new = build(run, todo, finished)
+    del finished.folders[todo.keys["toy", "true", 0]]
     with pytest.raises(WorkError, match="1 of 25 jobs unfinished"):
-        published.publish(document, todo, found, tmp_path)
+        published.publish(new, todo, finished, tmp_path)
     with pytest.raises(RequestError, match="--publish with --preset smoke"):
-        published.publish(document, planned("smoke"), found, tmp_path)
+        published.publish(new, planned("smoke"), finished, tmp_path)
     assert not list(tmp_path.glob("toy/*"))
 
 
 def test_recomputing_from_published_scores_gives_the_same_numbers(run, tmp_path):
-    document = publish(run, tmp_path)
+    first = publish(run, tmp_path)
     again = published.recompute(tmp_path / "toy" / "quick", load_papers(packages={"toy": "toy"})[0])
-    for ours, theirs in zip(again["claims"], document["claims"], strict=True):
-        same = ours.keys() - {"older_source", "published", "contrasts"}
-        assert {name: ours[name] for name in same} == {name: theirs[name] for name in same}
-        for one, other in zip(ours["contrasts"], theirs["contrasts"], strict=True):
-            assert one == {name: value for name, value in other.items() if name != "published"}
-        assert ours["older_source"] == []
+    assert again.claims == first.claims
+    assert {claim.older_source for claim in again.claims} == {()}
 
 
 def test_recomputing_does_not_trust_the_written_numbers(run, tmp_path):
-    document = publish(run, tmp_path)
+    first = publish(run, tmp_path)
     path = tmp_path / "toy" / "quick" / "results.json"
     text = (
         path.read_text().replace('"verdict": "reproduced"', '"verdict": "absent"').replace('"effect": ', '"effect": 9')
     )
     path.write_text(text)
     again = published.recompute(path.parent, load_papers(packages={"toy": "toy"})[0])
-    assert [claim["verdict"] for claim in again["claims"]] == ["reproduced", "reproduced"]
-    assert again["claims"][0]["effect"] == document["claims"][0]["effect"]
+    assert [claim.verdict for claim in again.claims] == ["reproduced", "reproduced"]
+    assert again.claims[0].effect == first.claims[0].effect
 
 
 def test_claim_made_by_an_older_source_is_marked_with_its_commit(run, tmp_path):
@@ -292,7 +311,7 @@ def test_claim_made_by_an_older_source_is_marked_with_its_commit(run, tmp_path):
     world = run / "src" / "toy" / "world.py"
     world.write_text(world.read_text().replace("return cfg.level", "return cfg.level + 0"))
     again = published.recompute(tmp_path / "toy" / "quick", load_papers(packages={"toy": "toy"})[0])
-    assert {tuple(claim["older_source"]) for claim in again["claims"]} == {("abc123",)}
+    assert {claim.older_source for claim in again.claims} == {("abc123",)}
 
 
 def test_missing_published_scores_are_named(run, tmp_path):
@@ -308,34 +327,33 @@ def test_committed_jobs_are_reused_only_where_their_scores_are_enough(run, tmp_p
     publish(run, tmp_path)
     committed = published.committed_scores(tmp_path, ["toy"], "quick")
     todo = planned()
-    found = runner.find_finished(todo, tmp_path / "empty", committed=committed)
-    assert found.reused.keys() == todo.jobs.keys()
-    assert runner.jobs_to_run(todo, found) == []
-    cards = published.committed_cards(tmp_path, ["toy"], "quick")
-    document = build(run, todo, found, committed_cards=cards)
-    assert [claim["verdict"] for claim in document["claims"]] == ["reproduced", "reproduced"]
-    assert {row["reused"] for row in document["jobs"]} == {True}
-    del found.reused[todo.keys["toy", "twice", 3]]
-    assert [job.arm for job in runner.jobs_to_run(todo, found)] == ["true", "twice"]
+    finished = runner.find_finished(todo, tmp_path / "empty", committed=committed)
+    assert finished.reused.keys() == todo.jobs.keys()
+    assert runner.jobs_to_run(todo, finished) == []
+    new = build(run, todo, finished, committed=published.committed_jobs(tmp_path, ["toy"], "quick"))
+    assert [claim.verdict for claim in new.claims] == ["reproduced", "reproduced"]
+    assert {job.reused for job in new.jobs} == {True}
+    del finished.reused[todo.keys["toy", "twice", 3]]
+    assert [job.arm for job in runner.jobs_to_run(todo, finished)] == ["true", "twice"]
 
 
 def test_published_effect_stands_beside_ours_with_whether_intervals_agree(run, tmp_path):
     publish(run, tmp_path)
     earlier = published.committed_claims(tmp_path, ["toy"], "quick")
-    claim = build(run, published=earlier)["claims"][0]
-    assert claim["published"]["effect"] == claim["effect"]
-    assert claim["published"]["agrees"] is True
-    assert claim["contrasts"][1]["published"]["agrees"] is True
+    claim = build(run, published=earlier).claims[0]
+    assert claim.published == Published(claim.effect, claim.ci95, True, "reproduced", ("abc123",))
+    assert claim.contrasts[1].published.agrees is True
 
 
 @pytest.mark.parametrize(
-    ("ends", "agrees"), [([1.0, 3.0], True), ([2.9, 9.0], True), ([3.1, 9.0], False), ([-3.0, 0.9], False)]
+    ("ends", "agrees"), [((1.0, 3.0), True), ((2.9, 9.0), True), ((3.1, 9.0), False), ((-3.0, 0.9), False)]
 )
-def test_intervals_agree_where_they_overlap(ends, agrees):
-    ours = {"effect": 2.0, "ci95": [1.0, 3.0], "contrasts": []}
-    theirs = {"effect": sum(ends) / 2, "ci95": ends, "verdict": "absent", "commits": [], "contrasts": []}
-    assert with_published(ours, theirs)["published"]["agrees"] is agrees
-    assert with_published(ours, None)["published"] is None
+def test_intervals_agree_where_they_overlap(run, ends, agrees):
+    ours = replace(build(run).claims[0], effect=2.0, ci95=(1.0, 3.0))
+    theirs = replace(ours, effect=sum(ends) / 2, ci95=ends)
+    assert ours.beside(theirs).published.agrees is agrees
+    assert ours.beside(replace(theirs, effect=None, ci95=None)).published.agrees is None
+    assert ours.beside(None).published is None
 
 
 def test_publication_of_another_version_is_warned_of_and_replaced(run, tmp_path, caplog):
@@ -345,4 +363,4 @@ def test_publication_of_another_version_is_warned_of_and_replaced(run, tmp_path,
     assert published.committed_claims(tmp_path, ["toy"], "quick") == {}
     assert "has schema 0" in caplog.text
     publish(run, tmp_path)
-    assert len(results.load(path)["claims"]) == 2
+    assert len(document.load(path).claims) == 2

@@ -95,8 +95,9 @@ def test_every_job_runs_once_and_says_what_it_was(real_run):
         "quick",
     )
     assert card["needs"] == {"true": todo.keys["toy", "true", 0]}
-    assert (card["config"], card["inputs"], card["source"]) == (job.config, {"generator": "1"}, job.source)
-    assert card["overrides"] == ["preset=quick", "run.seed=0", "level=0.80"]
+    assert (card["config"], card["inputs"], card["source"]) == (job.config, job.inputs, job.source)
+    assert card["inputs"].keys() == {"generator", "weights"}
+    assert card["overrides"] == ["preset=quick", "run.seed=0", "experiment=twice", "level=0.80"]
     assert 0 < card["peak_gib"] < 4
     assert card["wall_s"] > 0
 
@@ -185,8 +186,8 @@ def test_worker_that_dies_takes_one_job_along(toy, out):
 
 
 def test_job_without_scores_is_an_error(toy, out, inline):
-    text = (toy / "cli.py").read_text()
-    (toy / "cli.py").write_text(
+    text = (toy / "train.py").read_text()
+    (toy / "train.py").write_text(
         text.replace("    write_scores(Path(directory)", "    return\n    write_scores(Path(directory)")
     )
     found = run(planned(ids=["Y1"]), out)

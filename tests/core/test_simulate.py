@@ -9,10 +9,9 @@ import pytest
 
 from lightbox.claims import simulate as simulation
 from lightbox.claims.gate import gate_result
-from lightbox.claims.results import SCHEMA
 from lightbox.claims.simulate import CLAIM, Tally, World, decide_one, draw_differences, pilot_sds, power_table, simulate
 from lightbox.claims.spec import Verdict
-from lightbox.claims.statistics import contrast_effect
+from lightbox.claims.statistics import Scores, contrast_effect
 from lightbox.claims.verdicts import decide
 
 REPO = Path(__file__).parents[2]
@@ -104,23 +103,23 @@ def test_simulated_decision_is_the_one_that_scores_would_get(level):
         for seed in range(5)
     }
     scores = {pair: table.append_column("condition", [["image"] * 300]) for pair, table in scores.items()}
-    effects = [contrast_effect(c, scores, seeds=range(5), min_effect=CLAIM.min_effect) for c in CLAIM.contrasts]
-    expected = decide(CLAIM, effects, gate_result(CLAIM.gate, scores, seeds=range(5)), planned_seeds=5).verdict
+    scored = Scores(scores, "correct", "image")
+    effects = [contrast_effect(c, scored, seeds=range(5), min_effect=CLAIM.min_effect) for c in CLAIM.contrasts]
+    expected = decide(CLAIM, effects, gate_result(CLAIM.gate, scored, seeds=range(5)), planned_seeds=5).verdict
     d = {name: (right["arm"].astype(float) - right[name]).mean(axis=1) for name in ("rival", "control", "majority")}
     verdict, ends = decide_one(d["rival"], d["control"], d["majority"], items=300)
     assert verdict is expected
     assert ends == pytest.approx(effects[0].ci95)
 
 
-def test_pilot_reads_the_between_seed_noise_of_primary_contrasts(tmp_path):
-    contrasts = [
-        {"name": "a minus b", "role": "primary", "between_sd": 1.5},
-        {"name": "a minus c", "role": "control", "between_sd": 9.0},
-    ]
-    claims = [{"paper": "toy", "id": "Y1", "unit": "points", "contrasts": contrasts}]
-    claims += [{"paper": "toy", "id": "Y2", "unit": "BLEU", "contrasts": contrasts}]
-    (tmp_path / "results.json").write_text(json.dumps({"schema": SCHEMA, "claims": claims}))
-    assert pilot_sds(tmp_path / "results.json") == {"toy Y1, a minus b": 0.015}
+def test_pilot_reads_the_between_seed_noise_of_primary_contrasts_in_points():
+    path = REPO / "results" / "medthink" / "full" / "results.json"
+    sds = pilot_sds(path)
+    by_id = {claim["id"]: claim for claim in json.loads(path.read_text())["claims"]}
+    assert sds["medthink T1, Explanation - answer only"] == by_id["T1"]["contrasts"][0]["between_sd"] / 100
+    assert "medthink T1, true rationale - filler" not in sds
+    assert by_id["T6"]["unit"] == "BLEU"
+    assert not [name for name in sds if name.startswith("medthink T6")]
 
 
 def test_benchmark_reports_each_broken_bound(engine, null_cells):

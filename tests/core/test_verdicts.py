@@ -5,8 +5,8 @@ import pyarrow as pa
 import pytest
 
 from lightbox.claims.gate import gate_result
-from lightbox.claims.spec import Claim, Contrast, Gate, Kind, Measure, Role, Verdict, difference
-from lightbox.claims.statistics import contrast_effect, effect_of, label
+from lightbox.claims.spec import BEST, Claim, Contrast, Gate, Kind, Measure, Role, Verdict, difference
+from lightbox.claims.statistics import Scores, contrast_effect, effect_of
 from lightbox.claims.verdicts import MIN_SEEDS, decide, family
 from lightbox.errors import RequestError, WorkError
 
@@ -186,18 +186,22 @@ def test_test_set_smaller_than_the_claim_needs_is_an_error_that_says_both_sizes(
 def test_family_counts_verdicts_and_the_false_ones_to_expect():
     outcomes = [(Kind.DIRECTIONAL, Verdict.REPRODUCED)] * 3 + [(Kind.EQUIVALENCE, Verdict.ABSENT)]
     outcomes += [(Kind.EXACT, Verdict.REPRODUCED), (Kind.CHAIN, Verdict.NONE)]
-    found = family(outcomes)
-    assert (found["verdicts"], found["reproduced"]) == (5, 4)
-    assert found["expected_false"] == pytest.approx(3 * 0.025 + 0.05)
-    assert found["chance_of_any_false"] == pytest.approx(1 - 0.975**3 * 0.95)
-    assert found["share_false_at_most"] == pytest.approx(0.125 / 4)
-    assert family([])["share_false_at_most"] == 0.0
+    counted = family(outcomes)
+    assert (counted.verdicts, counted.reproduced) == (5, 4)
+    assert counted.expected_false == pytest.approx(3 * 0.025 + 0.05)
+    assert counted.chance_of_any_false == pytest.approx(1 - 0.975**3 * 0.95)
+    assert counted.share_false_at_most == pytest.approx(0.125 / 4)
+    assert family([]).share_false_at_most == 0.0
 
 
 def table(correct, *, items=None, condition="image", **columns):
     names = items or [f"i{k:03d}" for k in range(len(correct))]
     rest = {"condition": [condition] * len(names), "kind": ["side"] * len(names)}
     return pa.table({"item": names, **rest, "correct": pa.array(correct, pa.float64()), **columns})
+
+
+def scored(tables, *, headline="correct", condition="image"):
+    return Scores(tables, headline, condition)
 
 
 def coin(share, seed, *, n=200):
@@ -207,63 +211,62 @@ def coin(share, seed, *, n=200):
 def test_effect_is_the_mean_over_seeds_of_the_mean_paired_difference():
     scores = {("a", 0): table([1, 1, 0, 1]), ("b", 0): table([0, 1, 0, 0]), ("a", 1): table([1, 0, 0, 0])}
     scores |= {("b", 1): table([1, 0, 0, 0])}
-    found = contrast_effect(LINK, scores, seeds=range(2), min_effect=0.02)
-    assert found.per_seed == (0.5, 0.0)
-    assert (found.effect, found.items, found.seeds) == (0.25, 4, (0, 1))
-    assert found.seed_sd == pytest.approx(np.sqrt(0.125))
-    assert found.item_sd == pytest.approx(np.sqrt((0.25 + 0.0) / 2))
+    result = contrast_effect(LINK, scored(scores), seeds=range(2), min_effect=0.02)
+    assert result.per_seed == (0.5, 0.0)
+    assert (result.effect, result.items, result.seeds) == (0.25, 4, (0, 1))
+    assert result.seed_sd == pytest.approx(np.sqrt(0.125))
+    assert result.item_sd == pytest.approx(np.sqrt((0.25 + 0.0) / 2))
 
 
 def test_items_pair_by_id_and_not_by_place():
     shuffled = table([0, 0, 1], items=["z", "y", "x"])
     scores = {("a", 0): table([1, 0, 0], items=["x", "y", "z"]), ("b", 0): shuffled}
-    assert contrast_effect(LINK, scores, seeds=[0], min_effect=0.02).item_sd == 0.0
+    assert contrast_effect(LINK, scored(scores), seeds=[0], min_effect=0.02).item_sd == 0.0
 
 
 def test_weights_make_a_difference_of_differences():
     bend = Contrast("bend", ((1.0, Measure("a")), (-1.0, Measure("b")), (-0.5, Measure("c"))))
     scores = {("a", 0): table([1, 1]), ("b", 0): table([0, 1]), ("c", 0): table([1, 0])}
-    assert contrast_effect(bend, scores, seeds=[0], min_effect=0.02).per_seed == (0.25,)
+    assert contrast_effect(bend, scored(scores), seeds=[0], min_effect=0.02).per_seed == (0.25,)
 
 
 def test_only_seeds_with_every_arm_count():
     scores = {("a", s): table([1, 0]) for s in range(5)} | {("b", s): table([0, 0]) for s in (1, 3)}
-    found = contrast_effect(LINK, scores, seeds=range(5), min_effect=0.02)
-    assert found.seeds == (1, 3)
+    assert contrast_effect(LINK, scored(scores), seeds=range(5), min_effect=0.02).seeds == (1, 3)
 
 
 def test_no_seed_gives_an_effect_of_none():
-    found = contrast_effect(LINK, {}, seeds=range(5), min_effect=0.02)
-    assert (found.effect, found.ci95, found.boot95, found.seed_sd, found.items) == (None, None, None, None, 0)
+    none = contrast_effect(LINK, scored({}), seeds=range(5), min_effect=0.02)
+    assert (none.effect, none.ci95, none.boot95, none.seed_sd, none.items) == (None, None, None, None, 0)
 
 
 def test_arms_with_different_items_are_refused_with_counts():
     scores = {("a", 0): table([1, 0, 1]), ("b", 0): table([1, 0], items=["i000", "other"])}
     with pytest.raises(WorkError, match=r"pairs 3 items of 'a' with 2 of 'b'\. They share 1 items"):
-        contrast_effect(LINK, scores, seeds=[0], min_effect=0.02)
+        contrast_effect(LINK, scored(scores), seeds=[0], min_effect=0.02)
 
 
 def test_where_that_leaves_no_item_is_refused():
     empty = difference("none", Measure("a", where=(("kind", "count"),)), Measure("b", where=(("kind", "count"),)))
     with pytest.raises(WorkError, match="pairs 0 items"):
-        contrast_effect(empty, {("a", 0): table([1.0]), ("b", 0): table([1.0])}, seeds=[0], min_effect=0.02)
+        contrast_effect(empty, scored({("a", 0): table([1.0]), ("b", 0): table([1.0])}), seeds=[0], min_effect=0.02)
 
 
 def test_null_scores_do_not_apply_and_nan_is_an_error():
     scores = {("a", 0): table([1, None, 0]), ("b", 0): table([0, None, 0])}
-    assert contrast_effect(LINK, scores, seeds=[0], min_effect=0.02).items == 2
+    assert contrast_effect(LINK, scored(scores), seeds=[0], min_effect=0.02).items == 2
     scores["b", 0] = table([0, float("nan"), 0])
     with pytest.raises(WorkError, match="1 of 3 values of 'correct' are not finite"):
-        contrast_effect(LINK, scores, seeds=[0], min_effect=0.02)
+        contrast_effect(LINK, scored(scores), seeds=[0], min_effect=0.02)
 
 
 def test_item_that_appears_twice_and_unknown_column_are_refused():
     twice = {("a", 0): table([1, 0], items=["x", "x"]), ("b", 0): table([1, 0])}
     with pytest.raises(WorkError, match="2 rows match .* only 1 items differ"):
-        contrast_effect(LINK, twice, seeds=[0], min_effect=0.02)
+        contrast_effect(LINK, scored(twice), seeds=[0], min_effect=0.02)
     bleu = difference("bleu", Measure("a", "bleu4"), Measure("b", "bleu4"))
     with pytest.raises(WorkError, match="no column 'bleu4'; the columns are item, condition, kind, correct"):
-        contrast_effect(bleu, {("a", 0): table([1.0]), ("b", 0): table([1.0])}, seeds=[0], min_effect=0.02)
+        contrast_effect(bleu, scored({("a", 0): table([1.0]), ("b", 0): table([1.0])}), seeds=[0], min_effect=0.02)
 
 
 def gate_scores(levels, *, blank=0.4, n=200):
@@ -275,20 +278,19 @@ def gate_scores(levels, *, blank=0.4, n=200):
     return scores
 
 
-BLANK = (("condition", "blank"),)
-GATE = Gate((Measure("a"), Measure("b")), (Measure("majority"), Measure("{best}", where=BLANK)))
+GATE = Gate((Measure("a"), Measure("b")), (Measure("majority"), Measure(BEST, condition="blank")))
 
 
 def test_gate_compares_the_best_arm_with_the_strongest_baseline():
-    found = gate_result(GATE, gate_scores({"a": 0.6, "b": 0.8, "majority": 0.5}), seeds=range(5))
-    assert (found.is_passed, found.best, found.baseline) == (True, "b", "majority")
-    assert found.best_mean == pytest.approx(0.8, abs=0.03)
-    assert set(found.baselines) == {"majority", "b [blank]"}
+    result = gate_result(GATE, scored(gate_scores({"a": 0.6, "b": 0.8, "majority": 0.5})), seeds=range(5))
+    assert (result.is_passed, result.best, result.baseline) == (True, "b", "majority")
+    assert result.best_mean == pytest.approx(0.8, abs=0.03)
+    assert set(result.baselines) == {"majority", "b [blank]"}
 
 
 def test_gate_reads_the_blank_image_from_the_best_arm():
-    found = gate_result(GATE, gate_scores({"a": 0.6, "b": 0.8, "majority": 0.3}, blank=0.45), seeds=range(5))
-    assert found.baseline == "b [blank]"
+    scores = scored(gate_scores({"a": 0.6, "b": 0.8, "majority": 0.3}, blank=0.45))
+    assert gate_result(GATE, scores, seeds=range(5)).baseline == "b [blank]"
 
 
 @pytest.mark.parametrize(
@@ -299,7 +301,7 @@ def test_gate_reads_the_blank_image_from_the_best_arm():
     ],
 )
 def test_gate_fails_near_the_baseline_and_at_the_ceiling(levels, failure):
-    gate = gate_result(GATE, gate_scores(levels), seeds=range(5))
+    gate = gate_result(GATE, scored(gate_scores(levels)), seeds=range(5))
     assert gate.is_passed is False
     assert failure in "; ".join(gate.failures)
     decision = decide(claim(gate=GATE), [effect(LINK, 0.05, 0.02), HELD], gate, planned_seeds=5)
@@ -311,23 +313,33 @@ def test_gate_fails_where_the_lead_is_large_and_its_interval_reaches_0():
     scores = gate_scores({"a": 0.5, "b": 0.4, "majority": 0.5})
     for seed, level in enumerate((0.9, 0.55, 0.5, 0.9, 0.4)):
         scores["a", seed] = gate_scores({"a": level})["a", seed]
-    gate = gate_result(GATE, scores, seeds=range(5))
+    gate = gate_result(GATE, scored(scores), seeds=range(5))
     assert gate.difference.effect > 0.05
     assert gate.failures == ("the interval of the lead of a over majority is not above 0",)
 
 
 def test_gate_goes_before_everything_else():
-    gate = gate_result(GATE, gate_scores({"a": 0.5, "b": 0.5, "majority": 0.5}), seeds=range(5))
+    gate = gate_result(GATE, scored(gate_scores({"a": 0.5, "b": 0.5, "majority": 0.5})), seeds=range(5))
     assert verdict(effect(LINK, 0.0, 0.01), HELD, gate=gate) is Verdict.NOT_TESTABLE
 
 
 def test_gate_without_a_complete_seed_is_open():
     scores = gate_scores({"a": 0.6, "b": 0.7})
-    gate = gate_result(GATE, scores, seeds=range(5))
+    gate = gate_result(GATE, scored(scores), seeds=range(5))
     assert gate.is_passed is None
     assert verdict(effect(LINK, 0.05, 0.02), HELD, gate=gate) is Verdict.NONE
 
 
 def test_labels_name_the_condition_only_where_it_is_not_the_image():
-    assert label(Measure("a")) == "a"
-    assert label(Measure("a", where=(("condition", "blank"), ("kind", "side")))) == "a [blank, side]"
+    assert Measure("a").label == "a"
+    assert Measure("a", condition="blank", where=(("kind", "side"),)).label == "a [blank, side]"
+
+
+def test_a_measure_that_names_nothing_reads_what_the_paper_declares():
+    """Headline and condition come from the paper: the spine knows neither an answer nor an image."""
+    slices = table([1, 1], condition="slice", dice=pa.array([0.5, 0.75]))
+    volumes = table([0, 0], condition="volume", dice=pa.array([0.25, 0.5]))
+    scores = scored({("a", 0): pa.concat_tables([slices, volumes])}, headline="dice", condition="volume")
+    assert scores.means(Measure("a"), [0]) == [0.375]
+    assert scores.means(Measure("a", "correct", "slice"), [0]) == [1.0]
+    assert scores.metric(Measure("a")) == "dice"

@@ -9,8 +9,8 @@ import pytest
 from typer.main import get_command
 
 from lightbox.claims.registry import choose_claims, installed_packages, load_papers
-from lightbox.cli import multirun
 from lightbox.cli.app import app
+from lightbox.paper import composition, multirun
 from lightbox.report.readme import rewritten
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -19,6 +19,7 @@ SPAN = re.compile(r"`([^`\n]+)`")
 PATH_LIKE = re.compile(r"[\w.*{},-]+(?:/[\w.*{},-]+)*/?")
 ENDINGS = (".py", ".md", ".yaml", ".toml", ".json", ".csv", ".lock", ".parquet", ".safetensors")
 MADE_BY_RUNS = ("lightbox-out/", "results.json", "report.html", "job.json", "card.json", "scores.parquet")
+KEY = re.compile(r"\b(?=[0-9a-f]*\d)(?=[0-9a-f]*[a-f])[0-9a-f]{8,}\b")
 SHELLS = ("", "bash", "sh", "console", "shell")
 PASSED_ON = ("cd", "git", "export", "pip", "uv sync", "uv lock", "curl", "python -m pip")
 
@@ -38,11 +39,12 @@ def commands(text):
     for language, body in FENCE.findall(text):
         if language in SHELLS:
             for line in body.replace("\\\n", " ").splitlines():
-                words = shlex.split(line.strip().removeprefix("$ "), comments=True)
-                while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
-                    words = words[1:]
-                if words:
-                    yield words[2:] if words[:2] == ["uv", "run"] else words
+                for command in line.strip().removeprefix("$ ").split(" && "):
+                    words = shlex.split(command, comments=True)
+                    while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
+                        words = words[1:]
+                    if words:
+                        yield words[2:] if words[:2] == ["uv", "run"] else words
 
 
 def parse_words(root_command, words):
@@ -80,6 +82,8 @@ def check_command(words):
         check_overrides(
             packages[given.training_script], *given.training_script_args[:1], given.training_script_args[1:]
         )
+    elif words[:4] == ["python3", "-m", "pip", "install"]:
+        return
     elif words[0] == "ray":
         parse_words(importlib.import_module("ray.scripts.scripts").cli, words)
     elif re.fullmatch(r"\w+-(train|eval)", words[0]):
@@ -92,7 +96,6 @@ def check_command(words):
 
 
 def check_overrides(package, verb, overrides):
-    config = importlib.import_module(f"{package}.config")
     if multirun.is_multirun(overrides):
         settings = [word for word in overrides if word.startswith("hydra")]
         multirun.check_settings(settings)
@@ -100,9 +103,9 @@ def check_overrides(package, verb, overrides):
         for job in multirun.combinations(rest):
             check_overrides(package, verb, job)
     elif verb == "train":
-        config.resolve(overrides)
+        composition.resolve(package, overrides)
     else:
-        importlib.import_module("lightbox.config").compose(package, "eval", overrides)
+        composition.resolve(package, overrides, is_trained=False)
 
 
 def test_relative_links_resolve(files, root):
@@ -156,6 +159,13 @@ def test_a_paper_with_published_results_shows_them_in_its_readme(root):
         paper, preset = path.parts[-3:-1]
         home = root if paper == "core" else root / "projects" / paper
         assert f"<!-- results: {paper}/{preset} -->" in (home / "README.md").read_text(encoding="utf-8")
+
+
+def test_no_readme_holds_the_key_of_a_run(files, root):
+    """Keys stand in results.json; a commit is named by seven digits, so that it does not read like one."""
+    readmes = [path for path in files if path.name == "README.md"]
+    assert len(readmes) > 3
+    assert [f"{path}: {key}" for path in readmes for key in KEY.findall(path.read_text(encoding="utf-8"))] == []
 
 
 def test_every_published_verdict_has_runs_and_every_run_a_row(root):

@@ -9,6 +9,7 @@ import pytest
 from lightbox.claims.registry import check_claims
 from lightbox.claims.spec import Kind, Role
 from lightbox.files import to_plain
+from lightbox.paper.conditions import IMAGE
 from lightbox.runs.folders import KEY_COLUMNS, flatten
 from medthink.claims import PAPER
 from medthink.config import resolve
@@ -39,8 +40,13 @@ def test_primary_contrasts_of_directional_claims_get_eight_seeds_in_full():
 @pytest.mark.parametrize("claim", PAPER.claims, ids=lambda claim: claim.id)
 def test_every_claim_reads_columns_that_are_written(claim):
     measures = [m for c in claim.contrasts for _, m in c.terms] + [*claim.gate.arms, *claim.gate.baselines]
-    assert {m.metric for m in measures} <= set(METRICS)
+    assert {m.metric or PAPER.headline for m in measures} <= set(METRICS)
     assert {column for m in measures for column, _ in m.where} <= set(KEY_COLUMNS)
+
+
+def test_headline_tuning_metrics_and_condition_are_what_is_written():
+    assert {PAPER.headline, *PAPER.tuning} <= set(METRICS)
+    assert PAPER.condition == IMAGE
 
 
 def test_controls_of_t1_are_same_answer_and_filler():

@@ -107,7 +107,7 @@ def test_eval_refuses_to_guess_a_model(capsys):
 
 
 def test_eval_scores_what_it_is_given():
-    cfg = compose("medthink", ["model.backbone=run/model", "experiment=reasoning"], config_name="eval")
+    cfg = compose("medthink", ["model.backbone=run/model", "experiment=reasoning"], is_trained=False)
     assert not cfg.objective.is_trained
     assert cfg.objective.method == "reasoning"
 

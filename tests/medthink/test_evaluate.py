@@ -101,6 +101,14 @@ def test_other_images_get_other_features(tower_folder, tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_other_code_of_the_tower_gets_features_of_its_own(tower_folder, tmp_path, monkeypatch):
+    model = ModelConfig(backbone="x", tower=str(tower_folder))
+    features.load_features(model, fake_split(), cache=tmp_path)
+    monkeypatch.setattr(features, "core_digest", lambda _: "edited")
+    features.load_features(model, fake_split(), cache=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_killed_writer_leaves_no_file_that_is_read(tower_folder, tmp_path, monkeypatch):
     model = ModelConfig(backbone="x", tower=str(tower_folder))
 

@@ -51,7 +51,7 @@ def entry(calls, tmp_path):
         folder.mkdir(parents=True)
         return folder
 
-    return multirun.Entry("medthink", "train", resolve, run, lambda out, folder: calls.indexed.append((out, folder)))
+    return multirun.Entry("medthink", resolve, run, lambda out, folder: calls.indexed.append((out, folder)))
 
 
 @pytest.mark.parametrize("flag", ["--multirun", "-m"])

@@ -41,6 +41,14 @@ def test_a_tiny_model_takes_what_is_predicted(model, kind):
     assert abs(error_of(case.request)) < ALLOWED
 
 
+def test_a_step_takes_the_same_whichever_kernels_a_processor_has(monkeypatch):
+    """Florence-2's tower is convolutions, which oneDNN and torch's own kernels compute in quite other buffers."""
+    request = next(memory.cpu_cases("florence-2-base", "tiny", "lora fp32")).request
+    with_onednn = memory.measure(request)
+    monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
+    assert memory.measure(request) == with_onednn
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", memory.KINDS)
 @pytest.mark.parametrize("size", memory.SIZES)

@@ -17,12 +17,21 @@ from lightbox.adapters.attach import attach
 from lightbox.backbones.loading import load
 from lightbox.config import AdapterConfig, TrainConfig
 from lightbox.errors import LightboxError
-from lightbox.testing.training import VOCABULARY, fit_tagger, make_source, make_tagger, tagger_step
+from lightbox.testing.training import (
+    VOCABULARY,
+    collate_rows,
+    fit_tagger,
+    make_rows,
+    make_source,
+    make_tagger,
+    tagger_step,
+)
 from lightbox.train import processes
 from lightbox.train.batches import BatchSource
 
 STEPS, ITEMS, BATCH = 20, 21, 8
 CUT = 7
+FEW_ITEMS, BROKEN_ROW = 17, 3
 T5_SIZES = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2, "vocab_size": VOCABULARY}
 T5_SIZES |= {"decoder_start_token_id": 0, "dropout_rate": 0.0}
 
@@ -72,16 +81,39 @@ def train_twice(out):
     return summary(model, history)
 
 
-class Scaled(nn.Module):
-    """A tagger with one number that trains."""
+def train_prepared(out, *, noise=0.0, broken_row=None, cuts=False):
+    """20 steps of 17 rows with weights that are read off the model before the micro-batches; each third has 1 row."""
+    tokens, asked = make_rows(FEW_ITEMS), []
 
-    def __init__(self):
-        super().__init__()
-        self.tagger, self.scale = make_tagger(), nn.Parameter(torch.tensor(1.0))
+    def prepare(model, indices):
+        assert not model.training
+        asked.append(indices)
+        logits = [model(torch.from_numpy(tokens[index])[None]) for index in indices]
+        weights = [1 + row.mean().abs() + noise * torch.rand(()) for row in logits]
+        return [(index, weight / (index != broken_row)) for index, weight in zip(indices, weights, strict=True)]
 
-    def forward(self, ids):
-        """Scaled logits."""
-        return self.tagger(ids) * self.scale
+    source = rows(cuts=cuts, n_items=FEW_ITEMS)
+    source.collate = lambda items: (
+        collate_rows([tokens[index] for index, _ in items]) | {"weights": torch.stack([weight for _, weight in items])}
+    )
+    model, history = fit_tagger(
+        out,
+        model=make_tagger(dropout=0.0),
+        source=source,
+        step=weighted_step,
+        optim={"max_steps": STEPS, "batch_size": BATCH, "lr": 1e-2, "micro_batch_size": 2},
+        extras={"prepare": prepare},
+        log_every_steps=1,
+        save_every_steps=CUT,
+    )
+    return summary(model, history) | {"asked": processes.gather(asked)}
+
+
+def weighted_step(model, batch):
+    """Summed next-token loss, each row's times its weight."""
+    labels = batch["labels"]
+    losses = nn.functional.cross_entropy(model(batch["ids"]).mT, labels, ignore_index=-100, reduction="none")
+    return (losses.sum(dim=1) * batch["weights"]).sum(), (labels != -100).sum(), {}
 
 
 def t5_step(model, batch):
@@ -101,8 +133,8 @@ def train_llava(out, *, quant, micro=1):
     backbone = attach(load("tiny/llava", quant=quant), adapter, checkpoint_layers=True)
 
     def collate(indices):
-        asked, told = ["Is there an effusion?"] * len(indices), [answers[i] for i in indices]
-        return backbone.prepare([images[i] for i in indices], asked, told, max_tokens=200)
+        questions = ["Is there an effusion?"] * len(indices)
+        return backbone.prepare([images[i] for i in indices], questions, [answers[i] for i in indices], max_tokens=200)
 
     def write(model):
         texts = backbone.with_model(model).generate(images[:2], ["Is there an effusion?"] * 2, max_new_tokens=4)
@@ -136,17 +168,17 @@ def accuracy(model):
 
 
 def cut_short(train, out, **options):
-    """Train until the batch after step `CUT` is drawn, which leaves that step's checkpoint."""
+    """Train until the batch after step `CUT` is drawn; what saves then leaves that step's checkpoint."""
     try:
-        train(out, save_every_steps=CUT, cuts=True, **options)
+        train(out, cuts=True, **options)
     except CutError:
         return
     raise AssertionError("the training was not cut")
 
 
-def rows(*, batch_size=BATCH, cuts=False):
+def rows(*, batch_size=BATCH, cuts=False, n_items=ITEMS):
     """The batches; with `cuts` no more than `CUT` of them."""
-    source = make_source(batch_size=batch_size, n_items=ITEMS)
+    source = make_source(batch_size=batch_size, n_items=n_items)
     draw, drawn = source.next_indices, []
 
     def next_indices():
@@ -191,37 +223,38 @@ def broken(model, batch):
 
 
 def main(out):
-    """Every training that both ways of holding the model share, then those of one of them."""
+    """Every training, by name."""
     one_row = {"micro_batch_size": 1}
-    found = {
+    saw = {
         "tagger": train_tagger(out / "tagger", evaluate=accuracy, save_every_steps=CUT),
         "one row": train_tagger(out / "one-row", optim=one_row),
         "t5": train_t5(out / "t5"),
-        "llava": train_llava(out / "llava", quant="none" if processes.is_sharded() else "nf4"),
+        "llava": train_llava(out / "llava", quant="nf4"),
         "twice": train_twice(out / "twice"),
         "dropout": train_tagger(out / "dropout", dropout=0.3),
         "from one": train_tagger(out / "from-one"),
+        "prepared": train_prepared(out / "prepared"),
+        "sampled": train_prepared(out / "sampled", noise=1.0),
     }
-    cut_short(train_tagger, out / "dropout-cut", dropout=0.3)
-    found["dropout again"] = train_tagger(out / "dropout-cut", dropout=0.3)
-    cut_short(train_tagger, out / "to-one")
-    cut_short(train_t5, out / "t5-to-one")
+    cut_short(train_prepared, out / "sampled-cut", noise=1.0)
+    saw["sampled again"] = train_prepared(out / "sampled-cut", noise=1.0)
+    saw["broken item"] = ended(train_prepared, out / "broken-item", broken_row=BROKEN_ROW)
+    cut_short(train_tagger, out / "dropout-cut", dropout=0.3, save_every_steps=CUT)
+    saw["dropout again"] = train_tagger(out / "dropout-cut", dropout=0.3)
+    cut_short(train_tagger, out / "to-one", save_every_steps=CUT)
+    cut_short(train_t5, out / "t5-to-one", save_every_steps=CUT)
     signalled.calls = 0
-    found["signal"] = ended(train_tagger, out / "signal", step=signalled)
-    found["broken"] = ended(train_tagger, out / "broken", step=broken)
-    found["odd"] = ended(train_tagger, out / "odd", batch_size=7)
+    saw["signal"] = ended(train_tagger, out / "signal", step=signalled)
+    saw["broken"] = ended(train_tagger, out / "broken", step=broken)
+    saw["odd"] = ended(train_tagger, out / "odd", batch_size=7)
     auto = {"extras": {"train": TrainConfig(auto_batch=True)}}
-    found["auto"] = ended(train_tagger, out / "auto", step=narrow, **auto)
-    if processes.is_sharded():
-        found["scalar"] = ended(fit_tagger, out / "scalar", model=Scaled())
-        found["nf4"] = ended(train_llava, out / "nf4", quant="nf4")
-        found["8 bit"] = ended(train_tagger, out / "8-bit", optim={"optimizer": "adamw_8bit"})
-    else:
-        found["short"] = ended(train_tagger, out / "short", step=narrow)
-    return found
+    saw["auto"] = ended(train_tagger, out / "auto", step=narrow, **auto)
+    saw["short"] = ended(train_tagger, out / "short", step=narrow)
+    os.environ["ACCELERATE_USE_FSDP"] = "true"
+    saw["shards"] = ended(train_tagger, out / "shards")
+    return saw
 
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
-    told = main(folder)
-    (folder / f"found-{processes.rank()}.json").write_text(json.dumps(told))
+    (folder / f"saw-{processes.rank()}.json").write_text(json.dumps(main(folder)))

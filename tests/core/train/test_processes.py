@@ -18,7 +18,6 @@ from lightbox.files import file_sha256
 from lightbox.train import checkpoint, processes
 
 HERE = Path(__file__).parent
-WAYS = {"replicas": ["--multi_gpu"], "shards": ["--use_fsdp", "--fsdp_version", "2"]}
 pytestmark = pytest.mark.slow
 
 
@@ -35,28 +34,28 @@ def trainings():
 def one(trainings, tmp_path_factory):
     """What one process makes of the same trainings, and a training that it was cut in."""
     out = tmp_path_factory.mktemp("one")
-    trainings.cut_short(trainings.train_tagger, out / "from-one")
+    trainings.cut_short(trainings.train_tagger, out / "from-one", save_every_steps=trainings.CUT)
     return out, {
         "tagger": trainings.train_tagger(out / "tagger", evaluate=trainings.accuracy, save_every_steps=trainings.CUT),
         "t5": trainings.train_t5(out / "t5", micro=0),
         "twice": trainings.train_twice(out / "twice"),
-        "llava nf4": trainings.train_llava(out / "llava-nf4", quant="nf4", micro=0),
-        "llava none": trainings.train_llava(out / "llava-none", quant="none", micro=0),
+        "llava": trainings.train_llava(out / "llava", quant="nf4", micro=0),
+        "prepared": trainings.train_prepared(out / "prepared"),
     }
 
 
-@pytest.fixture(scope="module", params=list(WAYS))
-def two(request, one, tmp_path_factory):
-    """The folder of one launch of two processes, and what both processes saw."""
-    out = tmp_path_factory.mktemp(request.param)
+@pytest.fixture(scope="module")
+def two(one, tmp_path_factory):
+    """The folder of one launch of two processes, and what each of them saw."""
+    out = tmp_path_factory.mktemp("two")
     shutil.copytree(one[0] / "from-one", out / "from-one")
-    command = [sys.executable, "-W", "ignore", "-m", "accelerate.commands.launch", *WAYS[request.param]]
+    command = [sys.executable, "-W", "ignore", "-m", "accelerate.commands.launch", "--multi_gpu"]
     command += ["--num_processes", "2", "--main_process_port", "0", str(HERE / "launched.py"), str(out)]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=240, check=False, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""}
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    return request.param, out, [json.loads((out / f"found-{rank}.json").read_text()) for rank in (0, 1)]
+    return out, [json.loads((out / f"saw-{rank}.json").read_text()) for rank in (0, 1)]
 
 
 def assert_same_training(one, two):
@@ -75,17 +74,15 @@ def assert_same_training(one, two):
         assert two["squares"][name] == pytest.approx(square, rel=1e-4, abs=1e-9), name
 
 
-@pytest.mark.parametrize("training", ["tagger", "one row", "t5", "twice", "llava", "from one"])
+@pytest.mark.parametrize("training", ["tagger", "one row", "t5", "twice", "llava", "from one", "prepared"])
 def test_two_processes_give_the_losses_of_one(one, two, training):
     """20 steps with unequal lengths and a short last batch, whole shares or single rows, all parameters or LoRA.
 
     Whole batches of T5 and LLaVA in one process are single rows in two, so this is 1 of 8 against 8 of 1 as well.
-    LLaVA's base is in NF4 where each process holds it, and in 32 bit where it lies in shards.
     """
-    llava = "llava none" if two[0] == "shards" else "llava nf4"
-    twin = {"t5": "t5", "twice": "twice", "llava": llava}.get(training, "tagger")
-    for found in two[2]:
-        assert_same_training(one[1][twin], found[training])
+    twin = {"one row": "tagger", "from one": "tagger"}.get(training, training)
+    for saw in two[1]:
+        assert_same_training(one[1][twin], saw[training])
 
 
 def test_averaging_the_means_of_two_shares_would_be_noticed(trainings):
@@ -98,29 +95,22 @@ def test_averaging_the_means_of_two_shares_would_be_noticed(trainings):
     assert abs(of_tokens - of_means) > 1e-3
 
 
-def test_both_processes_hold_the_same_whole_model_and_the_same_curves(two):
-    first, second = two[2]
+def test_both_processes_hold_the_same_model_and_the_same_curves(two):
+    first, second = two[1]
     assert first == second
-    assert all(
-        not kind.startswith(("FSDP", "DTensor"))
-        for found in first.values()
-        if isinstance(found, dict)
-        for kind in found["kinds"]
-    )
 
 
-def test_evaluation_sees_the_whole_model_in_both_processes(one, two):
+def test_evaluation_sees_the_model_of_one_process(one, two):
     expected = one[1]["tagger"]["history"]["val/acc"]
-    assert two[2][0]["tagger"]["history"]["val/acc"] == expected
+    assert two[1][0]["tagger"]["history"]["val/acc"] == expected
     assert [step for step, _ in expected] == [7, 14, 20]
-    written = two[2][0]["llava"]["history"]["val/characters"]
-    assert written == one[1]["llava none" if two[0] == "shards" else "llava nf4"]["history"]["val/characters"]
+    assert two[1][0]["llava"]["history"]["val/characters"] == one[1]["llava"]["history"]["val/characters"]
 
 
 def test_one_process_writes_and_says_that_there_were_two(two):
-    way, out, _ = two
+    out, _ = two
     card = json.loads((out / "tagger" / "card.json").read_text())
-    assert card["processes"] == {"count": 2, "model": "in shards" if way == "shards" else "whole in each"}
+    assert card["processes"] == {"count": 2, "model": "whole in each"}
     assert sorted(path.name for path in (out / "tagger").iterdir()) == ["card.json", "checkpoints", "history.json"]
     assert checkpoint.damage(out / "tagger/checkpoints/step-00000020") is None
 
@@ -128,7 +118,7 @@ def test_one_process_writes_and_says_that_there_were_two(two):
 @pytest.mark.parametrize("training", ["tagger", "t5"])
 def test_a_checkpoint_of_two_processes_continues_in_one(trainings, one, two, tmp_path, training):
     train = {"tagger": trainings.train_tagger, "t5": trainings.train_t5}[training]
-    shutil.copytree(two[1] / ("to-one" if training == "tagger" else "t5-to-one"), tmp_path / "run")
+    shutil.copytree(two[0] / ("to-one" if training == "tagger" else "t5-to-one"), tmp_path / "run")
     assert_same_training(one[1][training], train(tmp_path / "run"))
     assert json.loads((tmp_path / "run" / "card.json").read_text())["notes"] == ["continued from step 7"]
 
@@ -136,55 +126,68 @@ def test_a_checkpoint_of_two_processes_continues_in_one(trainings, one, two, tmp
 def test_a_checkpoint_holds_the_same_names_and_shapes_whoever_wrote_it(one, two):
     name = "tagger/checkpoints/step-00000020"
     for file in ("model.safetensors", "optimizer.safetensors"):
-        ours, theirs = (checkpoint.weights.read_tensors(out / name / file) for out in (one[0], two[1]))
+        ours, theirs = (checkpoint.weights.read_tensors(out / name / file) for out in (one[0], two[0]))
         assert {key: tensor.shape for key, tensor in ours.items()} == {k: t.shape for k, t in theirs.items()}
 
 
-def test_a_resumed_training_of_two_processes_repeats_the_dropout_of_each(two):
-    _, out, (found, _) = two
-    assert found["dropout again"] == found["dropout"]
-    files = [out / name / "checkpoints/step-00000020/model.safetensors" for name in ("dropout", "dropout-cut")]
+@pytest.mark.parametrize("training", ["dropout", "sampled"])
+def test_a_resumed_training_of_two_processes_repeats_the_draws_of_each(two, training):
+    """Of dropout, and of what is prepared before the micro-batches."""
+    out, (saw, _) = two
+    assert saw[f"{training} again"]["history"] == saw[training]["history"]
+    files = [out / name / "checkpoints/step-00000020/model.safetensors" for name in (training, f"{training}-cut")]
     assert file_sha256(files[0]) == file_sha256(files[1])
 
 
+def test_each_process_prepares_its_own_share_and_none_where_it_has_none(trainings, two):
+    """17 items in batches of 8: the third batch has 1 item, so the second process has nothing to prepare."""
+    first, second = two[1][0]["prepared"]["asked"]
+    assert [len(indices) for indices in first] == [4, 4, 1, 4, 4, 1, 4, 4, 1, 4, 4, 1, 4, 4, 1, 4, 4, 1, 4, 4]
+    assert [len(indices) for indices in second] == [4] * 14
+    batches = trainings.rows(n_items=trainings.FEW_ITEMS).order(0)
+    assert [[*first[0], *second[0]], [*first[1], *second[1]], first[2]] == batches
+
+
+def test_a_prepared_item_that_is_not_finite_is_named_by_both(two):
+    for saw in two[1]:
+        assert saw["broken item"].startswith("WorkError At step")
+        assert "row-3" in saw["broken item"]
+        assert "The first tensor that is not finite is batch.weights." in saw["broken item"]
+
+
 def test_a_signal_to_one_process_stops_both_after_a_save(two):
-    _, out, told = two
-    assert [found["signal"] for found in told] == ["SystemExit 143", "SystemExit 143"]
+    out, both = two
+    assert [saw["signal"] for saw in both] == ["SystemExit 143", "SystemExit 143"]
     assert checkpoint.latest(out / "signal" / "checkpoints").name == "step-00000004"
 
 
 def test_a_loss_that_is_not_finite_in_one_process_stops_both(two):
-    _, out, told = two
+    out, both = two
     facts = json.loads((out / "broken" / "nonfinite.json").read_text())
-    for found in told:
-        assert found["broken"].startswith(f"WorkError At step {facts['step']} the loss is inf")
-        assert all(name in found["broken"] for name in facts["ids"])
+    for saw in both:
+        assert saw["broken"].startswith(f"WorkError At step {facts['step']} the loss is inf")
+        assert all(name in saw["broken"] for name in facts["ids"])
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(two):
-    for found in two[2]:
-        assert found["odd"].startswith("RequestError optim.batch_size is 7 and 2 processes were launched. ")
+    for saw in two[1]:
+        assert saw["odd"].startswith("RequestError optim.batch_size is 7 and 2 processes were launched. ")
+
+
+def test_a_launch_that_asks_for_shards_is_refused(two):
+    for saw in two[1]:
+        assert saw["shards"].startswith("RequestError The launch asks for FSDP, which cuts a model into shards. ")
+        assert "Launch with --multi_gpu, where each card holds the whole model" in saw["shards"]
 
 
 def test_a_shortage_in_one_process_halves_the_micro_batches_of_both(one, two):
-    way, out, told = two
-    if way == "shards":
-        for found in told:
-            assert found["auto"].startswith("RequestError train.auto_batch=true and FSDP are asked for together. ")
-            assert found["scalar"].startswith("RequestError A parameter that is a single number and FSDP are asked for")
-            assert found["nf4"].startswith("RequestError adapter.quant and FSDP are asked for together")
-            assert found["8 bit"].startswith(
-                "RequestError optim.optimizer=adamw_8bit and FSDP are asked for together. "
-            )
-        return
-    assert [found["auto"] for found in told] == ["finished", "finished"]
+    out, both = two
+    assert [saw["auto"] for saw in both] == ["finished", "finished"]
     history = json.loads((out / "auto" / "history.json").read_text())
     assert history.pop("train/micro_batch_size") == [[1, 2.0], [1, 1.0]]
-    assert history == told[0]["one row"]["history"]
-    for found in told:
-        assert found["short"].startswith(
-            "WorkError Memory ran out at step 1 with 4 items in a forward pass (CUDA out of"
-        )
+    assert history == both[0]["one row"]["history"]
+    for saw in both:
+        assert saw["short"].startswith("WorkError Memory ran out at step 1 with 4 items in a forward pass (CUDA out of")
 
 
 def test_shares_are_runs_of_the_batch_in_order(monkeypatch):

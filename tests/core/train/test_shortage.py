@@ -7,6 +7,7 @@ import weakref
 import pytest
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from lightbox.config import TrainConfig
 from lightbox.errors import WorkError
@@ -184,12 +185,17 @@ def test_no_tensor_of_a_failed_pass_is_held_while_it_is_tried_again(tmp_path):
 
 
 def test_memory_that_runs_out_in_the_update_or_an_evaluation_is_told_too(tmp_path):
-    def evaluate(model):
+    def greedy(*_):
         torch.empty(TOO_MUCH, dtype=torch.uint8)
-        return {}
 
-    with pytest.raises(WorkError, match=r"Memory ran out at step 13 .*can't allocate memory.* adapter\.quant"):
-        fit(tmp_path, step=drawing, evaluate=evaluate)
+    with pytest.raises(WorkError, match=r"in the evaluation after step 12 \(.*can't allocate memory.* adapter\.quant"):
+        fit(tmp_path / "evaluation", step=drawing, evaluate=greedy)
+    handle = register_optimizer_step_pre_hook(greedy)
+    try:
+        with pytest.raises(WorkError, match=r"in the update of step 1 \(.*can't allocate memory.* adapter\.quant"):
+            fit(tmp_path / "update", step=drawing)
+    finally:
+        handle.remove()
 
 
 def test_halves_are_divisors_of_the_share():

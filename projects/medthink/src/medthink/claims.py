@@ -4,7 +4,7 @@ The paper's text beyond its abstract was not available; its numbers are as an in
 tables are named by content because their printed numbers were not found. Paper numbers are R-RAD / R-SLAKE.
 """
 
-from lightbox.claims.spec import Arm, Claim, Contrast, Gate, Kind, Measure, PaperClaims, Role, difference
+from lightbox.claims.spec import BEST, Arm, Claim, Contrast, Gate, Kind, Measure, PaperClaims, Role, difference
 
 CORRUPTION_PCT = (0, 10, 25, 50)
 UNTRAINED = "objective.is_trained=false"
@@ -87,12 +87,8 @@ ARMS = (
 )
 
 
-def _under(arm: str, condition: str, metric: str = "correct") -> Measure:
-    return Measure(arm, metric, (("condition", condition),))
-
-
 def _reads(condition: str, reader: str = "reader") -> Measure:
-    return _under(reader, condition)
+    return Measure(reader, condition=condition)
 
 
 def _beside(name: str, arm: Measure | str, rival: Measure | str) -> Contrast:
@@ -107,7 +103,7 @@ def _without_answer_words(condition: str) -> Contrast:
 
 def _by_kind(kind: str, name: str, arm: str, rival: str) -> Contrast:
     """A difference on questions of one kind, shown beside the claim."""
-    where = (("condition", "image"), ("kind", kind))
+    where = (("kind", kind),)
     return _beside(f"{kind}: {name}", Measure(arm, where=where), Measure(rival, where=where))
 
 
@@ -118,7 +114,7 @@ def _bleu(n: int, name: str, arm: str, rival: str, role: Role = Role.SECONDARY) 
 def _gate(*arms: str, suffix: str = "") -> Gate:
     """The best of `arms` against majority, question-only, its own blank and shuffled images, and arm 0."""
     baselines = [Measure(f"majority{suffix}"), Measure(f"question_only{suffix}")]
-    baselines += [_under("{best}", "blank"), _under("{best}", "shuffled")]
+    baselines += [Measure(BEST, condition="blank"), Measure(BEST, condition="shuffled")]
     if not suffix:
         baselines.append(Measure("untouched"))
     return Gate(tuple(Measure(arm) for arm in arms), tuple(baselines))
@@ -306,5 +302,8 @@ PAPER = PaperClaims(
     arxiv="2404.12372",
     arms={arm.name: arm for arm in ARMS},
     claims=(_T1, _T1_PADS, _T2, _T3, _T4, _T5, _T6),
+    headline="correct",
+    condition="image",
     default_arm="explanation",
+    tuning=("correct", "fact_f1"),
 )

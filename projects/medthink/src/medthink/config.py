@@ -6,11 +6,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from lightbox.config import check_choice, check_positive, register_schema
 from lightbox.errors import RequestError
 from lightbox.paper import composition, schema
-from lightbox.paper.composition import chosen, inputs
+from lightbox.paper.composition import inputs
 from lightbox.paper.pretrained import Pretrained
 from lightbox.paper.schema import BASELINES, PaperConfig
 
@@ -157,7 +158,9 @@ class Config(PaperConfig):
 
 
 register_schema("medthink", "train", Config)
-register_schema("medthink", "eval", Config)
+
+
+chosen = partial(composition.chosen, has_fusion=True)
 
 
 def resolve(overrides: Sequence[str]) -> Config:

@@ -1,19 +1,24 @@
-"""Peak of live tensor bytes of some work: on a CPU from the profiler's memory events, on a GPU from its allocator.
+"""Peak of live tensor bytes of some work: on a CPU from the storages of its operations, on a GPU from its allocator.
 
-Resident memory of the process is no measure of this: it holds what the allocator keeps, the libraries and the files
-that are mapped, and it does not fall when a tensor goes.
+On a CPU the allocator is no measure of this: oneDNN takes from it what its kernels work in (weights in another order,
+scratchpads), and how much that is differs from one processor to the next; with AMX it came to nearly half of a tiny
+model's bf16 step. Nor is resident memory, which holds libraries and mapped files and does not fall when a tensor goes.
 """
 
 import gc
-from collections.abc import Callable, Iterable
+import weakref
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.autograd import DeviceType
-from torch.profiler import ProfilerActivity, profile
+from torch import Tensor, UntypedStorage, nn
+from torch.library import get_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-MEMORY_EVENT = "[memory]"
+from lightbox.backbones.quantisation import BACKEND
+
+_ON_CPU = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
 
 
 def peak_bytes(work: Callable[[], Any], *, held: Iterable[Tensor] = (), device: str = "cpu") -> int:
@@ -22,12 +27,13 @@ def peak_bytes(work: Callable[[], Any], *, held: Iterable[Tensor] = (), device: 
     Args:
         work: what is measured, called once. Run it once before, so that gradients, optimiser states and caches have the
             size that they keep.
-        held: tensors that are alive before and through the work (weights, states, inputs): the profiler sees only what
-            is allocated while it looks. On a GPU they are not needed, its allocator counts them.
+        held: tensors that are alive before and through the work (weights, states, inputs): what the work did not make
+            is not counted. On a GPU they are not needed, its allocator counts them.
         device: "cpu" or "cuda".
 
     Returns:
-        Bytes of the distinct storages in `held`, and on top of them the largest running sum of allocations less frees.
+        Bytes of the distinct storages in `held`, and on top of them the most that the work's own come to together: of
+        results of operations, not of what a kernel needs while it runs, so the same on every processor.
     """
     gc.collect()  # a cycle that the garbage collector ends in the middle of the work would lower its peak
     if device == "cuda":
@@ -37,28 +43,24 @@ def peak_bytes(work: Callable[[], Any], *, held: Iterable[Tensor] = (), device: 
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated()
     base = storage_bytes(held)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as recorded:
+    with _LiveStorages() as live:
         work()
-    live = top = 0
-    for change in _changes(recorded):
-        live += change
-        top = max(top, live)
-    return base + top
+    return base + live.peak
 
 
 def held_by(*owners: nn.Module | torch.optim.Optimizer | dict[str, Any]) -> list[Tensor]:
     """Tensors of models (parameters, buffers, states of quantised weights), of optimisers, and of batches."""
-    found: list[Tensor] = []
+    tensors: list[Tensor] = []
     for owner in owners:
         if isinstance(owner, nn.Module):
             for tensor in (*owner.parameters(), *owner.buffers()):
-                found += _with_states(tensor)
-            found += [part for module in owner.modules() for part in _eight_bit(module)]
+                tensors += _with_states(tensor)
+            tensors += [part for module in owner.modules() for part in _eight_bit(module)]
         elif isinstance(owner, torch.optim.Optimizer):
-            found += [slot for slots in owner.state.values() for slot in slots.values() if isinstance(slot, Tensor)]
+            tensors += [slot for slots in owner.state.values() for slot in slots.values() if isinstance(slot, Tensor)]
         else:
-            found += [value for value in owner.values() if isinstance(value, Tensor)]
-    return found
+            tensors += [value for value in owner.values() if isinstance(value, Tensor)]
+    return tensors
 
 
 def storage_bytes(tensors: Iterable[Tensor]) -> int:
@@ -70,11 +72,40 @@ def storage_bytes(tensors: Iterable[Tensor]) -> int:
     return sum(sizes.values())
 
 
-def _changes(recorded: profile) -> Iterable[int]:
-    """Bytes of each allocation, and less than 0 of each free, on the CPU in the order of time."""
-    results = recorded.profiler.kineto_results  # type: ignore[union-attr]
-    events: list[Any] = [e for e in results.events() if e.name() == MEMORY_EVENT and e.device_type() == DeviceType.CPU]
-    return [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+class _LiveStorages(TorchDispatchMode):
+    """Bytes of the storages that operations under this mode make, now and at their highest; backward passes too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._seen: weakref.WeakSet[UntypedStorage] = weakref.WeakSet()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        # what comes in and was not seen is older than the work; only a list's tensor is made where no mode looks
+        self._note((args, kwargs), is_new=func is torch.ops.aten.lift_fresh.default)
+        if func.namespace == BACKEND:
+            # its kernels are Python, with tensors of their own (a dequantised matrix): called so that the mode sees in
+            with self:
+                result = get_kernel(func, "CPU").call_boxed(_ON_CPU, *args, **kwargs)
+        else:
+            result = func(*args, **kwargs)
+        self._note(result, is_new=True)
+        return result
+
+    def _note(self, values: Any, *, is_new: bool) -> None:
+        for value in tree_leaves(values):
+            if isinstance(value, Tensor) and (storage := value.untyped_storage()) not in self._seen:
+                self._seen.add(storage)
+                if is_new:
+                    self._change(storage.nbytes())
+                    weakref.finalize(storage, self._change, -storage.nbytes())
+
+    def _change(self, size: int) -> None:
+        self.now += size
+        self.peak = max(self.peak, self.now)
 
 
 def _with_states(tensor: Tensor) -> list[Tensor]:

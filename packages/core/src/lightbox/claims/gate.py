@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from lightbox.claims.spec import Gate, Measure, Role, difference
-from lightbox.claims.statistics import Effect, ScoresByArmSeed, complete_seeds, contrast_effect, label, measured
+from lightbox.claims.spec import BEST, Gate, Measure, Role, difference
+from lightbox.claims.statistics import Effect, Scores, contrast_effect
 
 ROUNDING = 1e-12  # means of 0/1 scores miss a declared decimal by this much at most
 
@@ -36,7 +36,7 @@ class GateResult:
     baselines: dict[str, float]
 
 
-def gate_result(gate: Gate, scores: ScoresByArmSeed, *, seeds: Sequence[int]) -> GateResult:
+def gate_result(gate: Gate, scores: Scores, *, seeds: Sequence[int]) -> GateResult:
     """Evaluate a gate on the seeds that have the scores of all its arms.
 
     The best arm is the candidate with the highest mean over seeds, the first one in a tie; a baseline declared for
@@ -45,16 +45,15 @@ def gate_result(gate: Gate, scores: ScoresByArmSeed, *, seeds: Sequence[int]) ->
     Raises:
         WorkError: where the arms and baselines do not pair (see `statistics`).
     """
-    named = [m.arm for m in (*gate.arms, *gate.baselines) if m.arm != "{best}"]
-    ready = complete_seeds(named, scores, seeds=seeds)
+    ready = scores.complete_seeds((m.arm for m in (*gate.arms, *gate.baselines) if m.arm != BEST), seeds)
     if not ready:
         return GateResult(gate, None, (), "", None, "", None, None, {}, {})
     best, arms = _highest(gate.arms, scores, ready)
-    rivals = [replace(m, arm=best.arm) if m.arm == "{best}" else m for m in gate.baselines]
+    rivals = [replace(m, arm=best.arm) if m.arm == BEST else m for m in gate.baselines]
     baseline, baselines = _highest(rivals, scores, ready)
     contrast = difference("best arm minus strongest baseline", best, baseline, Role.SECONDARY)
     lead = contrast_effect(contrast, scores, seeds=ready, min_effect=gate.margin, bootstrap=False)
-    return judge_gate(gate, lead, best=label(best), arms=arms, baseline=label(baseline), baselines=baselines)
+    return judge_gate(gate, lead, best=best.label, arms=arms, baseline=baseline.label, baselines=baselines)
 
 
 def judge_gate(
@@ -80,10 +79,8 @@ def judge_gate(
     return GateResult(gate, not failures, tuple(failures), best, means[0], baseline, means[1], lead, arms, baselines)
 
 
-def _highest(
-    measures: Sequence[Measure], scores: ScoresByArmSeed, seeds: Sequence[int]
-) -> tuple[Measure, dict[str, float]]:
+def _highest(measures: Sequence[Measure], scores: Scores, seeds: Sequence[int]) -> tuple[Measure, dict[str, float]]:
     """The measure with the highest mean over seeds (first in a tie), and every mean by label."""
-    means = [np.mean([measured(m, scores[m.arm, s], seed=s)[1].mean() for s in seeds]) for m in measures]
-    by_label = {label(m): float(mean) for m, mean in zip(measures, means, strict=True)}
+    means = [np.mean(scores.means(m, seeds)) for m in measures]
+    by_label = {m.label: float(mean) for m, mean in zip(measures, means, strict=True)}
     return measures[int(np.argmax(means))], by_label

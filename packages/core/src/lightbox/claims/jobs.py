@@ -13,7 +13,7 @@ from typing import Any
 from lightbox.claims.registry import Paper, arms_in_order
 from lightbox.claims.spec import Arm, Claim
 from lightbox.files import to_plain
-from lightbox.runs.key import identify
+from lightbox.runs.key import Identity, effective, identify
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,6 @@ class Job:
         inputs: digests of data, weights and files, and the device, as the paper names them.
         modules: digest of the code by module; source: one digest of them all.
         computing: versions of the distributions that compute.
-        chosen: modules that the configuration asks for, see `runs.sources.closure`.
         needs: keys of the jobs whose folders it reads, by arm.
         minutes: expected on one core; mem_gib: expected peak memory.
     """
@@ -45,7 +44,6 @@ class Job:
     modules: dict[str, str]
     source: str
     computing: dict[str, str]
-    chosen: tuple[str, ...] = ()
     needs: dict[str, str] = field(default_factory=dict)
     minutes: float = 0.0
     mem_gib: float = 0.0
@@ -117,14 +115,24 @@ def _first_of_each(jobs: Iterable[Job]) -> dict[str, Job]:
 
 def _paper_jobs(paper: Paper, claims: Sequence[Claim], preset: str) -> list[Job]:
     """Jobs of one paper: each arm that a claim reads or another arm needs, on every seed that asks for it."""
-    seeds: dict[str, int] = {}
+    seeds: dict[str, range] = {}
     for claim in claims:
         for arm in arms_in_order(paper.claims, claim.arms):
-            seeds[arm] = max(seeds.get(arm, 0), len(seeds_of(claim, preset)))
+            seeds[arm] = max(seeds.get(arm, range(0)), seeds_of(claim, preset), key=len)
+    return _arm_jobs(paper, seeds, preset)
+
+
+def arm_job(paper: Paper, arm: str, *, preset: str, seed: int) -> Job:
+    """The job of one arm on one seed as it would be planned today; it need not belong to a claim."""
+    return _arm_jobs(paper, dict.fromkeys(arms_in_order(paper.claims, [arm]), [seed]), preset)[-1]
+
+
+def _arm_jobs(paper: Paper, seeds: Mapping[str, Sequence[int]], preset: str) -> list[Job]:
+    """Jobs of each arm on its seeds, needs first; the needs of an arm have its seeds too."""
     jobs: dict[tuple[str, int], Job] = {}
     for name in arms_in_order(paper.claims, seeds):
         template = make_template(paper, paper.claims.arms[name], preset)
-        for seed in range(seeds[name]):
+        for seed in seeds[name]:
             needs = {need: jobs[need, seed].key for need in paper.claims.arms[name].needs}
             jobs[name, seed] = with_seed(template, seed, needs)
     return list(jobs.values())
@@ -139,8 +147,8 @@ def make_template(paper: Paper, arm: Arm, preset: str) -> Job:
     module = paper.config()
     cfg = module.resolve(list(overrides))
     cost = module.estimate(cfg)
-    config, chosen = to_plain(cfg), module.chosen(cfg)
-    identity = identify(paper.package, config, inputs=module.inputs(cfg), chosen=chosen)
+    config = to_plain(cfg)
+    identity = identify(paper.package, config, inputs=module.inputs(cfg), chosen=module.chosen(cfg))
     return Job(
         key="",
         paper=paper.name,
@@ -154,7 +162,6 @@ def make_template(paper: Paper, arm: Arm, preset: str) -> Job:
         modules=identity.modules,
         source=identity.record["source"],
         computing=identity.versions,
-        chosen=tuple(chosen),
         minutes=float(cost["minutes"]),
         mem_gib=float(cost["mem_gib"]),
     )
@@ -165,7 +172,8 @@ def with_seed(template: Job, seed: int, needs: Mapping[str, str]) -> Job:
     config = copy.deepcopy(template.config)
     config["run"]["seed"] = seed
     preset, _, *own = template.overrides
-    identity = identify(template.package, config, inputs=template.inputs, needs=needs, chosen=template.chosen)
+    # code and versions are those of the template: reading them again for every seed would take seconds
+    identity = Identity(effective(config), template.inputs, template.modules, template.computing, dict(needs))
     return dataclasses.replace(
         template,
         key=identity.key,

@@ -1,7 +1,8 @@
 """Published results, in git: per-item scores, the document beside them, and one row a run. No torch.
 
 `results/<paper>/<preset>/<key>.parquet` holds the scores of a job, `results.json` there what they came to, and
-`results/runs.csv` one row a run. Rows and scores made by an older source stay; their claims are marked with its commit.
+`results/runs.csv` one row a run, with the mean of the paper's headline metric under its condition. Rows and scores made
+by an older source stay; their claims are marked with its commit.
 """
 
 import csv
@@ -9,54 +10,61 @@ import io
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
 
-from lightbox.claims import results
+from lightbox.claims import document, results
+from lightbox.claims.document import ClaimEntry, Document, JobEntry
 from lightbox.claims.entries import claim_entry
 from lightbox.claims.jobs import Plan, make_template
 from lightbox.claims.registry import Paper
 from lightbox.claims.runner import Finished
 from lightbox.claims.verdicts import PRESETS_WITHOUT_VERDICT
 from lightbox.errors import RequestError, WorkError
-from lightbox.files import file_sha256, replace_text, sync_folder, write_synced
+from lightbox.files import file_sha256, replace_bytes, replace_text
 from lightbox.runs.folders import SCORES
 
 _log = logging.getLogger("lightbox.claims")
 
 DOCUMENT = "results.json"
 ROWS = "runs.csv"
-COLUMNS = "paper preset arm seed key commit date hardware wall_s peak_gib items correct scores_sha256 source".split()
+COLUMNS = (
+    "paper preset arm seed key commit date hardware wall_s peak_gib items metric headline scores_sha256 source".split()
+)
+IDENTITY = ("paper", "preset", "arm", "seed", "key", "scores_sha256")
+
+
+def committed_jobs(root: Path, papers: Sequence[str], preset: str) -> dict[str, JobEntry]:
+    """Committed jobs by key; empty where nothing is committed."""
+    return {job.key: job for published in _documents(root, papers, preset) for job in published.jobs}
 
 
 def committed_scores(root: Path, papers: Sequence[str], preset: str) -> dict[str, Path]:
-    """Committed parquet files of some papers at a preset, by job key."""
-    files = [path for paper in papers for path in (root / paper / preset).glob("*.parquet")]
-    return {path.stem: path for path in files}
+    """Parquet files of committed jobs, by key."""
+    paths = {
+        key: scores_path(root / job.paper / preset, job) for key, job in committed_jobs(root, papers, preset).items()
+    }
+    return {key: path for key, path in paths.items() if path.exists()}
 
 
-def committed_cards(root: Path, papers: Sequence[str], preset: str) -> dict[str, dict[str, Any]]:
-    """Rows of `results.json` about committed jobs, by key; empty where nothing is committed."""
-    return {row["key"]: row for document in _documents(root, papers, preset) for row in document["jobs"]}
+def committed_claims(root: Path, papers: Sequence[str], preset: str) -> dict[tuple[str, str], ClaimEntry]:
+    """Committed claims, by (paper, claim id); empty where nothing is committed."""
+    claims = [claim for published in _documents(root, papers, preset) for claim in published.claims]
+    return {(claim.paper, claim.id): claim for claim in claims}
 
 
-def committed_claims(root: Path, papers: Sequence[str], preset: str) -> dict[tuple[str, str], dict[str, Any]]:
-    """Committed claim entries, by (paper, claim id); empty where nothing is committed."""
-    entries = [entry for document in _documents(root, papers, preset) for entry in document["claims"]]
-    return {(entry["paper"], entry["id"]): entry for entry in entries}
-
-
-def publish(document: Mapping[str, Any], plan: Plan, found: Finished, root: Path) -> list[Path]:
+def publish(new: Document, plan: Plan, finished: Finished, root: Path) -> list[Path]:
     """Copy the scores of a complete run to `root`, with its document and rows; return the documents written.
 
     Claims and jobs that an earlier publication holds and this run does not touch stay as they are.
 
     Args:
-        document: from `results.build`.
+        new: from `results.build`.
         plan: the jobs.
-        found: all of them finished or reused.
+        finished: all of them finished or reused.
         root: the checkout's `results/`.
 
     Raises:
@@ -66,25 +74,31 @@ def publish(document: Mapping[str, Any], plan: Plan, found: Finished, root: Path
     if plan.preset in PRESETS_WITHOUT_VERDICT:
         why = "Its runs exercise the code and decide nothing"
         raise RequestError(f"--publish with --preset {plan.preset}", why, "Publish a run of quick or full")
-    missing = sorted(plan.scored_keys() - found.folders.keys() - found.reused.keys())
+    missing = sorted(plan.scored_keys() - finished.folders.keys() - finished.reused.keys())
     if missing:
-        given = f"--publish with {len(missing)} of {len(plan.scored_keys())} jobs unfinished"
+        request = f"--publish with {len(missing)} of {len(plan.scored_keys())} jobs unfinished"
         why = "A published verdict needs every seed, also those that failed"
-        raise WorkError(given, why, "Correct what failed (see error.json in its folder) and run again")
+        raise WorkError(request, why, "Correct what failed (see error.json in its folder) and run again")
     written = []
-    for paper in dict.fromkeys(entry["paper"] for entry in document["claims"]):
-        folder = root / paper / plan.preset
+    for paper in {paper.name: paper for paper, _ in plan.claims}.values():
+        folder = root / paper.name / plan.preset
         folder.mkdir(parents=True, exist_ok=True)
-        for (owner, _, _), key in plan.keys.items():
-            if owner == paper and key in found.folders and key in plan.scored_keys():
-                _copy(found.folders[key] / SCORES, folder / f"{key}.parquet")
-        _append_rows(root / ROWS, _rows(document, folder, plan, paper))
-        results.write(_merged(document, folder / DOCUMENT, paper), folder / DOCUMENT)
+        jobs = [job for job in new.jobs if job.paper == paper.name]
+        for job in jobs:
+            if job.key in finished.folders and job.key in plan.scored_keys():
+                replace_bytes(scores_path(folder, job), (finished.folders[job.key] / SCORES).read_bytes())
+        _append_rows(root / ROWS, [_row(job, folder, paper) for job in jobs if scores_path(folder, job).exists()])
+        document.write(_merged(new, folder / DOCUMENT, paper.name), folder / DOCUMENT)
         written.append(folder / DOCUMENT)
     return written
 
 
-def recompute(folder: Path, paper: Paper) -> dict[str, Any]:
+def scores_path(folder: Path, job: JobEntry) -> Path:
+    """Where the published scores of a job lie in `results/<paper>/<preset>`."""
+    return folder / f"{job.key}.parquet"
+
+
+def recompute(folder: Path, paper: Paper) -> Document:
     """Recompute every effect, interval and verdict of a published folder from its parquet files.
 
     Claims are decided as the paper's `claims.py` declares them now; a claim that it no longer declares is left out. A
@@ -98,21 +112,19 @@ def recompute(folder: Path, paper: Paper) -> dict[str, Any]:
         RequestError: where the document is absent or of another schema.
         WorkError: where a parquet file is absent or damaged.
     """
-    document = results.load(folder / DOCUMENT)
-    today = today_sources(paper, document["preset"])
-    rows = [row for row in document["jobs"] if row["paper"] == paper.name]
+    published = document.load(folder / DOCUMENT)
+    today = today_sources(paper, published.preset)
     entries = []
-    for published in document["claims"]:
-        claim = paper.claims.claim(published["id"])
+    for earlier in published.claims:
+        claim = paper.claims.claim(earlier.id)
         if claim is None:
             continue
-        wanted = {row["key"] for row in rows} & set(published["run_ids"])
-        cards = {(row["arm"], row["seed"]): row for row in rows if row["key"] in wanted and row["arm"] in claim.arms}
-        scores = {pair: results.read_scores(folder / f"{row['key']}.parquet") for pair, row in cards.items()}
-        entry = claim_entry(claim, document["preset"], scores, cards)
-        older = sorted({row["commit"] for row in cards.values() if row["source"] not in today})
-        entries.append(entry | {"published": None, "older_source": older})
-    return {**document, "claims": entries, "family": results.family_of(entries)}
+        own = [job for job in published.jobs if job.key in earlier.run_ids and job.arm in claim.arms]
+        jobs = {(job.arm, job.seed): job for job in own}
+        scores = results.scores_of(paper, {pair: scores_path(folder, job) for pair, job in jobs.items()})
+        older = sorted({job.commit for job in own if job.commit and job.source not in today})
+        entries.append(replace(claim_entry(claim, published.preset, scores, jobs), older_source=tuple(older)))
+    return replace(published, claims=tuple(entries), family=document.family_of(tuple(entries)))
 
 
 def today_sources(paper: Paper, preset: str) -> set[str]:
@@ -122,86 +134,81 @@ def today_sources(paper: Paper, preset: str) -> set[str]:
 
 def published_folders(root: Path, papers: Sequence[Paper], preset: str = "") -> list[tuple[Path, Paper]]:
     """Folders of `root` that hold a document of these papers, at one preset or ("") at any."""
-    found = [(path.parent, paper) for paper in papers for path in sorted((root / paper.name).glob(f"*/{DOCUMENT}"))]
-    return [(folder, paper) for folder, paper in found if preset in ("", folder.name)]
+    folders = [(path.parent, paper) for paper in papers for path in sorted((root / paper.name).glob(f"*/{DOCUMENT}"))]
+    return [(folder, paper) for folder, paper in folders if preset in ("", folder.name)]
 
 
-def joined(documents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def joined(documents: Sequence[Document]) -> Document:
     """One document of several papers at one preset; the first one says when and where."""
-    parts = {name: [row for document in documents for row in document[name]] for name in ("claims", "jobs", "errors")}
-    curves = {paper: by_metric for document in documents for paper, by_metric in document["curves"].items()}
-    wall_s = sum(document["wall_s"] for document in documents)
-    return {**documents[0], **parts, "curves": curves, "wall_s": wall_s, "family": results.family_of(parts["claims"])}
+    claims = tuple(claim for part in documents for claim in part.claims)
+    return replace(
+        documents[0],
+        claims=claims,
+        family=document.family_of(claims),
+        jobs=tuple(job for part in documents for job in part.jobs),
+        errors=tuple(error for part in documents for error in part.errors),
+        curves={paper: curves for part in documents for paper, curves in part.curves.items()},
+        wall_s=sum(part.wall_s for part in documents),
+    )
 
 
-def _documents(root: Path, papers: Sequence[str], preset: str) -> list[dict[str, Any]]:
-    found = [_earlier(root / paper / preset / DOCUMENT) for paper in papers]
-    return [document for document in found if document is not None]
+def _documents(root: Path, papers: Sequence[str], preset: str) -> list[Document]:
+    published = [_earlier(root / paper / preset / DOCUMENT) for paper in papers]
+    return [part for part in published if part is not None]
 
 
-def _earlier(path: Path) -> dict[str, Any] | None:
+def _earlier(path: Path) -> Document | None:
     """What is published, or None where nothing is; what another version wrote must not stop a new run."""
     try:
-        return results.load(path) if path.exists() else None
+        return document.load(path) if path.exists() else None
     except RequestError as err:
         _log.warning("%s", err)
         return None
 
 
-def _copy(source: Path, target: Path) -> None:
-    """Copy a file whole: the name appears once the content is on the disk."""
-    staged = target.with_name(f".{target.name}.tmp")
-    write_synced(staged, source.read_bytes())
-    staged.replace(target)
-    sync_folder(target.parent)
-
-
-def _rows(document: Mapping[str, Any], folder: Path, plan: Plan, paper: str) -> list[dict[str, Any]]:
-    rows = []
-    for job in document["jobs"]:
-        path = folder / f"{job['key']}.parquet"
-        if job["paper"] == paper and path.exists():
-            scores = results.read_scores(path)
-            image = scores.filter(pc.equal(scores["condition"], "image"))
-            mean = pc.mean(image["correct"]).as_py() if "correct" in image.column_names else None
-            rows.append(
-                {name: job.get(name) for name in COLUMNS}
-                | {"preset": plan.preset, "date": (job["ended"] or time.strftime("%Y-%m-%d"))[:10]}
-                | {"items": image.num_rows, "correct": "" if mean is None else round(mean, 6)}
-                | {"scores_sha256": file_sha256(path)}
-            )
-    return rows
+def _row(job: JobEntry, folder: Path, paper: Paper) -> dict[str, Any]:
+    scores, claims = results.read_scores(scores_path(folder, job)), paper.claims
+    judged = scores.filter(pc.equal(scores["condition"], claims.condition))
+    mean = pc.mean(judged[claims.headline]).as_py() if claims.headline in judged.column_names else None
+    return {name: value for name, value in asdict(job).items() if name in COLUMNS} | {
+        "preset": folder.name,
+        "date": (job.ended or time.strftime("%Y-%m-%d"))[:10],
+        "items": judged.num_rows,
+        "metric": claims.headline,
+        "headline": "" if mean is None else round(mean, 6),
+        "scores_sha256": file_sha256(scores_path(folder, job)),
+    }
 
 
 def _append_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Append the rows that are not there: a row is known by arm, seed, key and the digest of its scores."""
+    """Append the rows that are not there, told apart by arm, seed, key and the digest of their scores."""
     text = path.read_text(encoding="utf-8") if path.exists() else ",".join(COLUMNS) + "\n"
-    identity = ("paper", "preset", "arm", "seed", "key", "scores_sha256")
-    known = {tuple(row[name] for name in identity) for row in csv.DictReader(io.StringIO(text))}
-    new = [row for row in rows if tuple(str(row[name]) for name in identity) not in known]
+    there = {tuple(row[name] for name in IDENTITY) for row in csv.DictReader(io.StringIO(text))}
+    new = [row for row in rows if tuple(str(row[name]) for name in IDENTITY) not in there]
     buffer = io.StringIO()
     csv.DictWriter(buffer, COLUMNS, lineterminator="\n").writerows(new)
     replace_text(path, text + buffer.getvalue())
 
 
-def _merged(document: Mapping[str, Any], path: Path, paper: str) -> dict[str, Any]:
+def _merged(new: Document, path: Path, paper: str) -> Document:
     """The paper's part of a document, with what an earlier publication holds of other claims and jobs."""
-    earlier = _earlier(path) or {"claims": [], "jobs": [], "curves": {}}
-    claims = {entry["id"]: entry for entry in earlier["claims"]}
-    claims |= {entry["id"]: entry | {"published": None} for entry in document["claims"] if entry["paper"] == paper}
-    jobs = {(row["arm"], row["seed"], row["key"]): row for row in earlier["jobs"]}
-    jobs |= {(row["arm"], row["seed"], row["key"]): row for row in document["jobs"] if row["paper"] == paper}
-    used = {key for entry in claims.values() for key in entry["run_ids"]}
-    curves = earlier["curves"].get(paper, {})
-    for metric, by_arm in document["curves"].get(paper, {}).items():  # one seed's curve an arm keeps the file small
-        curves = curves | {metric: curves.get(metric, {}) | {arm: found[:1] for arm, found in by_arm.items()}}
-    return {
-        **document,
-        "claims": [claims[name] for name in sorted(claims)],
-        "family": results.family_of(list(claims.values())),
-        "jobs": [row | {"reused": False} for row in jobs.values() if row["key"] in used],
-        "errors": [],
-        "skipped": [],
-        "examples": [],
-        "curves": {paper: curves} if curves else {},
-    }
+    earlier = _earlier(path)
+    claims = {claim.id: claim for claim in earlier.claims} if earlier is not None else {}
+    claims |= {claim.id: claim.beside(None) for claim in new.claims if claim.paper == paper}
+    jobs = [*(earlier.jobs if earlier is not None else ()), *(job for job in new.jobs if job.paper == paper)]
+    used = {key for claim in claims.values() for key in claim.run_ids}
+    curves = dict(earlier.curves.get(paper, {})) if earlier is not None else {}
+    for metric, by_arm in new.curves.get(paper, {}).items():  # one seed's curve an arm keeps the file small
+        curves[metric] = curves.get(metric, {}) | {arm: seeds[:1] for arm, seeds in by_arm.items()}
+    return replace(
+        new,
+        claims=tuple(claims[name] for name in sorted(claims)),
+        family=document.family_of(tuple(claims.values())),
+        jobs=tuple(
+            {(job.arm, job.seed, job.key): replace(job, reused=False) for job in jobs if job.key in used}.values()
+        ),
+        errors=(),
+        skipped=(),
+        examples=(),
+        curves={paper: curves} if curves else {},
+    )

@@ -41,11 +41,17 @@ def load_papers(names: Sequence[str] = (), *, packages: Mapping[str, str] | None
     Raises:
         RequestError: for an unknown name, listing the known ones, or for claims that contradict themselves.
     """
-    known = installed_packages() if packages is None else packages
+    packages = installed_packages() if packages is None else packages
     for name in names:
-        if name not in known:
-            raise _unknown("paper", name, known)
-    return [load_paper(name, known[name]) for name in dict.fromkeys(names or known)]
+        if name not in packages:
+            raise _unknown("paper", name, packages)
+    return [load_paper(name, packages[name]) for name in dict.fromkeys(names or packages)]
+
+
+def declarations(names: Iterable[str]) -> dict[str, PaperClaims]:
+    """What those papers declare, by name; one that is recorded and not installed is left out."""
+    packages = installed_packages()
+    return {name: load_paper(name, packages[name]).claims for name in dict.fromkeys(names) if name in packages}
 
 
 def load_paper(name: str, package: str) -> Paper:
@@ -62,18 +68,18 @@ def choose_claims(papers: Sequence[Paper], ids: Sequence[str] = ()) -> list[tupl
         RequestError: for an unknown id, listing the known ones.
     """
     every = [(paper, claim) for paper in papers for claim in paper.claims.claims]
-    known = [claim.id for _, claim in every]
+    every_id = [claim.id for _, claim in every]
     for claim_id in ids:
-        if claim_id not in known:
-            raise _unknown("claim", claim_id, known)
+        if claim_id not in every_id:
+            raise _unknown("claim", claim_id, every_id)
     return [(paper, claim) for paper, claim in every if not ids or claim.id in ids]
 
 
 def check_preset(preset: str, claims: Iterable[tuple[Paper, Claim]]) -> None:
     """Raise `RequestError`, listing the known ones, where no claim knows the preset."""
-    known = sorted({name for _, claim in claims for name in claim.presets})
-    if preset not in known:
-        raise _unknown("preset", preset, known)
+    presets = sorted({name for _, claim in claims for name in claim.presets})
+    if preset not in presets:
+        raise _unknown("preset", preset, presets)
 
 
 def check_claims(paper: PaperClaims) -> None:
@@ -82,6 +88,8 @@ def check_claims(paper: PaperClaims) -> None:
         _refuse_unless(name == arm.name, paper, f"arm '{arm.name}' under the name '{name}'", "The two must agree")
         missing = [need for need in arm.needs if need not in paper.arms]
         _refuse_unless(not missing, paper, f"arm '{name}', which needs {missing}", "Those are no arms of the paper")
+    default = f"the default arm '{paper.default_arm}'"
+    _refuse_unless(paper.default_arm in paper.arms, paper, default, f"The arms are {', '.join(paper.arms)}")
     arms_in_order(paper, paper.arms)
     ids = [claim.id for claim in paper.claims]
     _refuse_unless(len(set(ids)) == len(ids), paper, f"the claim ids {', '.join(ids)}", "An id names one claim")
@@ -111,29 +119,31 @@ def arms_in_order(paper: PaperClaims, arms: Iterable[str]) -> list[str]:
 
 
 def _check_claim(paper: PaperClaims, claim: Claim) -> None:
-    given = f"claim {claim.id} of kind {claim.kind}"
+    declared = f"claim {claim.id} of kind {claim.kind}"
     links = claim.by_role(Role.PRIMARY)
-    _refuse_unless(bool(links), paper, f"{given} without a primary contrast", "A verdict needs one")
+    _refuse_unless(bool(links), paper, f"{declared} without a primary contrast", "A verdict needs one")
     if claim.kind in (Kind.DIRECTIONAL, Kind.PATTERN):
         why = "It rests on one number; kind chain takes several"
-        _refuse_unless(len(links) == 1, paper, f"{given} with {len(links)} primary contrasts", why)
+        _refuse_unless(len(links) == 1, paper, f"{declared} with {len(links)} primary contrasts", why)
     names = [contrast.name for contrast in claim.contrasts]
-    _refuse_unless(len(set(names)) == len(names), paper, f"{given}, contrasts {names}", "A name is used twice")
+    _refuse_unless(len(set(names)) == len(names), paper, f"{declared}, contrasts {names}", "A name is used twice")
     missing = [arm for arm in claim.arms if arm not in paper.arms]
-    _refuse_unless(not missing, paper, f"{given}, which reads {missing}", "Those are no arms of the paper")
+    _refuse_unless(not missing, paper, f"{declared}, which reads {missing}", "Those are no arms of the paper")
     has_bound = claim.bound is not None
-    _refuse_unless(has_bound == (claim.kind is Kind.EXACT), paper, f"{given}, bound {claim.bound}", "Exact has a bound")
+    _refuse_unless(
+        has_bound == (claim.kind is Kind.EXACT), paper, f"{declared}, bound {claim.bound}", "Exact has a bound"
+    )
     uncounted = [preset for preset in claim.presets if claim.seeds.get(preset, 0) < 1]
-    _refuse_unless(not uncounted, paper, f"{given}, presets {uncounted}", "`seeds` says no number for them")
+    _refuse_unless(not uncounted, paper, f"{declared}, presets {uncounted}", "`seeds` says no number for them")
 
 
-def _refuse_unless(holds: bool, paper: PaperClaims, given: str, why: str) -> None:
+def _refuse_unless(holds: bool, paper: PaperClaims, declared: str, why: str) -> None:
     if not holds:
-        raise RequestError(f"{paper.paper} declares {given}", why, f"Correct {paper.paper}/claims.py")
+        raise RequestError(f"{paper.paper} declares {declared}", why, f"Correct {paper.paper}/claims.py")
 
 
-def _unknown(what: str, name: str, known: Iterable[str]) -> RequestError:
-    known = list(known)
-    near = difflib.get_close_matches(name, known, n=1)
+def _unknown(what: str, name: str, choices: Iterable[str]) -> RequestError:
+    choices = list(choices)
+    near = difflib.get_close_matches(name, choices, n=1)
     hint = f"Did you mean {near[0]}?" if near else f"Choose a {what} from those"
-    return RequestError(f"There is no {what} '{name}'", f"The known ones are: {', '.join(known) or 'none'}", hint)
+    return RequestError(f"There is no {what} '{name}'", f"The known ones are: {', '.join(choices) or 'none'}", hint)

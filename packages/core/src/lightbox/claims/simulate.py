@@ -7,15 +7,14 @@ quarter of the items, so its standard deviation is 0.5. A seed's own effect is n
 
 import itertools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from lightbox.claims.document import load
 from lightbox.claims.gate import judge_gate
-from lightbox.claims.results import load
 from lightbox.claims.spec import Claim, Gate, Kind, Measure, Role, Verdict, difference
 from lightbox.claims.statistics import effect_of
 from lightbox.claims.verdicts import decide
@@ -152,10 +151,9 @@ def pilot_sds(path: Path) -> dict[str, float]:
     Raises:
         RequestError: where the file is no results document.
     """
-    document: Mapping[str, Any] = load(path)
     return {
-        f"{entry['paper']} {entry['id']}, {contrast['name']}": contrast["between_sd"] / 100
-        for entry in document["claims"]
-        for contrast in entry["contrasts"]
-        if entry["unit"] == "points" and contrast["role"] == "primary" and contrast["between_sd"] is not None
+        f"{claim.paper} {claim.id}, {contrast.name}": contrast.between_sd / 100
+        for claim in load(path).claims
+        for contrast in claim.contrasts
+        if claim.unit == "points" and contrast.role is Role.PRIMARY and contrast.between_sd is not None
     }

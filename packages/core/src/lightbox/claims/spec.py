@@ -1,12 +1,15 @@
 """What a paper claims, as data: arms, measures, contrasts, gate, claim. No torch; written before the model is.
 
-An *arm* is a named list of Hydra overrides. A *measure* reads one per-item score column of one arm under one condition.
+An *arm* is a named list of Hydra overrides. A *measure* reads one per-item score column of one arm under one condition;
+which column and condition those are where it names none, the paper declares.
 A *contrast* is a weighted sum of measures, paired item by item within a seed: a plain difference has weights +1, -1; a
 slope or a difference of differences has others.
 """
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+
+BEST = "{best}"  # in place of an arm: whichever candidate of the gate has the highest mean
 
 
 class Kind(StrEnum):
@@ -62,11 +65,25 @@ class Arm:
 
 @dataclass(frozen=True)
 class Measure:
-    """A per-item score column of one arm, restricted to rows where each column in `where` equals its value."""
+    """A per-item score column of one arm.
+
+    Args:
+        arm: its name.
+        metric: the column; "" is the paper's headline.
+        condition: the rows; "" are those of the paper's default condition.
+        where: further columns of the rows with the value each must have, such as ("kind", "count").
+    """
 
     arm: str
-    metric: str = "correct"
-    where: tuple[tuple[str, str], ...] = (("condition", "image"),)
+    metric: str = ""
+    condition: str = ""
+    where: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def label(self) -> str:
+        """Name for tables: the arm, with the condition and the values where they are not the paper's default."""
+        narrowed = [part for part in (self.condition, *(value for _, value in self.where)) if part]
+        return f"{self.arm} [{', '.join(narrowed)}]" if narrowed else self.arm
 
 
 @dataclass(frozen=True)
@@ -158,19 +175,32 @@ class Claim:
         measures = [m for c in self.contrasts for _, m in c.terms]
         if self.gate is not None:
             measures += [*self.gate.arms, *self.gate.baselines]
-        return tuple(dict.fromkeys(m.arm for m in measures if m.arm != "{best}"))
+        return tuple(dict.fromkeys(m.arm for m in measures if m.arm != BEST))
 
 
 @dataclass(frozen=True)
 class PaperClaims:
-    """What `<paper>.claims.CLAIMS` holds: the arms by name and the claims in order."""
+    """What `<paper>.claims.PAPER` holds: arms by name, claims in order, and what a run of the paper is judged by.
+
+    Args:
+        paper: its name; title and arxiv: the article's.
+        arms: by name; they are what `experiment=NAME` means.
+        claims: in the order they are shown.
+        headline: metric column that is shown for a run and read by a measure that names none; more is better.
+        condition: under which a run is judged, and which a measure reads that names none.
+        default_arm: what `experiment` is where nobody says.
+        tuning: metric columns, more is better; the first that an arm has chooses its learning rate. () is the headline.
+    """
 
     paper: str
     title: str
     arxiv: str
     arms: dict[str, Arm]
     claims: tuple[Claim, ...]
-    default_arm: str = ""
+    headline: str
+    condition: str
+    default_arm: str
+    tuning: tuple[str, ...] = ()
 
     def claim(self, claim_id: str) -> Claim | None:
         """The claim with this id, or None."""

@@ -4,7 +4,7 @@ No torch. Scores are the tables that jobs write: one row per item and condition,
 a metric does not apply.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,60 @@ from lightbox.claims.spec import Contrast, Measure, Role
 from lightbox.errors import WorkError
 from lightbox.eval.intervals import hierarchical_bootstrap, t_interval
 
-ScoresByArmSeed = Mapping[tuple[str, int], pa.Table]
+
+@dataclass(frozen=True)
+class Scores:
+    """Per-item scores of one paper, and what a measure reads that names no metric or condition.
+
+    Args:
+        tables: by (arm, seed).
+        headline: metric column, as the paper declares it; condition: likewise.
+    """
+
+    tables: Mapping[tuple[str, int], pa.Table]
+    headline: str
+    condition: str
+
+    def metric(self, measure: Measure) -> str:
+        """Column that a measure reads."""
+        return measure.metric or self.headline
+
+    def complete_seeds(self, arms: Iterable[str], seeds: Sequence[int]) -> tuple[int, ...]:
+        """Those of `seeds` for which every arm has scores."""
+        arms = list(arms)
+        return tuple(seed for seed in seeds if all((arm, seed) in self.tables for arm in arms))
+
+    def values(self, measure: Measure, *, seed: int) -> tuple[pa.ChunkedArray, np.ndarray]:
+        """The measure of every item of one seed; rows where the metric is null do not apply and are left out.
+
+        Returns:
+            Item ids, ascending and distinct, and their values, float64.
+
+        Raises:
+            WorkError: for a column that is not there, an item that appears twice, or a value that is not finite.
+        """
+        table, metric = self.tables[measure.arm, seed], self.metric(measure)
+        where = {"condition": measure.condition or self.condition, **dict(measure.where)}
+        scored = f"Arm '{measure.arm}', seed {seed}, holds {table.num_rows} rows"
+        if absent := [column for column in ("item", metric, *where) if column not in table.column_names]:
+            why = f"There is no column '{absent[0]}'; the columns are {', '.join(table.column_names)}"
+            raise WorkError(scored, why, "Correct the measure in claims.py, or the scores that the evaluation writes")
+        for column, value in where.items():
+            table = table.filter(pc.equal(table[column], value))
+        table = table.filter(pc.is_valid(table[metric])).sort_by("item")
+        values = table[metric].to_numpy().astype(np.float64)
+        if count := int((~np.isfinite(values)).sum()):
+            why = f"{count} of {values.size} values of '{metric}' are not finite, so their mean says nothing"
+            raise WorkError(scored, why, "Write null where a metric does not apply, and a number elsewhere")
+        distinct = pc.count_distinct(table["item"]).as_py()
+        if distinct != values.size:
+            why = f"{values.size} rows match {where} and only {distinct} items differ; a pair needs one row"
+            raise WorkError(scored, why, "Narrow the measure's `where` until each item has one row")
+        return table["item"], values
+
+    def means(self, measure: Measure, seeds: Sequence[int]) -> list[float]:
+        """Mean of the measure over the items of each seed."""
+        return [float(self.values(measure, seed=seed)[1].mean()) for seed in seeds]
 
 
 @dataclass(frozen=True)
@@ -35,7 +88,7 @@ class Effect:
         ci95: the t interval over seeds, which decides; None below 2 seeds. `ci90` is the same at 90 %.
         boot95: the hierarchical bootstrap, which decides nothing; None where it was not asked for.
         seed_sd: standard deviation of `per_seed`, from seeds and items together; None below 2 seeds.
-        item_sd: pooled standard deviation of the paired differences of items; None where only `per_seed` was given.
+        item_sd: pooled standard deviation of the paired differences of items; None where only `per_seed` is known.
     """
 
     name: str
@@ -61,81 +114,42 @@ class Effect:
         return max(0.0, self.seed_sd**2 - self.item_sd**2 / self.items) ** 0.5
 
 
-def label(measure: Measure) -> str:
-    """Name of a measure for tables: the arm, with the condition where it is not the plain image, and other filters."""
-    extra = [value for column, value in measure.where if (column, value) != ("condition", "image")]
-    return f"{measure.arm} [{', '.join(extra)}]" if extra else measure.arm
-
-
-def measured(measure: Measure, scores: pa.Table, *, seed: int) -> tuple[pa.ChunkedArray, np.ndarray]:
-    """The measure of every item of one seed; rows where the metric is null do not apply and are left out.
-
-    Returns:
-        Item ids, ascending and distinct, and their values, float64.
-
-    Raises:
-        WorkError: for a column that is not there, an item that appears twice, or a value that is not finite.
-    """
-    given = f"Arm '{measure.arm}', seed {seed}, holds {scores.num_rows} rows"
-    columns = ["item", measure.metric, *(column for column, _ in measure.where)]
-    if absent := [column for column in columns if column not in scores.column_names]:
-        why = f"There is no column '{absent[0]}'; the columns are {', '.join(scores.column_names)}"
-        raise WorkError(given, why, "Correct the measure in the paper's claims.py, or the scores its evaluation writes")
-    for column, value in measure.where:
-        scores = scores.filter(pc.equal(scores[column], value))
-    scores = scores.filter(pc.is_valid(scores[measure.metric])).sort_by("item")
-    values = scores[measure.metric].to_numpy().astype(np.float64)
-    if count := int((~np.isfinite(values)).sum()):
-        why = f"{count} of {values.size} values of '{measure.metric}' are not finite, so their mean says nothing"
-        raise WorkError(given, why, "Write null where a metric does not apply, and a number elsewhere")
-    distinct = pc.count_distinct(scores["item"]).as_py()
-    if distinct != values.size:
-        why = f"{values.size} rows match {dict(measure.where)} and only {distinct} items differ; a pair needs one row"
-        raise WorkError(given, why, "Narrow the measure's `where` until each item has one row")
-    return scores["item"], values
-
-
-def paired_differences(contrast: Contrast, scores: ScoresByArmSeed, *, seed: int) -> np.ndarray:
+def paired_differences(contrast: Contrast, scores: Scores, *, seed: int) -> np.ndarray:
     """Weighted sum of the contrast's measures for each item of one seed, in order of item id.
 
     Raises:
         WorkError: where no item is left, or the terms do not hold the same items.
     """
-    terms = [(weight, m, *measured(m, scores[m.arm, seed], seed=seed)) for weight, m in contrast.terms]
+    terms = [(weight, m, *scores.values(m, seed=seed)) for weight, m in contrast.terms]
     _, first, first_items, _ = terms[0]
     for _, measure, items, _ in terms:
         if len(items) == 0 or not items.equals(first_items):
             shared = len(set(items.to_pylist()) & set(first_items.to_pylist()))
             raise WorkError(
-                f"Contrast '{contrast.name}', seed {seed}, pairs {len(first_items)} items of '{label(first)}' "
-                f"with {len(items)} of '{label(measure)}'",
+                f"Contrast '{contrast.name}', seed {seed}, pairs {len(first_items)} items of '{first.label}' "
+                f"with {len(items)} of '{measure.label}'",
                 f"They share {shared} items, and a paired difference needs the same items on both sides, at least one",
-                "Evaluate the arms on one test set and give their measures the same `where`",
+                "Evaluate the arms on one test set and give their measures the same condition and `where`",
             )
     return sum(weight * values for weight, _, _, values in terms)
 
 
-def complete_seeds(arms: Sequence[str], scores: ScoresByArmSeed, *, seeds: Sequence[int]) -> tuple[int, ...]:
-    """Those of `seeds` for which every arm has scores."""
-    return tuple(seed for seed in seeds if all((arm, seed) in scores for arm in arms))
-
-
 def contrast_effect(
-    contrast: Contrast, scores: ScoresByArmSeed, *, seeds: Sequence[int], min_effect: float, bootstrap: bool = True
+    contrast: Contrast, scores: Scores, *, seeds: Sequence[int], min_effect: float, bootstrap: bool = True
 ) -> Effect:
     """Effect of a contrast over the seeds that have all its scores.
 
     Args:
         contrast: weighted measures.
-        scores: tables by (arm, seed).
+        scores: of the paper.
         seeds: seeds of the claim.
         min_effect: the claim's, used where the contrast declares none.
         bootstrap: also draw the hierarchical bootstrap, about 0.02 s.
 
     Raises:
-        WorkError: see `measured` and `paired_differences`.
+        WorkError: see `Scores.values` and `paired_differences`.
     """
-    ready = complete_seeds([measure.arm for _, measure in contrast.terms], scores, seeds=seeds)
+    ready = scores.complete_seeds([measure.arm for _, measure in contrast.terms], seeds)
     differences = [paired_differences(contrast, scores, seed=seed) for seed in ready]
     boot95 = hierarchical_bootstrap(differences) if bootstrap and len(ready) > 1 else None
     item_sd = float(np.sqrt(np.mean([items.var() for items in differences]))) if differences else None

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from lightbox.claims.jobs import Job, Plan, make_template, with_seed
 from lightbox.claims.registry import Paper, arms_in_order, load_papers
 from lightbox.claims.runner import find_finished, run
-from lightbox.claims.spec import Arm
+from lightbox.claims.spec import Arm, PaperClaims
 from lightbox.errors import WorkError
 from lightbox.paths import default_out, results_dir
 from lightbox.runs.folders import SCORES, open_output
@@ -29,8 +29,6 @@ from lightbox.runs.folders import SCORES, open_output
 RATES = (1e-3, 2e-3, 4e-3)
 SEEDS = (900, 901)
 PRESET = "quick"
-SCORE_COLUMNS = ("correct", "fact_f1")
-"""The validation score of an arm: the first of these that it has."""
 FIELDS = ("arm", "lr", "seed", "score", "metric", "items", "key")
 
 _log = logging.getLogger("lightbox.claims")
@@ -79,13 +77,12 @@ def tune(paper: Paper, out: Path, *, workers: int = 2) -> dict[str, float]:
     """
     plan, keys = plan_trials(paper)
     with open_output(out):
-        found = find_finished(plan, out)
-        found = run(plan, out, found, workers=workers, wanted=set(plan.jobs))
-    if found.errors:
-        raise next(iter(found.errors.values()))
+        finished = run(plan, out, find_finished(plan, out), workers=workers, wanted=set(plan.jobs))
+    if finished.errors:
+        raise next(iter(finished.errors.values()))
     tuned = {arm.name for arm in tuned_arms(paper)}
     rows = [
-        {"arm": name, "lr": rate, "seed": seed, "key": key, **_score(found.folders[key])}
+        {"arm": name, "lr": rate, "seed": seed, "key": key, **trial_score(finished.folders[key], paper.claims)}
         for (name, rate, seed), key in keys.items()
         if name in tuned
     ]
@@ -113,18 +110,25 @@ def choose(rows: list[dict]) -> dict[str, float]:
     return {arm: min(by_rate, key=lambda lr: (-by_rate[lr], lr)) for arm, by_rate in means.items()}
 
 
+def trial_score(folder: Path, claims: PaperClaims) -> dict:
+    """Mean of the first tuning metric that the arm has, under the paper's condition where it is scored under that.
+
+    Raises:
+        WorkError: where it has none of them.
+    """
+    scores = pq.read_table(folder / SCORES)
+    if claims.condition in scores["condition"].unique().to_pylist():
+        scores = scores.filter(pc.equal(scores["condition"], claims.condition))
+    metrics = claims.tuning or (claims.headline,)
+    for metric in metrics:
+        if metric in scores.column_names and scores[metric].null_count < len(scores):
+            return {"score": round(pc.mean(scores[metric]).as_py(), 6), "metric": metric, "items": len(scores)}
+    why = f"A learning rate is chosen by one of {', '.join(metrics)}"
+    raise WorkError(f"The scores of {folder} lack a tuning metric", why, "Correct the paper's claims.py or evaluate.py")
+
+
 def _trial(arm: Arm, rate: float) -> Arm:
     return replace(arm, overrides=(*arm.overrides, f"optim.lr={rate}", "data.eval_split=validation"))
-
-
-def _score(folder: Path) -> dict:
-    scores = pq.read_table(folder / SCORES)
-    if "image" in scores["condition"].unique().to_pylist():
-        scores = scores.filter(pc.equal(scores["condition"], "image"))
-    for column in SCORE_COLUMNS:
-        if column in scores.column_names and scores[column].null_count < len(scores):
-            return {"score": round(pc.mean(scores[column]).as_py(), 6), "metric": column, "items": len(scores)}
-    raise WorkError(f"{folder} has no {' or '.join(SCORE_COLUMNS)}", "A trial is chosen by it", "Correct the paper")
 
 
 def _write_table(rows: list[dict], path: Path) -> None:

@@ -21,7 +21,7 @@ presets that only exercise code. Waiting for all planned seeds keeps a lucky ear
 choosing the verdict. "Inside" is strict; "at least" includes the minimum itself, up to rounding.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from lightbox.claims.gate import ROUNDING, GateResult
@@ -87,27 +87,39 @@ def check_items(claim: Claim, effects: Sequence[Effect]) -> None:
             )
 
 
-def family(outcomes: Sequence[tuple[Kind, Verdict]]) -> dict[str, float | int]:
+@dataclass(frozen=True)
+class Family:
     """How many verdicts were drawn, and how many false "reproduced" to expect among them if every effect were 0.
 
-    Returns:
-        verdicts: drawn, "no verdict" left out; reproduced: of them; expected_false: the sum of the rules' own error
-        rates; chance_of_any_false: that at least one is false, for independent claims; share_false_at_most:
-        expected_false over reproduced, at most 1, and 0 where nothing was reproduced.
+    Args:
+        verdicts: drawn, "no verdict" left out; reproduced: of them.
+        expected_false: the sum of the rules' own error rates.
+        chance_of_any_false: that at least one is false, for independent claims.
+        share_false_at_most: expected_false over reproduced, at most 1, and 0 where nothing was reproduced.
     """
+
+    verdicts: int
+    reproduced: int
+    expected_false: float
+    chance_of_any_false: float
+    share_false_at_most: float
+
+
+def family(outcomes: Iterable[tuple[Kind, Verdict]]) -> Family:
+    """Count the verdicts of some claims, and what to expect of them by chance."""
     drawn = [(kind, verdict) for kind, verdict in outcomes if verdict is not Verdict.NONE]
     reproduced = sum(verdict is Verdict.REPRODUCED for _, verdict in drawn)
     expected, none_false = 0.0, 1.0
     for kind, _ in drawn:
         expected += FALSE_SHARE[kind]
         none_false *= 1 - FALSE_SHARE[kind]
-    return {
-        "verdicts": len(drawn),
-        "reproduced": reproduced,
-        "expected_false": expected,
-        "chance_of_any_false": 1 - none_false,
-        "share_false_at_most": min(1.0, expected / reproduced) if reproduced else 0.0,
-    }
+    return Family(
+        verdicts=len(drawn),
+        reproduced=reproduced,
+        expected_false=expected,
+        chance_of_any_false=1 - none_false,
+        share_false_at_most=min(1.0, expected / reproduced) if reproduced else 0.0,
+    )
 
 
 def _too_few_seeds(claim: Claim, effects: Sequence[Effect], gate: GateResult | None, planned: int, preset: str) -> str:

@@ -27,7 +27,7 @@ class Entry(NamedTuple):
 COMMANDS = {
     "reproduce": Entry("lightbox.cli.reproduce:reproduce", "Run the claims of papers and decide them."),
     "report": Entry("lightbox.cli.reproduce:report", "Write the page again from committed or earlier results."),
-    "explain": Entry("lightbox.cli.reproduce:explain", "Show a claim: statement, arms, controls, gate, verdict."),
+    "explain": Entry("lightbox.cli.reproduce:explain", "Show a claim and its verdict, or what a job was made from."),
     "train": Entry("lightbox.cli.train:train", "Train one model of a paper."),
     "evaluate": Entry("lightbox.cli.train:evaluate", "Score a trained model, item by item."),
     "predict": Entry("lightbox.cli.train:predict", "Answer one question about one image."),

@@ -7,10 +7,10 @@ from rich.console import Console
 from rich.table import Table
 
 from lightbox import machine
+from lightbox.claims.document import ClaimEntry, Document, Ends, Published
 from lightbox.claims.jobs import Job, Plan, seeds_of
 from lightbox.claims.registry import Paper
-from lightbox.claims.spec import Claim, Kind, Role
-from lightbox.claims.statistics import label
+from lightbox.claims.spec import Claim, Contrast, Kind, Role
 from lightbox.eval.intervals import half_width
 
 ASSUMED_SD = 0.02  # standard deviation of d_s where no pilot has been published: 2 points of accuracy
@@ -22,7 +22,12 @@ def plain_console(**options: Any) -> Console:
 
 
 def show_plan(
-    console: Console, plan: Plan, waiting: Sequence[Job], *, workers: int, published: Mapping[tuple[str, str], Any]
+    console: Console,
+    plan: Plan,
+    waiting: Sequence[Job],
+    *,
+    workers: int,
+    published: Mapping[tuple[str, str], ClaimEntry],
 ) -> None:
     """Print a dry run: jobs, minutes, memory, and the half-width of the interval to expect for each claim."""
     workers = max(1, min(workers, machine.cores(), len(waiting)))
@@ -32,55 +37,59 @@ def show_plan(
     console.print(f"about {minutes:.1f} minutes with {workers} worker(s), about {memory:.1f} GiB at the peak")
     for paper, claim in plan.claims:
         count = len(seeds_of(claim, plan.preset))
-        console.print(f"{paper.name} {claim.id}: {count} seed(s), {expected_width(claim, count, published)}")
+        width = expected_width(claim, count, published.get((paper.name, claim.id)))
+        console.print(f"{paper.name} {claim.id}: {count} seed(s), {width}")
 
 
-def expected_width(claim: Claim, seeds: int, published: Mapping[tuple[str, str], Any]) -> str:
+def expected_width(claim: Claim, seeds: int, published: ClaimEntry | None) -> str:
     """Half-width to expect of the claim's interval, from the SD of a published run or from an assumed one."""
     if claim.kind is Kind.EXACT:
         return "an exact number, no interval"
     if seeds < 2:
         return "no interval from one seed"
-    earlier = published.get((claim.paper, claim.id))
-    known = [c["seed_sd"] for c in earlier["contrasts"] if c["role"] == "primary" and c["seed_sd"]] if earlier else []
-    sd = max(known) if known else ASSUMED_SD * claim.unit_scale
-    origin = "SD of the published run" if known else "assumed; a published run would tell"
+    links = [c for c in published.contrasts if c.role is Role.PRIMARY] if published is not None else []
+    sd = max((c.seed_sd or 0.0 for c in links), default=0.0)
+    origin = "SD of the published run" if sd else "assumed; a published run would tell"
+    sd = sd or ASSUMED_SD * claim.unit_scale
     return f"interval of about +-{half_width(sd, seeds):.1f} {claim.unit} (d_s with SD {sd:.1f}, {origin})"
 
 
-def show_verdicts(console: Console, document: Mapping[str, Any]) -> None:
+def show_verdicts(console: Console, document: Document) -> None:
     """Print one row a claim and what to expect by chance."""
     table = Table(box=None, pad_edge=False)
     for name in ("claim", "verdict", "effect", "95 % interval", "seeds", "published"):
         table.add_column(name, no_wrap=True)
-    for entry in document["claims"]:
-        ends = entry["ci95"]
+    for claim in document.claims:
         table.add_row(
-            f"{entry['paper']} {entry['id']}",
-            entry["verdict"],
-            "-" if entry["effect"] is None else f"{entry['effect']:+.2f} {entry['unit']}",
-            f"[{ends[0]:+.2f}, {ends[1]:+.2f}]" if ends else "-",
-            f"{len(entry['seeds'])}/{entry['planned_seeds']}",
-            _agreement(entry.get("published")),
+            f"{claim.paper} {claim.id}",
+            str(claim.verdict),
+            "-" if claim.effect is None else f"{claim.effect:+.2f} {claim.unit}",
+            _brackets(claim.ci95) or "-",
+            f"{len(claim.seeds)}/{claim.planned_seeds}",
+            _agreement(claim.published),
         )
     console.print(table)
-    family = document["family"]
-    if family["verdicts"]:
+    family = document.family
+    if family.verdicts:
         console.print(
-            f"{family['verdicts']} verdicts drawn, {family['reproduced']} reproduced; "
-            f"if every true effect were 0, {family['expected_false']:.2f} of them would be expected to be false"
+            f"{family.verdicts} verdicts drawn, {family.reproduced} reproduced; "
+            f"if every true effect were 0, {family.expected_false:.2f} of them would be expected to be false"
         )
     console.print("A verdict on synthetic images is about the mechanism, not about clinical performance.")
 
 
-def _agreement(published: Mapping[str, Any] | None) -> str:
-    if published is None or published["effect"] is None:
+def _brackets(ends: Ends | None) -> str:
+    return f"[{ends[0]:+.2f}, {ends[1]:+.2f}]" if ends else ""
+
+
+def _agreement(published: Published | None) -> str:
+    if published is None or published.effect is None:
         return "-"
-    agrees = {True: "agrees", False: "DISAGREES", None: ""}[published["agrees"]]
-    return f"{published['effect']:+.2f} {agrees}".strip()
+    agrees = {True: "agrees", False: "DISAGREES", None: ""}[published.agrees]
+    return f"{published.effect:+.2f} {agrees}".strip()
 
 
-def explanation(paper: Paper, claim: Claim, entries: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
+def explanation(paper: Paper, claim: Claim, entries: Sequence[tuple[str, ClaimEntry]]) -> list[str]:
     """One claim in at most 20 lines.
 
     Args:
@@ -97,9 +106,9 @@ def explanation(paper: Paper, claim: Claim, entries: Sequence[tuple[str, Mapping
     titles = [f"{name} ({paper.claims.arms[name].title})" for name in claim.arms]
     lines.append(f"Arms: {'; '.join(titles)}")
     for role, most in ((Role.PRIMARY, 4), (Role.CONTROL, 3), (Role.SECONDARY, 2)):
-        named = [f"{c.name}: {formula(claim, c.name)}" for c in claim.by_role(role)]
-        lines += [f"{str(role).capitalize()}: {text}" for text in _at_most(named, most)]
-    lines.append(_gate_line(claim))
+        formulas = [f"{c.name}: {formula(paper, c)}" for c in claim.by_role(role)]
+        lines += [f"{str(role).capitalize()}: {text}" for text in _at_most(formulas, most)]
+    lines.append(_gate_line(paper, claim))
     if claim.kind is Kind.EXACT:
         lines.append(f"Bound: {'at most' if claim.is_upper_bound else 'at least'} {claim.bound * scale:g} {unit}")
     else:
@@ -110,11 +119,10 @@ def explanation(paper: Paper, claim: Claim, entries: Sequence[tuple[str, Mapping
     return lines
 
 
-def formula(claim: Claim, name: str) -> str:
-    """A contrast as a sum of measures, for example ``+1 true - 1 none (correct)``."""
-    contrast = next(c for c in claim.contrasts if c.name == name)
-    terms = " ".join(f"{'-' if weight < 0 else '+'} {abs(weight):g} {label(m)}" for weight, m in contrast.terms)
-    metrics = ", ".join(dict.fromkeys(m.metric for _, m in contrast.terms))
+def formula(paper: Paper, contrast: Contrast) -> str:
+    """A contrast as a sum of measures, for example ``true - none (accuracy)``."""
+    terms = " ".join(f"{'-' if weight < 0 else '+'} {abs(weight):g} {m.label}" for weight, m in contrast.terms)
+    metrics = ", ".join(dict.fromkeys(m.metric or paper.claims.headline for _, m in contrast.terms))
     return f"{terms.replace(' 1 ', ' ').removeprefix('+ ')} ({metrics})"
 
 
@@ -124,20 +132,17 @@ def _at_most(texts: Sequence[str], count: int) -> list[str]:
     return [*texts[: count - 1], "; ".join(texts[count - 1 :])]
 
 
-def _gate_line(claim: Claim) -> str:
+def _gate_line(paper: Paper, claim: Claim) -> str:
     gate = claim.gate
     if gate is None:
         return "Gate: none"
-    arms, baselines = (", ".join(label(m) for m in group) for group in (gate.arms, gate.baselines))
+    arms, baselines = (", ".join(m.label for m in group) for group in (gate.arms, gate.baselines))
     return (
         f"Gate: the best of {arms} beats the strongest of {baselines} by {gate.margin:g}, interval above 0, "
-        f"and stays {gate.headroom:g} under {gate.ceiling:g} ({gate.arms[0].metric})"
+        f"and stays {gate.headroom:g} under {gate.ceiling:g} ({gate.arms[0].metric or paper.claims.headline})"
     )
 
 
-def _verdict_line(preset: str, entry: Mapping[str, Any]) -> str:
-    ends = entry["ci95"]
-    effect = "" if entry["effect"] is None else f", {entry['effect']:+.2f} {entry['unit']}"
-    interval = f" [{ends[0]:+.2f}, {ends[1]:+.2f}]" if ends else ""
-    commits = ", ".join(entry["commits"])
-    return f"Verdict at {preset}: {entry['verdict']}{effect}{interval}, {len(entry['seeds'])} seeds, commit {commits}"
+def _verdict_line(preset: str, claim: ClaimEntry) -> str:
+    effect = "" if claim.effect is None else f", {claim.effect:+.2f} {claim.unit} {_brackets(claim.ci95)}".rstrip()
+    return f"Verdict at {preset}: {claim.verdict}{effect}, {len(claim.seeds)} seeds, commit {', '.join(claim.commits)}"

@@ -21,7 +21,7 @@ def compare(
     runs: Annotated[list[str] | None, typer.Argument(help="Runs: job keys, their beginnings, or folders.")] = None,
     paper: Annotated[str, typer.Option(help="Only runs of this paper.")] = "",
     preset: Annotated[str, typer.Option(help="Only runs of this preset.")] = "",
-    metric: Annotated[str, typer.Option(help="Metric, for example correct or blank/correct.")] = "",
+    metric: Annotated[str, typer.Option(help="Metric, for example dice or blank/dice; left out, the headline.")] = "",
     against: Annotated[str, typer.Option(help="Arm that the others are compared with; left out, the first.")] = "",
     out: Annotated[Path | None, typer.Option(help="Output folder that holds the runs.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -36,8 +36,8 @@ def compare(
 
         count = rebuild(out)
         Console(stderr=True).print(f"{count} runs are in the MLflow index.")
-    found = choose_runs(out, list(runs or []), paper=paper, preset=preset)
-    summary = summarise(out, found, metric=metric, against=against)
+    chosen = choose_runs(out, list(runs or []), paper=paper, preset=preset)
+    summary = summarise(out, chosen, metric=metric, against=against)
     if as_json:
         typer.echo(json.dumps(summary, indent=2))
     else:
@@ -57,10 +57,10 @@ def choose_runs(out: Path, names: list[str], *, paper: str = "", preset: str = "
     """
     from lightbox.runs import folders
 
-    known = folders.newest_runs(out)
-    chosen = [_one_run(name, known, out) for name in names] if names else known
-    kept = {run.folder.resolve(): run for run in chosen if paper in ("", run.paper) and preset in ("", run.preset)}
-    return list(kept.values())
+    finished = folders.newest_runs(out)
+    chosen = [_one_run(name, finished, out) for name in names] if names else finished
+    fitting = {run.folder.resolve(): run for run in chosen if paper in ("", run.paper) and preset in ("", run.preset)}
+    return list(fitting.values())
 
 
 def summarise(out: Path, runs: list[Any], *, metric: str = "", against: str = "") -> dict[str, Any]:
@@ -147,14 +147,14 @@ def _runs_table(summary: dict[str, Any]) -> Table:
     return table
 
 
-def _one_run(name: str, known: list[Any], out: Path) -> Any:
+def _one_run(name: str, finished: list[Any], out: Path) -> Any:
     """The run that a name means: a folder, a whole folder name or key, or the beginning of exactly one."""
     path = Path(name)
-    exact = [run for run in known if name in (run.key, run.folder.name) or path.resolve() == run.folder.resolve()]
-    fitting = exact or [run for run in known if run.folder.name.startswith(name)]
+    exact = [run for run in finished if name in (run.key, run.folder.name) or path.resolve() == run.folder.resolve()]
+    fitting = exact or [run for run in finished if run.folder.name.startswith(name)]
     if len(fitting) == 1:
         return fitting[0]
-    some = ", ".join(run.folder.name[:12] for run in (fitting or known)[:6]) or "none"
+    some = ", ".join(run.folder.name[:12] for run in (fitting or finished)[:6]) or "none"
     raise RequestError(
         f"The run '{name}'",
         f"{'No finished run' if not fitting else f'{len(fitting)} runs'} under {out} match it; for example {some}",

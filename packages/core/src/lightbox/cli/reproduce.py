@@ -2,16 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from lightbox.claims import jobs, published, registry, results, runner
+from lightbox.claims import jobs, published, registry, runner
+from lightbox.claims.document import Document, load
 from lightbox.claims.jobs import Plan
 from lightbox.claims.registry import Paper
 from lightbox.claims.runner import Finished
-from lightbox.cli import claim_tables
+from lightbox.cli import claim_tables, job_origin
 from lightbox.cli.session import PAGE, Session, write_document
 from lightbox.errors import RequestError, WorkError
 from lightbox.paths import default_out, repo_root, results_dir
@@ -77,18 +78,28 @@ def report(
 
         paths = write_blocks(repo_root())
     elif source == "results":
-        known = registry.load_papers(papers or ())
-        paths = report_published(known, results_dir(), out or default_out(), preset=preset)
+        paths = report_published(registry.load_papers(papers or ()), results_dir(), out or default_out(), preset=preset)
     else:
         paths = report_folder(Path(source))
     for path in paths:
         console.print(str(path))
 
 
-def explain(claim_id: Annotated[str, typer.Argument(metavar="CLAIM", help="For example T1.")]) -> None:
-    """Show a claim in 20 lines: statement, arms, controls, gate, minimum effect, verdict where one is published."""
+def explain(
+    claim_id: Annotated[str, typer.Argument(metavar="[CLAIM]", help="For example T1.")] = "",
+    job: Annotated[str, typer.Option(metavar="KEY", help="In place of a claim: a job's key, or how it begins.")] = "",
+    out: Out = None,
+) -> None:
+    """Show a claim in 20 lines, verdict included; or what a job was made from, and what of it differs today."""
     console = claim_tables.plain_console()
     root = results_dir()
+    if bool(claim_id) == bool(job):
+        given = f"CLAIM is '{claim_id}' and --job is '{job}'"
+        raise RequestError(given, "One thing is explained at a time", "Give a claim, such as T1, or --job KEY")
+    if job:
+        for line in job_origin.explanation(job, out or default_out(), root):
+            console.print(line)
+        return
     for paper, claim in registry.choose_claims(registry.load_papers(), [claim_id]):
         entries = [
             (preset, entry)
@@ -123,8 +134,8 @@ def make_plan(
     plan = jobs.plan(registry.choose_claims(loaded, claim_ids), preset)
     if not plan.claims:
         runs = "; ".join(f"{claim.id} at {', '.join(claim.presets)}" for claim in plan.skipped)
-        given = f"--preset {preset} with --claims {','.join(claim_ids)}"
-        raise RequestError(given, f"None of them runs there: {runs}", "Choose a preset from those")
+        request = f"--preset {preset} with --claims {','.join(claim_ids)}"
+        raise RequestError(request, f"None of them runs there: {runs}", "Choose a preset from those")
     return plan
 
 
@@ -141,8 +152,8 @@ def run_plan(
     dry_run: bool = False,
     publish: bool = False,
     console: Console | None = None,
-) -> dict[str, Any]:
-    """Run a plan and write its results and page; the results, {} for a dry run.
+) -> Document | None:
+    """Run a plan and write its results and page; the results, None for a dry run.
 
     Args:
         plan: from `make_plan`.
@@ -169,15 +180,15 @@ def run_plan(
         earlier = published.committed_claims(root, names, plan.preset)
         at_once = runner.LOCAL_WORKERS if workers is None else workers
         claim_tables.show_plan(console, plan, waiting, workers=at_once, published=earlier)
-        return {}
+        return None
     with open_output(out):
-        found = runner.find_finished(plan, out, fresh=fresh, committed=committed)
-        total = len(runner.jobs_to_run(plan, found))
+        finished = runner.find_finished(plan, out, fresh=fresh, committed=committed)
+        total = len(runner.jobs_to_run(plan, finished))
         with Session(plan, out, root=root, console=console, total=total) as session:
             runner.run(
                 plan,
                 out,
-                found,
+                finished,
                 workers=workers,
                 engine=engine,
                 address=address,
@@ -186,22 +197,22 @@ def run_plan(
                 on_job_done=session.job_done,
                 on_progress=session.write,
             )
-        document = session.write(found)
+        document = session.write(finished)
     claim_tables.show_verdicts(console, document)
     console.print(str(session.folder / PAGE))
-    if found.errors:
-        raise failure(plan, found)
+    if finished.errors:
+        raise failure(plan, finished)
     if publish:
-        for path in published.publish(document, plan, found, root):
+        for path in published.publish(document, plan, finished, root):
             console.print(f"published: {path}")
     return document
 
 
-def failure(plan: Plan, found: Finished) -> WorkError:
+def failure(plan: Plan, finished: Finished) -> WorkError:
     """One error for all jobs that failed: how many and which, and the first one's reason."""
-    failed = [plan.jobs[key] for key in found.errors]
+    failed = [plan.jobs[key] for key in finished.errors]
     named = "; ".join(f"{job.paper} {job.arm}, seed {job.seed}" for job in failed[:5]) + ("; ..." * (len(failed) > 5))
-    first = next(iter(found.errors.values()))
+    first = next(iter(finished.errors.values()))
     return WorkError(f"{len(failed)} of {len(plan.jobs)} jobs failed: {named}", f"{first.given} {first.why}", first.do)
 
 
@@ -213,14 +224,14 @@ def report_published(papers: Sequence[Paper], root: Path, out: Path, *, preset: 
     """
     from lightbox.report.page import write_page
 
-    found = published.published_folders(root, papers, preset)
-    if not found:
+    folders = published.published_folders(root, papers, preset)
+    if not folders:
         what = f"{', '.join(paper.name for paper in papers)}{f' at {preset}' if preset else ''}"
         why = f"{root} holds no {published.DOCUMENT} of them"
         raise RequestError(f"A report of {what}", why, "Run `lightbox reproduce ... --publish` first")
     pages = []
-    for name in sorted({folder.name for folder, _ in found}):
-        documents = [published.recompute(folder, paper) for folder, paper in found if folder.name == name]
+    for name in sorted({folder.name for folder, _ in folders}):
+        documents = [published.recompute(folder, paper) for folder, paper in folders if folder.name == name]
         pages.append(write_document(published.joined(documents), out / "reproduce" / f"published-{name}", write_page))
     return pages
 
@@ -238,4 +249,4 @@ def report_folder(folder: Path) -> list[Path]:
     if not paths:
         why = f"It holds no {published.DOCUMENT}, nor does a folder under its reproduce/"
         raise RequestError(f"--from is '{folder}'", why, "Give the folder of an earlier `lightbox reproduce`")
-    return [write_document(results.load(path), path.parent, write_page) for path in paths]
+    return [write_document(load(path), path.parent, write_page) for path in paths]

@@ -1,7 +1,7 @@
 """What happens around the jobs of one `reproduce`: progress, the MLflow index, and the page that fills in. No torch."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -9,7 +9,8 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from lightbox.claims import published, results
+from lightbox.claims import document, published, results
+from lightbox.claims.document import Document
 from lightbox.claims.jobs import Job, Plan
 from lightbox.claims.runner import Finished
 
@@ -70,26 +71,25 @@ class Session:
             read = [c.id for p, c in self.plan.claims if p.name == job.paper and job.arm in c.arms]
             self._tracker.child(self._parents[job.paper], folder, read)
 
-    def write(self, found: Finished) -> dict[str, Any]:
+    def write(self, finished: Finished) -> Document:
         """Write results.json and the page as far as the jobs have come; the document."""
         from lightbox.report.page import write_page
 
-        cards = published.committed_cards(self.root, self.names, self.plan.preset) if found.reused else None
-        document = results.build(
+        new = results.build(
             self.plan,
-            found,
+            finished,
             started=self._started,
             wall_s=time.monotonic() - self._began,
             folder=self.folder,
-            committed_cards=cards,
+            committed=published.committed_jobs(self.root, self.names, self.plan.preset) if finished.reused else None,
             published=published.committed_claims(self.root, self.names, self.plan.preset),
         )
-        write_document(document, self.folder, write_page)
-        return document
+        write_document(new, self.folder, write_page)
+        return new
 
 
-def write_document(document: Mapping[str, Any], folder: Path, write_page: Any) -> Path:
+def write_document(new: Document, folder: Path, write_page: Callable[[Document, Path], None]) -> Path:
     """Write results.json and the page beside it; the path of the page."""
-    results.write(document, folder / published.DOCUMENT)
-    write_page(dict(document), folder / PAGE)
+    document.write(new, folder / published.DOCUMENT)
+    write_page(new, folder / PAGE)
     return folder / PAGE

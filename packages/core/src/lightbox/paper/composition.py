@@ -15,12 +15,15 @@ from lightbox import machine, phantom
 from lightbox.backbones import weights
 from lightbox.config import compose
 from lightbox.errors import RequestError
+from lightbox.files import digest
 from lightbox.paper.pretrained import find_pretrained
-from lightbox.paper.schema import PaperConfig
+from lightbox.paper.schema import NAME_MAP, PaperConfig
 from lightbox.readers import catalog
 from lightbox.runs.sources import CHOICES
 
 EXPERIMENT = "experiment"
+CONFIG = "train"
+"""Name of a paper's one YAML file above its presets."""
 _READING = (
     "lightbox.readers.catalog",
     "lightbox.readers.leakage",
@@ -32,18 +35,19 @@ _TEXTS = (".json", ".jsonl", ".parquet", ".txt", ".csv", ".xml")
 _IMAGES = (".png", ".jpg", ".jpeg", ".dcm", ".nii", ".gz", ".tif", ".tiff", ".bmp", ".npz", ".npy")
 
 
-def resolve(package: str, overrides: Sequence[str], *, config_name: str = "train") -> Any:
+def resolve(package: str, overrides: Sequence[str], *, is_trained: bool = True) -> Any:
     """Compose a paper's configuration: YAML, preset, the arm's overrides, then those of the command line.
 
     Args:
         package: of the paper, with `conf/` and `claims.PAPER`.
         overrides: as given, for example ``["preset=quick", "experiment=none", "run.seed=0"]``; the arm left out is the
             paper's `default_arm`.
-        config_name: train or eval.
+        is_trained: False scores saved weights as they are, whatever the arm says.
 
     Raises:
         RequestError: naming the key that is unknown, of a wrong type, absent or impossible, or the unknown arm.
     """
+    importlib.import_module(f"{package}.config")  # it registers the schema
     claims = importlib.import_module(f"{package}.claims").PAPER
     names = [override.partition("=")[2] for override in overrides if override.startswith(f"{EXPERIMENT}=")]
     name = names[-1] if names else claims.default_arm
@@ -54,8 +58,10 @@ def resolve(package: str, overrides: Sequence[str], *, config_name: str = "train
             f"The choices are {', '.join(claims.arms)}",
             f"Did you mean {EXPERIMENT}={near[0]}?" if near else "Choose an arm from those",
         )
-    # before the user's own, so that a value on the command line wins over the arm's
-    return compose(package, config_name, [f"{EXPERIMENT}={name}", *claims.arms[name].overrides, *overrides])
+    own = [f"{EXPERIMENT}={name}", *claims.arms[name].overrides]
+    own += [] if is_trained else ["objective.is_trained=false"]
+    # before the user's, so that a value on the command line wins over the arm's
+    return compose(package, CONFIG, [*own, *overrides])
 
 
 def inputs(cfg: PaperConfig) -> dict[str, str]:
@@ -72,26 +78,35 @@ def inputs(cfg: PaperConfig) -> dict[str, str]:
     read["device"] = "cpu" if cfg.run.device == "cpu" else ", ".join(machine.gpu_names()) or "cpu"
     base = find_pretrained(cfg.model.backbone, cfg.model.backbone_revision)
     read["backbone"] = base.digest()
+    if base.adapter is not None:  # a manifest written before a setting existed leaves it to the default of today
+        read["adapter"] = digest(base.under(cfg).adapter)
     if base.has_own_tower or not cfg.has_vision:
         return read
     if cfg.model.features:
-        read["features"] = weights.digest_of_file(Path(cfg.model.features))
+        features = Path(cfg.model.features)
+        read["features"] = weights.digest_of_file(features)
+        read["feature_rows"] = weights.digest_of_file(features.with_name(NAME_MAP))
     else:
         read["tower"] = weights.digest_of(cfg.model.tower, revision=cfg.model.tower_revision)
     return read
 
 
-def chosen(cfg: PaperConfig) -> tuple[str, ...]:
-    """Modules that only some configurations call: the family of the model, adapters, the reader of the data."""
+def chosen(cfg: PaperConfig, *, has_fusion: bool = False) -> tuple[str, ...]:
+    """Modules that only some configurations call: the family of the model, adapters, the reader of the data.
+
+    Args:
+        cfg: of the job.
+        has_fusion: True where the paper opens a text model itself, beside a tower; see `learner.open_learner`.
+    """
     modules: list[str] = [] if cfg.data.is_phantom else [*_READING, catalog.find(cfg.data.source).module]
     if cfg.is_baseline:
         return tuple(modules)
     base = find_pretrained(cfg.model.backbone, cfg.model.backbone_revision)
-    if base.has_own_tower:
-        modules += ["lightbox.backbones.loading", base.family.module]
-    elif base.family is None:  # a hub id: its family is known once its config.json is here
+    if base.name and base.family is None:  # a hub id: its family is known once its config.json is here
         modules += ["lightbox.backbones.loading", *CHOICES["lightbox.backbones.loading"]]
-    if cfg.adapter.kind != "none" or base.adapter is not None:
+    elif base.family is not None and (base.has_own_tower or not has_fusion):
+        modules += ["lightbox.backbones.loading", base.family.module]
+    if cfg.adapter.kind != "none" or cfg.train.checkpoint_layers or base.adapter is not None:
         modules += ["lightbox.adapters.attach", "lightbox.adapters.artifact", "lightbox.backbones.quantisation"]
     if cfg.has_vision and not cfg.model.tower.startswith(weights.TINY):
         modules.append("lightbox.backbones.detr")
@@ -109,7 +124,7 @@ def estimate(cfg: PaperConfig, *, models: int = 1) -> dict[str, float]:
     """
     if cfg.is_baseline:
         return {"minutes": 0.02, "mem_gib": 0.3}
-    size_gib = weights.size_bytes(cfg.model.backbone) / 2**30
+    size_gib = weights.size_bytes(cfg.model.backbone) / 2**30 if cfg.model.backbone else 0.0
     parameters = size_gib * 2**30 / 4
     tokens_per_item = 0.5 * (cfg.data.source_tokens + cfg.target_tokens)
     trained = cfg.optim.max_steps * cfg.optim.batch_size * models if cfg.objective.is_trained else 0

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lightbox import files, machine
-from lightbox.errors import RequestError, guard
+from lightbox.errors import RequestError, WorkError, guard
 from lightbox.paper import forecast, multirun
 from lightbox.paper.composition import resolve
 from lightbox.paper.overlay import draw_prediction
@@ -37,6 +37,8 @@ from lightbox.runs import folders
 from lightbox.runs.key import Identity, differences, identify
 
 SHOWN = 4
+EVAL_VALUES = {"model.backbone": "RUN/model", "needs": "[RUN]"}
+"""What `Entries.eval_key` is set to, for RUN the folder of a training."""
 _log = logging.getLogger(__name__)
 
 Check = Callable[[Any, Pretrained], None]
@@ -51,11 +53,13 @@ class Entries:
         package: importable name of the paper.
         check: the paper's own refusals, beside those of the kit; None has none.
         takes_box: True where `predict` answers about a region.
+        eval_key: config key that names the saved model which `evaluate` scores.
     """
 
     package: str
     check: Check | None = None
     takes_box: bool = False
+    eval_key: str = "model.backbone"
 
     def train(self, argv: Sequence[str] | None = None) -> None:
         """Train and score one arm: Hydra overrides in, a folder under `<out>/runs` out.
@@ -125,7 +129,8 @@ class Entries:
             _log.info("%s is finished already; run.resume=false trains anew", folder)
         else:
             _say_why(folder, cfg.experiment, identity)
-            self._make(cfg, folder, out=out, overrides=overrides, identity=identity, needs=needs)
+            asked = overrides if mode == "train" else ["objective.is_trained=false", *overrides]
+            self._make(cfg, folder, out=out, overrides=asked, identity=identity, needs=needs)
             if is_indexed and is_first_process():
                 index_run(out, folder)
         if is_first_process():
@@ -134,10 +139,12 @@ class Entries:
 
     def accept(self, overrides: list[str], mode: str) -> PaperConfig:
         """The configuration that overrides mean, checked as far as that goes without torch."""
-        cfg: PaperConfig = resolve(self.package, overrides, config_name=mode)
-        if mode == "eval" and not any(override.startswith("model.backbone=") for override in overrides):
+        cfg: PaperConfig = resolve(self.package, overrides, is_trained=mode == "train")
+        if mode == "eval" and not any(override.startswith(f"{self.eval_key}=") for override in overrides):
             raise RequestError(
-                "model.backbone is not given", "There is no model to score", "Give model.backbone=RUN/model"
+                f"{self.eval_key} is not given",
+                "There is no model to score",
+                f"Name a training's, as {self.eval_key}={EVAL_VALUES[self.eval_key]}",
             )
         if not cfg.is_baseline:
             self._check(cfg, find_pretrained(cfg.model.backbone, cfg.model.backbone_revision))
@@ -161,7 +168,7 @@ class Entries:
 
     def _sweep(self, words: list[str], mode: str) -> None:
         accept, run = partial(self.accept, mode=mode), partial(self.run_once, mode=mode, is_indexed=False)
-        multirun.launch(multirun.Entry(self.package, mode, accept, run, index_run), words)
+        multirun.launch(multirun.Entry(self.package, accept, run, index_run), words)
 
     def _make(
         self,
@@ -193,7 +200,7 @@ class Entries:
             return
         base = find_pretrained(cfg.model.backbone, cfg.model.backbone_revision)
         train = self._module("train")
-        if base.family is None:
+        if base.name and base.family is None:
             from lightbox.backbones.loading import family_on_hub
 
             base = Pretrained(base.name, base.revision, family_on_hub(base.name, base.revision))
@@ -269,8 +276,12 @@ def _say_why(folder: Path, arm: str, identity: Identity) -> None:
         _log.info("%s was begun and goes on from its last checkpoint", folder)
         return
     for other in sorted(folder.parent.glob(f"{arm}-*")):
-        record = folders.read_record(other) if other != folder else None
-        changes = [] if record is None else differences(record, identity)
+        try:
+            record = folders.read_record(other) if folders.read_run(other) else None
+        except WorkError as err:  # another run's damage must not stop this one
+            _log.warning("%s", err)
+            continue
+        changes = [] if record is None or other == folder else differences(record, identity)
         # a run of other settings is another run; one of the same settings was made stale by an edit
         if changes and not any(change.split(" ")[0] in identity.config for change in changes):
             shown = "; ".join(changes[:SHOWN]) + f"; and {len(changes) - SHOWN} more" * (len(changes) > SHOWN)

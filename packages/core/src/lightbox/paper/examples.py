@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from lightbox.paper.conditions import IMAGE
 from lightbox.paper.samples import Sample, Split
 from lightbox.readers.images import load_image
 from lightbox.runs import folders
+from lightbox.runs.examples import Example, Picture
 
 N_EXAMPLES = 6
 SHOWN_PX = 256
@@ -36,20 +36,17 @@ def write_examples(folder: Path, shown: Sequence[Shown], split: Split[Any], *, i
         question = one.sample.record
         place = f"{folders.EXAMPLE_IMAGES}/{_file_name(one.sample.id)}.png"
         draw_example(split.images[one.sample.image], is_synthetic=is_synthetic).save(folder / place)
-        rows.append(
-            {
-                "item": one.sample.id,
-                "question": question.text,
-                "options": list(question.options),
-                "gold_answer": question.answer,
-                "answer": one.answer,
-                "gold_rationale": question.rationale,
-                "rationale": one.rationale,
-                "correct": one.is_right,
-                "image": place,
-                "condition": IMAGE,
-            }
+        task = {"question": question.text, "options": " | ".join(question.options), "gold answer": question.answer}
+        task |= {"gold rationale": question.rationale}
+        output = {"answer": one.answer, "rationale": one.rationale}
+        example = Example(
+            one.sample.id,
+            (Picture(place),),
+            tuple((label, text) for label, text in task.items() if text),
+            tuple((label, text) for label, text in output.items() if text),
+            is_right=one.is_right,
         )
+        rows.append(example.to_row())
     folders.write_examples(folder, rows)
 
 

@@ -1,7 +1,8 @@
 """Vision features of images: from a frozen tower, computed once and kept on disk, or from a ready file.
 
-A cache file holds the features of one set of images under one tower; its name is the digest of both, so jobs of all
-arms that see the same images share it. It appears by one rename: another process sees a whole file or none.
+A cache file holds the features of one set of images under one tower; its name is the digest of both and of the code and
+libraries that computed it, so jobs of all arms that see the same images share it, and an edit leaves it behind. It
+appears by one rename: another process sees a whole file or none.
 """
 
 import json
@@ -20,10 +21,10 @@ from lightbox.errors import RequestError
 from lightbox.files import digest, replace_with
 from lightbox.paper.conditions import GREY
 from lightbox.paper.samples import Split
-from lightbox.paper.schema import ModelConfig
+from lightbox.paper.schema import NAME_MAP, ModelConfig
 from lightbox.readers.images import load_image
-
-NAME_MAP = "name_map.json"
+from lightbox.runs.key import computing_versions
+from lightbox.runs.sources import core_digest
 
 
 def load_features(model: ModelConfig, split: Split[Any], *, cache: Path) -> Float[Tensor, "n p c"]:
@@ -43,7 +44,8 @@ def load_features(model: ModelConfig, split: Split[Any], *, cache: Path) -> Floa
         rows = read_features(Path(model.features), split)
         return torch.cat([rows, rows.mean(dim=0, keepdim=True)])
     tower_digest = weights.digest_of(model.tower, revision=model.tower_revision, key="model.tower")
-    path = cache / f"features-{digest([split.digest(), tower_digest])[:24]}.safetensors"
+    made_by = core_digest(__name__), computing_versions(("torch", "transformers", "numpy", "PIL"))
+    path = cache / f"features-{digest([split.digest(), tower_digest, made_by])[:24]}.safetensors"
     if not path.is_file():
         rows = _encode(split.images, towers.load_tower(model.tower, model.tower_revision))
         cache.mkdir(parents=True, exist_ok=True)

@@ -30,7 +30,7 @@ def check_fits(cfg: PaperConfig, base: Pretrained) -> None:
         RequestError: naming the largest part of the prediction, and the settings that would fit.
     """
     gpus = [] if cfg.run.device == "cpu" else gpu_bytes()
-    if not gpus or base.family is None or not cfg.objective.is_trained:
+    if not gpus or not base.is_here or not cfg.objective.is_trained:
         return
     request = step_of(cfg, base, batch=1, prompt_tokens=SHORTEST_TOKENS, target_tokens=SHORTEST_TARGET)
     report, usable = predict(request), max(gpus)
@@ -48,7 +48,7 @@ def check_fits(cfg: PaperConfig, base: Pretrained) -> None:
 
 def memory_advice(cfg: PaperConfig, base: Pretrained) -> Callable[[int], str] | None:
     """What to say where memory runs out, by items of a forward pass; None where the sizes are not known."""
-    if base.family is None:
+    if not base.is_here:
         return None
     gpus = [] if cfg.run.device == "cpu" else gpu_bytes()
     request = step_of(cfg, base, batch=1, prompt_tokens=cfg.data.source_tokens, target_tokens=cfg.target_tokens)

@@ -20,6 +20,7 @@ import typer
 from lightbox import refusals
 from lightbox.errors import LightboxError, RequestError, WorkError
 from lightbox.files import digest, to_plain
+from lightbox.paper.composition import CONFIG
 from lightbox.paths import default_out
 
 FLAGS = ("--multirun", "-m")
@@ -40,14 +41,12 @@ class Entry:
 
     Args:
         package: the paper's package, whose `conf/` is composed.
-        config_name: train or eval.
         accept: overrides to configuration; refuses what cannot work, without torch.
         run: overrides to the folder of a finished run; writes no index.
         index: output folder and run folder; puts the run into the MLflow index.
     """
 
     package: str
-    config_name: str
     accept: Callable[[list[str]], Any]
     run: Callable[[list[str]], Path]
     index: Callable[[Path, Path], None]
@@ -207,7 +206,7 @@ def _run_all(entry: Entry, overrides: list[str]) -> list[Ended]:
         machinery = GlobalHydra.instance().hydra
     assert machinery is not None
     try:  # outside the block, as each run initialises Hydra for itself
-        batches = machinery.multirun(entry.config_name, Task(entry.run), overrides)
+        batches = machinery.multirun(CONFIG, Task(entry.run), overrides)
     except (HydraException, OmegaConfBaseException) as err:
         raise refusals.refusal(err, known=_launcher_keys(overrides), groups=()) from err
     except RuntimeError as err:  # joblib's and submitit's errors for a process that is gone

@@ -38,8 +38,15 @@ class Pretrained:
         """True for a vision-language model."""
         return self.family is not None and self.family.has_vision
 
+    @property
+    def is_here(self) -> bool:
+        """False for a hub id, whose sizes are known once it is loaded."""
+        return self.family is not None and not self.revision
+
     def digest(self) -> str:
-        """What identifies the weights in a job key."""
+        """What identifies the weights in a job key; "" where there are none."""
+        if not self.name:
+            return ""
         own = weights.digest_of(self.name, revision=self.revision)
         if self.adapter is None:
             return own
@@ -55,11 +62,13 @@ class Pretrained:
 
 
 def find_pretrained(name: str, revision: str = "") -> Pretrained:
-    """Find what a name of weights stands for.
+    """Find what a name of weights stands for; "" is a paper that trains its own model on a tower's features.
 
     Raises:
         RequestError: what `preflight.check_request` refuses, or an adapter whose base is not where it was.
     """
+    if not name:
+        return Pretrained("", "", None)
     folder = Path(name).expanduser()
     if not (folder / MANIFEST).is_file() or (folder / weights.CONFIG).is_file():
         return _model(name, revision)
@@ -86,6 +95,8 @@ def check_pretrained(cfg: Any, base: Pretrained) -> None:
     Raises:
         RequestError: see above, and what `preflight.check_request` refuses.
     """
+    if not base.name:
+        return
     is_source = cfg.data.source_tokens >= cfg.target_tokens
     preflight.check_request(
         base.name,

@@ -80,7 +80,7 @@ def load_splits(
         cases_of = {name: _drawn(cfg, name, n, drawing | {"with_pixels": with_images}) for name, n in sizes.items()}
     else:
         cases = read_cases(cfg.data)
-        cases_of = {name: (case for case in cases if case.split == name) for name in sizes}
+        cases_of = {name: iter([case for case in cases if case.split == name]) for name in sizes}
     train, scored = (_gather(name, cases_of[name], pick, limit=n, cfg=cfg, what=what) for name, n in sizes.items())
     return train, scored
 

@@ -26,6 +26,8 @@ PHANTOM = "phantom"
 BASELINES = ("majority", "question_only", "location_prior")
 EVAL_SPLITS = ("test", "validation", "test_shifted")
 DATA_SPLITS = ("official", "by_image")
+NAME_MAP = "name_map.json"
+"""Beside a file of ready features: which row of it belongs to which image."""
 ATTENTIONS = ("auto", "sdpa", "xformers", "flash", "eager")
 
 
@@ -33,8 +35,8 @@ ATTENTIONS = ("auto", "sdpa", "xformers", "flash", "eager")
 class ModelConfig:
     """Which pretrained parts."""
 
-    backbone: str
-    """Pretrained model: tiny/NAME, a directory, or a hub id; time and memory grow with its size."""
+    backbone: str = ""
+    """Pretrained model: tiny/NAME, a directory, or a hub id; "" where a paper has none; cost grows with its size."""
     backbone_revision: str = ""
     """Full commit hash of a hub id, required for one; no cost."""
     tower: str = OWN_TOWER
@@ -134,7 +136,7 @@ class PaperConfig:
 
     experiment: str = "???"
     """Name of the arm in `claims.py`; its overrides apply before those of the command line; no cost."""
-    model: ModelConfig
+    model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig
     objective: ObjectiveConfig
     optim: OptimConfig

@@ -12,12 +12,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from lightbox.claims import registry
 from lightbox.errors import RequestError
 from lightbox.eval.intervals import t_interval
 from lightbox.runs import folders
+from lightbox.runs.key import effective
 
-WITHOUT_EFFECT = ("run.seed", "run.preset", "run.out", "run.resume", "run.save_every_steps", "run.log_every_steps")
-CONDITION = "image"
+SEED = "run.seed"
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def load_entries(runs: Sequence[folders.Run]) -> list[Entry]:
     for run in runs:
         scores = folders.read_scores(run.folder)
         if scores is not None:
-            entries.append(Entry(run, scores, folders.mean_scores(scores), folders.flatten(run.config)))
+            entries.append(Entry(run, scores, folders.mean_scores(scores), effective(run.config)))
     if len(entries) < 2:
         raise RequestError(
             f"{len(entries)} finished runs with scores match",
@@ -71,26 +72,27 @@ def load_entries(runs: Sequence[folders.Run]) -> list[Entry]:
     return entries
 
 
-def choose_metric(entries: Sequence[Entry], wanted: str) -> str:
-    """Full name "condition/metric" of the metric asked for; "" takes "image/correct", or the first one there is.
+def choose_metric(entries: Sequence[Entry], name: str) -> str:
+    """Full name "condition/metric" of a metric; "" takes the headline of the papers compared, or the first there is.
 
     Raises:
         RequestError: for a metric that no run has, listing those there are.
     """
-    known = list(dict.fromkeys(name for entry in entries for name in entry.means))
-    if not wanted:
-        return f"{CONDITION}/correct" if f"{CONDITION}/correct" in known else known[0]
-    for name in (wanted, f"{CONDITION}/{wanted}"):
-        if name in known:
-            return name
-    do = f"Choose one of them; '{CONDITION}/' may be left out"
-    raise RequestError(f"--metric is '{wanted}'", f"The runs have {', '.join(known)}", do)
+    metrics = list(dict.fromkeys(metric for entry in entries for metric in entry.means))
+    declared = registry.declarations(entry.run.paper for entry in entries).values()
+    for metric in (name, *(f"{paper.condition}/{name or paper.headline}" for paper in declared)):
+        if metric in metrics:
+            return metric
+    if not name:
+        return metrics[0]
+    do = "Choose one of them; the condition may be left out where it is the paper's own"
+    raise RequestError(f"--metric is '{name}'", f"The runs have {', '.join(metrics)}", do)
 
 
 def differing_params(entries: Sequence[Entry]) -> list[str]:
     """Keys of parameters that not all runs share, the seed and what cannot change a score left out, in order."""
     keys = dict.fromkeys(key for entry in entries for key in entry.params)
-    return [key for key in keys if key not in WITHOUT_EFFECT and len({entry.params.get(key) for entry in entries}) > 1]
+    return [key for key in keys if key != SEED and len({entry.params.get(key) for entry in entries}) > 1]
 
 
 def group_entries(entries: Sequence[Entry]) -> list[Group]:
@@ -121,7 +123,7 @@ def mean_by_seed(group: Group, metric: str) -> dict[int | None, float]:
 
 def differences(groups: Sequence[Group], metric: str, reference: Group) -> list[Difference]:
     """Every other group minus the reference, paired by item within each seed; one that shares no item is left out."""
-    found = []
+    differences = []
     for group in groups:
         per_seed, items = {}, []
         for seed, entry in _by_seed(group):
@@ -133,8 +135,8 @@ def differences(groups: Sequence[Group], metric: str, reference: Group) -> list[
         if per_seed:
             values = list(per_seed.values())
             ends = tuple(float(end) for end in t_interval(values)) if len(values) > 1 else None
-            found.append(Difference(group.label, per_seed, min(items), float(np.mean(values)), ends))
-    return found
+            differences.append(Difference(group.label, per_seed, min(items), float(np.mean(values)), ends))
+    return differences
 
 
 def paired_difference(scores: pa.Table, rival: pa.Table, metric: str) -> np.ndarray:

@@ -3,51 +3,50 @@
 Every text of a data set or a model is escaped by the template, and a content policy lets no script and no address in.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from lightbox.claims import registry
-from lightbox.claims.spec import PaperClaims
-from lightbox.report import claim_view, figures, gallery
-from lightbox.report.numbers import duration, number
+from lightbox.claims.document import Curves, Document
+from lightbox.claims.verdicts import PRESETS_WITHOUT_VERDICT
+from lightbox.files import replace_text
+from lightbox.report import claim_view, figures, numbers
+from lightbox.report.claim_view import ClaimView
+from lightbox.report.gallery import make_gallery
 from lightbox.runs import index_place
 
 MOST_CURVES = 6
+AGREEMENT = {True: ("=", "agrees"), False: ("≠", "differs"), None: ("?", "not comparable")}
+"""Mark and word for a published effect beside ours."""
 
 
-def write_page(results: dict[str, Any], path: Path, *, folder: Path | None = None) -> None:
-    """Write `results` as one self-contained page.
+def write_page(document: Document, path: Path, *, folder: Path | None = None) -> None:
+    """Write a document as one self-contained page.
 
     Args:
-        results: the document, see `lightbox.claims.results`; its lists of extras may lack.
+        document: see `lightbox.claims.document`.
         path: the HTML file; replaced as a whole.
         folder: where the document lies, which example images are relative to; None takes the page's own folder.
     """
-    html = render(results, folder=folder or path.parent, run_ids=_run_ids(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    half = path.with_name(f".{path.name}.new")
-    half.write_text(html, encoding="utf-8")
-    half.replace(path)
+    replace_text(path, render(document, folder=folder or path.parent, run_ids=_run_ids(path)))
 
 
-def render(results: Mapping[str, Any], *, folder: Path, run_ids: Mapping[str, str]) -> str:
+def render(document: Document, *, folder: Path, run_ids: Mapping[str, str]) -> str:
     """The page as text; `run_ids` are MLflow run ids by job key, empty where there is no index."""
-    papers = list(dict.fromkeys(claim["paper"] for claim in results["claims"]))
-    known = _declared(papers)
-    titles = {paper: {arm.name: arm.title for arm in found.arms.values()} for paper, found in known.items()}
+    papers = list(dict.fromkeys(claim.paper for claim in document.claims))
+    declared = registry.declarations(papers)
+    titles = {paper: {arm.name: arm.title for arm in claims.arms.values()} for paper, claims in declared.items()}
     claims = [
         claim_view.view(
             claim,
-            results,
-            label=claim["id"] if len(papers) == 1 else f"{claim['paper']} {claim['id']}",
-            titles=titles.get(claim["paper"], {}),
+            document,
+            label=claim.id if len(papers) == 1 else f"{claim.paper} {claim.id}",
+            titles=titles.get(claim.paper, {}),
         )
-        for claim in results["claims"]
+        for claim in document.claims
     ]
-    curves = results.get("curves", {})
     environment = Environment(
         loader=PackageLoader("lightbox.report", "template"),
         autoescape=True,
@@ -55,25 +54,26 @@ def render(results: Mapping[str, Any], *, folder: Path, run_ids: Mapping[str, st
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    formats = (numbers.signed, numbers.interval, numbers.number, numbers.level, numbers.duration, numbers.percent)
+    environment.globals |= {form.__name__: form for form in formats}
     return environment.get_template("page.html.j2").render(
         papers=papers,
-        title=known[papers[0]].title if papers[0] in known and len(papers) == 1 else ", ".join(papers),
-        glossary=claim_view.glossary(),
+        title=declared[papers[0]].title if papers[0] in declared and len(papers) == 1 else ", ".join(papers),
+        glossary=claim_view.CHIPS.values(),
+        agreement=AGREEMENT,
+        none_sign=numbers.NONE,
+        document=document,
+        family=document.family,
+        started=document.started.replace("T", " ").replace("Z", " UTC"),
+        versions=", ".join(f"{name} {version}" for name, version in document.machine.versions.items() if version),
+        is_exercise=document.preset in PRESETS_WITHOUT_VERDICT,
         claims=claims,
-        summary=_summary(results, claims),
+        waiting=sum(view.chip.tone == "wait" for view in claims),
         forest=_forest(claims),
-        curves=[_curves(paper, curves[paper]) for paper in papers if curves.get(paper)],
-        cards=gallery.cards(results.get("examples", []), folder=folder),
-        jobs=[_job(row, run_ids) for row in results.get("jobs", [])],
-        errors=results.get("errors", []),
-        origin=_origin(results),
+        curves=[_curves(paper, document.curves[paper]) for paper in papers if document.curves.get(paper)],
+        gallery=make_gallery(document.examples, folder=folder),
+        run_ids=run_ids,
     )
-
-
-def _declared(papers: list[str]) -> dict[str, PaperClaims]:
-    """What the installed ones of these papers declare: titles that the document does not hold."""
-    installed = registry.installed_packages()
-    return {paper: registry.load_paper(paper, installed[paper]).claims for paper in papers if paper in installed}
 
 
 def _run_ids(path: Path) -> dict[str, str]:
@@ -82,77 +82,30 @@ def _run_ids(path: Path) -> dict[str, str]:
     return index_place.known_run_ids(folders[2]) if len(folders) > 2 else {}
 
 
-def _summary(results: Mapping[str, Any], claims: list[dict[str, Any]]) -> dict[str, Any]:
-    """What was decided, in numbers and sentences for the top of the page."""
-    family = results.get("family") or {}
-    waiting = [claim for claim in claims if claim["is_waiting"]]
-    counts: dict[str, int] = {}
-    for claim in claims:
-        counts[claim["chip"]["label"]] = counts.get(claim["chip"]["label"], 0) + 1
-    return {
-        "preset": results["preset"],
-        "is_smoke": results["preset"] == "smoke",
-        "verdicts": family.get("verdicts", 0),
-        "reproduced": family.get("reproduced", 0),
-        "expected_false": f"{family.get('expected_false', 0.0):.2g}",
-        "chance_of_any": f"{100 * family.get('chance_of_any_false', 0.0):.0f} %",
-        "share_at_most": f"{100 * family.get('share_false_at_most', 0.0):.0f} %",
-        "counts": counts,
-        "waiting": len(waiting),
-        "skipped": results.get("skipped", []),
-    }
-
-
-def _forest(claims: list[dict[str, Any]]) -> dict[str, str]:
-    panels = [claim["panel"] for claim in claims if claim["panel"].rows]
+def _forest(claims: Sequence[ClaimView]) -> tuple[str, str]:
+    """The forest plot of all contrasts and its alternative text."""
     texts = []
-    for claim in claims:
-        rows = [f"{row['name']} ({row['role']}) {row['effect']}, {row['interval_words']}" for row in claim["contrasts"]]
-        texts.append(f"{claim['label']}: " + "; ".join(rows))
+    for view in claims:
+        rows = []
+        for c in view.claim.contrasts:
+            words = numbers.interval_words(c.ci95, view.digits)
+            rows.append(f"{c.name} ({c.role}) {numbers.signed(c.effect, view.digits)}, {words}")
+        texts.append(f"{view.label}: {'; '.join(rows)}")
     alt = "Forest plot of every contrast with its 95 % interval. " + ". ".join(texts) + "."
-    return {"source": figures.data_uri(figures.forest(panels)), "alt": alt}
+    return figures.data_uri(figures.forest([view.panel for view in claims if view.panel.rows])), alt
 
 
-def _curves(paper: str, by_metric: Mapping[str, Any]) -> dict[str, str]:
+def _curves(paper: str, by_metric: Curves) -> dict[str, str]:
     """Learning curves of one paper: training and validation losses first, at most six metrics."""
     names = sorted(by_metric, key=lambda name: ("loss" not in name, name))
     shown = {name: by_metric[name] for name in names[:MOST_CURVES]}
     ends = []
     for name, by_arm in shown.items():
-        said = []
+        means = []
         for arm, seeds in by_arm.items():
             last = [points[-1][1] for points in seeds if points and points[-1][1] is not None]
-            said += [f"{arm} {number(sum(last) / len(last))}"] if last else []
-        ends.append(f"{name} ends at {', '.join(said)}")
+            means += [f"{arm} {numbers.number(sum(last) / len(last))}"] if last else []
+        ends.append(f"{name} ends at {', '.join(means)}")
     alt = f"Learning curves of {paper}, mean over seeds. " + ". ".join(ends) + "."
     source = figures.data_uri(figures.curves(shown))
     return {"paper": paper, "source": source, "alt": alt, "left_out": ", ".join(names[MOST_CURVES:])}
-
-
-def _job(row: Mapping[str, Any], run_ids: Mapping[str, str]) -> dict[str, Any]:
-    peak = row.get("peak_gib")
-    return {
-        "paper": row["paper"],
-        "arm": row["arm"],
-        "seed": row["seed"],
-        "key": row["key"],
-        "mlflow": run_ids.get(row["key"], ""),
-        "commit": row.get("commit") or "",
-        "time": duration(row.get("wall_s")),
-        "peak": "" if peak is None else f"{peak:.1f} GiB",
-        "origin": "committed scores" if row.get("reused") else "run here",
-    }
-
-
-def _origin(results: Mapping[str, Any]) -> dict[str, Any]:
-    machine = results.get("machine") or {}
-    machine = machine if isinstance(machine, dict) else {"hardware": str(machine)}
-    papers = list(dict.fromkeys(claim["paper"] for claim in results["claims"]))
-    return {
-        "commit": results["commit"],
-        "started": results["started"].replace("T", " ").replace("Z", " UTC"),
-        "wall": duration(results["wall_s"]),
-        "hardware": machine.get("hardware", ""),
-        "versions": ", ".join(f"{name} {version}" for name, version in machine.get("versions", {}).items() if version),
-        "command": f"lightbox reproduce {' '.join(papers)} --preset {results['preset']}",
-    }

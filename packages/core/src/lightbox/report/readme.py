@@ -8,13 +8,15 @@ is PAPER/PRESET, read from `results/PAPER/PRESET/results.json`), "config" or "ma
 import dataclasses
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import get_type_hints
 
 from lightbox.adapters.memory.table import TITLES, table
-from lightbox.claims import registry, results
+from lightbox.claims import registry
+from lightbox.claims.document import ClaimEntry, Document, load
 from lightbox.claims.published import DOCUMENT
+from lightbox.claims.spec import Kind, Verdict
 from lightbox.config import leaf_docs
 from lightbox.errors import RequestError
 from lightbox.files import replace_text
@@ -26,7 +28,7 @@ BLOCK = re.compile(r"^<!-- (results|config|map|memory): ([\w/]+) -->\n(.*?)^<!--
 OPENING = re.compile(r"^<!-- (?:results|config|map|memory): .*$", re.MULTILINE)
 BUILT = ("lightbox-out", "site", "__pycache__")
 MECHANISM = "A verdict on phantom images speaks about a mechanism, never about patients."
-KEY_DIGITS = 8
+COMMIT_DIGITS = 7  # a longer one reads like a key; keys stand in results.json
 
 
 def write_blocks(root: Path) -> list[Path]:
@@ -84,101 +86,76 @@ def filled(text: str, *, root: Path, document: Path) -> str:
 
 
 def results_lines(name: str, *, root: Path, folder: Path) -> list[str]:
-    """The claim table of a publication, and under it its origin, what stands beside each verdict, and the run keys."""
+    """The claim table of a publication, and under it its origin and what stands beside each verdict."""
     path = root / "results" / name / DOCUMENT
-    document = results.load(path)
-    claims = document["claims"]
-    link = os.path.relpath(path, folder)
+    document = load(path)
     return [
-        "| claim | statement | paper | measured, 95 % interval | minimum | seeds × items | verdict | runs |",
-        "|---|---|---|---|---|---|---|---|",
-        *(_row(claim) for claim in claims),
+        "| claim | statement | paper | measured, 95 % interval | minimum | seeds × items | verdict |",
+        "|---|---|---|---|---|---|---|",
+        *(_row(claim) for claim in document.claims),
         "",
-        _origin(document),
+        f"{_origin(document)} Runs and scores: [results.json]({os.path.relpath(path, folder)}).",
         "",
         _family(document),
         "",
-        *(f"- {claim['id']}: {'; '.join(_beside(claim))}." for claim in claims),
-        "",
-        f"<details><summary>Keys of all runs; scores in [results.json]({link}) and beside it</summary>",
-        "",
-        *(f"- {claim['id']}: {', '.join(_short(key) for key in claim['run_ids']) or 'none'}" for claim in claims),
-        "",
-        "</details>",
+        *(f"- {claim.id}: {'; '.join(_beside(claim))}." for claim in document.claims),
     ]
 
 
-def _row(claim: Mapping[str, Any]) -> str:
-    digits = decimals(claim["min_effect"])
-    is_exact = claim.get("bound") is not None
-    measured = f"{signed(claim['effect'], digits)} {interval(claim['ci95'], digits)}".strip()
-    keys = claim["run_ids"]
+def _row(claim: ClaimEntry) -> str:
+    digits = decimals(claim.min_effect)
+    measured = f"{signed(claim.effect, digits)} {interval(claim.ci95, digits)}".strip()
     return _cells(
-        f"{claim['id']}{' (primary)' if claim.get('is_primary') else ''}",
-        claim["statement"],
-        claim["paper_numbers"],
-        f"{measured} {claim['unit']}",
-        f"{number(claim['bound']) if is_exact else format(claim['min_effect'], 'g')} {claim['unit']}",
-        f"{len(claim['seeds'])} × {claim['items']}",
-        _verdict(claim["verdict"]),
-        f"{_short(keys[0])}{', ...' * (len(keys) > 1)}" if keys else "none",
+        f"{claim.id}{' (primary)' if claim.is_primary else ''}",
+        claim.statement,
+        claim.paper_numbers,
+        f"{measured} {claim.unit}",
+        f"{format(claim.min_effect, 'g') if claim.bound is None else number(claim.bound)} {claim.unit}",
+        f"{len(claim.seeds)} × {claim.items}",
+        _verdict(claim.verdict),
     )
 
 
-def _verdict(verdict: str) -> str:
+def _verdict(verdict: Verdict) -> str:
     """Every verdict as it was drawn, with the page's mark: a negative one is as visible as a positive one."""
-    return f"{CHIPS[verdict][0]} **{verdict}**" if verdict in CHIPS else verdict
+    return f"{CHIPS[verdict].mark} **{verdict}**" if verdict in CHIPS else str(verdict)
 
 
-def _beside(claim: Mapping[str, Any]) -> Iterator[str]:
-    """Why the verdict is what it is: the reason, each control, the other links, the sanity baselines."""
-    digits = decimals(claim["min_effect"])
-    yield claim.get("reason") or "no reason recorded"
-    for contrast in claim["contrasts"]:
-        if contrast["role"] != "secondary":
-            narrow = claim["kind"] == "equivalence" and contrast.get("ci90")
-            ends = f"{interval(contrast['ci90'], digits)} at 90 %" if narrow else interval(contrast["ci95"], digits)
-            state = f", {contrast['state']}" if contrast.get("state") else ""
-            said = f"{signed(contrast['effect'], digits)} {ends}".strip()
-            yield f'{contrast["role"]} "{contrast["name"]}" {said}{state}'
-    yield from _levels(claim)
+def _beside(claim: ClaimEntry) -> Iterator[str]:
+    """Why the verdict is what it is: the reason, each link and control, the best arm beside the sanity baselines."""
+    digits = decimals(claim.min_effect)
+    yield claim.reason
+    for contrast in claim.deciding_contrasts():
+        ends = interval(contrast.ci95, digits)
+        if claim.kind is Kind.EQUIVALENCE and contrast.ci90:
+            ends = f"{interval(contrast.ci90, digits)} at 90 %"
+        state = f", {contrast.state}" if contrast.state else ""
+        yield f'{contrast.role} "{contrast.name}" {signed(contrast.effect, digits)} {ends}'.rstrip() + state
+    gate = claim.gate
+    if gate is not None and claim.shown_baselines():
+        means = ", ".join(f"{name} {level(baseline.mean)}" for name, baseline in claim.shown_baselines().items())
+        yield f"best arm {gate.best} {level(gate.best_mean)} {gate.unit}, baselines {means}"
 
 
-def _levels(claim: Mapping[str, Any]) -> Iterator[str]:
-    """Mean of the best arm and of the sanity baselines; those read from every arm, such as a blank image, from it."""
-    gate = claim.get("gate") or {}
-    best = gate.get("best", "")
-    kept = [name for name in claim.get("baselines") or {} if "[" not in name or name.startswith(f"{best} [")]
-    if kept:
-        means = ", ".join(f"{name} {level(claim['baselines'][name]['mean'])}" for name in kept)
-        yield f"best arm {best} {level(gate.get('best_mean'))} {gate.get('unit', '')}, baselines {means}"
-
-
-def _origin(document: Mapping[str, Any]) -> str:
-    jobs = document["jobs"]
-    dates = sorted({(row.get("ended") or document["started"])[:10] for row in jobs}) or [document["started"][:10]]
-    commits = sorted({row["commit"] for row in jobs if row.get("commit")}) or [document["commit"]]
-    machines = sorted({row["hardware"] for row in jobs if row.get("hardware")})
-    times = {row["key"]: row["wall_s"] for row in jobs if row.get("wall_s")}
+def _origin(document: Document) -> str:
+    jobs = document.jobs
+    dates = sorted({(job.ended or document.started)[:10] for job in jobs}) or [document.started[:10]]
+    commits = sorted({job.commit for job in jobs if job.commit}) or [document.commit]
+    machines = sorted({job.hardware for job in jobs if job.hardware}) or [document.machine.hardware]
+    times = {job.key: job.wall_s for job in jobs if job.wall_s}
     return (
-        f"Preset {document['preset']}; run {' to '.join(dict.fromkeys((dates[0], dates[-1])))}; "
-        f"commit {', '.join(commits)}; on {'; '.join(machines) or document['machine']['hardware']}; "
+        f"Preset {document.preset}; run {' to '.join(dict.fromkeys((dates[0], dates[-1])))}; "
+        f"commit {', '.join(commit[:COMMIT_DIGITS] for commit in commits)}; on {'; '.join(machines)}; "
         f"{duration(sum(times.values()))} of job time in all."
     )
 
 
-def _family(document: Mapping[str, Any]) -> str:
-    found = document["family"]
+def _family(document: Document) -> str:
+    family = document.family
     return (
-        f"{MECHANISM} Verdicts drawn: {found['verdicts']}; if no effect existed, "
-        f'{number(found["expected_false"])} false "reproduced" would be expected among them.'
+        f"{MECHANISM} Verdicts drawn: {family.verdicts}; if no effect existed, "
+        f'{number(family.expected_false)} false "reproduced" would be expected among them.'
     )
-
-
-def _short(key: str) -> str:
-    """The beginning of a key, with a letter in it: digits alone would read as a measured number."""
-    first = next((place for place, sign in enumerate(key) if not sign.isdigit()), 0)
-    return f"`{key[: max(KEY_DIGITS, first + 1)]}`"
 
 
 def config_lines(name: str, *, root: Path, folder: Path) -> list[str]:
@@ -192,16 +169,16 @@ def config_lines(name: str, *, root: Path, folder: Path) -> list[str]:
 def schema_defaults(schema: type) -> dict[str, str]:
     """Default of each dotted leaf as text; "required" where the schema has none and a preset or the user sets it."""
     types = get_type_hints(schema)
-    found: dict[str, str] = {}
+    defaults: dict[str, str] = {}
     for field in dataclasses.fields(schema):
         kind = types[field.name]
         if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-            found |= {f"{field.name}.{key}": value for key, value in schema_defaults(kind).items()}
+            defaults |= {f"{field.name}.{key}": value for key, value in schema_defaults(kind).items()}
         elif field.default is not dataclasses.MISSING:
-            found[field.name] = str(field.default) if field.default != "" else "empty"
+            defaults[field.name] = str(field.default) if field.default != "" else "empty"
         else:
-            found[field.name] = "required" if field.default_factory is dataclasses.MISSING else "empty"
-    return found
+            defaults[field.name] = "required" if field.default_factory is dataclasses.MISSING else "empty"
+    return defaults
 
 
 def map_lines(name: str, *, root: Path, folder: Path) -> list[str]:

@@ -4,14 +4,15 @@
 an edit of what decides its numbers gives another key.
 """
 
+import contextlib
 import importlib.metadata
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from lightbox.files import digest
 from lightbox.runs.folders import flatten
-from lightbox.runs.sources import code_digests
+from lightbox.runs.sources import closure, digests_of, libraries_of
 
 KEY_LENGTH = 20
 WITHOUT_EFFECT = (
@@ -20,24 +21,25 @@ WITHOUT_EFFECT = (
     "run.save_every_steps",  # a resumed run has the bits of an uninterrupted one
     "run.log_every_steps",
     "run.resume",
+    "experiment",  # a label; what an arm sets is in keys of their own
     "tuned",  # rates of every arm; this arm's is optim.lr
     "needs",  # folders; the runs in them are named by their keys
 )
 """Config keys that cannot change a number. `run.threads` and `run.device` do: other threads, other bits."""
-COMPUTING = (
-    "torch",
-    "transformers",
-    "tokenizers",
-    "safetensors",
-    "peft",
-    "bitsandbytes",
-    "accelerate",
-    "numpy",
-    "pillow",
-    "sacrebleu",
-    "rouge-score",
-)
-"""Distributions that compute what is trained or scored."""
+COMPUTING = {
+    "torch": ("torch", "xformers", "flash-attn"),
+    "transformers": ("transformers", "tokenizers"),
+    "peft": ("peft",),
+    "bitsandbytes": ("bitsandbytes",),
+    "accelerate": ("accelerate",),
+    "numpy": ("numpy",),
+    "PIL": ("pillow",),
+    "pydicom": ("pydicom", "pylibjpeg", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg"),
+    "sacrebleu": ("sacrebleu",),
+    "rouge_score": ("rouge-score", "nltk"),
+}
+"""What a module imports -> the distributions that then compute what is trained or scored."""
+ABSENT = "absent"
 OLDER = "it was made by an older Lightbox, which did not record what it was made from"
 
 
@@ -93,20 +95,25 @@ def identify(
         needs: keys of the runs that it reads, by arm.
         chosen: modules that the configuration asks for, see `sources.closure`.
     """
-    return Identity(
-        _effective(config), dict(inputs), code_digests(package, chosen), computing_versions(), dict(needs or {})
-    )
+    modules = closure(package, chosen)
+    versions = computing_versions(libraries_of(modules))
+    return Identity(effective(config), dict(inputs), digests_of(modules), versions, dict(needs or {}))
 
 
-def computing_versions() -> dict[str, str]:
-    """Installed version of each of `COMPUTING`; "" where it is not installed."""
-    installed = {}
-    for name in COMPUTING:
-        try:
+def computing_versions(libraries: Iterable[str]) -> dict[str, str]:
+    """Installed version of each distribution of `COMPUTING` that some imported names call for; "" is not installed."""
+    names = sorted(name for library in libraries for name in COMPUTING.get(library, ()))
+    installed = dict.fromkeys(names, "")
+    for name in names:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             installed[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            installed[name] = ""
     return installed
+
+
+def effective(config: Mapping[str, Any]) -> dict[str, str]:
+    """A configuration, flat, without what cannot change a number."""
+    flat = flatten(config)
+    return {key: text for key, text in flat.items() if not {key, key.split(".")[0]}.intersection(WITHOUT_EFFECT)}
 
 
 def differences(record: Mapping[str, Any], identity: Identity) -> list[str]:
@@ -118,30 +125,16 @@ def differences(record: Mapping[str, Any], identity: Identity) -> list[str]:
     """
     if not {"config", "inputs", "modules", "computing", "needs"} <= record.keys():
         return [OLDER]
-    then = _effective(record["config"])
-    pairs = _pairs(then, identity.config)
-    changes = [f"{key} {old} -> {new}" for key, old, new in pairs]
-    for key, old, new in _pairs(record["modules"], identity.modules):
-        changes.append(f"module {key} " + ("is new" if old is None else "is gone" if new is None else "changed"))
-    changes += [f"{key} changed" for key, _, _ in _pairs(record["inputs"], identity.inputs)]
-    changes += [
-        f"{key} {old or 'absent'} -> {new or 'absent'}"
-        for key, old, new in _pairs(record["computing"], identity.versions)
-    ]
+    changes = [f"{key} {old} -> {new}" for key, old, new in _pairs(effective(record["config"]), identity.config)]
+    for module, old, new in _pairs(record["modules"], identity.modules):
+        changes.append(f"module {module} " + ("is new" if old == ABSENT else "is gone" if new == ABSENT else "changed"))
+    changes += [f"input {name} changed" for name, _, _ in _pairs(record["inputs"], identity.inputs)]
+    changes += [f"{name} {old} -> {new}" for name, old, new in _pairs(record["computing"], identity.versions)]
     return changes + [f"the run of arm {arm} changed" for arm, _, _ in _pairs(record["needs"], identity.needs)]
 
 
-def _effective(config: Mapping[str, Any]) -> dict[str, str]:
-    flat = flatten(config)
-    return {
-        key: value
-        for key, value in flat.items()
-        if key not in WITHOUT_EFFECT and key.split(".")[0] not in WITHOUT_EFFECT
-    }
-
-
-def _pairs(then: Mapping[str, str], now: Mapping[str, str]) -> list[tuple[str, str | None, str | None]]:
-    """(key, then, now) of each key whose values differ, None where one side lacks it."""
-    return [
-        (key, then.get(key), now.get(key)) for key in sorted(then.keys() | now.keys()) if then.get(key) != now.get(key)
-    ]
+def _pairs(then: Mapping[str, str], now: Mapping[str, str]) -> list[tuple[str, str, str]]:
+    """(key, then, now) of each key whose values differ, `ABSENT` where one side lacks it."""
+    names = sorted(then.keys() | now.keys())
+    pairs = [(name, then.get(name) or ABSENT, now.get(name) or ABSENT) for name in names]
+    return [pair for pair in pairs if pair[1] != pair[2]]

@@ -1,10 +1,10 @@
 """A results document as `reproduce` writes it, decided by the real code on made-up scores. No torch."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lightbox.claims import results
+from lightbox.claims.document import Document, ErrorEntry
 from lightbox.claims.jobs import Plan
 from lightbox.claims.registry import Paper
 from lightbox.claims.runner import Finished
@@ -46,13 +46,12 @@ def fake_claims(text: str = "") -> PaperClaims:
         (
             Measure("majority"),
             Measure("question_only"),
-            Measure("{best}", where=(("condition", "blank"),)),
-            Measure("{best}", where=(("condition", "shuffled"),)),
+            Measure("{best}", condition="blank"),
+            Measure("{best}", condition="shuffled"),
             Measure("untouched"),
         ),
     )
-    count = Measure("explanation", where=(("condition", "image"), ("kind", "count")))
-    rival = Measure("none", where=(("condition", "image"), ("kind", "count")))
+    count, rival = (Measure(arm, where=(("kind", "count"),)) for arm in ("explanation", "none"))
     claims = (
         claim(
             "T1",
@@ -84,8 +83,16 @@ def fake_claims(text: str = "") -> PaperClaims:
             min_effect=1.0,
         ),
     )
-    arms = {name: Arm(name, name) for name in LEVELS}
-    return PaperClaims("medthink", "MedThink" + text, "2404.12372", arms, claims)
+    return PaperClaims(
+        paper="medthink",
+        title="MedThink" + text,
+        arxiv="2404.12372",
+        arms={name: Arm(name, name) for name in LEVELS},
+        claims=claims,
+        headline="correct",
+        condition="image",
+        default_arm="explanation",
+    )
 
 
 def fake_results(
@@ -94,9 +101,8 @@ def fake_results(
     preset: str = "quick",
     ended_seeds: int | None = None,
     text: str = "",
-    published: Mapping[tuple[str, str], Mapping[str, Any]] | None = None,
     n_items: int = 400,
-) -> dict[str, Any]:
+) -> Document:
     """Write fake jobs under `out` and return the document of `<out>/reproduce/medthink-<preset>/results.json`.
 
     Args:
@@ -104,7 +110,6 @@ def fake_results(
         preset: size preset; says how many seeds are planned.
         ended_seeds: how many of them have ended; None means all.
         text: put into every text field, for example a script tag.
-        published: committed claim entries by (paper, claim id).
         n_items: test items a seed.
     """
     claims = fake_claims(text)
@@ -121,12 +126,10 @@ def fake_results(
     plan = Plan(preset, tuple((paper, claim) for claim in claims.claims), {}, keys)
     folder = out / "reproduce" / f"medthink-{preset}"
     folder.mkdir(parents=True, exist_ok=True)
-    return results.build(
-        plan, Finished(folders), started="2026-11-22T14:00:00Z", wall_s=412.0, folder=folder, published=published
-    )
+    return results.build(plan, Finished(folders), started="2026-11-22T14:00:00Z", wall_s=412.0, folder=folder)
 
 
-def failed_job_row(text: str = "") -> dict[str, Any]:
-    """A row of `errors`, as a job that ran out of memory leaves it."""
+def failed_job(text: str = "") -> ErrorEntry:
+    """What a job that ran out of memory leaves."""
     error = WorkError("The job folder is jobs/abc", f"The job stopped with MemoryError{text}", "Read its log")
-    return {"paper": "medthink", "arm": "filler", "seed": 3, "key": "abc", "error": str(error)}
+    return ErrorEntry("medthink", "filler", 3, "abc", str(error))

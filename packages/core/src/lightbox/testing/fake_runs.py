@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
+
+from lightbox.records import Box
+from lightbox.runs.examples import BoxMark, Example, MaskMark, Picture, Step
 
 KINDS = ("presence", "side", "zone", "count")
 
@@ -54,9 +58,9 @@ def write_job(
     _write(folder / "history.json", history)
     _write(folder / "card.json", {"parameters": 830_000, "device": "cpu", "dtype": "fp32", "wall_s": 31.5, "notes": []})
     config = {"run": {"seed": seed, "preset": preset}, "optim": {"lr": lr}, "objective": {"target": arm}}
-    card = {"key": key, "paper": paper, "arm": arm, "seed": seed, "preset": preset, "config": config}
-    card |= {"overrides": [f"objective.target={arm}"], "inputs": {"phantom": "v1"}, "needs": {}, "source": "5" * 64}
-    _write(folder / "job.json", card | {"commit": "0123456789ab", "wall_s": 31.5, "finished": True})
+    record = {"key": key, "paper": paper, "arm": arm, "seed": seed, "preset": preset, "config": config}
+    record |= {"overrides": [f"objective.target={arm}"], "inputs": {"phantom": "v1"}, "needs": {}, "source": "5" * 64}
+    _write(folder / "job.json", record | {"commit": "0123456789ab", "wall_s": 31.5, "finished": True})
     return folder
 
 
@@ -81,30 +85,52 @@ def _write_scores(folder: Path, *, arm: str, seed: int, accuracy: float, n_items
 
 
 def _write_examples(folder: Path, *, arm: str, seed: int, text: str) -> None:
+    """Six items, each with two pictures; every arm but answer_only marks a region and has a trace."""
     rows = []
     for index in range(6):
         is_right = (len(arm) + index) % 3 != 0
         item, side = f"case-{seed}-{index:04d}", "left" if is_right else "right"
-        _film(seed * 100 + index).save(folder / "examples" / f"{item}.png")
-        rows.append(
-            {
-                "item": item + text,
-                "question": f"on which side is the nodule ?{text}",
-                "options": [f"left{text}", f"right{text}"],
-                "gold_answer": f"left{text}",
-                "answer": f"{side}{text}",
-                "gold_rationale": f"a nodule lies in the left upper zone . so the side is left .{text}",
-                "rationale": "" if arm == "answer_only" else f"a nodule lies in the {side} lung .{text}",
-                "correct": is_right,
-                "image": f"examples/{item}.png",
-                "condition": "image",
-            }
+        paths = [f"examples/{item}{part}.png" for part in ("", "-wide", "-mask")]
+        film, (row, col) = _film(seed * 100 + index)
+        for path, picture in zip(paths, (film, film.crop((0, 12, 64, 52)), _disc(row, col)), strict=True):
+            picture.save(folder / path)
+        true_box = Box((col - 5) / 64, (row - 5) / 64, (col + 6) / 64, (row + 6) / 64)
+        near = Box(true_box.x0 + 0.08, true_box.y0 + 0.05, true_box.x1 + 0.08, true_box.y1 + 0.05)
+        marked = [BoxMark(true_box, "truth", f"nodule{text}")]
+        answer = Example(
+            item=item + text,
+            pictures=(Picture(paths[0], f"frontal{text}", tuple(marked)), Picture(paths[1], "detail")),
+            task=(
+                (f"question{text}", f"on which side is the nodule ?{text}"),
+                ("options", f"left{text} | right{text}"),
+                ("truth", f"left{text}: a nodule lies in the left upper zone .{text}"),
+            ),
+            output=(("answer", f"{side}{text}"),),
+            score=0.5 + 0.05 * index,
+            is_right=is_right,
         )
+        if arm != "answer_only":
+            boxes = (*marked, BoxMark(near, "predicted", f"{arm}{text}"))
+            masks = (MaskMark(paths[2], "predicted", "nodule"),)
+            steps = (Step(f"look closer{text}", Picture(paths[1], "crop")), Step("a bright disc, so a nodule"))
+            answer = replace(
+                answer,
+                pictures=(Picture(paths[0], f"frontal{text}", boxes, masks), *answer.pictures[1:]),
+                output=(*answer.output, ("rationale", f"a nodule lies in the {side} lung .{text}")),
+                trace=steps,
+            )
+        rows.append(answer.to_row())
     _write(folder / "examples.json", rows)
 
 
-def _film(seed: int) -> Image.Image:
-    """A 64-px grey picture of two dark fields and a bright disc."""
+def _disc(row: int, col: int) -> Image.Image:
+    """A 64-px mask of the nodule, 255 inside."""
+    rows, cols = np.mgrid[0:64, 0:64]
+    return Image.fromarray((((cols - col) ** 2 + (rows - row) ** 2 < 20) * 255).astype(np.uint8))
+
+
+def _film(seed: int) -> tuple[Image.Image, tuple[int, int]]:
+    """A 64-px grey picture of two dark fields and a bright disc, and the row and column of the disc."""
     rows, cols = np.mgrid[0:64, 0:64]
     rng = np.random.default_rng(seed)
     pixels = np.full((64, 64), 150.0)
@@ -112,4 +138,5 @@ def _film(seed: int) -> Image.Image:
         pixels[((cols - centre) / 10) ** 2 + ((rows - 32) / 22) ** 2 < 1] = 70
     at_row, at_col = rng.integers(18, 46), rng.integers(15, 26)
     pixels[(cols - at_col) ** 2 + (rows - at_row) ** 2 < 14] = 170
-    return Image.fromarray((pixels + rng.normal(0, 6, pixels.shape)).clip(0, 255).astype(np.uint8))
+    noisy = (pixels + rng.normal(0, 6, pixels.shape)).clip(0, 255).astype(np.uint8)
+    return Image.fromarray(noisy), (int(at_row), int(at_col))

@@ -17,12 +17,12 @@ ARMS = {
         Arm("true", "true rationale", ("level=0.72",)),
         Arm("filler", "filler of equal length", ("level=0.61",)),
         Arm("twice", "a second stage", ("level=0.80",), needs=("true",)),
-        Arm("majority", "most frequent answer", ("level=0.35",), is_trained=False),
+        Arm("majority", "most frequent answer", ("level=0.35", "luck=0.1", "start="), is_trained=False),
     )
 }
 GATE = Gate(
     arms=(Measure("none"), Measure("true")),
-    baselines=(Measure("majority"), Measure("{best}", where=(("condition", "blank"),))),
+    baselines=(Measure("majority"), Measure("{best}", condition="blank")),
 )
 COMMON = dict(paper="toy", location="Table 1", paper_numbers="+4.5", gate=GATE, presets=("smoke", "quick"))
 CLAIM_1 = Claim(
@@ -52,14 +52,26 @@ CLAIM_3 = Claim(
     is_upper_bound=True,
     **(COMMON | dict(presets=("full",), gate=None)),
 )
-PAPER = PaperClaims("toy", "A toy", "0000.00000", ARMS, (CLAIM_1, CLAIM_2, CLAIM_3))
+PAPER = PaperClaims(
+    paper="toy",
+    title="A toy",
+    arxiv="0000.00000",
+    arms=ARMS,
+    claims=(CLAIM_1, CLAIM_2, CLAIM_3),
+    headline="hit",
+    condition="film",
+    default_arm="none",
+)
 """
 
 CONFIG = """
 from dataclasses import dataclass
+from pathlib import Path
 
 from lightbox.errors import RequestError
+from lightbox.files import file_sha256
 
+GENERATOR = "1"
 ITEMS = {"smoke": 20, "quick": 200, "full": 300}
 CALLS = []
 
@@ -76,6 +88,8 @@ class Config:
     level: float
     items: int
     step_s: float
+    luck: float = 0.1
+    start: str = "start.bin"
 
 
 def resolve(overrides):
@@ -85,11 +99,17 @@ def resolve(overrides):
     if preset not in ITEMS:
         raise RequestError(f"preset={preset}", "There is no such preset", "Choose one of " + ", ".join(ITEMS))
     run = Run(int(given["run.seed"]), preset)
-    return Config(run, float(given["level"]), ITEMS[preset], STEP_S)
+    luck, start = float(given.get("luck", Config.luck)), given.get("start", Config.start)
+    return Config(run, float(given["level"]), ITEMS[preset], STEP_S, luck, start)
 
 
 def inputs(cfg):
-    return {"generator": "1"}
+    weights = {"weights": file_sha256(Path(__file__).with_name(cfg.start))} if cfg.start else {}
+    return {"generator": GENERATOR} | weights
+
+
+def chosen(cfg):
+    return ()
 
 
 def estimate(cfg):
@@ -100,22 +120,23 @@ STEP_S = 0.0
 """
 
 CLI = """
+from toy.train import run as run_job
+"""
+
+TRAIN = """
 import json
-import os
 import time
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from toy.config import resolve
-from toy.world import level_of
+from toy.evaluate import write_scores
 
 STEPS = 4
 
 
-def run_job(directory, overrides, needs):
+def run(directory, overrides, needs):
     cfg = resolve(overrides)
     checkpoint = Path(directory) / "checkpoints" / "state.json"
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
@@ -130,27 +151,37 @@ def run_job(directory, overrides, needs):
     for folder in needs.values():
         assert (Path(folder) / "scores.parquet").exists()
     write_scores(Path(directory), cfg, state["sum"] / STEPS)
+"""
+
+EVALUATE = """
+import json
+import os
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from toy.world import level_of
 
 
 def write_scores(directory, cfg, drift):
     items = [f"case-{cfg.run.seed}-{i:04d}" for i in range(cfg.items)]
     difficulty = np.random.default_rng(cfg.run.seed).random(cfg.items)
     own = np.random.default_rng([cfg.run.seed, int(cfg.level * 1000)]).random(cfg.items)
-    columns = {"item": [], "condition": [], "kind": [], "correct": []}
-    for condition, level in (("blank", 0.4), ("image", level_of(cfg))):
+    columns = {"item": [], "condition": [], "kind": [], "hit": []}
+    for condition, level in (("blank", 0.4), ("film", level_of(cfg))):
         columns["item"] += items
         columns["condition"] += [condition] * cfg.items
         columns["kind"] += ["presence"] * cfg.items
-        mixed = np.where(own < 0.1, own * 10, difficulty)  # a tenth of the items is the arm's own luck
-        columns["correct"] += (mixed < level).astype(float).tolist()
+        mixed = np.where(own < cfg.luck, own / cfg.luck, difficulty)  # a share of the items is the arm's own luck
+        columns["hit"] += (mixed < level).astype(float).tolist()
     columns["drift"] = [drift] * len(columns["item"])
     pq.write_table(pa.table(columns), directory / "scores.parquet", compression="zstd")
     history = {"train/loss": [[step, 1.0 / (step + 1)] for step in range(5)]}
     (directory / "history.json").write_text(json.dumps(history))
-    (directory / "examples.json").write_text(json.dumps([
-        {"item": items[0], "question": "is it there ?", "options": ["yes", "no"], "gold_answer": "yes", "answer": "yes",
-         "gold_rationale": "it is there .", "rationale": "", "correct": True, "image": "", "condition": "image"}
-    ]))
+    example = {"item": items[0], "task": [["question", "is it there ?"]], "output": [["answer", "yes"]]}
+    example |= {"pictures": [{"path": "examples/a.png"}], "is_right": True}
+    (directory / "examples.json").write_text(json.dumps([example]))
     card = {"parameters": 0, "device": "cpu", "dtype": "fp32", "notes": []}
     card |= {"pid": os.getpid(), "threads": os.environ.get("OMP_NUM_THREADS"), "hub": os.environ.get("HF_HUB_OFFLINE")}
     (directory / "card.json").write_text(json.dumps(card))
@@ -175,9 +206,18 @@ def write_toy_paper(folder: Path, *, step_s: float = 0.0) -> dict[str, str]:
     """
     package = folder / "toy"
     package.mkdir(parents=True)
-    parts = {"__init__": "", "claims": CLAIMS, "config": CONFIG, "cli": CLI, "world": WORLD}
+    parts = {
+        "__init__": "",
+        "claims": CLAIMS,
+        "config": CONFIG,
+        "cli": CLI,
+        "train": TRAIN,
+        "evaluate": EVALUATE,
+        "world": WORLD,
+    }
     for name, text in parts.items():
         (package / f"{name}.py").write_text(text.replace("STEP_S = 0.0", f"STEP_S = {step_s}"), encoding="utf-8")
+    (package / "start.bin").write_bytes(b"weights")
     sys.path.insert(0, str(folder))
     return {"toy": "toy"}
 

@@ -127,7 +127,7 @@ def fit(
 
     with RunCard(out, card_facts, is_resumed=state.step > 0) as card, StopSignals() as signals:
         while state.step < optim.max_steps:
-            # ---- forward and backward
+            # ---- prepare, forward, backward
             lr = _set_lr(training, state.step)
             items = _prepare(training, state)
             passes = _accumulate(training, state, items, card)
@@ -140,7 +140,9 @@ def fit(
             # ---- clip and step
             if optim.clip_norm > 0:
                 nn.utils.clip_grads_with_norm_(training.parameters, optim.clip_norm, norm)
-            with shortage.explained(training, state, "in the update"):  # the first one makes the moments
+            with shortage.explained(
+                training, state, f"in the update of step {state.step + 1}"
+            ):  # moments are made here
                 training.optimizer.step()
             training.optimizer.zero_grad(set_to_none=True)
             if processes.count() > 1:
@@ -171,8 +173,9 @@ def _prepare(training: Training, state: ResumeState) -> dict[int, Any]:
     if training.prepare is None or not own:
         return dict(zip(own, own, strict=True))
     training.model.eval()
-    # no_grad, not inference_mode, whose tensors a loss could not be computed from
-    with shortage.explained(training, state, "in prepare"), torch.no_grad(), training.accelerator.autocast():
+    place, do = f"in prepare of step {state.step + 1}", "Let prepare take fewer of its items at a time"
+    # no_grad, not inference_mode, whose tensors no later backward pass may use
+    with shortage.explained(training, state, place, do=do), torch.no_grad(), training.accelerator.autocast():
         items = training.prepare(training.model, list(own))
     training.model.train()
     refuse_packed(training.model)
@@ -313,7 +316,8 @@ def _record(state: ResumeState, means: dict[str, float], *, lr: float, is_due: b
 
 def _evaluate(training: Training, state: ResumeState, evaluate: Evaluate) -> None:
     training.model.eval()
-    with shortage.explained(training, state, "in an evaluation"), seeds.untouched_rng(), torch.no_grad():
+    place = f"in the evaluation after step {state.step}"
+    with shortage.explained(training, state, place), seeds.untouched_rng(), torch.no_grad():
         metrics = processes.from_main(evaluate(training.model))
     training.model.train()
     refuse_packed(training.model)

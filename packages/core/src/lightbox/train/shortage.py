@@ -83,7 +83,9 @@ def halve(training: Training, state: ResumeState, card: RunCard, *, message: str
     smaller = half(size, training.share)
     if start is None or not smaller:
         do = "Set train.auto_batch=true or a smaller optim.micro_batch_size; the effective batch stays the same"
-        raise _error(training, state, f"with {_items(size)} in a forward pass", message, do=do if smaller else None)
+        items = "1 item" if size == 1 else f"{size} items"
+        place = f"at step {state.step + 1} with {items} in a forward pass"
+        raise _error(training, state, place, message, do=do if smaller else None)
     start.restore()
     state.micro_batch_size = smaller
     state.history.setdefault(SIZES, []).append([state.step + 1, float(smaller)])
@@ -91,12 +93,13 @@ def halve(training: Training, state: ResumeState, card: RunCard, *, message: str
 
 
 @contextlib.contextmanager
-def explained(training: Training, state: ResumeState, where: str) -> Iterator[None]:
+def explained(training: Training, state: ResumeState, place: str, *, do: str | None = None) -> Iterator[None]:
     """Say what takes the memory where it runs out outside the passes.
 
     Args:
         training, state: of the run.
-        where: such as "in the update".
+        place: such as "in the update of step 3".
+        do: what would help there, in place of the usual advice.
 
     Raises:
         WorkError: in place of the allocator's error.
@@ -106,21 +109,17 @@ def explained(training: Training, state: ResumeState, where: str) -> Iterator[No
     except (RuntimeError, MemoryError) as err:
         if not is_shortage(err):
             raise
-        raise _error(training, state, where, str(err) or type(err).__name__) from err
+        raise _error(training, state, place, str(err) or type(err).__name__, do=do) from err
 
 
-def _error(training: Training, state: ResumeState, where: str, message: str, *, do: str | None = None) -> WorkError:
+def _error(training: Training, state: ResumeState, place: str, message: str, *, do: str | None = None) -> WorkError:
     advice = training.memory_advice
     why = advice(training.micro_batch_size(state)) if callable(advice) else advice
     return WorkError(
-        f"Memory ran out at step {state.step + 1} {where} ({_first_sentences(message)})",
+        f"Memory ran out {place} ({_first_sentences(message)})",
         why or "Activations grow with the items of a forward pass; weights, gradients and moments do not",
         do or "Set train.checkpoint_layers=true, store the base in fewer bits with adapter.quant, or shorten the rows",
     )
-
-
-def _items(count: int) -> str:
-    return "1 item" if count == 1 else f"{count} items"
 
 
 def _first_sentences(message: str) -> str:

@@ -99,11 +99,11 @@ def build(
     seeds.seed_everything(processes.seed_of(run.seed), run.threads, device=device.type)
     if any(tensor.device != device for tensor in (*model.parameters(), *model.buffers())):
         model.to(device)  # some quantised models refuse the call even where nothing would move
-    processes.spread(weights.trained_tensors(model).values(), device=device)
+    processes.spread(weights.trained_tensors(model).values(), device=device)  # what is frozen, all have read alike
     model.train()
     groups = decay_groups(model, lr=optim.lr, weight_decay=optim.weight_decay) if groups is None else groups
     optimizer = make_optimizer(optim.optimizer, groups, lr=optim.lr, weight_decay=optim.weight_decay)
-    optimizer.zero_grad(set_to_none=True)
+    optimizer.zero_grad(set_to_none=True)  # of whatever the caller tried before
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     if accelerator.scaler is not None:

@@ -1,8 +1,8 @@
 """Operations without weights, each with what it allocates and what it saves.
 
 Letters as in the docstrings: M rows (tokens of all sequences), D width, w bytes a number. What is said of torch here
-and in the modules beside was read from its memory events: a linear layer saves its input only where its weight is
-trained, a multiplication saves a factor only where the other one needs a gradient, RMS norm computes in float32.
+and in the modules beside was read from what its operations make: a linear layer saves its input only where its weight
+is trained, a multiplication saves a factor only where the other one needs a gradient, RMS norm computes in float32.
 """
 
 from dataclasses import dataclass, field

@@ -1,0 +1,261 @@
+"""`results.json` as typed records: what a `reproduce` came to, for the page, READMEs, `explain` and scripts. No torch.
+
+Numbers of a claim are in its printed unit ("points" are hundredths of an accuracy). Examples name image files by path
+relative to the document; curves hold, by paper, metric and arm, one thinned curve a seed.
+"""
+
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from lightbox.claims.spec import Kind, Role, Verdict
+from lightbox.claims.verdicts import Family, family
+from lightbox.errors import RequestError
+from lightbox.files import replace_text
+from lightbox.runs.examples import Example
+
+SCHEMA = 1
+
+Ends = tuple[float, float]
+Curve = list[tuple[int, float | None]]
+Curves = dict[str, dict[str, list[Curve]]]
+
+
+@dataclass(frozen=True)
+class Level:
+    """Mean of one arm or baseline over seeds; in the claim's unit where a contrast reads that metric, else as is."""
+
+    metric: str
+    mean: float | None
+    per_seed: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Published:
+    """A committed effect beside ours; `agrees` says whether the intervals overlap, None where one is absent.
+
+    A contrast has no verdict and no commits of its own.
+    """
+
+    effect: float | None
+    ci95: Ends | None
+    agrees: bool | None
+    verdict: str = ""
+    commits: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ContrastEntry:
+    """One contrast; `state` is what it came to as a link or control, "" before a verdict and for secondary ones."""
+
+    name: str
+    arm: str
+    rival: str
+    role: Role
+    effect: float | None
+    ci95: Ends | None
+    ci90: Ends | None
+    boot95: Ends | None
+    per_seed: tuple[float, ...]
+    seeds: tuple[int, ...]
+    seed_sd: float | None
+    between_sd: float | None
+    items: int
+    min_effect: float
+    state: str
+    published: Published | None = None
+
+
+@dataclass(frozen=True)
+class GateEntry:
+    """The gate; `passed` is None before a seed is complete, `effect` the lead of the best arm over the baseline."""
+
+    passed: bool | None
+    failures: tuple[str, ...]
+    unit: str
+    best: str
+    best_mean: float | None
+    baseline: str
+    baseline_mean: float | None
+    effect: float | None
+    ci95: Ends | None
+    margin: float
+    ceiling: float
+    headroom: float
+
+
+@dataclass(frozen=True)
+class ClaimEntry:
+    """One claim; effect and interval are those of its primary contrast, of several the weakest link.
+
+    `arms` and `baselines` are levels by label. `older_source` names the commits behind scores that today's source would
+    not make; only a recomputed document knows them.
+    """
+
+    paper: str
+    id: str
+    kind: Kind
+    statement: str
+    location: str
+    paper_numbers: str
+    note: str
+    is_primary: bool
+    verdict: Verdict
+    reason: str
+    effect: float | None
+    ci95: Ends | None
+    unit: str
+    min_effect: float
+    bound: float | None
+    seeds: tuple[int, ...]
+    planned_seeds: int
+    items: int
+    gate: GateEntry | None
+    contrasts: tuple[ContrastEntry, ...]
+    controls: tuple[str, ...]
+    baselines: dict[str, Level]
+    arms: dict[str, Level]
+    run_ids: tuple[str, ...]
+    commits: tuple[str, ...]
+    wall_s: float
+    published: Published | None = None
+    older_source: tuple[str, ...] = ()
+
+    def deciding_contrasts(self) -> list[ContrastEntry]:
+        """Links and controls."""
+        return [contrast for contrast in self.contrasts if contrast.role is not Role.SECONDARY]
+
+    def shown_baselines(self) -> dict[str, Level]:
+        """Baselines by label; one that is read from every arm, such as a blank image, only of the gate's best."""
+        best = self.gate.best if self.gate is not None else ""
+        return {name: lv for name, lv in self.baselines.items() if "[" not in name or name.startswith(f"{best} [")}
+
+    def beside(self, earlier: "ClaimEntry | None") -> "ClaimEntry":
+        """The same claim with the committed effect, and whether the two intervals overlap, beside each effect."""
+        by_name = {contrast.name: contrast for contrast in earlier.contrasts} if earlier is not None else {}
+        contrasts = tuple(replace(c, published=_published(c, by_name.get(c.name))) for c in self.contrasts)
+        published = _published(self, earlier)
+        if published is not None and earlier is not None:
+            published = replace(published, verdict=str(earlier.verdict), commits=earlier.commits)
+        return replace(self, contrasts=contrasts, published=published)
+
+
+def _published(ours: ClaimEntry | ContrastEntry, theirs: ClaimEntry | ContrastEntry | None) -> Published | None:
+    if theirs is None:
+        return None
+    if ours.effect is None or theirs.effect is None:
+        return Published(theirs.effect, theirs.ci95, None)
+    (low, high), (least, most) = (entry.ci95 or (entry.effect, entry.effect) for entry in (ours, theirs))
+    return Published(theirs.effect, theirs.ci95, low <= most and least <= high)
+
+
+@dataclass(frozen=True)
+class JobEntry:
+    """A finished job of one (paper, arm, seed); several arms may share a key."""
+
+    paper: str
+    arm: str
+    seed: int
+    key: str
+    reused: bool
+    commit: str | None
+    source: str | None
+    hardware: str | None
+    wall_s: float | None
+    peak_gib: float | None
+    ended: str | None
+
+
+@dataclass(frozen=True)
+class ErrorEntry:
+    """A job that failed, and the error's text."""
+
+    paper: str
+    arm: str
+    seed: int
+    key: str
+    error: str
+
+
+@dataclass(frozen=True)
+class ShownExample:
+    """An example and whose it is."""
+
+    paper: str
+    arm: str
+    seed: int
+    example: Example
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where the document was made: processor and memory, and versions by distribution."""
+
+    hardware: str
+    versions: dict[str, str | None]
+
+
+@dataclass(frozen=True)
+class Document:
+    """All of `results.json`; `skipped` are the ids of claims that the preset does not run."""
+
+    schema: int
+    preset: str
+    commit: str
+    started: str
+    wall_s: float
+    machine: Machine
+    claims: tuple[ClaimEntry, ...]
+    family: Family
+    skipped: tuple[str, ...] = ()
+    jobs: tuple[JobEntry, ...] = ()
+    errors: tuple[ErrorEntry, ...] = ()
+    examples: tuple[ShownExample, ...] = ()
+    curves: dict[str, Curves] = field(default_factory=dict)
+
+
+_DOCUMENT = TypeAdapter(Document)
+
+
+def family_of(claims: tuple[ClaimEntry, ...]) -> Family:
+    """How many verdicts some claims drew, and the share of false "reproduced" to expect."""
+    return family((claim.kind, claim.verdict) for claim in claims)
+
+
+def to_json(document: Document) -> dict[str, Any]:
+    """The document as JSON holds it."""
+    return _DOCUMENT.dump_python(document, mode="json")
+
+
+def write(document: Document, path: Path) -> None:
+    """Replace `results.json` as a whole."""
+    replace_text(path, json.dumps(to_json(document), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def load(path: Path) -> Document:
+    """Read `results.json`.
+
+    Raises:
+        RequestError: where there is none, it is no results document, or another version of Lightbox wrote it.
+    """
+    again = "Run `lightbox reproduce` again, which keeps finished jobs"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as err:
+        why = f"It cannot be read: {err.strerror or err}"
+        raise RequestError(f"The results are {path}", why, "Run `lightbox reproduce` first, or correct --from") from err
+    except ValueError as err:
+        raise RequestError(f"The results are {path}", f"It is not JSON: {err}", again) from err
+    schema = content.get("schema") if isinstance(content, dict) else None
+    if schema != SCHEMA:
+        why = f"This version of Lightbox reads schema {SCHEMA}"
+        raise RequestError(f"{path} has schema {schema!r}", why, f"{again}, or use the version that wrote it")
+    try:
+        return _DOCUMENT.validate_python(content)
+    except ValidationError as err:
+        first = err.errors()[0]
+        why = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise RequestError(f"The results are {path}", f"They hold what no results hold: {why}", again) from err
