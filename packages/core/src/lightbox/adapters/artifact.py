@@ -5,7 +5,6 @@
 """
 
 import copy
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from lightbox.adapters import guards, kbit, lora
 from lightbox.adapters.fused import use_fused
-from lightbox.adapters.manifest import check_files, is_merged, read_manifest, write_manifest
+from lightbox.adapters.manifest import check_files, is_merged, read_manifest, staged_folder, write_manifest
 from lightbox.backbones.backbone import Backbone
 from lightbox.config import AdapterConfig
 from lightbox.errors import RequestError, WorkError
@@ -52,20 +51,15 @@ def save(
     model = wrapped_model(backbone)
     guards.refuse_merged(model)
     guards.refuse_packed(model)
-    check_place(folder, KIND)
     config = copy.deepcopy(model.peft_config[lora.ADAPTER])  # the model goes on training with its own
     _check_rows(config, new_tokens or {})
     config.inference_mode = True
     config.base_model_name_or_path, config.revision = backbone.name, backbone.revision or None
-    staged = folder.with_name(f".{folder.name}.partial")  # a save that is killed leaves the old adapter whole
-    shutil.rmtree(staged, ignore_errors=True)
-    staged.mkdir(parents=True)
-    save_file(trained_state(model), staged / WEIGHTS, metadata={"format": "pt"})
-    config.save_pretrained(str(staged))
     facts = {"adapter": to_plain(adapter), "new_tokens": dict(new_tokens or {}), "pruning": pruning and {**pruning}}
-    write_manifest(staged, KIND, base_facts(backbone) | facts)
-    shutil.rmtree(folder, ignore_errors=True)
-    staged.replace(folder)
+    with staged_folder(folder, KIND) as staged:
+        save_file(trained_state(model), staged / WEIGHTS, metadata={"format": "pt"})
+        config.save_pretrained(str(staged))
+        write_manifest(staged, KIND, base_facts(backbone) | facts)
     return folder
 
 
@@ -153,19 +147,6 @@ def base_facts(backbone: Backbone) -> dict[str, Any]:
         "dtype": str(backbone.dtype).removeprefix("torch."),
         "attention": None if attention is None else {"name": attention.name, "reason": attention.reason},
     }
-
-
-def check_place(folder: Path, kind: str) -> None:
-    """Refuse a folder that holds anything but an earlier result of the same kind."""
-    if folder.exists() and any(folder.iterdir()):
-        try:
-            read_manifest(folder, kind)
-        except (RequestError, WorkError) as err:
-            raise RequestError(
-                f"The folder '{folder}' is not empty",
-                f"It does not hold {kind} weights, and writing there would delete what it holds",
-                "Name a new folder",
-            ) from err
 
 
 def _check_arrived(folder: Path, saved: Mapping[str, Tensor], loaded: Mapping[str, Tensor]) -> None:

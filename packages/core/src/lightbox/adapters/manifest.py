@@ -4,6 +4,9 @@
 """
 
 import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,33 @@ MANIFEST = "manifest.json"
 FORMAT = 1
 # what can change the meaning of the tensors
 _PACKAGES = ("lightbox-core", "torch", "transformers", "peft", "bitsandbytes")
+
+
+@contextmanager
+def staged_folder(folder: Path, kind: str) -> Iterator[Path]:
+    """A new folder to fill, which takes the place of `folder` once it is whole; after an error nothing has changed.
+
+    Raises:
+        RequestError: where `folder` holds anything but an earlier result of the same kind.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        try:
+            read_manifest(folder, kind)
+        except (RequestError, WorkError) as err:
+            raise RequestError(
+                f"The folder '{folder}' is not empty",
+                f"It does not hold {kind} weights, and writing there would delete what it holds",
+                "Name a new folder",
+            ) from err
+    staged = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(staged, ignore_errors=True)  # of a save that was killed
+    staged.mkdir(parents=True)
+    try:
+        yield staged
+        shutil.rmtree(folder, ignore_errors=True)
+        staged.replace(folder)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
 
 
 def write_manifest(folder: Path, kind: str, facts: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,6 @@ result has no trace of bitsandbytes or peft in it and loads as any other weights
 """
 
 import copy
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lightbox.adapters import guards, lora
-from lightbox.adapters.artifact import base_facts, check_place, wrapped_model
-from lightbox.adapters.manifest import write_manifest
+from lightbox.adapters.artifact import base_facts, wrapped_model
+from lightbox.adapters.manifest import staged_folder, write_manifest
 from lightbox.adapters.plain import dense_weight
 from lightbox.backbones.backbone import Backbone
 from lightbox.backbones.loading import DTYPES
@@ -51,16 +50,10 @@ def merge_to_16_bit(backbone: Backbone, folder: Path, *, dtype: str = "bf16", ma
     model = wrapped_model(backbone)
     guards.refuse_merged(model)
     guards.refuse_packed(model)
-    check_place(folder, KIND)
-    staged = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(staged, ignore_errors=True)
-    staged.mkdir(parents=True)
-    write_plain(model, staged, dtype=DTYPES[dtype], max_bytes=int(max_shard_gib * (1 << 30)))
-    with quiet_loading():
+    with staged_folder(folder, KIND) as staged, quiet_loading():
+        write_plain(model, staged, dtype=DTYPES[dtype], max_bytes=int(max_shard_gib * (1 << 30)))
         backbone.processor.save_pretrained(staged)
-    write_manifest(staged, KIND, base_facts(backbone) | {"stored_as": dtype})
-    shutil.rmtree(folder, ignore_errors=True)
-    staged.replace(folder)
+        write_manifest(staged, KIND, base_facts(backbone) | {"stored_as": dtype})
     return folder
 
 
@@ -71,7 +64,7 @@ def write_plain(model: PeftModel, folder: Path, *, dtype: torch.dtype, max_bytes
     if hasattr(config, "quantization_config"):
         del config.quantization_config  # transformers would look for quantised tensors in the merged files
     config.dtype, config.architectures = dtype, [type(base).__name__]
-    with torch.device("meta"), quiet_loading():
+    with torch.device("meta"):
         bare = type(base)(config)  # names and shapes of the plain model, without peft's and bitsandbytes' own
     layout: dict[str, Tensor] = {}
     seen: set[int] = set()
@@ -79,10 +72,9 @@ def write_plain(model: PeftModel, folder: Path, *, dtype: torch.dtype, max_bytes
         if id(tensor) not in seen:  # a tied table is stored once
             seen.add(id(tensor))
             layout[name] = tensor.to(dtype) if tensor.is_floating_point() else tensor
-    with quiet_loading():
-        config.save_pretrained(folder)
-        if getattr(base, "generation_config", None) is not None:
-            base.generation_config.save_pretrained(folder)
+    config.save_pretrained(folder)
+    if getattr(base, "generation_config", None) is not None:
+        base.generation_config.save_pretrained(folder)
     plan = split_torch_state_dict_into_shards(layout, max_shard_size=max_bytes)
     for file, names in plan.filename_to_tensors.items():
         save_file(

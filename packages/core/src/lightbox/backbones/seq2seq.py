@@ -50,7 +50,7 @@ def load_seq2seq(
     shared = {"revision": place.revision} if place.revision else {}
     tokenizer = AutoTokenizer.from_pretrained(place.source, trust_remote_code=False, **shared)
     with quiet_loading():
-        model, loading_info = model_class.from_pretrained(
+        loaded: Any = model_class.from_pretrained(
             place.source,
             use_safetensors=True,
             trust_remote_code=False,
@@ -59,6 +59,7 @@ def load_seq2seq(
             **shared,
             **settings,
         )
+    model, loading_info = loaded
     request = f"model.backbone is '{name}'"
     # unlike `loading.load`, which lets a file hold more: a fused T5 would drop what it was trained with
     check_tensors(loading_info, model_class.__name__, request, may_lack=allow_missing)

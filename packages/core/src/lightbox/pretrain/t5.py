@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
 from lightbox.config import OptimConfig, RunConfig
+from lightbox.eval.answers import letter_of
 from lightbox.losses.language import IGNORED, token_cross_entropy
 from lightbox.phantom import Knobs, draw_cases, seed_range
 from lightbox.pretrain.tokenizer import SENTINELS, fixed_tokenizer
@@ -50,9 +51,9 @@ def text_pairs(split: str, n_cases: int, *, seed: int = 0) -> list[TextPair]:
 
 def question_pair(case: Case, question: Question) -> TextPair:
     """A question with its report as context."""
-    options = "".join(f" ({chr(65 + k)}) {option}" for k, option in enumerate(question.options))
+    options = "".join(f" ({letter_of(k)}) {option}" for k, option in enumerate(question.options))
     source = f"Question: {question.text}{' Options:' + options if options else ''} Context: {case.report.text} Answer:"
-    answer = f"({chr(65 + question.answer_index)})" if question.is_closed else question.answer
+    answer = f"({letter_of(question.answer_index)})" if question.is_closed else question.answer
     return TextPair(source, f"The answer is {answer}.")
 
 
