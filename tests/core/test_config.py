@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lightbox import config
+from lightbox import config, files
 from lightbox.errors import RequestError
 
 
@@ -156,22 +156,22 @@ def test_a_file_without_schema_is_refused(toy):
 
 def test_plain_form_survives_json_and_digest_sees_every_leaf(toy):
     cfg = toy("run.seed=0")
-    plain = config.to_plain(cfg)
+    plain = files.to_plain(cfg)
     assert plain["model"] == {"width": 4, "colour": "grey"}
-    assert config.digest(cfg) == config.digest(plain)
-    assert config.digest(cfg) != config.digest(toy("run.seed=1"))
+    assert files.digest(cfg) == files.digest(plain)
+    assert files.digest(cfg) != files.digest(toy("run.seed=1"))
 
 
 def test_digest_ignores_key_order_and_container_type():
-    assert config.digest({"b": (1, 2), "a": Path("x")}) == config.digest({"a": "x", "b": [1, 2]})
-    assert config.digest({}) == "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"
+    assert files.digest({"b": (1, 2), "a": Path("x")}) == files.digest({"a": "x", "b": [1, 2]})
+    assert files.digest({}) == "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"
 
 
 def test_digest_refuses_what_json_cannot_hold():
     with pytest.raises(ValueError, match="JSON compliant"):
-        config.digest({"a": float("nan")})
+        files.digest({"a": float("nan")})
     with pytest.raises(TypeError, match="set"):
-        config.digest({"a": {1}})
+        files.digest({"a": {1}})
 
 
 def test_leaf_docs_reach_nested_leaves_and_show_missing_ones():

@@ -40,6 +40,11 @@ def choices(package, group):
     }
 
 
+def arms(package):
+    """Arms of a paper by name; each is what `experiment=NAME` means."""
+    return importlib.import_module(f"{package}.claims").PAPER.arms
+
+
 def composed(package, *overrides):
     return importlib.import_module(f"{package}.config").resolve(list(overrides))
 
@@ -50,9 +55,15 @@ def test_there_is_a_paper():
 
 @pytest.mark.parametrize("package", PACKAGES.values())
 def test_there_are_presets_and_experiments(package):
-    presets, experiments = choices(package, "preset"), choices(package, "experiment")
+    presets, experiments = choices(package, "preset"), arms(package)
     assert set(SIZES) <= set(presets)
     assert len(presets) * len(experiments) >= FEWEST_PAIRS
+
+
+@pytest.mark.parametrize("package", PACKAGES.values())
+def test_an_experiment_stands_in_one_place(package):
+    """What an arm sets is in claims.py; a second copy in YAML would drift."""
+    assert not (resources(f"{package}.conf") / "experiment").is_dir()
 
 
 @pytest.mark.parametrize(
@@ -60,17 +71,17 @@ def test_there_are_presets_and_experiments(package):
 )
 def test_every_preset_composes_with_every_experiment(package, preset):
     settings = choices(package, "preset")[preset]
-    for experiment, more in choices(package, "experiment").items():
-        given = [f"{key}=given" for key, value in (settings | more).items() if value == "???"]
+    for experiment in arms(package):
+        given = [f"{key}=given" for key, value in settings.items() if value == "???"]
         cfg = composed(package, f"preset={preset}", f"experiment={experiment}", "run.seed=0", *given)
         assert cfg.run.preset == preset
 
 
 @pytest.mark.parametrize("package", PACKAGES.values())
 def test_size_presets_and_experiments_share_no_key(package):
-    presets, experiments = choices(package, "preset"), choices(package, "experiment")
+    presets = choices(package, "preset")
     by_size = {key for name in SIZES for key in presets[name]}
-    by_method = {key for values in experiments.values() for key in values}
+    by_method = {override.partition("=")[0] for arm in arms(package).values() for override in arm.overrides}
     assert by_size
     assert by_method
     assert by_size & by_method == set()
@@ -86,10 +97,10 @@ def test_every_leaf_is_documented_in_one_line(package):
 
 @pytest.mark.parametrize(("paper", "package"), PACKAGES.items())
 def test_every_arm_of_every_claim_composes_in_every_size(paper, package):
-    arms = load_paper(paper, package).claims.arms
+    every_arm = load_paper(paper, package).claims.arms
     digests = {}
-    for arm, preset in product(arms.values(), SIZES):
-        cfg = composed(package, f"preset={preset}", "run.seed=0", *arm.overrides)
+    for arm, preset in product(every_arm.values(), SIZES):
+        cfg = composed(package, f"preset={preset}", "run.seed=0", f"experiment={arm.name}")
         digests.setdefault(preset, []).append(repr(cfg))
     for preset, all_of_it in digests.items():
-        assert len(set(all_of_it)) == len(arms), f"two arms of {paper} are the same experiment in {preset}"
+        assert len(set(all_of_it)) == len(every_arm), f"two arms of {paper} are the same experiment in {preset}"

@@ -10,7 +10,7 @@ from typer.main import get_command
 
 from lightbox.claims.registry import choose_claims, installed_packages, load_papers
 from lightbox.cli.app import app
-from lightbox.paper import multirun
+from lightbox.paper import composition, multirun
 from lightbox.report.readme import rewritten
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -39,11 +39,12 @@ def commands(text):
     for language, body in FENCE.findall(text):
         if language in SHELLS:
             for line in body.replace("\\\n", " ").splitlines():
-                words = shlex.split(line.strip().removeprefix("$ "), comments=True)
-                while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
-                    words = words[1:]
-                if words:
-                    yield words[2:] if words[:2] == ["uv", "run"] else words
+                for command in line.strip().removeprefix("$ ").split(" && "):
+                    words = shlex.split(command, comments=True)
+                    while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
+                        words = words[1:]
+                    if words:
+                        yield words[2:] if words[:2] == ["uv", "run"] else words
 
 
 def parse_words(root_command, words):
@@ -81,6 +82,8 @@ def check_command(words):
         check_overrides(
             packages[given.training_script], *given.training_script_args[:1], given.training_script_args[1:]
         )
+    elif words[:4] == ["python3", "-m", "pip", "install"]:
+        return
     elif words[0] == "ray":
         parse_words(importlib.import_module("ray.scripts.scripts").cli, words)
     elif re.fullmatch(r"\w+-(train|eval)", words[0]):
@@ -93,7 +96,6 @@ def check_command(words):
 
 
 def check_overrides(package, verb, overrides):
-    config = importlib.import_module(f"{package}.config")
     if multirun.is_multirun(overrides):
         settings = [word for word in overrides if word.startswith("hydra")]
         multirun.check_settings(settings)
@@ -101,9 +103,9 @@ def check_overrides(package, verb, overrides):
         for job in multirun.combinations(rest):
             check_overrides(package, verb, job)
     elif verb == "train":
-        config.resolve(overrides)
+        composition.resolve(package, overrides)
     else:
-        importlib.import_module("lightbox.config").compose(package, "eval", overrides)
+        composition.resolve(package, overrides, is_trained=False)
 
 
 def test_relative_links_resolve(files, root):

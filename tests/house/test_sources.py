@@ -149,7 +149,7 @@ def modules_with_examples(trees, root):
 
 def test_every_example_in_a_docstring_runs(trees, root):
     names = list(modules_with_examples(trees, root))
-    assert "lightbox.config" in names
+    assert "lightbox.files" in names
     for name in names:
         outcome = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
         assert outcome.attempted > 0, name

@@ -12,7 +12,7 @@ from lightbox.paper.prompts import fitted, fitted_texts
 from lightbox.paper.samples import Split
 from medthink import train
 from medthink.config import resolve
-from medthink.data import CUT_FIRST, TEMPLATES, fields_of, rows_of, texts_of
+from medthink.data import CUT_FIRST, TEMPLATES, fields_of, texts_of, written_fields
 
 ASKED, CHOICES, R = "Question: is there a nodule ?", "Options: (A) yes (B) no", "it is small ."
 Q = f"{ASKED} {CHOICES}"
@@ -65,7 +65,7 @@ def test_explanation_without_a_rationale_is_answer_only(make_item):
 
 
 def fitted_pair(item, method, tokenizer, **limits):
-    return fitted_texts(rows_of([item.record], method), tokenizer, cut_first=CUT_FIRST, **limits)[0]
+    return fitted_texts(written_fields([item.record], method), tokenizer, cut_first=CUT_FIRST, **limits)[0]
 
 
 def test_short_questions_keep_their_texts(items, tokenizer):

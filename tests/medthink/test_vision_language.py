@@ -19,7 +19,7 @@ from lightbox.paper.purpose import read_purpose
 from lightbox.runs import folders
 from medthink import cli
 from medthink.config import resolve
-from medthink.data import CUT_FIRST, TEMPLATES, fields_of, load_splits, rows_of, texts_of
+from medthink.data import CUT_FIRST, TEMPLATES, fields_of, load_splits, texts_of, written_fields
 from medthink.predict import load_run, predict
 
 QUESTION = "is there a nodule ?"
@@ -42,7 +42,9 @@ def trained(tiny_llava, tmp_path_factory):
 
 
 def texts_within(items, method, tokenizer, **limits):
-    return fitted_texts(rows_of([item.record for item in items], method), tokenizer, cut_first=CUT_FIRST, **limits)
+    return fitted_texts(
+        written_fields([item.record for item in items], method), tokenizer, cut_first=CUT_FIRST, **limits
+    )
 
 
 @pytest.mark.parametrize("method", METHODS)

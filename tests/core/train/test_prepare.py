@@ -26,7 +26,7 @@ class CrashError(BaseException):
     """Stands for a kill: nothing in the code under test may catch it."""
 
 
-class Task:
+class Errand:
     """A training whose items are prepared; notes what was prepared, and can be killed at a moment of its choice.
 
     Args:
@@ -93,7 +93,7 @@ class Task:
         )
 
 
-class Preferences(Task):
+class Preferences(Errand):
     """DPO: pairs of rows with the log-probabilities of a reference, which is the model as it was before training."""
 
     def __init__(self, **options):
@@ -118,7 +118,7 @@ class Preferences(Task):
         return -nn.functional.logsigmoid(margins).sum(), len(margins), {"margin": margins.detach().mean()}
 
 
-class Rollouts(Task):
+class Rollouts(Errand):
     """GRPO: of each prompt a group of answers sampled from the model, with advantages within the group."""
 
     def item(self, model, index):

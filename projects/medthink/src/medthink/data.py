@@ -113,7 +113,7 @@ def fields_of(question: Question, names: Sequence[str]) -> Fields:
     return [(name, FIELDS[name].format(**values).strip()) for name in names if name not in dropped]
 
 
-def rows_of(questions: Sequence[Question], method: str) -> list[tuple[Fields, Fields]]:
+def written_fields(questions: Sequence[Question], method: str) -> list[tuple[Fields, Fields]]:
     """Fields of the prompt and of the target of each question under a strategy."""
     template = TEMPLATES[method]
     return [(fields_of(question, template.source), fields_of(question, template.target)) for question in questions]
@@ -121,7 +121,7 @@ def rows_of(questions: Sequence[Question], method: str) -> list[tuple[Fields, Fi
 
 def texts_of(question: Question, method: str) -> tuple[str, str]:
     """Prompt and target of a question, at full length."""
-    source, target = rows_of([question], method)[0]
+    source, target = written_fields([question], method)[0]
     return joined(source), joined(target)
 
 
@@ -130,7 +130,7 @@ def make_texts(cfg: Config) -> "Texts":
 
     def texts(questions: Sequence[Sample[Question]], tokenizer: "PreTrainedTokenizerBase") -> list[tuple[str, str]]:
         return fitted_texts(
-            rows_of([sample.record for sample in questions], cfg.objective.method),
+            written_fields([sample.record for sample in questions], cfg.objective.method),
             tokenizer,
             cut_first=CUT_FIRST,
             source_tokens=cfg.data.source_tokens,

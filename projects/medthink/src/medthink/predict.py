@@ -15,7 +15,7 @@ from lightbox.records import Question
 from lightbox.runs import folders
 from medthink import scores
 from medthink.config import Config
-from medthink.data import CUT_FIRST, TEMPLATES, fields_of, rows_of
+from medthink.data import CUT_FIRST, TEMPLATES, fields_of, written_fields
 from medthink.evaluate import rationale_in
 from medthink.train import open_learner
 
@@ -95,7 +95,7 @@ def option_probs(learner: Learner, question: Question, method: str, seen: Any) -
 
 def _texts(learner: Learner, question: Question, method: str) -> tuple[str, str]:
     limits = {"source_tokens": TOKENS, "target_tokens": TOKENS}
-    return fitted_texts(rows_of([question], method), learner.tokenizer, cut_first=CUT_FIRST, **limits)[0]
+    return fitted_texts(written_fields([question], method), learner.tokenizer, cut_first=CUT_FIRST, **limits)[0]
 
 
 def _write(cfg: Config, learner: Learner, question: Question, seen: Any) -> str:

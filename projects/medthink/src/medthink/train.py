@@ -68,7 +68,7 @@ def run(
     if not cfg.objective.is_trained:
         learner.describe(folder)
     elif cfg.objective.method == "first_stage":  # stage 2 may train on what stage 1 says about its own training items
-        add_generated(folder, {TRAIN: write_rationales(cfg, learner, train.samples, train)})
+        add_generated(folder, {TRAIN: rationales_by(cfg, learner, train.samples, train)})
     evaluate.evaluate(cfg, learner, scored, folder=folder, needs=needs)
     if keeps_model:
         learner.save(folder / folders.MODEL, cfg.purpose)
@@ -113,7 +113,7 @@ def training_questions(
     )
 
 
-def write_rationales(
+def rationales_by(
     cfg: Config, learner: Learner, questions: Sequence[Sample[Question]], split: Split[Question]
 ) -> dict[str, str]:
     """The rationale that stage 1 writes for each training question, with its own image, by name."""
@@ -139,7 +139,7 @@ def write_out_of_fold(
         )
         learner = open_learner(cfg, base, (split,), cache=cache)
         history = learner.fit(learnt, split, folder / f"fold-{fold}", memory_advice=memory_advice)
-        written |= write_rationales(cfg, learner, left_out, split)
+        written |= rationales_by(cfg, learner, left_out, split)
     if not processes.is_main():
         return
     add_generated(folder, {TRAIN: written})

@@ -53,11 +53,11 @@ def save(
     guards.refuse_merged(model)
     guards.refuse_packed(model)
     check_place(folder, KIND)
-    config = copy.deepcopy(model.peft_config[lora.ADAPTER])
+    config = copy.deepcopy(model.peft_config[lora.ADAPTER])  # the model goes on training with its own
     _check_rows(config, new_tokens or {})
     config.inference_mode = True
     config.base_model_name_or_path, config.revision = backbone.name, backbone.revision or None
-    staged = folder.with_name(f".{folder.name}.partial")
+    staged = folder.with_name(f".{folder.name}.partial")  # a save that is killed leaves the old adapter whole
     shutil.rmtree(staged, ignore_errors=True)
     staged.mkdir(parents=True)
     save_file(trained_state(model), staged / WEIGHTS, metadata={"format": "pt"})
@@ -97,7 +97,7 @@ def load(
     """
     record = read_manifest(folder, KIND)
     _check_fit(folder, record, backbone, allow_quant=allow_quant)
-    check_files(folder, record)
+    check_files(folder, record)  # after the fit: a wrong base is the likelier mistake, and cheaper to see
     config = LoraConfig.from_pretrained(str(folder))
     config.inference_mode = not is_trainable
     tensors = load_file(folder / WEIGHTS)
@@ -109,7 +109,7 @@ def load(
     _check_arrived(folder, tensors, trained_state(model))
     if not is_trainable:
         model.requires_grad_(False)
-    if record["adapter"]["use_fused"]:
+    if record["adapter"]["use_fused"]:  # last, since it replaces the classes of layers that peft has just made
         use_fused(model)
     return backbone.with_model(model.eval())
 
@@ -210,7 +210,7 @@ def _check_rows(config: LoraConfig, new_tokens: Mapping[str, int]) -> None:
 
 def _check_base(folder: Path, record: dict[str, Any], backbone: Backbone) -> None:
     base = record["base"]
-    if base["digest"] == backbone.digest:
+    if base["digest"] == backbone.digest:  # the digest decides and not the name: folders move, and names are used again
         return
     place = Path(backbone.name)
     if place.is_dir() and is_merged(place):
@@ -227,6 +227,7 @@ def _check_base(folder: Path, record: dict[str, Any], backbone: Backbone) -> Non
 def _check_quant(folder: Path, record: dict[str, Any], backbone: Backbone, *, allow_quant: bool) -> None:
     if record["quant"] == backbone.quant:
         return
+    # LoftQ starts from W - Q, so W + s B A without that Q is another model
     is_loftq = record["adapter"]["init"] == "loftq"
     if allow_quant and not is_loftq:
         return
@@ -239,7 +240,7 @@ def _check_quant(folder: Path, record: dict[str, Any], backbone: Backbone, *, al
 
 def _check_tokens(folder: Path, record: dict[str, Any], backbone: Backbone) -> None:
     vocabulary = backbone.tokenizer.get_vocab()
-    in_order = sorted(record["new_tokens"].items(), key=lambda pair: pair[1])
+    in_order = sorted(record["new_tokens"].items(), key=lambda pair: pair[1])  # by id, as they must be added again
     wrong = [token for token, row in in_order if vocabulary.get(token) != row]
     if wrong:
         token, count = wrong[0], len(record["new_tokens"])

@@ -38,12 +38,14 @@ def attach(
         if checkpoint_layers:
             kbit.checkpoint_language(backbone.core, backbone.family)
         return backbone
+    # before additions: it freezes every parameter there is
     kbit.prepare(backbone.core, backbone.family, checkpoint_layers=checkpoint_layers)
     model = lora.add_lora(backbone.core, backbone.family, adapter, new_token_ids=new_token_ids, batches=batches)
     if adapter.use_fused:
         for reason, layers in use_fused(model).items():
             _log.info("linear layers with additions: %d %s", layers, reason)
     guards.check_trainable(model, backbone.family, adapter, has_new_tokens=bool(new_token_ids))
+    # at the end, because wrapping is where frozen tensors get widened
     guards.check_no_bulk_fp32(model, backbone.dtype)
     for line in guards.trainable_lines(model, backbone.family):
         _log.info("%s", line)

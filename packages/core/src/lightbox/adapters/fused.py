@@ -57,13 +57,15 @@ class FusedLinear(torch.autograd.Function):
         rows = x.reshape(-1, x.shape[-1])
         low = rows @ a.T
         out = base(x).to(x.dtype)
+        # in place: the base has just made it, and a copy is as large as the layer's output
         out.view(-1, out.shape[-1]).addmm_(low, b.T, alpha=scale)
+        # the layer and not its dense weight, which would stay in memory until the backward pass
         ctx.base, ctx.scale = base, scale
         ctx.save_for_backward(rows, low, a, b)
         return out
 
     @staticmethod
-    @once_differentiable
+    @once_differentiable  # second derivatives would need W again, and no loss here takes them
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, Tensor | None, Tensor | None, None]:
         """Gradients of x, A and B: W^T g + s A^T B^T g, s B^T g x^T, s g (A x)^T."""
         rows, low, a, b = ctx.saved_tensors
@@ -112,6 +114,7 @@ def _why_not(layer: Any) -> str:
         return "trained base"
     if layer.lora_variant:
         return "dora"
+    # peft drops out the input of the addition alone: its mask would have to be kept too
     if any(isinstance(dropout, nn.Dropout) and dropout.p > 0 for dropout in layer.lora_dropout.values()):
         return "dropout"
     return ""

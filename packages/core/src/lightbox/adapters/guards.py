@@ -16,7 +16,7 @@ from lightbox.backbones.quantisation import part_of, quantised_as
 from lightbox.config import AdapterConfig
 from lightbox.errors import RequestError, WorkError
 
-BULK = 1_000_000
+BULK = 1_000_000  # norms, biases and scales lie below, token tables and projections above
 STEPS_TO_REACH = 2
 SHOWN = 5
 
@@ -66,7 +66,7 @@ def check_trainable(
     """
     report = trainable_report(model, family)
     asked_groups = {"lora language"}
-    if adapter.projector != "frozen":
+    if adapter.projector != "frozen":  # asked of the settings and not of the model: the model is what is in doubt
         asked_groups.add({"lora": "lora projector", "full": "projector"}[adapter.projector])
     if has_new_tokens:
         asked_groups.add("new tokens")
@@ -177,6 +177,7 @@ class GradientReach:
 def _is_reached(name: str, parameter: nn.Parameter) -> bool:
     if parameter.grad is None:
         return False
+    # a zero gradient is none: what never moves is what this looks for
     return "trainable_tokens" in name or bool(parameter.grad.count_nonzero())
 
 
@@ -191,6 +192,7 @@ def _group_of(name: str, family: Family) -> str:
 
 def _frozen_numbers(model: nn.Module) -> int:
     """Numbers that do not train, quantised ones counted as numbers and not as bytes."""
+    # numel of a packed matrix counts bytes, of two weights each
     layers: list[Any] = [module for module in model.modules() if quantised_as(module) == "nf4"]
     packed = sum(layer.in_features * layer.out_features - layer.weight.numel() for layer in layers)
     return packed + sum(p.numel() for p in model.parameters() if not p.requires_grad)

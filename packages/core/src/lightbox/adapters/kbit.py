@@ -50,6 +50,7 @@ def checkpoint_language(model: nn.Module, family: Family) -> None:
                     "Set train.checkpoint_layers=false",
                 )
             layer.gradient_checkpointing = True
+            # set by hand: gradient_checkpointing_enable would turn on the tower's layers too
             layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
 
 
@@ -66,6 +67,7 @@ def spare_frozen_tower(model: nn.Module, family: Family) -> None:
         if not hasattr(part, "_grad_modes"):
             part._grad_modes = []  # a list of plain values, so that a copied model has its own
             part.register_forward_pre_hook(_enter)
+            # also after an error, or gradients would stay off for good
             part.register_forward_hook(_leave, always_call=True)
 
 

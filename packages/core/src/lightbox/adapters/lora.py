@@ -50,6 +50,7 @@ def add_lora(
     """
     pattern = target_pattern(model, family, adapter)
     saved = [family.projector] if adapter.projector == "full" and family.projector else None
+    # asked of the tensors: configs of wrapped models say it in several places
     is_tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
     config = LoraConfig(
         r=adapter.r,
@@ -60,7 +61,7 @@ def add_lora(
         target_modules=pattern,
         modules_to_save=saved,
         trainable_token_indices=_token_rows(family, new_token_ids, is_tied=is_tied),
-        bias="none",
+        bias="none",  # a trained bias would be outside the additions that are saved, merged and switched off
     )
     directions = starts.eva_directions(model, pattern, adapter.r, batches) if adapter.init == "eva" else {}
     wrapped = wrap(model, config)
@@ -109,6 +110,7 @@ def target_pattern(model: nn.Module, family: Family, adapter: AdapterConfig) -> 
     """
     layers = "|".join(re.escape(path) for path in family.layers)
     linears = "|".join(re.escape(name) for name in family.linears)
+    # by path: a tower has layers of the same names, and adapting it is another experiment
     language = rf"(?:{layers})\.\d+\.(?:.+\.)?(?:{linears})"
     if adapter.targets != LANGUAGE:
         _check_pattern(model, family, adapter.targets)
@@ -137,6 +139,7 @@ def _check_pattern(model: nn.Module, family: Family, pattern: str) -> None:
         raise RequestError(request, f"It is no regular expression: {err}", f"Write one such as '{example}'") from err
     modules = {name: module for name, module in model.named_modules() if name and expression.fullmatch(name)}
     if not modules:
+        # an example from this very model helps more than a rule
         first = next(name for name in _linears_below(model, family.layers[0]))
         raise RequestError(
             request,

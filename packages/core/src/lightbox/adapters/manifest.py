@@ -13,11 +13,13 @@ from lightbox.errors import RequestError, WorkError
 
 MANIFEST = "manifest.json"
 FORMAT = 1
+# what can change the meaning of the tensors
 _PACKAGES = ("lightbox-core", "torch", "transformers", "peft", "bitsandbytes")
 
 
 def write_manifest(folder: Path, kind: str, facts: dict[str, Any]) -> dict[str, Any]:
     """Record facts, versions, and size and SHA-256 of every other file of a folder, and return the record."""
+    # without itself, since it cannot hold its own digest
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
     record = {
         "format": FORMAT,

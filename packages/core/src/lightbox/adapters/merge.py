@@ -69,10 +69,10 @@ def write_plain(model: PeftModel, folder: Path, *, dtype: torch.dtype, max_bytes
     base: Any = model.get_base_model()
     config = copy.deepcopy(base.config)
     if hasattr(config, "quantization_config"):
-        del config.quantization_config
+        del config.quantization_config  # transformers would look for quantised tensors in the merged files
     config.dtype, config.architectures = dtype, [type(base).__name__]
     with torch.device("meta"), quiet_loading():
-        bare = type(base)(config)
+        bare = type(base)(config)  # names and shapes of the plain model, without peft's and bitsandbytes' own
     layout: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in bare.state_dict(keep_vars=True).items():
@@ -121,6 +121,7 @@ def _with_addition(layer: Any) -> Tensor:
     weight = torch.addmm(dense_weight(layer.get_base_layer()), b, a, alpha=layer.scaling[name])
     if name in layer.lora_magnitude_vector:
         lengths = layer.lora_magnitude_vector[name].weight.float()
+        # DoRA trains direction and length of each row apart
         weight = weight * (lengths / weight.norm(dim=1)).unsqueeze(1)
     return weight
 

@@ -31,6 +31,7 @@ def make_optimizer(name: str, groups: Sequence[dict[str, Any]], *, lr: float, we
         RequestError: where the paged one is asked for and a parameter is not on a CUDA device.
     """
     if name == _PLAIN:
+        # fused: one call for all tensors, which decides the time of small models
         return torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay, fused=True)
     if name.startswith("paged"):
         _refuse_paged_without_cuda(name, groups)
@@ -56,6 +57,7 @@ def restore_slots(optimizer: Optimizer, parameter: nn.Parameter, slots: dict[str
         for index, candidate in enumerate(group["params"])
         if candidate is parameter
     )
+    # by its own method, which alone knows where paged memory comes from
     plain.init_state(plain.param_groups[group_index], parameter, group_index, index)
     state = plain.state[parameter]
     for slot, value in slots.items():

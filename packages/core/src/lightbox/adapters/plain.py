@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lightbox.backbones.quantisation import quantised_as
 from lightbox.errors import WorkError
 
-LORA_PARTS = ("lora_A", "lora_B", "lora_magnitude_vector")
+LORA_PARTS = ("lora_A", "lora_B", "lora_magnitude_vector")  # the magnitude is DoRA's
 PREFIX = "base_model.model."
 _WRAPPERS = re.compile(r"\.(?:base_layer|original_module|modules_to_save\.[^.]+|token_adapter)(?=\.|$)")
 

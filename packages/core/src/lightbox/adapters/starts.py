@@ -92,13 +92,13 @@ def start_from_error(model: PeftModel, adapter: str) -> dict[str, tuple[float, f
         name, r, scale = plain_name(name), layer.r[adapter], layer.scaling[adapter]
         file, key = _place(places, name + ".weight")
         with safe_open(file, framework="pt") as tensors:
-            whole = tensors.get_tensor(key)
+            whole = tensors.get_tensor(key)  # from the file: the loaded base holds Q only
         stored = dense_weight(layer.get_base_layer())
         error = whole.to(stored) - stored
         left, values, right = torch.linalg.svd(error, full_matrices=False)
-        root = values[:r].sqrt()
+        root = values[:r].sqrt()  # half to either side, so that A and B begin at one scale
         layer.lora_A[adapter].weight.copy_(root[:, None] * right[:r])
-        layer.lora_B[adapter].weight.copy_(left[:, :r] * root / scale)
+        layer.lora_B[adapter].weight.copy_(left[:, :r] * root / scale)  # divided by s, since the layer multiplies by it
         errors[name] = (float(values.norm()), float(values[r:].norm()))
     return errors
 
@@ -122,6 +122,7 @@ def _places_of(base: PreTrainedModel) -> dict[str, tuple[Path, str]]:
     for file in files:
         with safe_open(file, framework="pt") as tensors:
             for key in tensors.keys():
+                # older files name their tensors otherwise than the loaded model
                 places[rename_source_key(key, renamings, [])[0]] = (file, key)
     return places
 

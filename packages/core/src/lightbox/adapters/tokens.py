@@ -40,8 +40,10 @@ def add_tokens(model: Any, tokenizer: Any, tokens: Sequence[str]) -> dict[str, i
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in tokens}
     rows = model.get_input_embeddings().weight.shape[0]
     if max(ids.values(), default=-1) >= rows:
+        # its own draw of new rows would be written over below
         model.resize_token_embeddings(max(ids.values()) + 1, mean_resizing=False)
     for table in (model.get_input_embeddings(), model.get_output_embeddings()):
+        # without the new rows, whose values mean nothing yet
         old = table.weight[: min(rows, *ids.values())] if ids else table.weight
         for token, row in ids.items():
             source = old[pieces[token]] if pieces[token] and max(pieces[token]) < len(old) else old

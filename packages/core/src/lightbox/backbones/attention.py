@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange, repeat
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
@@ -94,6 +95,7 @@ def choose(requested: str, *, device: str, dtype: str, model_type: str) -> Atten
 def register_xformers() -> None:
     """Make `xformers` a name that transformers takes, with the masks of its `sdpa`. Needs no xformers yet."""
     AttentionInterface.register("xformers", xformers_attention)
+    # under a name without a mask function transformers makes no mask at all, and padding would be seen
     AttentionMaskInterface.register("xformers", sdpa_mask)
 
 
@@ -134,6 +136,7 @@ def xformers_attention(
             "xformers attention for a model with capped scores", "It cannot cap them", "Set model.attention=eager"
         )
     wants_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    # a single query stands behind all keys of its cache
     is_causal = wants_causal and attention_mask is None and query.shape[2] > 1
     if is_causal:  # keys beyond the queries are the empty end of a cache of fixed length
         key, value = key[:, :, : query.shape[2]], value[:, :, : query.shape[2]]
@@ -146,14 +149,14 @@ def xformers_attention(
     width = query.shape[-1]
     query, key, value = (F.pad(part, (0, -width % ALIGNMENT)) for part in (query, key, value))  # zeros add nothing
     mixed = _memory_efficient()(
-        query.transpose(1, 2),  # b t k e
-        key.repeat_interleave(groups, dim=1).transpose(1, 2),
-        value.repeat_interleave(groups, dim=1).transpose(1, 2),
+        rearrange(query, "b k t e -> b t k e"),
+        repeat(key, "b k s e -> b s (k g) e", g=groups),
+        repeat(value, "b k s e -> b s (k g) e", g=groups),
         attn_bias=bias,
         p=dropout,
         scale=width**-0.5 if scaling is None else scaling,
     )
-    return mixed[..., :width].contiguous(), None
+    return mixed[..., :width].contiguous(), None  # models view it as b t (k e)
 
 
 def _tensor_bias(
@@ -185,6 +188,7 @@ def _flash_obstacle(device: str, dtype: str, model_type: str) -> str:
         return "It computes in 16 bits, and the model is in fp32"
     if model_type in NO_FLASH:
         return NO_FLASH[model_type]
+    # asked without importing: a broken build fails at import, and "auto" must not
     if importlib.util.find_spec("flash_attn") is None:
         return "The package flash-attn is not installed"
     return ""

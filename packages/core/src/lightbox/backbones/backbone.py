@@ -26,7 +26,7 @@ from lightbox.losses.language import row_cross_entropy, row_logps, rows_before
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Names of `model.dtype` -> what torch calls them."""
-EIGHT_BIT_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
+EIGHT_BIT_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")  # PIL also has I;16, I and F, whose values are wider
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Backbone:
         """The model of transformers inside any wrapper."""
         model: Any = self.model
         while True:
-            if hasattr(model, "get_base_model"):
+            if hasattr(model, "get_base_model"):  # wrappers nest: data parallel around peft around the model
                 model = model.get_base_model()
             elif isinstance(getattr(model, "module", None), nn.Module):
                 model = model.module
@@ -152,6 +152,7 @@ class Backbone:
             is_joined=not self.family.is_encoder_decoder,
         )
         rest = {
+            # pixels in the dtype of the weights: a 16-bit tower refuses float32
             name: value.to(self.dtype) if value.is_floating_point() else value
             for name, value in encoded.items()
             if name not in rows.TOKEN_FIELDS
@@ -163,6 +164,7 @@ class Backbone:
             return VlmBatch(rows.padded(prompt_rows, pad_id, side=padding) | rest)
         if self.family.is_encoder_decoder:
             labels = rows.stacked(ends, rows.IGNORED, side="right")
+            # made here, not by the model from labels: with labels it would compute its own loss over full logits
             rest["decoder_input_ids"] = rows.shifted_right(labels, start_id=self.decoder_start_id, pad_id=pad_id)
         else:
             prompt_rows = [rows.extended(row, end) for row, end in zip(prompt_rows, ends, strict=True)]
@@ -187,7 +189,7 @@ class Backbone:
             )
         labels = rows.aligned(batch.labels, is_encoder_decoder=self.family.is_encoder_decoder)
         with rows_before(self.part(self.family.head), labels):
-            logits = self.model(**batch.inputs, use_cache=False).logits
+            logits = self.model(**batch.inputs, use_cache=False).logits  # a cache would be filled and never read
         return logits, labels[labels != rows.IGNORED], labels
 
     def loss(self, batch: VlmBatch) -> tuple[Float[Tensor, ""], Int[Tensor, ""], dict[str, Tensor]]:
@@ -203,6 +205,7 @@ class Backbone:
         logits, targets, _ = self.supervised_logits(batch)
         hits = (logits.detach().argmax(dim=-1) == targets).sum()
         tokens = torch.tensor(len(targets), device=targets.device)
+        # a batch may supervise nothing, and 0 / 0 is no share
         return row_cross_entropy(logits, targets), tokens, {"token_acc": hits / tokens.clamp(min=1)}
 
     def sequence_logps(self, batch: VlmBatch) -> Float[Tensor, " b"]:
@@ -274,7 +277,7 @@ class Backbone:
             text=list(texts),
             **pictures,
             padding=True,
-            padding_side="right",
+            padding_side="right",  # named, because tokenizers of chat models are saved with the left
             add_special_tokens=not has_begin,
             return_tensors="pt",
         )
@@ -282,6 +285,7 @@ class Backbone:
 
     def target_ids(self, target: str) -> list[int]:
         """Ids of an answer with its end token."""
+        # a begin token belongs before the prompt, not between prompt and answer
         return [*self.tokenizer(target, add_special_tokens=False)["input_ids"], self.end_id]
 
     def read_ids(self, ids: Tensor) -> str:
@@ -348,6 +352,7 @@ class Backbone:
     ) -> list[str]:
         is_causal = not self.family.is_encoder_decoder
         longest_prompt = UNLIMITED if self.context_tokens is None else self.context_tokens - max_new_tokens * is_causal
+        # left, so that every row goes on at its right end
         batch = self.prepare(images, prompts, max_tokens=longest_prompt, padding="left" if is_causal else "right")
         inputs = batch.to(self.device).inputs
         settings = greedy(
@@ -356,8 +361,10 @@ class Backbone:
             end_id=self.end_id,
             pad_id=self.tokenizer.pad_token_id,
         )
+        # a causal model repeats its prompt, a decoder its start token
         old = inputs["input_ids"].shape[1] if is_causal else 1
         stopping = [StopAtText(stop, self.read_ids, old)] if stop else None
+        # adapters lie inside the core, so they count; a data-parallel wrapper has no generate
         ids = self.core.generate(**inputs, generation_config=settings, stopping_criteria=stopping)
         return [cut_at(self.read_ids(row), stop).strip() for row in ids[:, old:]]
 
@@ -394,6 +401,7 @@ class Backbone:
             return
         vision_counts = self.tokens_per_image(encoded) if has_images else [0] * len(prompt_rows)
         for index, (row, count) in enumerate(zip(prompt_rows, vision_counts, strict=True)):
+            # counted in the ids and not in the text: a processor writes one token a vision token
             have = row["input_ids"].count(self.image_token_id)
             if have != count:
                 raise RequestError(

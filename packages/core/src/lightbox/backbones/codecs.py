@@ -12,6 +12,7 @@ from typing import Protocol
 
 from lightbox.records import Box, check_box
 
+# a model writes halves and places outside the image too; they are read, and moved to the edge
 NUMBER = r"\s*(-?\d+(?:\.\d*)?)\s*"
 
 
@@ -54,6 +55,7 @@ class FlorenceBins:
     def encode(self, box: Sequence[float], width_px: int, height_px: int) -> str:
         """See `CoordinateCodec`."""
         checked = check_box(Box(*box), where="a box for Florence bins")
+        # the far edge, 1.0, would be a bin of its own
         return "".join(f"<loc_{min(int(value * self.bins), self.bins - 1)}>" for value in checked)
 
     def decode(self, text: str, width_px: int, height_px: int) -> list[Box]:
@@ -86,7 +88,7 @@ class PerMille:
 
     def decode(self, text: str, width_px: int, height_px: int) -> list[Box]:
         """See `CoordinateCodec`."""
-        point = rf"\({NUMBER},{NUMBER}\)"
+        point = rf"\({NUMBER},{NUMBER}\)"  # without the box tokens, which decoding may leave out
         return _boxes(_numbers(rf"{point}\s*,\s*{point}", text), 1000, 1000)
 
     def step(self, width_px: int, height_px: int) -> tuple[float, float]:
@@ -102,12 +104,14 @@ def resized(
     Both become multiples of `factor` (patch times merge), near the given ones; where the area then lies outside
     [min_pixels, max_pixels], both are first scaled alike to that bound.
     """
+    # Python rounds halves to even, and so does the published preprocessing
     width, height = (round(side / factor) * factor for side in (width_px, height_px))
     if width * height > max_pixels:
         shrink = math.sqrt(width_px * height_px / max_pixels)
         width, height = (max(factor, math.floor(side / shrink / factor) * factor) for side in (width_px, height_px))
     elif width * height < min_pixels:
         grow = math.sqrt(min_pixels / (width_px * height_px))
+        # up, so that the area is not below the bound again
         width, height = (math.ceil(side * grow / factor) * factor for side in (width_px, height_px))
     return width, height
 
@@ -198,5 +202,6 @@ def _span(low: float, high: float, steps: int) -> tuple[float, float] | None:
         return None
     low, high = (min(max(end, 0), steps) for end in (low, high))
     if high == low:
+        # thinner than a step: an empty box would be no box to any metric
         low, high = max(low - 0.5, 0), min(high + 0.5, steps)
     return low / steps, high / steps

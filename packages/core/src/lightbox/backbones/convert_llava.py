@@ -57,7 +57,7 @@ TABLES = ("language_model.model.embed_tokens.weight", "language_model.lm_head.we
 NEEDED = (*TABLES, "multi_modal_projector.linear_1.weight", "multi_modal_projector.linear_2.weight")
 TOWER = "vision_tower.vision_model."
 TOWER_PARTS = ("embeddings.", "pre_layrnorm.", "encoder.", "post_layernorm.")
-CLIP_HEAD_WIDTH = 64
+CLIP_HEAD_WIDTH = 64  # all towers of OpenAI; shapes of tensors do not tell how many heads share them
 TEMPLATES = {
     "llama": None,  # LLaVA-1.5's own prompt is what a backbone writes without a template
     "mistral": "{% for message in messages %}{% if message['role'] == 'user' %}[INST] "
@@ -65,7 +65,7 @@ TEMPLATES = {
     " [/INST]{% else %}{% for part in message['content'] %}{{ part['text'] }}{% endfor %}{{ eos_token }}"
     "{% endif %}{% endfor %}",
 }
-TEXT_KEYS = (
+TEXT_KEYS = (  # what the source leaves out has the default of transformers, as in the authors' code
     "hidden_size",
     "intermediate_size",
     "num_hidden_layers",
@@ -81,7 +81,7 @@ TEXT_KEYS = (
     "eos_token_id",
 )
 IMAGE, PAD = "<image>", "<pad>"
-FULL_TABLE = 64
+FULL_TABLE = 64  # transformers fills its conversions up to 64 too: round sizes multiply faster
 Part = tuple[Path, Callable[[str], str]]
 """A file, and what gives its tensors their new names."""
 
@@ -123,6 +123,7 @@ def convert_llava(source: Path, dest: Path, *, tower: Path | None = None) -> Con
     tokenizer.pad_token = PAD
     rows = -(-max(len(tokenizer), shapes[TABLES[0]][0]) // FULL_TABLE) * FULL_TABLE
 
+    # under another name until it is whole: half a model would load in part
     staging = dest.with_name(f".{dest.name}.{os.getpid()}")
     try:
         staging.mkdir(parents=True)
@@ -171,6 +172,7 @@ def _write_configs(
 ) -> None:
     body = _body_of(config)
     text = {key: config[key] for key in TEXT_KEYS if config.get(key) is not None}
+    # "patch" is patches without the class token
     drops_first = config.get("mm_vision_select_feature", "patch") == "patch"
     strategy = "default" if drops_first else "full"
     pad_id = tokenizer.convert_tokens_to_ids(PAD)
@@ -188,6 +190,7 @@ def _write_configs(
     GenerationConfig(**ids).save_pretrained(folder)
     square = {"height": vision.image_size, "width": vision.image_size}
     images = LlavaImageProcessor(
+        # LLaVA-1.5 fills an image up to a square where LLaVA crops it
         do_pad=config.get("image_aspect_ratio") == "pad",
         size={"shortest_edge": vision.image_size},
         crop_size=square,
@@ -197,7 +200,7 @@ def _write_configs(
         tokenizer,
         patch_size=vision.patch_size,
         vision_feature_select_strategy=strategy,
-        num_additional_image_tokens=1,
+        num_additional_image_tokens=1,  # the class token of CLIP
         chat_template=TEMPLATES[body],
     ).save_pretrained(folder)
 

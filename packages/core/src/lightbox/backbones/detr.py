@@ -36,6 +36,7 @@ def detr_config(config: Mapping[str, Any], *, request: str) -> tuple[DetrConfig,
     inner = config.get("backbone_config") or {}
     if inner.get("model_type") == "resnet":
         return DetrConfig(**config), {}
+    # transformers takes resnet50 where none is named
     name = inner.get("backbone") or config.get("backbone") or "resnet50"
     if name not in RESNETS:
         raise RequestError(
@@ -46,6 +47,7 @@ def detr_config(config: Mapping[str, Any], *, request: str) -> tuple[DetrConfig,
     left = {"backbone", "backbone_config", "backbone_kwargs", "use_timm_backbone", "use_pretrained_backbone"}
     values = {key: value for key, value in config.items() if key not in left}
     resnet = RESNETS[name] | {"out_features": ["stage4"]}
+    # the network is the same; only names differ, see `_timm_names`
     values |= {"use_timm_backbone": False, "backbone_config": ResNetConfig(**resnet)}
     return DetrConfig(**values), _timm_names()
 

@@ -13,9 +13,11 @@ from lightbox.errors import RequestError
 
 LLAMA_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 BART_LINEARS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+# wi is T5 v1.0, as UnifiedQA; wi_0 and wi_1 are v1.1, as Flan
 T5_LINEARS = ("q", "k", "v", "o", "wi", "wi_0", "wi_1", "wo")
 
 
+# a file of our own serves each name here; the others are named as their family
 _MODULES = {"llava_next": "llava", "qwen2_vl": "qwen_vl", "qwen2_5_vl": "qwen_vl"}
 
 
@@ -68,6 +70,7 @@ class Family:
         transformers 5.23 matches a skip entry against whole module paths, so `vision_tower` or `visual` alone matches
         nothing and the tower is quantised without a word; and any entry clears its own default, the head.
         """
+        # a text-only family has neither tower nor projector
         return tuple(part for part in (self.vision, self.projector, self.head) if part)
 
 
@@ -132,6 +135,7 @@ def family_of(config: Mapping[str, Any], *, name: str, key: str = "model.backbon
         return BY_MODEL_TYPE[model_type]
     request = f"{key} is '{name}', of model_type '{model_type or 'none'}'"
     known_types = ", ".join(BY_MODEL_TYPE)
+    # said before the list of families: whoever brings code should not think that a name is missing
     if "auto_map" in config:
         raise RequestError(
             request,

@@ -7,6 +7,7 @@ puts the image tokens, a begin and an end token around it.
 from collections.abc import Sequence
 from typing import Any
 
+from einops import rearrange
 from PIL import Image
 from torch import Tensor, nn
 
@@ -27,6 +28,7 @@ class Florence2Backbone(Backbone):
     @property
     def codec(self) -> CoordinateCodec:
         """As many bins as the tokenizer has location tokens."""
+        # the tiny model has 64, the published ones 1,000
         bins = sum(token.startswith("<loc_") for token in self.tokenizer.get_vocab())
         return FlorenceBins(bins)
 
@@ -76,6 +78,7 @@ class Florence2Backbone(Backbone):
 
     def read_ids(self, ids: Tensor) -> str:
         """The text of generated ids with its location tokens, which count as special."""
+        # skip_special_tokens would drop the location tokens with them
         frame = {self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id}
         return self.tokenizer.decode([i for i in ids.tolist() if i not in frame], skip_special_tokens=False)
 
@@ -83,7 +86,7 @@ class Florence2Backbone(Backbone):
         """The mean of all patches, then each patch of the last stage."""
         count, _, height, width = encoded["pixel_values"].shape
         rows, columns = self._grid(height, width)
-        return [rows * columns + 1] * count
+        return [rows * columns + 1] * count  # one more than the grid: the mean of all patches stands first
 
     def vision_tokens(self, images: Sequence[Image.Image], *, layers: Sequence[int] = ()) -> VisionTokens:
         """See `Backbone.vision_tokens`; a layer is one of the four stages, whose patches grow.
@@ -96,7 +99,7 @@ class Florence2Backbone(Backbone):
             tokens = self.core.get_image_features(pixel_values=pixels, return_dict=True).pooler_output
         return VisionTokens(
             tokens=list(tokens),
-            taps={layer: list(output.flatten(2).transpose(1, 2)) for layer, output in taps.items()},  # b p c
+            taps={layer: list(rearrange(output, "b c h w -> b (h w) c")) for layer, output in taps.items()},
             grids=[self._grid(*pixels.shape[-2:])] * len(images),
         )
 

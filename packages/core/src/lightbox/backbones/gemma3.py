@@ -24,7 +24,7 @@ class Gemma3Backbone(Backbone):
     def end_id(self) -> int:
         """The end of a turn, which closes an answer of the chat models; the end of a text where there is none."""
         turn_end = self.tokenizer.get_vocab().get(END_OF_TURN)
-        return self.tokenizer.eos_token_id if turn_end is None else turn_end
+        return self.tokenizer.eos_token_id if turn_end is None else turn_end  # a plain text model has no turns
 
     def encode_prompts(self, images: Sequence[Image.Image] | None, texts: Sequence[str]) -> dict[str, Tensor]:
         """Call the processor with a list of images a text, which is how it tells whose they are."""

@@ -20,6 +20,7 @@ def greedy(model_config: GenerationConfig, *, max_new_tokens: int, end_id: int, 
         pad_id: what fills rows that have ended.
     """
     end_ids = model_config.eos_token_id
+    # a chat model names several ends, and the one that targets are trained with must be among them
     ends = {end_id, *([] if end_ids is None else [end_ids] if isinstance(end_ids, int) else end_ids)}
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
@@ -27,7 +28,7 @@ def greedy(model_config: GenerationConfig, *, max_new_tokens: int, end_id: int, 
         num_beams=1,
         num_return_sequences=1,
         temperature=1.0,
-        top_k=50,
+        top_k=50,  # the default: unread without sampling, and any other value draws a warning
         top_p=1.0,
         repetition_penalty=1.0,
         encoder_repetition_penalty=1.0,
@@ -56,6 +57,7 @@ class StopAtText(StoppingCriteria):
 
     def __call__(self, input_ids: Tensor, scores: Tensor | None, **_: object) -> Tensor:
         """True for each row that may end; see transformers."""
+        # decoded whole: a stop string may lie across two tokens
         texts = [self.read(row) for row in input_ids[:, self.prompt_tokens :]]
         ended = [any(string in text for string in self.stop) for text in texts]
         return torch.tensor(ended, device=input_ids.device)

@@ -67,6 +67,7 @@ class LlavaBackbone(Backbone):
     def _extra_tokens(self) -> int:
         """Tokens that the projector gives beyond patches: "default" drops the first of the tower, whatever it is."""
         drops = self.core.config.vision_feature_select_strategy == "default"
+        # -1 for a SigLIP tower under "default", which drops a patch there
         return self._prefix_tokens() - int(drops)
 
 
@@ -109,6 +110,7 @@ class LlavaNextBackbone(LlavaBackbone):
         """Rows and columns of tokens that lie within an image of `size` (height, width in pixels)."""
         config = self.core.config
         rows, columns = get_anyres_image_grid_shape(size, config.image_grid_pinpoints, config.vision_config.image_size)
+        # transformers' own cut of margins, on a tensor without memory, so that its rounding is ours
         whole = torch.empty(1, rows * self._side(), columns * self._side(), device="meta")
         unpadded = unpad_image(whole, size)
         return unpadded.shape[1], unpadded.shape[2]
@@ -128,6 +130,7 @@ def tapped(tower: nn.Module, layers: Sequence[int]) -> Iterator[dict[int, Tensor
     Raises:
         RequestError: a place outside the list.
     """
+    # towers call their list layers, blocks or layer; the longest list is the one meant
     blocks = max((part for part in tower.modules() if isinstance(part, nn.ModuleList)), key=len)
     outside = [layer for layer in layers if not -len(blocks) <= layer < len(blocks)]
     if outside:

@@ -87,6 +87,7 @@ def load(
             **_placement(quant, family, dtype, device),
             **shared,
         )
+    # more is accepted with a warning: files also hold heads of other tasks and position tables
     unread = check_tensors(loading_info, family.model_class, request, may_hold_more=True)
     if unread:
         _log.warning("%s: %d tensors of its file are not read, such as %s", request, len(unread), unread[0])
@@ -133,7 +134,7 @@ def _check_device(device: str) -> None:
 def _hub_errors(place: weights.Place, request: str) -> Iterator[None]:
     try:
         yield
-    except OSError as err:
+    except OSError as err:  # transformers and the hub client raise OSError for all of these
         if place.folder is not None:
             raise
         raise RequestError(

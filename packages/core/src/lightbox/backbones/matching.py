@@ -26,6 +26,7 @@ def check_tensors(
     Raises:
         RequestError: with names by kind.
     """
+    # what a class adds of its own (a fusion) is new and in no file
     missing = [name for name in loading_info["missing_keys"] if not may_lack or not re.match(may_lack, name)]
     reshaped = [str(key) for key in loading_info["mismatched_keys"]]
     unread = sorted(loading_info["unexpected_keys"])
@@ -44,7 +45,7 @@ def check_tokenizer(tokens: int, rows: int, request: str) -> None:
     Raises:
         RequestError: with both counts.
     """
-    if tokens > rows:
+    if tokens > rows:  # fewer is usual: tables are filled up to a round size
         raise RequestError(
             f"{request}: {tokens} tokens and {rows} embeddings",
             "A token without an embedding cannot be read",

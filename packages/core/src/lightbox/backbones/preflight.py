@@ -95,6 +95,7 @@ def check_config(
             "What storage costs could not be chosen here, nor could an adapter be merged without loss",
             "Use the 16-bit weights that it was made from, and set adapter.quant",
         )
+    # T5 counts distances, and n_positions in its config bounds nothing
     context = None if family.name == "t5" else text.get("max_position_embeddings")
     if context is not None and max_tokens > context:
         raise RequestError(
@@ -107,7 +108,7 @@ def check_config(
 
 def _check_quant(quant: str) -> None:
     check_choice("adapter.quant", quant, QUANTS)
-    if quant != "none" and importlib.util.find_spec(BACKEND) is None:
+    if quant != "none" and importlib.util.find_spec(BACKEND) is None:  # looked for and not imported: that takes seconds
         raise RequestError(
             f"adapter.quant is {quant}",
             f"Quantised weights need {BACKEND}, which is not installed",
@@ -117,6 +118,7 @@ def _check_quant(quant: str) -> None:
 
 def _check_adapter_folder(name: str, key: str) -> None:
     folder = Path(name).expanduser()
+    # a merged folder may keep the adapter's description beside the model
     if not (folder / ADAPTER).is_file() or (folder / weights.CONFIG).is_file():
         return
     base = _read(folder / ADAPTER, f"{key} is '{name}'").get("base_model_name_or_path") or "the model it was trained on"
@@ -143,9 +145,10 @@ def check_files(folder: Path, request: str) -> None:
                 "Part of the weights would be random",
                 "Fetch the missing files into that folder",
             )
-        files = shard_files
+        files = shard_files  # files beside the index (an older single file, an adapter) are not loaded
     for file in sorted(files):
         path = folder / file
+        # the header alone is read: milliseconds, where loading takes minutes to fail
         expected_bytes, actual_bytes = _expected_bytes(path), path.stat().st_size
         if expected_bytes != actual_bytes:
             raise RequestError(
@@ -159,7 +162,7 @@ def _expected_bytes(path: Path) -> int:
     """Length of a safetensors file by its header: 8 bytes of length, the header, the last tensor's end; -1 if none."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        if length > path.stat().st_size:
+        if length > path.stat().st_size:  # a pointer file begins with letters, which read as a huge length
             return -1
         try:
             header = json.loads(file.read(length))

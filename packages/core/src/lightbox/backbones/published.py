@@ -50,6 +50,7 @@ def read_published(path: Path) -> dict[str, dict[str, Published]]:
     return TypeAdapter(dict[str, dict[str, Published]]).validate_json(path.read_bytes())
 
 
+# read at import: names are choices of command line options
 _KINDS = read_published(Path(__file__).with_suffix(".json"))
 GENERATORS, TOWERS = tuple(_KINDS["generators"]), tuple(_KINDS["towers"])
 PUBLISHED = {name: model for models in _KINDS.values() for name, model in models.items()}

@@ -20,6 +20,7 @@ from lightbox.errors import RequestError, WorkError
 
 BACKEND = "bitsandbytes"
 PARTS = ("language", "vision", "projector", "head")
+# by name, so that a model without quantised layers never imports the backend
 _CLASSES = {"Linear4bit": "nf4", "Linear8bitLt": "int8"}
 
 # One suggests a package that would fetch kernels at import, the other repeats the casts of int8 at every call.
@@ -50,6 +51,7 @@ def config_for(quant: str, family: Family, *, dtype: torch.dtype) -> BitsAndByte
         return None
     skipped = list(family.kept_in_16_bit)
     if quant == "int8":
+        # the key says int8 and serves 4 bit too
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)
     return BitsAndBytesConfig(
         load_in_4bit=True,
@@ -131,7 +133,7 @@ def check_layout(model: PreTrainedModel, family: Family, quant: str) -> dict[str
     with torch.device("meta"), quiet_loading():
         bare = type(model)(copy.deepcopy(model.config))
     linears = [name for name, module in bare.named_modules() if isinstance(module, nn.Linear)]
-    in_fp32 = set(model._keep_in_fp32_modules or ())
+    in_fp32 = set(model._keep_in_fp32_modules or ())  # transformers widens these and leaves them out of quantisation
     to_quantise = {
         name
         for name in linears
@@ -168,5 +170,5 @@ def _is_stored_as(module: Any, quant: str) -> bool:
     weight = module.weight
     if quant == "int8":
         return weight.dtype == torch.int8 and weight.numel() == module.in_features * module.out_features
-    expected_bytes = (module.in_features * module.out_features + 1) // 2
+    expected_bytes = (module.in_features * module.out_features + 1) // 2  # two weights a byte
     return getattr(weight, "quant_state", None) is not None and weight.element_size() * weight.numel() == expected_bytes

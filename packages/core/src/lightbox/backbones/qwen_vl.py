@@ -8,6 +8,7 @@ model computes them itself from `image_grid_thw`, `mm_token_type_ids` and the ma
 from collections.abc import Sequence
 
 import torch
+from einops import rearrange
 from PIL import Image
 from torch import Tensor
 from transformers.vision_utils import get_vision_window_index
@@ -73,10 +74,9 @@ class Qwen2VlBackbone(Backbone):
         """Place in the tower's rows of each patch, counted row by row, image after image."""
         merge, start, places = self._merge(), 0, []
         for _, rows, columns in grid_thw.tolist():
-            blocks = torch.arange(rows * columns, device=grid_thw.device).view(
-                rows // merge, columns // merge, merge, merge
-            )
-            places.append(blocks.transpose(1, 2).flatten() + start)  # a token's patches stand together
+            place = torch.arange(start, start + rows * columns, device=grid_thw.device)
+            # the tower keeps the a x b patches of a token together; a picture is read row by row
+            places.append(rearrange(place, "(h w a b) -> (h a w b)", w=columns // merge, a=merge, b=merge))
             start += rows * columns
         return torch.cat(places)
 

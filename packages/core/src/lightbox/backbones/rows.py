@@ -14,7 +14,7 @@ from lightbox.losses.language import IGNORED
 TOKEN_FIELDS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 """What a processor gives one value a token of; everything else is about images and is passed on as it is."""
 
-UNLIMITED = 1 << 30
+UNLIMITED = 1 << 30  # a number, so that lengths compare without a case for None
 Row = dict[str, list[int]]
 """One row without padding: the ids, and whatever else the model reads one value a token of."""
 
@@ -52,7 +52,7 @@ def extended(row: Row, ids: Sequence[int]) -> Row:
     rest = {name: values + [0] * len(ids) for name, values in row.items()}
     return rest | {
         "input_ids": row["input_ids"] + list(ids),
-        "attention_mask": row["attention_mask"] + [1] * len(ids),
+        "attention_mask": row["attention_mask"] + [1] * len(ids),  # read, though the processor never saw them
     }
 
 
@@ -82,7 +82,7 @@ def labelled(rows: Sequence[Row], targets: Sequence[Sequence[int]], *, side: str
 
 def shifted_right(labels: Int[Tensor, "b t"], *, start_id: int, pad_id: int) -> Int[Tensor, "b t"]:
     """What a decoder reads so that position t predicts label t: the start token, then the labels before t."""
-    before = labels[:, :-1].masked_fill(labels[:, :-1] == IGNORED, pad_id)
+    before = labels[:, :-1].masked_fill(labels[:, :-1] == IGNORED, pad_id)  # no table has a row -100
     return torch.cat([labels.new_full((len(labels), 1), start_id), before], dim=1)
 
 
@@ -130,6 +130,7 @@ def check_lengths(
     Raises:
         RequestError: with the item and its lengths.
     """
+    # the smaller counts: a larger setting does not make positions
     limit = max_tokens if context_tokens is None else min(max_tokens, context_tokens)
     for index, row in enumerate(prompts):
         prompt, target = len(row["input_ids"]), len(targets[index]) if targets is not None else 0

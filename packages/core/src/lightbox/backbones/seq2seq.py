@@ -60,10 +60,11 @@ def load_seq2seq(
             **settings,
         )
     request = f"model.backbone is '{name}'"
+    # unlike `loading.load`, which lets a file hold more: a fused T5 would drop what it was trained with
     check_tensors(loading_info, model_class.__name__, request, may_lack=allow_missing)
     check_tokenizer(len(tokenizer), model.config.vocab_size, request)
     _check_roles(model, tokenizer, request)
-    return model.eval(), tokenizer
+    return model.eval(), tokenizer  # dropout would make a score of loaded weights random
 
 
 @contextmanager

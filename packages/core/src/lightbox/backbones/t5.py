@@ -67,6 +67,7 @@ class FusedT5Backbone(T5Backbone):
         rows.check_counts(images, prompts, targets)
         pad_id = self.tokenizer.pad_token_id
         input_ids = rows.stacked(self._rows(prompts), pad_id, side="right")
+        # no text has the pad token in it, so ids say what is padding
         inputs = {"input_ids": input_ids, "attention_mask": (input_ids != pad_id).long()}
         if images is not None:
             inputs["vision"] = images
@@ -91,6 +92,7 @@ class FusedT5Backbone(T5Backbone):
         """
         self._check_answer(max_new_tokens, stop)
         lengths = [len(row) for row in self._rows(prompts)]
+        # sorted is stable: the same prompts make the same batches
         order = sorted(range(len(prompts)), key=lambda place: lengths[place])
         texts = [""] * len(prompts)
         for start in range(0, len(order), batch_size):
@@ -106,6 +108,7 @@ class FusedT5Backbone(T5Backbone):
     def _generate_ids(self, inputs: dict[str, Tensor], *, max_new_tokens: int) -> Int[Tensor, "b t"]:
         """Ids without the start token, padded after each end; encoder and fusion run once."""
         ids = self.core.generate(
+            # handed over, since generate itself would call the encoder without the fusion
             encoder_outputs=BaseModelOutput(last_hidden_state=self.core.encode(**inputs)),
             attention_mask=inputs["attention_mask"],
             max_new_tokens=max_new_tokens,

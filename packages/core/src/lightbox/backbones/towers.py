@@ -83,6 +83,7 @@ class Tower:
         Args:
             images: 0..255 (grey); resized bilinearly where their side is not `image_px`.
         """
+        # a whole split at once would hold all activations
         parts = [self._encode(part) for part in images.split(max(1, min(BATCH, PIXELS // self.image_px**2)))]
         return torch.cat(parts)
 
@@ -90,6 +91,7 @@ class Tower:
         pixels = images.to(next(self.model.parameters()).device)[:, None].float() / 255  # b 1 h w
         if pixels.shape[-2:] != (self.image_px, self.image_px):
             side = (self.image_px, self.image_px)
+            # antialiased as PIL does: a shrunk image would show patterns that no tower was trained on
             pixels = F.interpolate(pixels, side, mode="bilinear", align_corners=False, antialias=True)
         mean, std = (pixels.new_tensor(v).view(1, -1, 1, 1) for v in (self.mean, self.std))
         pixels = (pixels.expand(-1, len(self.mean), -1, -1) - mean) / std  # b 3 h w: grey on every colour
@@ -130,6 +132,7 @@ def load_tower(name: str, revision: str = "") -> Tower:
             **own,
         )
     model, loading_info = loaded
+    # transformers draws them at random and only warns
     missing = sorted(name for name in loading_info["missing_keys"] if not name.startswith(UNREAD))
     if missing:
         raise RequestError(
@@ -144,7 +147,7 @@ def load_tower(name: str, revision: str = "") -> Tower:
         width=model.config.hidden_size,
         image_px=_side(preprocessing, getattr(model.config, "image_size", DETR_PX)),
         digest=weights.digest_of(name, revision=revision, key=KEY),
-        mean=_per_colour(preprocessing.get("image_mean", 0.5)),
+        mean=_per_colour(preprocessing.get("image_mean", 0.5)),  # the default of ViT and SigLIP
         std=_per_colour(preprocessing.get("image_std", 0.5)),
         prefix_tokens=family.prefix_tokens,
     )

@@ -16,6 +16,7 @@ TINY = "tiny/"
 CONFIG = "config.json"
 CARD = "card.json"  # says how weights were made, and how long it took; they load without it
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+$")
+# no short hash: the hub resolves it today, and another commit may share it tomorrow
 _REVISION = re.compile(r"[0-9a-f]{40}$")
 _READ_AS_WEIGHTS = (".safetensors", ".json", ".model", ".txt", ".jinja")  # the last is a chat template
 _PICKLES = ("pytorch_model*.bin", "*.pth", "*.pt", "*.ckpt")
@@ -49,6 +50,7 @@ def locate(name: str, *, revision: str = "", key: str = "model.backbone") -> Pla
     folder = shared_data() / "weights" / name.removeprefix(TINY) if name.startswith(TINY) else Path(name).expanduser()
     if folder.is_dir():
         _check_folder(folder, key)
+        # results rest on these very bytes, so each use compares them; the digest is remembered
         if name.startswith(TINY) and (folder / CARD).is_file():
             check_card(folder)
         return Place(str(folder))
@@ -104,6 +106,7 @@ def digest_of_folder(
         raise RequestError(
             f"Folder '{folder}'", f"It holds no file that ends in {', '.join(suffixes)}", "Name the folder that does"
         )
+    # relative and with slashes: the same folder elsewhere has the same digest
     lines = [f"{path.relative_to(folder).as_posix()} {digest_of_file(path)}" for path in files]
     return hashlib.sha256("\n".join(lines).encode("utf-8")).hexdigest()
 

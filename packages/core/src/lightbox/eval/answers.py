@@ -6,9 +6,10 @@ A prediction that cannot be parsed is wrong, never left out: dropping failures f
 import re
 from dataclasses import dataclass
 
+# the sentence that targets are trained with, and no looser: rules that guess differ by 20 points
 _LETTER = re.compile(r"the answer is\s*\(\s*([a-z])\s*\)", re.IGNORECASE)
 _STATED = re.compile(r"the answer is\s+(.*?)\s*(?=\.(?:\s|$)|solution\s*:|$)", re.IGNORECASE | re.DOTALL)
-_WORD = re.compile(r"[a-z0-9]+(?:\.[0-9]+)?")
+_WORD = re.compile(r"[a-z0-9]+(?:\.[0-9]+)?")  # 0.5 is one word, and a full stop behind a word is none
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,7 @@ def parse_letter(text: str) -> str | None:
         ('B', None)
     """
     letters = _LETTER.findall(text)
+    # two answers are none: a model that names every letter must not score
     return letters[0].upper() if len(letters) == 1 else None
 
 

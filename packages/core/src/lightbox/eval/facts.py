@@ -28,7 +28,7 @@ def score_facts(stated: Set[str], true: Set[str]) -> FactScore:
         0.5
     """
     hits = len(stated & true)
-    precision = hits / len(stated) if stated else 1.0
+    precision = hits / len(stated) if stated else 1.0  # saying nothing is no false statement; recall punishes it
     recall = hits / len(true) if true else 1.0
     f1 = 2 * hits / (len(stated) + len(true)) if stated or true else 1.0
     return FactScore(precision, recall, f1, is_right=stated == true)

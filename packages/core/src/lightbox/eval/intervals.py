@@ -36,6 +36,7 @@ def t_interval(values: np.ndarray | Sequence[float], *, level: float = 0.95) -> 
     if count < 2:
         raise ValueError(f"A t interval needs at least 2 values on the last axis, got shape {values.shape}")
     mean = values.mean(axis=-1)
+    # ddof 1: the mean is estimated from the same few seeds
     half = half_width(values.std(axis=-1, ddof=1), count, level=level)
     return np.asarray(mean - half), np.asarray(mean + half)
 

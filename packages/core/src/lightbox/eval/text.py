@@ -15,12 +15,13 @@ ORDERS = (1, 2, 3, 4)
 
 @cache
 def _bleu(order: int) -> BLEU:
+    # one scorer an order, since a scorer of order 4 reports single precisions and not BLEU-1..3
     return BLEU(max_ngram_order=order, lowercase=True, effective_order=True)
 
 
 @cache
 def _rouge() -> RougeScorer:
-    return RougeScorer(["rougeL"], use_stemmer=True)
+    return RougeScorer(["rougeL"], use_stemmer=True)  # stemmed, so that "lesions" counts for "lesion"
 
 
 def sentence_bleu(text: str, reference: str) -> dict[str, float]:
@@ -34,6 +35,7 @@ def sentence_bleu(text: str, reference: str) -> dict[str, float]:
     """
     if not text.strip():
         return {f"bleu{n}": 0.0 for n in ORDERS}
+    # a geometric mean of ones can come out at 100.00000000000004
     return {f"bleu{n}": min(100.0, float(_bleu(n).sentence_score(text, [reference]).score)) for n in ORDERS}
 
 

@@ -34,9 +34,11 @@ def calibrate(cases: int = CASES, rounds: int = ROUNDS) -> dict[str, list[int]]:
         questions.balance_table.cache_clear()
         counts = _count(seed_range("pretrain_validation", 900 + k, cases))
         for subject in {subject for subject, _ in counts}:
+            # add one: a subject of which one answer never came must not divide by zero
             zero, one = counts[subject, 0] + 1, counts[subject, 1] + 1
             pair = table.get(subject, [10_000, 10_000])
             pair = [pair[0] / zero, pair[1] / one]
+            # the rarer answer is always accepted, so as few draws as possible are lost
             table[subject] = [round(10_000 * p / max(pair)) for p in pair]
     path.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n")
     questions.balance_table.cache_clear()

@@ -21,9 +21,11 @@ class Draws:
     def __init__(self, case_seeds: Sequence[int], n_words: int, n_noise: int = 0) -> None:
         total = n_words + (n_noise + 7) // 8
         raw = np.empty((len(case_seeds), total), dtype=np.uint64)
+        # a generator a case: it is the price of cases that do not depend on their batch
         for row, seed in enumerate(case_seeds):
             raw[row] = np.random.Philox(key=int(seed)).random_raw(total)
-        self.words = raw[:, :n_words] >> np.uint64(11)
+        self.words = raw[:, :n_words] >> np.uint64(11)  # 53 bits: exact as int64 and as float64 alike
+        # little-endian by name, so that bytes come in one order on every machine
         self.noise = np.ascontiguousarray(raw[:, n_words:]).astype("<u8").view(np.uint8)[:, :n_noise]
         self.cursor = 0
 
@@ -35,7 +37,7 @@ class Draws:
 
     def below(self, high: int | np.ndarray, n: int = 1) -> np.ndarray:
         """Uniform integers in [0, high), int64 (b, n); (b,) where n is 1."""
-        values = self.take(n) % high
+        values = self.take(n) % high  # the bias of a remainder is below 1e-13 for these small ranges
         return values[:, 0] if n == 1 else values
 
     def between(self, low: int, high: int, n: int = 1) -> np.ndarray:

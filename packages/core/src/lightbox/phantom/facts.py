@@ -117,13 +117,13 @@ def parse(text: str) -> frozenset[str]:
         >>> sorted(parse("a small dense disc lies in the left hilum ."))
         ['dense disc', 'disc in left hilum', 'disc on left', 'small disc']
     """
-    facts: set[str] = set()
+    facts: set[str] = set()  # a set: saying a fact twice is saying it once
     for sentence in re.split(r"\s*\.\s*", " ".join(text.lower().split())):
         if not sentence:
             continue
         match = _FINDING.match(sentence)
         if match is None:
-            facts.add(sentence)
+            facts.add(sentence)  # not dropped: an invented sentence must cost precision
             continue
         shape = match["shape"]
         facts |= {

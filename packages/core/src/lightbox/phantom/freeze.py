@@ -15,7 +15,7 @@ from lightbox.phantom.version import VERSION
 from lightbox.phantom.world import draw_cases
 from lightbox.records import Case
 
-SAMPLE = {
+SAMPLE = {  # every knob that changes pixels or text is turned in one of them
     "default": Knobs(),
     "distractors": Knobs(vocabulary="triples", triples="all", distractors=2),
     "biased": Knobs(rho=0.6, label_noise_pct=20, burned_in_text="marker"),

@@ -8,6 +8,7 @@ from lightbox.phantom.scene import WORLD, Scene
 
 def pixel_centres(image_px: int) -> np.ndarray:
     """World coordinates of pixel centres along one axis, int64 (image_px,)."""
+    # centres and not corners: a mask is the same region at every size
     return (2 * np.arange(image_px, dtype=np.int64) + 1) * WORLD // (2 * image_px)
 
 
@@ -25,6 +26,7 @@ def finding_masks(scene: Scene, image_px: int) -> np.ndarray:
     a = scene.extent[rows, slots].astype(np.int32)[:, None, None]
     turn = scene.turn[rows, slots]
     shape, density = scene.shape[rows, slots], scene.density[rows, slots]
+    # -1 on the image's left: a wedge points to the hilum of its own lung
     lateral = np.where(scene.cx[rows, slots] < WORLD // 2, -1, 1).astype(np.int32)
     masks = np.zeros((len(rows), image_px, image_px), dtype=bool)
     for s, name in enumerate(SHAPES):
@@ -46,7 +48,7 @@ def _oval(u, v, a, turn, density, lateral):
 
 def _ring(u, v, a, turn, density, lateral):
     r = u * u + v * v
-    return (r <= a * a) & (25 * r >= 9 * a * a)
+    return (r <= a * a) & (25 * r >= 9 * a * a)  # the hole has 0.6 of the radius: wide enough to show at 64 pixels
 
 
 def _band(u, v, a, turn, density, lateral):

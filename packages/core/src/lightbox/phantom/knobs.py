@@ -54,6 +54,7 @@ class Knobs:
             raise RequestError(
                 f"image_px={self.image_px}", "The towers cut images into patches of 8 pixels", "Use a multiple of 8"
             )
+        # named classes would be drawn at places that the part does not hold
         if self.vocabulary == "named" and self.triples not in ("known", "all"):
             raise RequestError(
                 f"vocabulary='named' with triples='{self.triples}'",

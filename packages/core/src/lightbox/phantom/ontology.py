@@ -66,8 +66,9 @@ PLACES = tuple(
     [(side, zone) for side in SIDES for zone in ZONES]
     + [(side, special) for special in LOCATIONS[6:] for side in SIDES]
 )
+# hilum and costophrenic angle of either side are one location of the ontology
 PLACE_LOCATION = (0, 1, 2, 3, 4, 5, 6, 6, 7, 7)
-PLACE_CELL = (0, 1, 2, 3, 4, 5, 1, 4, 2, 5)
+PLACE_CELL = (0, 1, 2, 3, 4, 5, 1, 4, 2, 5)  # a hilum overlaps its middle zone, an angle its lower zone
 
 
 def triple_index(shape: str, density: str, location: str) -> int:

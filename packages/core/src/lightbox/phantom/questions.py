@@ -29,6 +29,7 @@ from lightbox.records import Question
 
 YES_NO = ("yes", "no")
 ATTEMPTS = 3
+# 3 words for wording and noise, 2 for the stereotype, 4 an attempt; reserved whether used or not
 WORDS_PER_QUESTION = 5 + 4 * ATTEMPTS
 LARGER_RATIO_PCT = 160  # a comparison is asked only where the larger area is at least this share of the smaller
 
@@ -79,7 +80,7 @@ def pick(
         }
         candidate = _choose(pool, draw[3:], knobs.rho if is_closed else 0.0) if pool else None
         if candidate is not None:
-            asked.add(candidate.subject)
+            asked.add(candidate.subject)  # the subject and not the text: a paraphrase would be the same question again
             picked.append((k, candidate, draw[:3]))
     return picked
 
@@ -88,6 +89,7 @@ def _choose(pool: dict[str, list[Candidate]], draw: Sequence[int], rho: float) -
     kinds = list(pool)
     if draw[0] % 1_000_000 < rho * 1_000_000:
         hits = [c for cands in pool.values() for c in cands if c.answer == c.options[stereotype(c.subject)]]
+        # no second try: it would bring back questions against the stereotype
         return hits[draw[1] % len(hits)] if hits else None
     for attempt in range(ATTEMPTS):
         kind_word, answer_word, pick_word, accept_word = draw[2 + 4 * attempt : 6 + 4 * attempt]
@@ -117,13 +119,14 @@ def balance_table() -> dict[str, tuple[int, int]]:
 
 def stereotype(subject: str) -> int:
     """The option (0 or 1) that text priors suggest for a subject: fixed for all time by its characters."""
+    # arithmetic and not hash(), which differs from process to process
     return sum((k + 1) * ord(c) for k, c in enumerate(subject)) // 7 % 2
 
 
 def _finish(c: Candidate, draw: Sequence[int], knobs: Knobs, question_id: str) -> Question:
     answer = c.answer
     if c.options and draw[0] % 100 < knobs.label_noise_pct:
-        answer = c.options[1 - c.options.index(answer)]
+        answer = c.options[1 - c.options.index(answer)]  # the label alone is flipped; rationale and facts stay true
     rationale = " ".join(c.rationale)
     return Question(
         id=question_id,

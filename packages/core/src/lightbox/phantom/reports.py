@@ -45,8 +45,10 @@ def write_report(facts: FactTable, words: Sequence[int]) -> Report:
     if not facts.findings:
         sentences.append(_CLEAR[next(draw) % len(_CLEAR)])
     heart = _HEART_LARGE if facts.has_cardiomegaly else _HEART_NORMAL
+    # anywhere: a fixed place would tell it from the position
     sentences.insert(next(draw) % (len(sentences) + 1), heart[next(draw) % len(heart)])
     stated.append("cardiomegaly" if facts.has_cardiomegaly else "no cardiomegaly")
+    # explicit normals, as radiologists dictate; "clear" alone teaches no names
     absent = [name for name in CLASS_NAMES if name not in stated]
     for _ in range(1 + next(draw) % 2):
         name = absent[next(draw) % len(absent)]

@@ -12,7 +12,7 @@ from lightbox.errors import RequestError
 from lightbox.paths import shared_data
 from lightbox.phantom.ontology import DENSITIES, LOCATIONS, SHAPES, TRIPLES
 
-SEEDS_PER_RUN = 1_000_000
+SEEDS_PER_RUN = 1_000_000  # far more than any run draws, so that ranges never meet
 RUNS_PER_SPLIT = 1_000
 SPLITS = ("pretrain", "pretrain_validation", "train", "validation", "test", "test_shifted", "development")
 HELD_OUT_VALUE = ("shape", "ring")
@@ -28,6 +28,7 @@ def make_splits() -> dict:
             part = "unseen_value"
         elif any(_matches((shape, density, location), pair) for pair in HELD_OUT_PAIRS):
             part = "unseen_pair"
+        # a third of what is left, spread so that every pair of values stays known
         elif (s + 2 * d + loc) % 3 == 1 and (shape, density, location) not in _ALWAYS_KNOWN:
             part = "unseen_composition"
         else:

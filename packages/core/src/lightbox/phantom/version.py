@@ -4,7 +4,7 @@ from lightbox.files import digest, file_sha256
 from lightbox.paths import shared_data
 
 VERSION = "chest-1"
-DATA_FILES = ("balance.json", "splits.json")
+DATA_FILES = ("balance.json", "splits.json")  # committed tables that draws depend on as much as on code
 
 
 def generator_digest() -> str:

@@ -73,7 +73,7 @@ def fact_tables(scene: Scene) -> list[tuple[FactTable, list[int]]]:
         per_case[row].append((_fact(*values), k))
     tables = []
     for of_case, heart_pct in zip(per_case, scene.heart_pct.tolist(), strict=True):
-        of_case.sort(key=lambda pair: -pair[0].area)
+        of_case.sort(key=lambda pair: -pair[0].area)  # largest first is part of what comparison and composition ask
         tables.append((FactTable(tuple(fact for fact, _ in of_case), heart_pct), [k for _, k in of_case]))
     return tables
 
@@ -95,7 +95,7 @@ def _records(
             Case(
                 id=case_id,
                 images=() if pixels is None else (pixels[row],),
-                patient_id=case_id,
+                patient_id=case_id,  # one case a patient, so that splits by patient and by image agree
                 modality="phantom radiograph",
                 body_part=BODY_PART[knobs.modality],
                 findings=findings,

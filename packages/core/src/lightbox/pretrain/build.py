@@ -62,6 +62,7 @@ def _build_one(name: str, out: Path, *, max_steps: int | None) -> dict:
     card = write_card(folder, name, facts)
     shutil.rmtree(work)  # checkpoints of a finished build; its history and card stay in `folder`
     shipped = shared_data() / "weights" / name / CARD
+    # a rebuild has other bits on another CPU, so scores are compared and not digests
     card["differs"] = compare_scores(json.loads(shipped.read_text()), card) if shipped.is_file() else {}
     _log.info("%s built in %.1f minutes: %s", name, facts["build_minutes"], card["scores"])
     return card
@@ -84,6 +85,7 @@ def write_card(folder: Path, name: str, facts: dict) -> dict:
         "generator": VERSION,
         "seed_ranges": {k: v for k, v in splits["seed_ranges"].items() if k.startswith("pretrain")},
         "digest": hashlib.sha256(json.dumps(splits, sort_keys=True).encode()).hexdigest(),
+        # counts only: the names stand in splits.json, whose digest is above
         "held_out": {k: len(v) for k, v in splits["triples"].items() if k != "known"},
     }
     card = {

@@ -9,6 +9,7 @@ from string import ascii_lowercase, digits
 
 import numpy as np
 import torch
+from einops import rearrange
 from tokenizers import AddedToken, Tokenizer, models, processors
 from torch import nn
 from transformers import (
@@ -49,9 +50,10 @@ CHAT_TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
 """As LLaVA-1.5: "USER: <image>, newline, question ASSISTANT:"."""
+# frozen first: a random projector would teach the tower to forget findings
 FROZEN = OptimConfig(lr=2e-3, max_steps=1400, batch_size=32, warmup_frac=0.05)
 UNFROZEN = OptimConfig(lr=1e-3, max_steps=600, batch_size=32, warmup_frac=0.05)
-TOWER_LR_SCALE = 0.3
+TOWER_LR_SCALE = 0.3  # it begins trained, the language model does not
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
@@ -63,6 +65,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     vocab = {word: k for k, word in enumerate(dict.fromkeys([*special, *roles, *plain_words, *EXTRA_WORDS]))}
     core = Tokenizer(models.WordPiece(vocab, unk_token=UNK))
     core.normalizer, core.pre_tokenizer, core.decoder = words.normalizer, words.pre_tokenizer, words.decoder
+    # not lower-cased: USER: and <image> must stay one token each
     core.add_special_tokens([AddedToken(token, normalized=False) for token in special])
     core.add_tokens([AddedToken(token, normalized=False) for token in roles])
     core.post_processor = processors.TemplateProcessing(
@@ -109,7 +112,7 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGenerat
         num_attention_heads=HEADS,
         max_position_embeddings=CONTEXT,
         tie_word_embeddings=True,
-        initializer_range=0.05,
+        initializer_range=0.05,  # 0.02 is meant for widths of thousands; at 128 it would start layers too quiet
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -136,7 +139,8 @@ def standardise(model: LlavaForConditionalGeneration, pixels: np.ndarray) -> Non
         model: its projector is drawn anew.
         pixels: uint8 (b, h, w).
     """
-    features = model.model.vision_tower(pixel_values=normalise(pixels)).last_hidden_state[:, 1:].flatten(0, 1)
+    hidden = model.model.vision_tower(pixel_values=normalise(pixels)).last_hidden_state
+    features = rearrange(hidden[:, 1:], "b p d -> (b p) d")  # without the class token
     projector = model.model.multi_modal_projector
     for linear in (projector.linear_1, projector.linear_2):
         nn.init.normal_(linear.weight, std=linear.in_features**-0.5)

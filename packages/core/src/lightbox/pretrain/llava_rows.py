@@ -94,7 +94,7 @@ def balanced(questions: Sequence[Question]) -> set[str]:
 
     The phantom balances its default world on average; here the counts are equal, in any world.
     """
-    counts = Counter((q.text, q.answer) for q in questions)
+    counts = Counter((q.text, q.answer) for q in questions)  # by text: the same words must not tell the answer
     used: Counter[tuple[str, str]] = Counter()
     question_ids = set()
     for q in questions:
@@ -155,6 +155,7 @@ class ChatRows:
         turns, positions = [IMAGE_TURN] * start, list(range(start))
         for number, (prompt, answer) in enumerate(self.texts[index], CAPTION_TURN):
             ids += [*prompt, self.assistant, *answer, self.eos]
+            # shifted by one already: the label stands where it is predicted
             labels += [*[IGNORED] * len(prompt), *answer, self.eos, IGNORED]
             turns += [number] * (len(ids) - len(turns))
             positions += range(start, start + len(ids) - len(positions))
@@ -168,7 +169,7 @@ def turn_mask(turns: Tensor) -> Tensor:
         turns: turn number of each token, (b, t).
     """
     same = (turns[:, :, None] == turns[:, None, :]) | (turns[:, None, :] == IMAGE_TURN)
-    return same.tril()[:, None]
+    return same.tril()[:, None]  # tril: within a turn each token sees those before it
 
 
 def answer_logits(model: LlavaForConditionalGeneration, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

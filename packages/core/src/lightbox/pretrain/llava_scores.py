@@ -19,6 +19,7 @@ BATCH = 60
 MODES: dict[str, Callable[[Tensor], Tensor]] = {
     "": lambda pixels: pixels,
     "_blank": torch.zeros_like,
+    # a real image: blank ones are unlike anything that was trained on
     "_shuffled": lambda pixels: pixels.roll(1, dims=0),
 }
 """What is shown, by the suffix of its scores: the image, mean grey, or the image of another case."""
@@ -148,6 +149,7 @@ def score_llava(
     """All scores of the card; captions also for the image of another case (`_shuffled`)."""
     asked = [turn for turns in train.data.turns for turn in turns[1:]]
     scores = score_answers(model, held_back, text_only=majority_answers(asked))
+    # a stride, so that every world is among the 600
     shown = list(range(0, len(held_back), max(1, len(held_back) // 600)))
     captions, cases = write_captions(model, tokenizer, held_back, shown), [held_back.data.cases[i] for i in shown]
     other = score_captions(captions, [*cases[1:], *cases[:1]])

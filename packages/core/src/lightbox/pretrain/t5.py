@@ -173,6 +173,7 @@ def _step(model: torch.nn.Module, batch: dict[str, Tensor]):
 def score_t5(model: T5ForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, pairs: list[TextPair]) -> dict:
     """Teacher-forced exact-match share of answers, over held-back question pairs, with and without the report."""
     asked = [p for p in pairs if p.source.startswith("Question")]
+    # what the question alone gives away; the difference is what was read
     blind = [TextPair(p.source.split(" Context:")[0] + " Answer:", p.target) for p in asked]
     return {"qa_exact": _exact(model, tokenizer, asked), "qa_exact_without_report": _exact(model, tokenizer, blind)}
 

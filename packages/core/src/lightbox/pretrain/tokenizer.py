@@ -46,6 +46,7 @@ def train_tokenizer(n_cases: int = 4_000) -> PreTrainedTokenizerFast:
     """Train the tokenizer; ids 0, 1, 2 are pad, end and unknown as in T5."""
     core = Tokenizer(models.WordPiece(unk_token=UNK))
     core.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    # punctuation apart from words, so that "lung." and "lung" share a token
     core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     core.decoder = decoders.WordPiece(cleanup=False)
     trainer = trainers.WordPieceTrainer(

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
@@ -32,8 +33,9 @@ from lightbox.train.seeds import seed_everything
 SEED = 0
 CASES, VALIDATION_CASES = 24_000, 900
 WIDTH, IMAGE_PX, PATCH_PX = 96, 64, 8
-MEAN, STD = 0.4, 0.25
-TEMPERATURE = 0.1
+MEAN, STD = 0.4, 0.25  # of phantom pixels, roughly; CLIP's own are those of photographs
+TEMPERATURE = 0.1  # as ConVIRT
+# few pixels are inside a finding; unweighted, "nothing anywhere" is a good answer
 MASK_WEIGHT, MASK_POSITIVE = 4.0, 4.0
 OPTIM = OptimConfig(lr=1.5e-3, max_steps=5000, batch_size=64, warmup_frac=0.05)
 WORLDS = (Knobs(), Knobs(vocabulary="triples"), Knobs(vocabulary="triples", distractors=1))
@@ -82,23 +84,20 @@ def _dense_chunk(seeds: Sequence[int], knobs: Knobs) -> DenseSet:
     location = np.array(PLACE_LOCATION)[scene.place[rows, slots]]
     triple = (scene.shape[rows, slots] * len(DENSITIES) + scene.density[rows, slots]) * len(LOCATIONS) + location
     rank = known_rank()[triple]
-    n, side = len(seeds), knobs.image_px // PATCH_PX
     union = np.zeros(pixels.shape, dtype=bool)
     np.logical_or.at(union, rows, masks)
-    counts = _patches(masks, side).sum(axis=2)  # findings, patches
-    best = np.zeros((n, side * side), dtype=np.int64)
-    ids = np.zeros((n, side * side), dtype=np.int64)
+    counts = _patches(masks).sum(axis=2)  # findings, patches
+    ids = np.zeros((len(seeds), (knobs.image_px // PATCH_PX) ** 2), dtype=np.int64)
+    best = np.zeros_like(ids)
     for row, count, index in zip(rows, counts, rank, strict=True):
         larger = count > best[row]
         ids[row][larger], best[row][larger] = index, count[larger]
     texts = [case.report.text for case in draw_cases(seeds, knobs, questions_per_case=0, with_pixels=False)]
-    return DenseSet(pixels, ids, _patches(union, side), texts)
+    return DenseSet(pixels, ids, _patches(union), texts)
 
 
-def _patches(images: np.ndarray, side: int) -> np.ndarray:
-    n = len(images)
-    tiles = images.reshape(n, side, PATCH_PX, side, PATCH_PX).swapaxes(2, 3)
-    return tiles.reshape(n, side * side, PATCH_PX * PATCH_PX)
+def _patches(images: np.ndarray) -> np.ndarray:
+    return rearrange(images, "n (h a) (w b) -> n (h w) (a b)", a=PATCH_PX, b=PATCH_PX)
 
 
 class DenseTower(nn.Module):
@@ -114,7 +113,7 @@ class DenseTower(nn.Module):
             image_size=IMAGE_PX,
             patch_size=PATCH_PX,
             projection_dim=WIDTH,
-            hidden_act="gelu",
+            hidden_act="gelu",  # torch's own; CLIP's quick_gelu is an approximation of it that gains nothing here
         )
         self.vision = CLIPVisionModel(config)
         self.norm = nn.LayerNorm(WIDTH)
@@ -147,6 +146,7 @@ def dense_loss(model: DenseTower, batch: dict[str, Tensor]):
     ids = batch["patch_ids"].flatten()
     per_patch = F.cross_entropy(triple.flatten(0, 1), ids, reduction="none")
     is_finding = ids > 0
+    # means of either kind: most patches are background
     id_loss = per_patch[is_finding].sum() / is_finding.sum().clamp(min=1) + per_patch[~is_finding].mean()
     weight = torch.tensor(MASK_POSITIVE)
     mask_loss = F.binary_cross_entropy_with_logits(pixels, batch["patch_masks"].float(), pos_weight=weight)

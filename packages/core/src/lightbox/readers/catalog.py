@@ -33,7 +33,7 @@ class Reader:
         return tuple(name for name in inspect.signature(self.read_cases).parameters if name not in _FIXED)
 
 
-_FIXED = ("root", "rows", "split")
+_FIXED = ("root", "rows", "split")  # what every reader takes; the rest of its signature are its options
 PATH_VQA_LICENCE = "MIT for the mirror's files; images are their publishers'"
 _TWO, _THREE = ("train", "test"), ("train", "validation", "test")
 
@@ -105,6 +105,7 @@ def root_of(name: str, root: Path | str | None = None) -> Path:
         raise RequestError(
             f"No root for {name}", f"Neither --root nor {ROOT_VARIABLE} is set", f"Give --root, or set {ROOT_VARIABLE}"
         )
+    # --root wins: the variable is the habit, the option the exception
     folder = Path(root) if root is not None else Path(base) / name
     if not folder.is_dir():
         raise RequestError(

@@ -13,7 +13,7 @@ from typing import Any
 from lightbox.errors import RequestError
 from lightbox.files import file_sha256, replace_text, replace_with
 
-MAX_DEPTH = 8
+MAX_DEPTH = 8  # a list that holds itself would never end
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ def convert(source: Path, dest: Path) -> Conversion:
     for name, tensor in _named_tensors(_load(source), source):
         if name in named:
             raise RequestError(f"File '{source}' has two tensors called '{name}'", "One would be lost", "Rename one")
+        # safetensors refuses tensors that share memory, such as tied tables
         named[name] = tensor.detach().clone().contiguous()
     if not named:
         raise RequestError(f"File '{source}'", "It holds no tensor", "Name the file with the weights")

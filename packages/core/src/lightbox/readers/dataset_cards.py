@@ -83,6 +83,7 @@ def parse_dataset_card(path: Path) -> DatasetCard:
         RequestError: naming the file and the field.
     """
     text = read_text(path)
+    # aliases can make gigabytes of a few lines, and safe_load follows them
     if len(text) > MAX_CARD_CHARS or "*" in text and "&" in text:
         raise RequestError(f"Card '{path}'", "It is too long or uses YAML aliases", "Write it out plainly")
     try:
@@ -93,7 +94,7 @@ def parse_dataset_card(path: Path) -> DatasetCard:
         first = err.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise RequestError(f"Card '{path}', field '{place}'", first["msg"], "Correct the file") from err
-    if dataset.name != path.stem:
+    if dataset.name != path.stem:  # two cards of one name would hide each other
         raise RequestError(
             f"Card '{path}' is named '{dataset.name}' inside", "Cards are found by file name", "Rename one"
         )

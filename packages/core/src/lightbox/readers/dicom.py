@@ -23,6 +23,7 @@ from pydicom.uid import RLELossless
 
 from lightbox.errors import RequestError
 
+# the whole data set is compressed, so its size shows only after it was inflated into memory
 DEFLATED = b"1.2.840.10008.1.2.1.99"
 CODE_TAGS = (
     "Modality",
@@ -44,8 +45,8 @@ NUMBER_TAGS = (
     "WindowCenter",
     "WindowWidth",
 )
-_CODE = re.compile(r"[A-Z0-9_ ]{1,16}")
-_BROKEN = (
+_CODE = re.compile(r"[A-Z0-9_ ]{1,16}")  # a DICOM code string; free text could hold a name
+_BROKEN = (  # all that pydicom and its decoders were seen to raise on spoiled files
     InvalidDicomError,
     BytesLengthException,
     AttributeError,
@@ -132,11 +133,14 @@ def _decode(dataset: pydicom.Dataset) -> np.ndarray:
     is_rle = dataset.file_meta.TransferSyntaxUID == RLELossless
     stored = pixel_array(dataset, decoding_plugin="pydicom" if is_rle else "")
     if int(dataset.get("SamplesPerPixel") or 1) == 3:
+        # the weights of ITU-R 601, as PIL's for PNG and JPEG
         return stored.astype(np.float64) @ np.array([0.299, 0.587, 0.114])
     kind = dataset.PhotometricInterpretation
+    # a palette or YBR read as grey would be a wrong picture without a word
     if kind not in ("MONOCHROME1", "MONOCHROME2"):
         raise NotImplementedError(kind)
     padding = dataset.get("PixelPaddingValue")
+    # left in, one padding value would take the whole grey scale
     if padding is not None and (is_image := stored != padding).any():
         stored = np.where(is_image, stored, stored[is_image].min())
     values = np.asarray(apply_voi_lut(apply_modality_lut(stored, dataset), dataset), dtype=np.float64)

@@ -9,7 +9,7 @@ from lightbox.errors import RequestError
 from lightbox.readers.rows import RowError
 
 MAX_BYTES = 1 << 30
-_LFS = b"version https://git-lfs"
+_LFS = b"version https://git-lfs"  # a clone without git-lfs leaves these in the place of data, and they parse as text
 
 
 class StrictObject(dict):
@@ -65,7 +65,7 @@ def parse_json(text: str) -> object:
     """
     try:
         return json.loads(text, object_pairs_hook=_strict_object)
-    except RecursionError as err:
+    except RecursionError as err:  # thousands of brackets are no defect of ours, so no traceback
         raise ValueError("it is nested too deep") from err
 
 
@@ -104,6 +104,7 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, object]]:
 
 def read_lines(path: Path) -> Iterator[tuple[int, str | RowError]]:
     """Yield (line number, text) for every line that is not blank; one that is not UTF-8 comes as its `RowError`."""
+    # bytes and not str.splitlines, which would also cut inside a text, at U+2028 or a form feed
     for number, raw in enumerate(read_bytes(path).removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
         if not raw.strip():
             continue
@@ -130,7 +131,7 @@ def separated(line: str | RowError, names: tuple[str, ...]) -> dict[str, str]:
 def _strict_object(pairs: list[tuple[str, object]]) -> StrictObject:
     value, repeated = StrictObject(), []
     for key, item in pairs:
-        if key in value:
+        if key in value:  # json keeps the last of two equal keys and says nothing
             repeated.append((key, item))
         else:
             value[key] = item

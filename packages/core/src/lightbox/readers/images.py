@@ -74,6 +74,7 @@ def load_image(path_or_array: Path | str | np.ndarray, *, image_px: int | None =
 def image_size_wh(path: Path) -> tuple[int, int]:
     """Width and height of a PNG or JPEG, upright, from its header; pixels are not decoded."""
     with _opened(path, path) as image:
+        # the header's size is that of the sensor, boxes are of the upright image
         turned = image.getexif().get(0x0112, 1) >= 5  # orientations 5 to 8 swap the sides
         return (image.height, image.width) if turned else (image.width, image.height)
 
@@ -86,6 +87,7 @@ def to_uint8(values: np.ndarray) -> np.ndarray:
         raise ValueError("pixel values are not finite")
     if low == high:
         return np.zeros(values.shape, np.uint8)
+    # rounded: truncation would darken every image by half a level
     return np.rint((values - low) * 255.0 / (high - low)).astype(np.uint8)
 
 
@@ -93,7 +95,7 @@ def letterbox(pixels: np.ndarray, image_px: int) -> np.ndarray:
     """Scale uint8 h w into a black square of `image_px` pixels; the rule stands at `load_image`."""
     width, height, left, top = _letterbox_place(pixels.shape, image_px)
     resized = Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR)
-    square = np.zeros((image_px, image_px), np.uint8)
+    square = np.zeros((image_px, image_px), np.uint8)  # black, as the surround of most medical images
     square[top : top + height, left : left + width] = np.asarray(resized)
     return square
 
@@ -112,6 +114,7 @@ def letterbox_box(box: Box, *, image_hw: tuple[int, int], image_px: int) -> Box:
 def _letterbox_place(image_hw: tuple[int, int], image_px: int) -> tuple[int, int, int, int]:
     height, width = image_hw
     scale = image_px / max(height, width)
+    # a strip of 1 x 9000 pixels keeps a pixel of width
     new_width, new_height = max(1, round(width * scale)), max(1, round(height * scale))
     return new_width, new_height, (image_px - new_width) // 2, (image_px - new_height) // 2
 
@@ -131,7 +134,7 @@ def _from_array(array: np.ndarray) -> np.ndarray:
 
 def _from_path(path: Path) -> np.ndarray:
     source = io.BytesIO(image_bytes(path)) if is_row_path(path) else path
-    head = source.getvalue()[:132] if isinstance(source, io.BytesIO) else _head(path)
+    head = source.getvalue()[:132] if isinstance(source, io.BytesIO) else _head(path)  # DICOM says DICM at byte 128
     if head[128:132] == b"DICM":
         return _from_dicom(path, source)
     with _opened(source, path, head) as image:
@@ -196,7 +199,7 @@ def _too_large(path: Path, size: str) -> RequestError:
 
 
 def _to_grey(image: Image.Image) -> np.ndarray:
-    if image.mode.startswith(("I", "F")):
+    if image.mode.startswith(("I", "F")):  # PIL's own convert("L") would clip 16 bits at 255
         return to_uint8(np.asarray(image))
     if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")

@@ -78,7 +78,7 @@ def leakage(cases: Iterable[Case], *, pixels: Mapping[str, str] | None = None) -
     by_split: dict[str, list[Case]] = {}
     for case in cases:
         by_split.setdefault(case.split, []).append(case)
-    by_split.pop("", None)
+    by_split.pop("", None)  # no split, no leak
     names = sorted(by_split, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
     return tuple(
         _shared(earlier, by_split[earlier], later, by_split[later], pixels)
@@ -131,4 +131,5 @@ def _shared(
 
 def _pairs(case: Case, pixels: Mapping[str, str] | None) -> set[tuple[tuple[str, ...], str]]:
     keys = image_keys(case, pixels)
+    # "Is it?" and "is  it?" are one question to whoever memorises
     return {(keys, " ".join(question.text.lower().split())) for question in case.questions}

@@ -23,6 +23,7 @@ def overlay(pixels: np.ndarray, boxes: Sequence[tuple[str, Box]], *, strip: str,
     Returns:
         RGB image, at least w * scale wide and higher than h * scale.
     """
+    # not resampled: a pixel that a model saw stays visible as one
     enlarged = pixels.repeat(scale, axis=0).repeat(scale, axis=1)
     height, width = enlarged.shape
     font = ImageFont.load_default()

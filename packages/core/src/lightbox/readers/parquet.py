@@ -48,7 +48,7 @@ def _locate(file: Path, number: int) -> tuple[int, int]:
     )
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=2)  # cases come in file order, so the last group serves the next rows
 def _group(file: Path, mtime_ns: int, group: int) -> pa.ChunkedArray:
     """One row group's image column; the file's time is part of the key, so a replaced file is read anew."""
     return pq.ParquetFile(file).read_row_group(group, columns=[IMAGE_COLUMN]).column(IMAGE_COLUMN)

@@ -59,6 +59,7 @@ def read_cases(root: Path, rows: Gathering, *, split: str | None = None, images:
         )
     for file, name in files:
         content: StrictObject = read_json(file, dict)
+        # a file knows its own ids only, and ours are unique in the set
         prefix = f"{name}-{file.parent.name.removesuffix('-end')}" if file.parent.name in _FOLDERS else name
         for qid, _ in content.repeated:
             with rows.row(file, qid):
@@ -74,7 +75,7 @@ def _add(rows: Gathering, value: object, images: Path, split: str, qid: str) -> 
     index = index_field(row, "answer", len(choices))
     field = next((name for name in _IMAGE_FIELDS if name in row), "image")
     image = text_field(row, field)
-    image = image if Path(image).suffix else image + ".jpg"
+    image = image if Path(image).suffix else image + ".jpg"  # PathVQA's names come without an ending
     organ = text_field(row, "image_organ", default="").upper()
     question = make_question(
         qid,

@@ -15,7 +15,7 @@ from lightbox.records import Case, Finding, Question, check_case, check_question
 
 MAX_TEXT = 20_000
 YES_NO = ("yes", "no")
-_FIELD = re.compile(r"field '([^']*)'")
+_FIELD = re.compile(r"field '([^']*)'")  # the checks of records name the field in their message
 _SHOWN = 80
 
 
@@ -84,7 +84,7 @@ class Gathering:
         if key not in self._cases:
             self._cases[key] = check_case(dataclasses.replace(case, licence=self.licence), where=case.id)
             self._questions[key] = []
-        elif case.images != self._cases[key].images:
+        elif case.images != self._cases[key].images:  # a question would be asked of another image without a word
             raise RowError("image", f"is {case.images[0]}, but case {case.id} shows {self._cases[key].images[0]}")
         self._questions[key].extend(questions)
 
@@ -148,6 +148,7 @@ def text_field(row: Mapping[str, object], name: str, *, default: str | None = No
         return default
     if name not in row:
         raise RowError(name, "is missing")
+    # answers such as 2 stand in files as numbers
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return str(value)
     if not isinstance(value, str):
@@ -188,6 +189,7 @@ def index_field(row: Mapping[str, object], name: str, size: int) -> int:
 
 def inside(folder: Path, name: str, field_name: str) -> Path:
     """`folder / name`, for a relative name that stays inside the folder."""
+    # names written on Windows; pathlib would take the whole for one part
     parts = PurePosixPath(name.replace("\\", "/"))
     is_local = bool(parts.parts) and not parts.is_absolute() and ".." not in parts.parts
     if not is_local or ":" in parts.parts[0] or not name.isprintable():
@@ -209,7 +211,7 @@ def make_question(
     final full stop allowed) gets the options ("yes", "no"). Everything else is open.
     """
     if len(choices) != 2:
-        literal = answer.lower().rstrip(".")
+        literal = answer.lower().rstrip(".")  # "Yes." and "yes" are one answer
         if literal not in YES_NO:
             return Question(id=qid, text=text, answer=answer, **fields)
         choices, index = YES_NO, YES_NO.index(literal)

@@ -21,7 +21,7 @@ from lightbox.readers.rows import Gathering, RowError, as_row, inside, make_ques
 from lightbox.records import Box, Case, Finding, box_from_mask, box_from_xywh_px, box_iou, check_box
 
 LANGUAGES = ("en", "zh", "all")
-SAME_REGION_IOU = 0.9
+SAME_REGION_IOU = 0.9  # a box and its region agree up to their edges
 _FILES = {"train": ("train.json",), "validation": ("validate.json", "validation.json"), "test": ("test.json",)}
 
 
@@ -43,7 +43,7 @@ def read_cases(
     if language not in LANGUAGES:
         raise RequestError(f"language='{language}'", f"The choices are {', '.join(LANGUAGES)}", "Choose one of them")
     images = next((root / name for name in ("imgs", "images") if (root / name).is_dir()), root)
-    has_images = any(images.glob("xmlab*"))
+    has_images = any(images.glob("xmlab*"))  # question files travel without the images, and text alone is of use
     for file, name in _files(root, images, split):
         for number, value in enumerate(read_json(file, list), start=1):
             with rows.row(file, number):
@@ -151,6 +151,7 @@ def _with_masks(findings: list[Finding], folder: Path) -> list[Finding]:
     for level in np.unique(levels[levels > 0]):
         mask = levels == level
         box = box_from_mask(mask)
+        # a box takes one region: two organs may fill like boxes
         ious = [box_iou(box, finding.boxes[0]) if finding.mask is None else 0.0 for finding in named]
         best = int(np.argmax(ious)) if ious else 0
         if ious and ious[best] >= SAME_REGION_IOU:

@@ -44,6 +44,7 @@ def split_by_image(cases: Sequence[Case], seed: int, fractions: Mapping[str, flo
         )
     merged = merge_cases(cases)
     groups = _groups(merged)
+    # a digest and not a shuffle: the order of the cases does not matter, and a new case moves no other
     names = sorted(set(groups), key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())
     edges = np.cumsum(shares) * len(names)
     # a group sits at the middle of its place, so that rounding favours no split
@@ -54,7 +55,7 @@ def split_by_image(cases: Sequence[Case], seed: int, fractions: Mapping[str, flo
     divided = tuple(
         dataclasses.replace(case, split=split_of[group]) for case, group in zip(merged, groups, strict=True)
     )
-    require_clean(divided)
+    require_clean(divided)  # asked of the result, so that a defect of the grouping cannot pass
     return divided
 
 
@@ -117,7 +118,7 @@ def _groups(cases: Sequence[Case]) -> list[str]:
     roots = [root(_ties(case)[0]) for case in cases]
     name: dict[str, str] = {}
     for case, group in zip(cases, roots, strict=True):
-        name[group] = min(case.id, name.get(group, case.id))
+        name[group] = min(case.id, name.get(group, case.id))  # the smallest id, whichever case the union began with
     return [name[group] for group in roots]
 
 

@@ -54,14 +54,14 @@ def read_cases(root: Path, rows: Gathering, *, split: str | None = None) -> None
 
 
 def _find(root: Path, pattern: str) -> list[Path]:
-    return sorted([*root.glob(pattern), *root.glob(f"*/{pattern}")])
+    return sorted([*root.glob(pattern), *root.glob(f"*/{pattern}")])  # the archives unpack into a folder each
 
 
 def _kinds(folder: Path, rows: Gathering) -> dict[tuple[str, ...], str]:
     """Map each (synpic, question, answer) to its category; lines here that cannot be read are problems of their own."""
     kinds = {}
     for file in sorted(folder.glob("C*_*.txt")):
-        kind = file.stem.split("_")[1].lower()
+        kind = file.stem.split("_")[1].lower()  # C1_Modality_train.txt
         for number, line in read_lines(file):
             try:
                 kinds[tuple(cell.strip() for cell in separated(line, PAIRS).values())] = kind

@@ -25,6 +25,7 @@ SPLITS = ("train", "test")
 PUBLIC_FILE = "VQA_RAD Dataset Public.json"
 BODY_PARTS = {"HEAD": "head", "CHEST": "chest", "ABD": "abdomen"}
 _IMAGE_FOLDERS = ("images", "VQA_RAD Image Folder", "VQA_RAD_Image_Folder")
+# MedPix case pages, in an older and a newer form of their address
 _CASE_NUMBER = re.compile(r"(?:id=|/case/)([0-9a-fA-F-]+)")
 
 
@@ -56,6 +57,7 @@ def _files(root: Path, split: str | None, form: str) -> list[tuple[Path, str]]:
     """(file, its split; "" where rows say it) of the form asked for."""
     files_by_form = {name: list(_form_files(root, name)) for name in FORMS if form in ("auto", name)}
     for files in files_by_form.values():
+        # "auto" goes on to the next form where this one lacks the split
         readable = [(file, name) for file, name in files if split is None or name in ("", split)]
         if readable:
             return readable
@@ -112,7 +114,7 @@ def _add_llava_med(rows: Gathering, value: object, folder: Path, split: str) -> 
     if isinstance(value, RowError):
         raise value
     row = as_row(value)
-    text = text_field(row, "text").replace("<image>", "").strip()
+    text = text_field(row, "text").replace("<image>", "").strip()  # LLaVA's placeholder, which a backbone writes itself
     question = make_question(text_field(row, "question_id"), text, text_field(row, "gpt4_answer"))
     case = _case(text_field(row, "image"), folder, "image", split)
     _count_answer_type(rows, text_field(row, "answer_type", default=""), is_closed=question.is_closed)
