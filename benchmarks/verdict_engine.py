@@ -8,8 +8,9 @@ import sys
 import time
 from pathlib import Path
 
+from verdict_simulation import Tally, World, pilot_sds, power_table, simulate
+
 from lightbox.bench import ledger
-from lightbox.claims.simulate import Tally, World, pilot_sds, power_table, simulate
 from lightbox.claims.spec import Verdict
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "power.md"
@@ -128,7 +129,7 @@ def power_section(power: list[Tally], pilot: dict[str, list[Tally]]) -> list[str
         f"| seeds | items | seed SD, points | {heads} |",
         f"|---|---|---|{'---|' * len(EFFECTS)}",
     ]
-    lines += [f"| {sizes(row[0].world)} | {shares(row)} |" for row in rows_of(power)]
+    lines += [f"| {sizes(row[0].world)} | {shares(row)} |" for row in rows_by_size(power)]
     if pilot:
         lines += ["", "With the between-seed SDs of a published run:", ""]
         lines += [
@@ -136,11 +137,11 @@ def power_section(power: list[Tally], pilot: dict[str, list[Tally]]) -> list[str
             f"|---|---|---|---|{'---|' * len(EFFECTS)}",
         ]
         for name, tallies in pilot.items():
-            lines += [f"| {name} | {sizes(row[0].world)} | {shares(row)} |" for row in rows_of(tallies)]
+            lines += [f"| {name} | {sizes(row[0].world)} | {shares(row)} |" for row in rows_by_size(tallies)]
     return lines
 
 
-def rows_of(tallies: list[Tally]) -> list[list[Tally]]:
+def rows_by_size(tallies: list[Tally]) -> list[list[Tally]]:
     """Tallies in rows of one size and seed SD, a column each effect."""
     return [tallies[start : start + len(EFFECTS)] for start in range(0, len(tallies), len(EFFECTS))]
 

@@ -1,4 +1,5 @@
 import base64
+import io
 import json
 import os
 import subprocess
@@ -7,6 +8,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
+from PIL import Image, ImageColor
 
 from lightbox.claims import document as documents
 from lightbox.claims.document import ShownExample
@@ -61,9 +63,9 @@ def quick(tmp_path_factory):
     return document, out, page_of(document, out)
 
 
-def page_of(document, out):
+def page_of(document, out, folder=None):
     path = out / "reproduce" / f"medthink-{document.preset}" / "report.html"
-    write_page(document, path)
+    write_page(document, path, folder=folder)
     html = path.read_text(encoding="utf-8")
     page = Page(html)
     page.html = html
@@ -156,49 +158,63 @@ def test_jobs_are_listed_with_keys_and_known_mlflow_runs(quick):
     assert page.text.count("e" * 32) == 1
     assert "lightbox reproduce medthink --preset quick" in page.text
     assert document.commit in page.text
-    assert document.machine.hardware in page.text
+    assert document.machine["hardware"] in page.text
 
 
 def test_example_cards_embed_each_image_once_and_mark_right_and_wrong(quick):
     document, out, page = quick
-    shown = gallery.make_gallery(document.examples, folder=out / "reproduce" / "medthink-quick")
-    assert len(shown.cards) == gallery.MOST_CARDS
-    assert all(len(card.answers) == 8 for card in shown.cards)
-    assert {answer.is_right for answer in shown.cards[0].answers} == {True, False}
-    assert len(shown.images) == 6 * (2 + 1)  # two pictures and a mask an item, however many arms show them
-    for source in shown.images.values():
+    shown = gallery.Gallery(document.examples, folder=out / "reproduce" / "medthink-quick")
+    assert [len(card.arms) for card in shown.cards] == [8] * gallery.MOST_CARDS
+    assert {one.example.is_right for one in shown.cards[0].arms} == {True, False}
+    assert page.html.count('class="card"') == gallery.MOST_CARDS
+    assert page.html.count('class="mark right"') + page.html.count('class="mark wrong"') == 8 * gallery.MOST_CARDS
+    sources = [attrs["href"] for attrs in page.all("image")]
+    assert len(set(sources)) == len(sources) == 6 * (2 + 1)  # two pictures and a mask an item, for all arms
+    for source in sources:
         assert base64.b64decode(source.removeprefix("data:image/png;base64,")).startswith(gallery.PNG)
-        assert page.html.count(source) == 1
-    assert page.html.count('class="card"') == len(shown.cards)
-    assert page.html.count('class="mark right"') + page.html.count('class="mark wrong"') == 6 * 8
-
-
-def test_example_card_draws_what_is_true_once_and_what_an_arm_predicted_beside_it(quick):
-    document, out, page = quick
-    card = gallery.make_gallery(document.examples, folder=out / "reproduce" / "medthink-quick").cards[0]
-    assert [[mark.role for mark in film.boxes] for film in card.films] == [["truth"], []]
-    assert card.films[1].height == 62.5  # 64 x 40 pixels
-    [film] = card.answers[0].films
-    assert ([mark.role for mark in film.boxes], len(film.masks)) == (["truth", "predicted"], 1)
-    assert film.alt.endswith("with truth nodule, predicted majority, predicted nodule")
-    [box] = [mark.box for mark in film.boxes if mark.role == "predicted"]
-    rectangles = [attrs for attrs in page.all("rect") if float(attrs["x"]) == 100 * box.x0]
-    assert float(rectangles[0]["height"]) == pytest.approx(film.height * (box.y1 - box.y0))
-    assert [step.text for step, _ in card.answers[0].trace] == ["look closer", "a bright disc, so a nodule"]
-    assert card.answers[0].trace[0][1].image == card.films[1].image
 
 
 def test_every_image_that_a_card_uses_is_on_the_page(quick):
     _, _, page = quick
     assert {attrs["href"] for attrs in page.all("use")} == {f"#{attrs['id']}" for attrs in page.all("symbol")}
-    assert all(attrs["aria-label"].startswith(("frontal of", "detail of", "crop of")) for attrs in page.all("svg")[1:])
 
 
-def test_an_arm_that_marks_nothing_shares_the_pictures_of_its_card(tmp_path):
-    plain, marked = Picture("a.png"), Picture("a.png", boxes=(BoxMark(Box(0, 0, 1, 1), "predicted"),))
-    rows = [ShownExample("p", arm, 0, Example("a", (one,))) for arm, one in (("x", plain), ("y", marked))]
-    [card] = gallery.make_gallery(rows, folder=tmp_path).cards
-    assert [len(answer.films) for answer in card.answers] == [0, 1]
+def test_a_picture_says_what_it_shows_and_what_is_marked_on_it(quick):
+    _, _, page = quick
+    texts = [attrs["aria-label"] for attrs in page.all("svg") if attrs.get("role") == "img"]
+    assert len(texts) == 6 * (2 + 8 * 2)  # a card's two pictures, and of each arm the marked one and one of its trace
+    assert "frontal of item case-0-0000 with truth nodule" in texts
+    assert "frontal of item case-0-0000 with truth nodule, predicted majority, predicted nodule" in texts
+
+
+def test_boxes_are_drawn_where_they_lie_in_the_roles_colour(tmp_path):
+    Image.new("L", (64, 32)).save(tmp_path / "a.png")
+    marks = (BoxMark(Box(0.25, 0.5, 0.75, 1.0), "truth"), BoxMark(Box(0, 0, 0.5, 0.25), "predicted", "n"))
+    shown = (ShownExample("medthink", "x", 0, Example("a", (Picture("a.png", boxes=marks),))),)
+    page = page_of(replace(fake_results(tmp_path, ended_seeds=0), examples=shown), tmp_path, folder=tmp_path)
+    drawn = [tuple(float(attrs[name]) for name in ("x", "y", "width", "height")) for attrs in page.all("rect")]
+    truth, predicted = (25.0, 25.0, 50.0, 25.0), (0.0, 0.0, 50.0, 12.5)
+    assert drawn == [truth, truth, predicted]  # what is true stands on the card's picture too
+    assert [attrs["class"] for attrs in page.all("g")] == ["truth", "truth", "predicted"]
+
+
+def test_a_mask_is_translucent_inside_and_clear_outside(tmp_path):
+    mask = Image.new("L", (4, 4))
+    mask.putpixel((1, 2), 255)
+    mask.save(tmp_path / "m.png")
+    shown = gallery.Gallery((), folder=tmp_path)
+    source = shown.images[shown.mask(MaskMark("m.png", "predicted"))]
+    layer = Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2])))
+    assert layer.getpixel((1, 2)) == (*ImageColor.getrgb(gallery.COLOURS["predicted"]), gallery.MASK_ALPHA)
+    assert layer.getchannel("A").getextrema() == (0, gallery.MASK_ALPHA)
+    assert layer.getpixel((2, 1))[3] == 0
+
+
+def test_an_arm_that_marks_nothing_shares_the_pictures_of_its_card():
+    true, guess = (BoxMark(Box(0, 0, 1, 1), role) for role in ("truth", "predicted"))
+    plain, marked = Picture("a.png", boxes=(true,)), Picture("b.png", boxes=(true, guess))
+    assert gallery.own_pictures(Example("a", (plain, marked))) == [marked]
+    assert gallery.shared_pictures(Example("a", (plain, marked))) == [plain, replace(marked, boxes=(true,))]
 
 
 def test_items_come_first_on_which_arms_disagree_or_scores_are_apart(tmp_path):
@@ -209,21 +225,19 @@ def test_items_come_first_on_which_arms_disagree_or_scores_are_apart(tmp_path):
     rows += [shown("near", arm, score=score) for arm, score in (("x", 0.5), ("y", 0.6))]
     rows += [shown("far", arm, score=score) for arm, score in (("x", 0.1), ("y", 0.9))]
     rows += [shown("split", arm, is_right=arm == "x") for arm in "xy"]
-    cards = gallery.make_gallery(rows, folder=tmp_path).cards
-    assert [card.item for card in cards] == ["split", "far", "near", "same"]
+    cards = gallery.Gallery(rows, folder=tmp_path).cards
+    assert [card.arms[0].example.item for card in cards] == ["split", "far", "near", "same"]
 
 
 def test_only_a_small_png_is_embedded(tmp_path):
     (tmp_path / "note.png").write_text("secret")
     (tmp_path / "large.png").write_bytes(gallery.PNG + bytes(gallery.LARGEST_IMAGE))
     (tmp_path / "broken.png").write_bytes(gallery.PNG + bytes(40))
-    for path in ("note.png", "large.png", "absent.png", ""):
-        shown = ShownExample("p", "x", 0, Example("a", (Picture(path),)))
-        made = gallery.make_gallery([shown], folder=tmp_path)
-        assert (made.images, made.cards[0].films[0].image) == ({}, "")
-    masks = tuple(MaskMark(path, "truth") for path in ("note.png", "broken.png", "absent.png"))
-    shown = ShownExample("p", "x", 0, Example("a", (Picture("", masks=masks),)))
-    assert gallery.make_gallery([shown], folder=tmp_path).images == {}
+    shown = gallery.Gallery((), folder=tmp_path)
+    assert [shown.image(name)[0] for name in ("note.png", "large.png", "absent.png", "")] == [""] * 4
+    marks = [MaskMark(name, "truth") for name in ("note.png", "large.png", "broken.png", "absent.png")]
+    assert [shown.mask(mark) for mark in marks] == [""] * 4
+    assert shown.images == {}
 
 
 def test_an_example_reads_back_as_it_was_written():
@@ -241,7 +255,7 @@ def test_text_of_data_and_models_is_escaped_everywhere(tmp_path):
         document,
         errors=(failed_job(PAYLOAD),),
         skipped=(PAYLOAD,),
-        machine=replace(document.machine, hardware=PAYLOAD),
+        machine=document.machine | {"hardware": PAYLOAD},
         jobs=tuple(replace(job, commit=PAYLOAD) for job in document.jobs),
         claims=tuple(replace(claim, unit=claim.unit + PAYLOAD, **changes) for claim in document.claims),
         curves={"medthink": {f"train/{PAYLOAD}": {PAYLOAD: [[(0, 1.0), (1, 0.5)]]}}},

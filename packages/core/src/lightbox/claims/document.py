@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from lightbox.claims.spec import Kind, Role, Verdict
+from lightbox.claims.statistics import Effect, Ends
 from lightbox.claims.verdicts import Family, family
 from lightbox.errors import RequestError
 from lightbox.files import replace_text
@@ -19,7 +20,6 @@ from lightbox.runs.examples import Example
 
 SCHEMA = 1
 
-Ends = tuple[float, float]
 Curve = list[tuple[int, float | None]]
 Curves = dict[str, dict[str, list[Curve]]]
 
@@ -48,24 +48,10 @@ class Published:
 
 
 @dataclass(frozen=True)
-class ContrastEntry:
-    """One contrast; `state` is what it came to as a link or control, "" before a verdict and for secondary ones."""
+class ContrastEntry(Effect):
+    """An effect in printed units; `state` is what it came to as a link or control, "" for a secondary one."""
 
-    name: str
-    arm: str
-    rival: str
-    role: Role
-    effect: float | None
-    ci95: Ends | None
-    ci90: Ends | None
-    boot95: Ends | None
-    per_seed: tuple[float, ...]
-    seeds: tuple[int, ...]
-    seed_sd: float | None
-    between_sd: float | None
-    items: int
-    min_effect: float
-    state: str
+    state: str = ""
     published: Published | None = None
 
 
@@ -191,23 +177,18 @@ class ShownExample:
 
 
 @dataclass(frozen=True)
-class Machine:
-    """Where the document was made: processor and memory, and versions by distribution."""
-
-    hardware: str
-    versions: dict[str, str | None]
-
-
-@dataclass(frozen=True)
 class Document:
-    """All of `results.json`; `skipped` are the ids of claims that the preset does not run."""
+    """All of `results.json`; `skipped` are the ids of claims that the preset does not run.
+
+    `machine` holds "hardware", and "versions" by distribution.
+    """
 
     schema: int
     preset: str
     commit: str
     started: str
     wall_s: float
-    machine: Machine
+    machine: dict[str, Any]
     claims: tuple[ClaimEntry, ...]
     family: Family
     skipped: tuple[str, ...] = ()

@@ -2,17 +2,20 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
-from lightbox.claims.document import ClaimEntry, ContrastEntry, Ends, GateEntry, JobEntry, Level
+from lightbox.claims.document import ClaimEntry, ContrastEntry, GateEntry, JobEntry, Level
 from lightbox.claims.gate import GateResult, gate_result
 from lightbox.claims.jobs import seeds_of
 from lightbox.claims.spec import BEST, Claim, Kind, Measure, Role
-from lightbox.claims.statistics import Effect, Scores, contrast_effect
+from lightbox.claims.statistics import Effect, Ends, Scores, contrast_effect
 from lightbox.claims.verdicts import Decision, decide
 
 DIGITS = 8
+DECLARED = ("paper", "id", "kind", "statement", "location", "paper_numbers", "note", "is_primary", "unit")
+SCALED = ("effect", "per_seed", "seed_sd", "between_sd", "min_effect")
 
 
 def claim_entry(claim: Claim, preset: str, scores: Scores, jobs: Mapping[tuple[str, int], JobEntry]) -> ClaimEntry:
@@ -35,21 +38,13 @@ def claim_entry(claim: Claim, preset: str, scores: Scores, jobs: Mapping[tuple[s
     top, scale = _deciding(claim, effects), claim.unit_scale
     used = {job.key: job for (arm, seed), job in jobs.items() if arm in claim.arms and seed in seeds}
     return ClaimEntry(
-        paper=claim.paper,
-        id=claim.id,
-        kind=claim.kind,
-        statement=claim.statement,
-        location=claim.location,
-        paper_numbers=claim.paper_numbers,
-        note=claim.note,
-        is_primary=claim.is_primary,
+        **{name: getattr(claim, name) for name in DECLARED},
         verdict=decision.verdict,
         reason=decision.reason,
-        effect=_tidy(top.effect, scale),
+        effect=printed(top.effect, scale),
         ci95=_interval(claim, top.ci95),
-        unit=claim.unit,
-        min_effect=_tidy(top.min_effect, scale),
-        bound=_tidy(claim.bound, scale),
+        min_effect=printed(top.min_effect, scale),
+        bound=printed(claim.bound, scale),
         seeds=top.seeds,
         planned_seeds=len(seeds),
         items=top.items,
@@ -62,6 +57,13 @@ def claim_entry(claim: Claim, preset: str, scores: Scores, jobs: Mapping[tuple[s
         commits=tuple(sorted({job.commit for job in used.values() if job.commit})),
         wall_s=round(sum(job.wall_s or 0.0 for job in used.values()), 1),
     )
+
+
+def printed(value: Any, scale: float) -> Any:
+    """A number, or a tuple of numbers, in printed units; None stays."""
+    if isinstance(value, tuple):
+        return tuple(printed(part, scale) for part in value)
+    return None if value is None else round(value * scale, DIGITS)
 
 
 def _deciding(claim: Claim, effects: Sequence[Effect]) -> Effect:
@@ -78,45 +80,29 @@ def _deciding(claim: Claim, effects: Sequence[Effect]) -> Effect:
 
 
 def _contrast_entry(claim: Claim, effect: Effect, decision: Decision) -> ContrastEntry:
-    scale = claim.unit_scale
-    return ContrastEntry(
-        name=effect.name,
-        arm=effect.arm,
-        rival=effect.rival,
-        role=effect.role,
-        effect=_tidy(effect.effect, scale),
-        ci95=_interval(claim, effect.ci95),
-        ci90=_interval(claim, effect.ci90),
-        boot95=_interval(claim, effect.boot95),
-        per_seed=tuple(_tidy(value, scale) for value in effect.per_seed),
-        seeds=effect.seeds,
-        seed_sd=_tidy(effect.seed_sd, scale),
-        between_sd=_tidy(effect.between_sd, scale),
-        items=effect.items,
-        min_effect=_tidy(effect.min_effect, scale),
-        state=str(decision.links.get(effect.name) or decision.controls.get(effect.name) or ""),
-    )
+    scaled = {name: printed(getattr(effect, name), claim.unit_scale) for name in SCALED}
+    intervals = {name: _interval(claim, getattr(effect, name)) for name in ("ci95", "ci90", "boot95")}
+    state = decision.links.get(effect.name) or decision.controls.get(effect.name) or ""
+    return ContrastEntry(**{**vars(effect), **scaled, **intervals, "state": str(state)})
 
 
 def _gate_entry(claim: Claim, result: GateResult, scores: Scores) -> GateEntry:
     """In the claim's unit where its contrasts read the gate's metric; else in the metric as recorded."""
-    gate, lead = result.gate, result.difference
-    metric = scores.metric(gate.arms[0])
+    gate, lead, metric = result.gate, result.difference, scores.metric(result.gate.arms[0])
     unit, scale = (claim.unit, claim.unit_scale) if metric in _metrics(claim, scores) else (metric, 1.0)
-    ends = lead.ci95 if lead is not None else None
     return GateEntry(
         passed=result.is_passed,
         failures=result.failures,
         unit=unit,
         best=result.best,
-        best_mean=_tidy(result.best_mean, scale),
+        best_mean=printed(result.best_mean, scale),
         baseline=result.baseline,
-        baseline_mean=_tidy(result.baseline_mean, scale),
-        effect=_tidy(lead.effect, scale) if lead is not None else None,
-        ci95=(_tidy(ends[0], scale), _tidy(ends[1], scale)) if ends is not None else None,
-        margin=_tidy(gate.margin, scale),
-        ceiling=_tidy(gate.ceiling, scale),
-        headroom=_tidy(gate.headroom, scale),
+        baseline_mean=printed(result.baseline_mean, scale),
+        effect=printed(lead.effect, scale) if lead is not None else None,
+        ci95=printed(lead.ci95, scale) if lead is not None else None,
+        margin=printed(gate.margin, scale),
+        ceiling=printed(gate.ceiling, scale),
+        headroom=printed(gate.headroom, scale),
     )
 
 
@@ -148,17 +134,11 @@ def _levels(claim: Claim, measures: Sequence[Measure], scores: Scores, seeds: Se
         scale = claim.unit_scale if metric in _metrics(claim, scores) else 1.0
         levels[name if labels.count(name) == 1 else f"{name} {metric}"] = Level(
             metric=metric,
-            mean=_tidy(float(np.mean(means)), scale) if means else None,
-            per_seed=tuple(_tidy(mean, scale) for mean in means),
+            mean=printed(float(np.mean(means)), scale) if means else None,
+            per_seed=printed(tuple(means), scale),
         )
     return levels
 
 
 def _interval(claim: Claim, ends: Ends | None) -> Ends | None:
-    if ends is None or claim.kind is Kind.EXACT:
-        return None
-    return _tidy(ends[0], claim.unit_scale), _tidy(ends[1], claim.unit_scale)
-
-
-def _tidy(value: float | None, scale: float) -> float | None:
-    return None if value is None else round(value * scale, DIGITS)
+    return None if claim.kind is Kind.EXACT else printed(ends, claim.unit_scale)

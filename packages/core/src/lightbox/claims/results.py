@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from lightbox import machine
 from lightbox.claims import document
-from lightbox.claims.document import ClaimEntry, Curves, Document, ErrorEntry, JobEntry, Machine, ShownExample
+from lightbox.claims.document import ClaimEntry, Curves, Document, ErrorEntry, JobEntry, ShownExample
 from lightbox.claims.entries import claim_entry
 from lightbox.claims.jobs import Plan
 from lightbox.claims.registry import Paper
@@ -65,7 +65,7 @@ def build(
         commit=machine.commit(),
         started=started,
         wall_s=round(wall_s, 1),
-        machine=Machine(machine.hardware(), machine.versions()),
+        machine={"hardware": machine.hardware(), "versions": machine.versions()},
         claims=tuple(claims),
         family=document.family_of(tuple(claims)),
         skipped=tuple(claim.id for claim in plan.skipped),

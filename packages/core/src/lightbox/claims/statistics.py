@@ -15,6 +15,8 @@ from lightbox.claims.spec import Contrast, Measure, Role
 from lightbox.errors import WorkError
 from lightbox.eval.intervals import hierarchical_bootstrap, t_interval
 
+Ends = tuple[float, float]
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -77,41 +79,33 @@ class Effect:
 
     Args:
         name: of the contrast, as declared.
-        arm: its first arm with a positive weight.
-        rival: its first arm with a negative weight, "" where it has none.
+        arm: its first arm with a positive weight; rival: with a negative one, "" where it has none.
         role: what it does for its claim.
-        min_effect: the smallest effect that counts; the margin of an equivalence.
-        seeds: those with every score the contrast needs, ascending.
-        per_seed: d_s, the mean paired difference on the items of each of `seeds`.
-        items: fewest items in any of `seeds`; 0 without seeds.
         effect: mean of `per_seed`; None without seeds.
         ci95: the t interval over seeds, which decides; None below 2 seeds. `ci90` is the same at 90 %.
         boot95: the hierarchical bootstrap, which decides nothing; None where it was not asked for.
+        per_seed: d_s, the mean paired difference on the items of each of `seeds`.
+        seeds: those with every score the contrast needs, ascending.
         seed_sd: standard deviation of `per_seed`, from seeds and items together; None below 2 seeds.
-        item_sd: pooled standard deviation of the paired differences of items; None where only `per_seed` is known.
+        between_sd: between seeds alone: `seed_sd` less what sampling the items explains; None where that is not known.
+        items: fewest items in any of `seeds`; 0 without seeds.
+        min_effect: the smallest effect that counts; the margin of an equivalence.
     """
 
     name: str
     arm: str
     rival: str
     role: Role
-    min_effect: float
-    seeds: tuple[int, ...]
-    per_seed: tuple[float, ...]
-    items: int
     effect: float | None
-    ci95: tuple[float, float] | None
-    ci90: tuple[float, float] | None
-    boot95: tuple[float, float] | None = None
-    seed_sd: float | None = None
-    item_sd: float | None = None
-
-    @property
-    def between_sd(self) -> float | None:
-        """Standard deviation between seeds alone: of `per_seed`, less what sampling `items` items explains."""
-        if self.seed_sd is None or self.item_sd is None:
-            return None
-        return max(0.0, self.seed_sd**2 - self.item_sd**2 / self.items) ** 0.5
+    ci95: Ends | None
+    ci90: Ends | None
+    boot95: Ends | None
+    per_seed: tuple[float, ...]
+    seeds: tuple[int, ...]
+    seed_sd: float | None
+    between_sd: float | None
+    items: int
+    min_effect: float
 
 
 def paired_differences(contrast: Contrast, scores: Scores, *, seed: int) -> np.ndarray:
@@ -171,30 +165,35 @@ def effect_of(
     seeds: Sequence[int],
     items: int,
     min_effect: float,
-    boot95: tuple[float, float] | None = None,
+    boot95: Ends | None = None,
     item_sd: float | None = None,
 ) -> Effect:
-    """Effect from the mean paired differences of the seeds; `contrast_effect` and the simulation share it."""
+    """Effect from the mean paired differences of the seeds; `contrast_effect` and the simulation share it.
+
+    `item_sd` is the pooled standard deviation of the paired differences of items.
+    """
     d = np.asarray(per_seed, dtype=np.float64)
     has_spread = d.size > 1
+    seed_sd = float(d.std(ddof=1)) if has_spread else None
+    is_known = seed_sd is not None and item_sd is not None
     return Effect(
         name=contrast.name,
         arm=contrast.arm,
         rival=contrast.rival,
         role=contrast.role,
-        min_effect=min_effect if contrast.min_effect is None else contrast.min_effect,
-        seeds=tuple(seeds),
-        per_seed=tuple(d.tolist()),
-        items=items,
         effect=float(d.mean()) if d.size else None,
         ci95=_ends(d, 0.95) if has_spread else None,
         ci90=_ends(d, 0.90) if has_spread else None,
         boot95=boot95,
-        seed_sd=float(d.std(ddof=1)) if has_spread else None,
-        item_sd=item_sd,
+        per_seed=tuple(d.tolist()),
+        seeds=tuple(seeds),
+        seed_sd=seed_sd,
+        between_sd=max(0.0, seed_sd**2 - item_sd**2 / items) ** 0.5 if is_known else None,
+        items=items,
+        min_effect=min_effect if contrast.min_effect is None else contrast.min_effect,
     )
 
 
-def _ends(d: np.ndarray, level: float) -> tuple[float, float]:
+def _ends(d: np.ndarray, level: float) -> Ends:
     low, high = t_interval(d, level=level)
     return float(low), float(high)

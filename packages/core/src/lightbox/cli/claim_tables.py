@@ -7,10 +7,11 @@ from rich.console import Console
 from rich.table import Table
 
 from lightbox import machine
-from lightbox.claims.document import ClaimEntry, Document, Ends, Published
+from lightbox.claims.document import ClaimEntry, Document, Published
 from lightbox.claims.jobs import Job, Plan, seeds_of
 from lightbox.claims.registry import Paper
 from lightbox.claims.spec import Claim, Contrast, Kind, Role
+from lightbox.claims.statistics import Ends
 from lightbox.eval.intervals import half_width
 
 ASSUMED_SD = 0.02  # standard deviation of d_s where no pilot has been published: 2 points of accuracy

@@ -1,10 +1,9 @@
 """What the page shows of a claim beside the numbers of its entry: chip, deciding interval, figures. No torch."""
 
 import textwrap
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lightbox.claims.document import ClaimEntry, Document, Level
+from lightbox.claims.document import ClaimEntry, Document
 from lightbox.claims.spec import Kind, Role, Verdict
 from lightbox.claims.verdicts import PRESETS_WITHOUT_VERDICT
 from lightbox.report import figures
@@ -36,79 +35,32 @@ CHIPS = {
         ),
     )
 }
-GATE_STATES = {True: ("passed", "✓", "good"), False: ("failed", "✗", "bad"), None: ("not decided", "…", "wait")}
-"""State, mark and tone of a gate."""
 
 
-@dataclass(frozen=True)
-class LevelRow:
-    """One row of the table of levels; kind is arm, baseline or oracle."""
-
-    kind: str
-    name: str
-    title: str
-    level: Level
-
-
-@dataclass(frozen=True)
 class ClaimView:
     """A claim and what is made of it.
 
     Args:
         claim: the entry, whose fields the template formats.
-        label: what the claim is called on this page.
-        digits: of its effects, after the point.
-        chip: its verdict, or how far it is.
-        interval: the one that decides, named where it is not the 95 % interval.
-        gate: state, mark and tone; without a verdict a gate is not said to have failed, which too few seeds can cause.
-        levels: arms, then baselines, then the oracle.
-        panel: its part of the forest plot.
-        figure: of the levels, with its alternative text; None where no seed has ended.
-    """
-
-    claim: ClaimEntry
-    label: str
-    digits: int
-    chip: Chip
-    interval: str
-    gate: tuple[str, str, str]
-    levels: list[LevelRow]
-    panel: figures.ForestPanel
-    figure: tuple[str, str] | None
-
-    @property
-    def anchor(self) -> str:
-        """Id of its section."""
-        return f"{self.claim.paper}-{self.claim.id}"
-
-    @property
-    def is_decided(self) -> bool:
-        """True where a verdict was drawn."""
-        return self.claim.verdict in CHIPS
-
-
-def view(claim: ClaimEntry, document: Document, *, label: str, titles: Mapping[str, str]) -> ClaimView:
-    """Make a claim ready for the template.
-
-    Args:
-        claim: of the document.
         document: for its preset and errors.
         label: what the claim is called on this page.
-        titles: a phrase for each arm whose paper is installed.
     """
-    digits = decimals(claim.min_effect)
-    passed = claim.gate.passed if claim.gate is not None and claim.verdict in CHIPS else None
-    return ClaimView(
-        claim=claim,
-        label=label,
-        digits=digits,
-        chip=_chip(claim, document),
-        interval=_deciding_interval(claim, digits),
-        gate=GATE_STATES[passed],
-        levels=_level_rows(claim, titles),
-        panel=_panel(claim, label),
-        figure=_level_figure(claim),
-    )
+
+    def __init__(self, claim: ClaimEntry, document: Document, label: str) -> None:
+        self.claim, self.label = claim, label
+        self.anchor = f"{claim.paper}-{claim.id}"
+        self.digits = decimals(claim.min_effect)
+        self.chip = _chip(claim, document)
+        self.interval = _deciding_interval(claim, self.digits)
+        self.panel = _panel(claim, label)
+        self.figure = _level_figure(claim)
+
+    @property
+    def gate_state(self) -> tuple[str, str, str]:
+        """State, mark and tone; without a verdict a gate is not said to have failed, which too few seeds can cause."""
+        is_decided = self.claim.verdict in CHIPS
+        states = {True: ("passed", "✓", "good"), False: ("failed", "✗", "bad")}
+        return states[self.claim.gate.passed] if is_decided else ("not decided", "…", "wait")
 
 
 def _chip(claim: ClaimEntry, document: Document) -> Chip:
@@ -153,16 +105,6 @@ def _panel(claim: ClaimEntry, label: str) -> figures.ForestPanel:
     statement = textwrap.shorten(claim.statement, SHORT, placeholder=" …")
     band = 0.0 if claim.kind is Kind.EXACT else claim.min_effect
     return figures.ForestPanel(label, statement, claim.unit, band, tuple(rows))
-
-
-def _level_rows(claim: ClaimEntry, titles: Mapping[str, str]) -> list[LevelRow]:
-    """Arms, then sanity baselines, then the oracle, which by construction is at the ceiling."""
-    kinds = (("arm", claim.arms), ("baseline", claim.baselines))
-    rows = [LevelRow(kind, name, titles.get(name, ""), lv) for kind, levels in kinds for name, lv in levels.items()]
-    if claim.gate is not None:
-        ceiling = Level("ceiling", claim.gate.ceiling, ())
-        rows.append(LevelRow("oracle", "oracle", "the truth itself", ceiling))
-    return rows
 
 
 def _level_figure(claim: ClaimEntry) -> tuple[str, str] | None:

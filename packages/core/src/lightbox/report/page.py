@@ -12,9 +12,8 @@ from lightbox.claims import registry
 from lightbox.claims.document import Curves, Document
 from lightbox.claims.verdicts import PRESETS_WITHOUT_VERDICT
 from lightbox.files import replace_text
-from lightbox.report import claim_view, figures, numbers
-from lightbox.report.claim_view import ClaimView
-from lightbox.report.gallery import make_gallery
+from lightbox.report import figures, gallery, numbers
+from lightbox.report.claim_view import CHIPS, ClaimView
 from lightbox.runs import index_place
 
 MOST_CURVES = 6
@@ -37,14 +36,8 @@ def render(document: Document, *, folder: Path, run_ids: Mapping[str, str]) -> s
     """The page as text; `run_ids` are MLflow run ids by job key, empty where there is no index."""
     papers = list(dict.fromkeys(claim.paper for claim in document.claims))
     declared = registry.declarations(papers)
-    titles = {paper: {arm.name: arm.title for arm in claims.arms.values()} for paper, claims in declared.items()}
     claims = [
-        claim_view.view(
-            claim,
-            document,
-            label=claim.id if len(papers) == 1 else f"{claim.paper} {claim.id}",
-            titles=titles.get(claim.paper, {}),
-        )
+        ClaimView(claim, document, claim.id if len(papers) == 1 else f"{claim.paper} {claim.id}")
         for claim in document.claims
     ]
     environment = Environment(
@@ -59,19 +52,22 @@ def render(document: Document, *, folder: Path, run_ids: Mapping[str, str]) -> s
     return environment.get_template("page.html.j2").render(
         papers=papers,
         title=declared[papers[0]].title if papers[0] in declared and len(papers) == 1 else ", ".join(papers),
-        glossary=claim_view.CHIPS.values(),
+        glossary=CHIPS.values(),
         agreement=AGREEMENT,
         none_sign=numbers.NONE,
         document=document,
         family=document.family,
         started=document.started.replace("T", " ").replace("Z", " UTC"),
-        versions=", ".join(f"{name} {version}" for name, version in document.machine.versions.items() if version),
+        versions=", ".join(f"{name} {version}" for name, version in document.machine["versions"].items() if version),
         is_exercise=document.preset in PRESETS_WITHOUT_VERDICT,
         claims=claims,
         waiting=sum(view.chip.tone == "wait" for view in claims),
         forest=_forest(claims),
         curves=[_curves(paper, document.curves[paper]) for paper in papers if document.curves.get(paper)],
-        gallery=make_gallery(document.examples, folder=folder),
+        titles={(paper, arm): one.title for paper in declared for arm, one in declared[paper].arms.items()},
+        gallery=gallery.Gallery(document.examples, folder=folder),
+        shared_pictures=gallery.shared_pictures,
+        own_pictures=gallery.own_pictures,
         run_ids=run_ids,
     )
 

@@ -141,7 +141,7 @@ def _origin(document: Document) -> str:
     jobs = document.jobs
     dates = sorted({(job.ended or document.started)[:10] for job in jobs}) or [document.started[:10]]
     commits = sorted({job.commit for job in jobs if job.commit}) or [document.commit]
-    machines = sorted({job.hardware for job in jobs if job.hardware}) or [document.machine.hardware]
+    machines = sorted({job.hardware for job in jobs if job.hardware}) or [document.machine["hardware"]]
     times = {job.key: job.wall_s for job in jobs if job.wall_s}
     return (
         f"Preset {document.preset}; run {' to '.join(dict.fromkeys((dates[0], dates[-1])))}; "

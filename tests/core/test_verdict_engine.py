@@ -1,5 +1,6 @@
-import importlib.util
+import importlib
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,31 +8,25 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from lightbox.claims import simulate as simulation
 from lightbox.claims.gate import gate_result
-from lightbox.claims.simulate import CLAIM, Tally, World, decide_one, draw_differences, pilot_sds, power_table, simulate
 from lightbox.claims.spec import Verdict
 from lightbox.claims.statistics import Scores, contrast_effect
 from lightbox.claims.verdicts import decide
 
 REPO = Path(__file__).parents[2]
+sys.path.insert(0, str(REPO / "benchmarks"))  # as for a script that lies there
+engine, simulation = (importlib.import_module(name) for name in ("verdict_engine", "verdict_simulation"))
+sys.path.remove(str(REPO / "benchmarks"))
+CLAIM, Tally, World = simulation.CLAIM, simulation.Tally, simulation.World
+simulate, power_table = simulation.simulate, simulation.power_table
 
 
 @pytest.fixture(scope="module")
-def engine():
-    """The benchmark script as a module."""
-    spec = importlib.util.spec_from_file_location("verdict_engine", REPO / "benchmarks" / "verdict_engine.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def null_cells(engine):
+def null_cells():
     return power_table([0.0], engine.SEED_SDS, seeds=engine.SEEDS, items=engine.ITEMS, experiments=500)
 
 
-def test_null_experiments_are_rarely_reproduced_and_the_interval_covers(engine, null_cells):
+def test_null_experiments_are_rarely_reproduced_and_the_interval_covers(null_cells):
     """The reduced form of the benchmark: 500 experiments a cell, and coverage over all cells of one seed SD."""
     assert len(null_cells) == 16
     for tally in null_cells:
@@ -77,7 +72,7 @@ def test_power_grows_with_seeds_items_and_effect_and_falls_with_seed_noise():
 
 
 def test_draws_have_the_noise_of_items_and_seeds():
-    d = draw_differences(World(5, 500, 0.03), 0.04, 20_000, np.random.default_rng(0))
+    d = simulation.draw_differences(World(5, 500, 0.03), 0.04, 20_000, np.random.default_rng(0))
     assert d.shape == (20_000, 5)
     assert d.mean() == pytest.approx(0.04, abs=0.001)
     assert d.std() == pytest.approx(np.sqrt(0.03**2 + 0.25 / 500), rel=0.02)
@@ -107,14 +102,14 @@ def test_simulated_decision_is_the_one_that_scores_would_get(level):
     effects = [contrast_effect(c, scored, seeds=range(5), min_effect=CLAIM.min_effect) for c in CLAIM.contrasts]
     expected = decide(CLAIM, effects, gate_result(CLAIM.gate, scored, seeds=range(5)), planned_seeds=5).verdict
     d = {name: (right["arm"].astype(float) - right[name]).mean(axis=1) for name in ("rival", "control", "majority")}
-    verdict, ends = decide_one(d["rival"], d["control"], d["majority"], items=300)
+    verdict, ends = simulation.decide_one(d["rival"], d["control"], d["majority"], items=300)
     assert verdict is expected
     assert ends == pytest.approx(effects[0].ci95)
 
 
 def test_pilot_reads_the_between_seed_noise_of_primary_contrasts_in_points():
     path = REPO / "results" / "medthink" / "full" / "results.json"
-    sds = pilot_sds(path)
+    sds = simulation.pilot_sds(path)
     by_id = {claim["id"]: claim for claim in json.loads(path.read_text())["claims"]}
     assert sds["medthink T1, Explanation - answer only"] == by_id["T1"]["contrasts"][0]["between_sd"] / 100
     assert "medthink T1, true rationale - filler" not in sds
@@ -122,7 +117,7 @@ def test_pilot_reads_the_between_seed_noise_of_primary_contrasts_in_points():
     assert not [name for name in sds if name.startswith("medthink T6")]
 
 
-def test_benchmark_reports_each_broken_bound(engine, null_cells):
+def test_benchmark_reports_each_broken_bound(null_cells):
     world = World(5, 500, 0.0)
     good, bad = null_cells[0], Tally(world, 100, {"reproduced": 4}, covered=99)
     planted, untrained = Tally(world, 100, {"reproduced": 100}, 95), Tally(world, 100, {"not testable": 100}, 95)
@@ -132,7 +127,7 @@ def test_benchmark_reports_each_broken_bound(engine, null_cells):
     assert "4.00%" in broken[0]
 
 
-def test_benchmark_page_has_a_row_for_each_size(engine, null_cells):
+def test_benchmark_page_has_a_row_for_each_size(null_cells):
     power = [replace(null_cells[0]) for _ in range(2 * len(engine.EFFECTS))]
     page = engine.null_section(null_cells, null_cells[0], null_cells[0]) + engine.power_section(
         power, {"toy": power[:5]}

@@ -119,8 +119,8 @@ def decide_one(
         for contrast, d in zip(CLAIM.contrasts, (primary, control), strict=True)
     ]
     ahead = effect_of(LEAD_CONTRAST, lead, seeds=seeds, items=items, min_effect=CLAIM.gate.margin)
-    arms, baselines = {"arm": BASELINE_MEAN + ahead.effect}, {"majority": BASELINE_MEAN}
-    gate = judge_gate(CLAIM.gate, ahead, best="arm", arms=arms, baseline="majority", baselines=baselines)
+    best, baseline = ("arm", BASELINE_MEAN + ahead.effect), ("majority", BASELINE_MEAN)
+    gate = judge_gate(CLAIM.gate, ahead, best=best, baseline=baseline)
     return decide(CLAIM, effects, gate, planned_seeds=primary.size).verdict, effects[0].ci95
 
 
