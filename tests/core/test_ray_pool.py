@@ -120,7 +120,7 @@ def test_a_failing_job_sends_its_log_home_and_names_the_folder_there(order, toy,
     text = (toy / "world.py").read_text()
     fail = "    import os\n    os.write(1, b'so far')\n    raise ValueError(cfg)"
     (toy / "world.py").write_text(text.replace("    return cfg", fail))
-    failing = replace(order("none"), source=parcels.source_digest("toy"))
+    failing = replace(order("none"), source=parcels.whole_digest("toy"))
     outcome = shipped(failing)
     assert "ValueError" in outcome.error.why
     assert str(failing.folder) in outcome.error.do
@@ -133,7 +133,7 @@ def test_a_full_disk_of_a_node_fails_one_job_only(order, toy):
     text = (toy / "world.py").read_text()
     write = "    with open('/dev/full', 'wb', buffering=0) as file:\n        file.write(b'x')\n    return cfg"
     (toy / "world.py").write_text(text.replace("    return cfg", write))
-    outcome = shipped(replace(order("none"), source=parcels.source_digest("toy")))
+    outcome = shipped(replace(order("none"), source=parcels.whole_digest("toy")))
     assert "The disk is full" in outcome.error.why
     assert not outcome.is_disk_full
 
@@ -142,7 +142,7 @@ def test_a_full_disk_of_a_node_fails_one_job_only(order, toy):
     ("changes", "message"),
     [
         ({"source": "0" * 64}, r"toy none, seed 0 was given to node .*Its source of toy is another one.*same commit"),
-        ({"inputs": {"generator": "2"}}, r"Its generator differ from those of this machine.*same files"),
+        ({"inputs": {"generator": "2"}}, r"Its generator and weights differ from those of this machine.*same files"),
     ],
 )
 def test_a_node_with_other_code_or_other_inputs_refuses_the_job(order, changes, message):

@@ -59,6 +59,7 @@ def test_tuned_rate_applies_to_its_arm_and_the_command_line_wins(tmp_path, monke
     copy = shutil.copytree(Path(medthink.conf.__file__).parent, tmp_path / "tuned_copy" / "conf")
     (copy / "tuned" / "quick.yaml").write_text("reasoning: 0.0003\n")
     (copy.parent / "claims.py").write_text("from medthink.claims import PAPER\n")
+    (copy.parent / "config.py").write_text("import medthink.config\n")  # it registers the schema
     monkeypatch.syspath_prepend(tmp_path)
 
     def rate(*overrides):

@@ -38,7 +38,9 @@ def test_job_leaves_its_files_and_one_row_per_item_and_condition(arm, tiny, tmp_
     card = json.loads((folder / "card.json").read_text())
     if arm != "question_only":
         assert set(card["baselines"]) == {"majority", "question_only"}
-        assert all((folder / row["image"]).is_file() for row in folders.read_examples(folder))
+        pictures = [picture for row in folders.read_examples(folder) for picture in row["pictures"]]
+        assert pictures
+        assert all((folder / picture["path"]).is_file() for picture in pictures)
 
 
 def test_equal_jobs_write_equal_bytes(tiny, tmp_path):
