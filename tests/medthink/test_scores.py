@@ -3,6 +3,7 @@
 import pyarrow as pa
 import pytest
 
+from lightbox.eval.answers import stated_answer
 from lightbox.paper import baselines
 from lightbox.phantom.facts import parse
 from lightbox.runs import folders
@@ -13,7 +14,7 @@ from medthink.evaluate import rationale_in
 
 
 def score(item, text, rationale=None):
-    return scores.score_answer(item, "image", text=text, rationale=rationale, parse_facts=parse)
+    return scores.score_text(item, "image", text=text, rationale=rationale, parse_facts=parse)
 
 
 def test_right_answer_with_right_facts(make_item):
@@ -64,7 +65,7 @@ def test_losses_split_the_difference_to_answer_only(make_item):
 
 def test_table_is_sorted_typed_and_byte_identical(items, tmp_path):
     rows = [
-        scores.score_answer(i, c, text="x", rationale=None, parse_facts=None) for c in ("z", "a") for i in items[::-1]
+        scores.score_text(i, c, text="x", rationale=None, parse_facts=None) for c in ("z", "a") for i in items[::-1]
     ]
     table = folders.write_scores(tmp_path, rows, scores.METRICS)
     first = (tmp_path / folders.SCORES).read_bytes()
@@ -96,9 +97,9 @@ def test_rationale_is_cut_out_of_the_text(method, text, rationale):
 
 
 def test_stated_answer_is_the_text_of_the_option(make_item):
-    assert scores.stated_answer(make_item().record, "the answer is ( b ) .") == "no"
-    assert scores.stated_answer(make_item().record, "the answer is ( c ) .") == ""
-    assert scores.stated_answer(make_item(options=(), answer="x").record, "the answer is left .") == "left"
+    assert stated_answer("the answer is ( b ) .", make_item().record) == "no"
+    assert stated_answer("the answer is ( c ) .", make_item().record) == ""
+    assert stated_answer("the answer is left .", make_item(options=(), answer="x").record) == "left"
 
 
 def test_baselines_by_hand(make_item):

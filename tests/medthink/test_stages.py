@@ -5,7 +5,7 @@ import json
 import pytest
 
 from lightbox.errors import RequestError
-from lightbox.paper.generated import GENERATED, add_generated, read_generated
+from lightbox.paper.generated import GENERATED, add_generated, read_generated, with_generated
 from lightbox.paper.learner import Learner
 from lightbox.runs import folders
 from medthink import cli, stages
@@ -81,7 +81,7 @@ def test_missing_stage_one_is_refused_with_the_way_out():
 
 def test_items_of_another_run_are_refused(items):
     with pytest.raises(RequestError, match="5 of 6 items have no generated rationale"):
-        stages.with_generated(items, {"a": "x"})
+        with_generated(items, {"a": "x"}, "rationale")
 
 
 def test_earlier_runs_say_which_arm_they_are(tmp_path):

@@ -4,13 +4,19 @@ The paper's text beyond its abstract was not available; its numbers are as an in
 tables are named by content because their printed numbers were not found. Paper numbers are R-RAD / R-SLAKE.
 """
 
+from functools import partial
+
 from lightbox.claims.spec import BEST, Arm, Claim, Contrast, Gate, Kind, Measure, PaperClaims, Role, difference
 
+_claim = partial(Claim, "medthink")
 CORRUPTION_PCT = (0, 10, 25, 50)
 UNTRAINED = "objective.is_trained=false"
 OPEN = "data.form=open"
 PADS = "objective.pads=official"
 OUT_OF_FOLD = "objective.stage2_rationales=out_of_fold"
+IN_SAMPLE = "objective.stage2_rationales=in_sample"
+SAME_ANSWER = "data.rationale=same_answer"
+BOTH_STAGES_1 = ("stage1", "stage1_folds")
 
 
 def _arm(name: str, title: str, method: str, *overrides: str, needs: tuple[str, ...] = (), rate_of: str = "") -> Arm:
@@ -36,39 +42,16 @@ ARMS = (
     _arm("question_only", "most frequent training answer of the same question text", "question_only", UNTRAINED),
     _arm("none", "answer only", "none"),
     _arm("explanation", "answer, then rationale", "explanation"),
-    _arm(
-        "same_answer",
-        "answer, then rationale of another item of that kind and answer",
-        "explanation",
-        "data.rationale=same_answer",
-    ),
+    _arm("same_answer", "answer, then rationale of an item of the same kind and answer", "explanation", SAME_ANSWER),
     _arm("filler", "answer, then neutral words, as many as the rationale has", "explanation", "data.rationale=filler"),
     _arm("reasoning", "rationale, then answer", "reasoning", needs=("none",)),
     _arm("none_pads", "answer only, pads in the loss (official code)", "none", PADS),
     _arm("explanation_pads", "answer, then rationale, pads in the loss (official code)", "explanation", PADS),
     _arm("stage1", "stage 1: question to rationale", "first_stage"),
-    _arm(
-        "stage1_folds",
-        "stage 1, five models, each for cases it did not see",
-        "first_stage",
-        OUT_OF_FOLD,
-        rate_of="stage1",
-    ),
+    _arm("stage1_folds", "stage 1, five models, each for unseen cases", "first_stage", OUT_OF_FOLD, rate_of="stage1"),
     _arm("stage2_gold", "stage 2 trained on reference rationales", "second_stage", needs=("stage1",)),
-    _arm(
-        "stage2_in_sample",
-        "stage 2 trained on stage 1's rationales of its own training items",
-        "second_stage",
-        "objective.stage2_rationales=in_sample",
-        needs=("stage1",),
-    ),
-    _arm(
-        "stage2_out_of_fold",
-        "stage 2 trained on out-of-fold rationales",
-        "second_stage",
-        OUT_OF_FOLD,
-        needs=("stage1", "stage1_folds"),
-    ),
+    _arm("stage2_in_sample", "stage 2 on stage 1's training rationales", "second_stage", IN_SAMPLE, needs=("stage1",)),
+    _arm("stage2_out_of_fold", "stage 2 on out-of-fold rationales", "second_stage", OUT_OF_FOLD, needs=BOTH_STAGES_1),
     _arm("reader", "text-only reader trained on reference rationales", "reader", needs=("explanation", "reasoning")),
     _arm(
         "reader_masked",
@@ -127,8 +110,7 @@ def _fitted_fall(order: str, sign: float = 1.0) -> tuple[tuple[float, Measure], 
     return tuple((-sign * 50 * (pct - mean) / spread, Measure(corruption_arm(order, pct))) for pct in CORRUPTION_PCT)
 
 
-_T1 = Claim(
-    paper="medthink",
+_T1 = _claim(
     id="T1",
     kind=Kind.DIRECTIONAL,
     statement="Training to answer and then explain (Explanation) beats training to answer only.",
@@ -149,8 +131,7 @@ _T1 = Claim(
     "answer, and filler of the same length: otherwise longer targets explain the gain.",
 )
 
-_T1_PADS = Claim(
-    paper="medthink",
+_T1_PADS = _claim(
     id="T1-pads",
     kind=Kind.PATTERN,
     statement="Counting pads in the loss, as the official code does, changes the gain of Explanation over answer-only.",
@@ -175,8 +156,7 @@ _T1_PADS = Claim(
     "padded width is the strategy's own, as in the official scripts, so pads and width change together.",
 )
 
-_T2 = Claim(
-    paper="medthink",
+_T2 = _claim(
     id="T2",
     kind=Kind.CHAIN,
     statement="Reasoning before answering is worse than answering only, and worse than answering and then explaining.",
@@ -206,8 +186,7 @@ _T2 = Claim(
     "turns where it states the right ones. A reversal is a finding, not a failure.",
 )
 
-_T3 = Claim(
-    paper="medthink",
+_T3 = _claim(
     id="T3",
     kind=Kind.CHAIN,
     statement="Two-Stage depends on the rationales stage 2 trains on: out-of-fold beats in-sample beats reference.",
@@ -227,8 +206,7 @@ _T3 = Claim(
     "Decoding is greedy in both stages. Two-Stage trains two models, so against one-stage arms it has twice the steps.",
 )
 
-_T4 = Claim(
-    paper="medthink",
+_T4 = _claim(
     id="T4",
     kind=Kind.CHAIN,
     statement="A text-only reader answers from reference rationales, and less well from generated ones.",
@@ -252,8 +230,7 @@ _T4 = Claim(
     "question-only look-up stands beside it. Masking hides option and polarity words; a composition can still be read.",
 )
 
-_T5 = Claim(
-    paper="medthink",
+_T5 = _claim(
     id="T5",
     kind=Kind.PATTERN,
     statement="Wrong facts in the training rationales cost accuracy, the more of them the more.",
@@ -276,8 +253,7 @@ _T5 = Claim(
     "is read off its rationale.",
 )
 
-_T6 = Claim(
-    paper="medthink",
+_T6 = _claim(
     id="T6",
     kind=Kind.EQUIVALENCE,
     statement="The order of answer and rationale does not change the rationale's BLEU (within 1 point).",

@@ -4,7 +4,6 @@
 `conf/tuned/quick.yaml` and is read through `optim.lr`.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -158,14 +157,8 @@ class Config(PaperConfig):
 
 
 register_schema("medthink", "train", Config)
-
-
-chosen = partial(composition.chosen, has_fusion=True)
-
-
-def resolve(overrides: Sequence[str]) -> Config:
-    """The configuration that overrides mean; see `composition.resolve`."""
-    return composition.resolve("medthink", overrides)
+resolve = partial(composition.resolve, "medthink")
+chosen = partial(composition.chosen, has_fusion=True)  # T5 and tower are fused by the paper's own module
 
 
 def estimate(cfg: Config) -> dict[str, float]:

@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from lightbox.eval.answers import stated_answer
 from lightbox.paper import baselines, examples
 from lightbox.paper.baselines import BY_METHOD
 from lightbox.paper.conditions import IMAGE, shown_rows
-from lightbox.paper.generated import Generated, add_generated, read_generated
+from lightbox.paper.generated import Generated, add_generated, read_generated, with_generated
 from lightbox.paper.samples import Sample, Split
 from lightbox.phantom.facts import parse
 from lightbox.records import Question
 from lightbox.runs import folders
-from medthink import rationales, scores, stages
+from medthink import rationales, scores
 from medthink.config import Config
 from medthink.data import load_splits
 
@@ -76,7 +77,7 @@ def evaluate(
         for sample, text, rationale in zip(asked.questions, texts, reasons, strict=True):
             answer = None if method == "first_stage" else text
             gold = reference[sample.id]
-            row = scores.score_answer(gold, asked.condition, text=answer, rationale=rationale, parse_facts=parse_facts)
+            row = scores.score_text(gold, asked.condition, text=answer, rationale=rationale, parse_facts=parse_facts)
             rows.append(row)
             if asked.condition in (IMAGE, REFERENCE):
                 read = sample.record.rationale if method in ("second_stage", "reader") else rationale
@@ -105,7 +106,7 @@ def conditions(cfg: Config, split: Split[Question], needs: Mapping[str, Path]) -
             REFERENCE: split.samples,
         }
         for condition, arm in READ_FROM.items():
-            texts[condition] = stages.with_generated(split.samples, read_generated(needs, arm, IMAGE))
+            texts[condition] = with_generated(split.samples, read_generated(needs, arm, IMAGE), "rationale")
         is_masked = cfg.objective.masks_answer_words
         return [
             Asked(condition, rationales.masked_where(questions, is_masked=is_masked), None, cfg.new_tokens)
@@ -115,7 +116,7 @@ def conditions(cfg: Config, split: Split[Question], needs: Mapping[str, Path]) -
     for condition, rows in shown_rows(split, seed=cfg.run.seed).items():
         questions = split.samples
         if cfg.objective.method == "second_stage":
-            questions = stages.with_generated(questions, read_generated(needs, "stage1", condition))
+            questions = with_generated(questions, read_generated(needs, "stage1", condition), "rationale")
         is_short = condition != IMAGE and cfg.objective.method in ANSWER_FIRST
         asked.append(Asked(condition, questions, rows, cfg.eval.answer_tokens if is_short else cfg.new_tokens))
     return asked
@@ -144,7 +145,7 @@ def score_out_of_fold(cfg: Config, split: Split[Question], written: Mapping[str,
     """Score the rationales that stage 1 wrote out of fold, by name of the training question."""
     parse_facts = parse if cfg.data.is_phantom else None
     rows = [
-        scores.score_answer(sample, OUT_OF_FOLD, text=None, rationale=written[sample.id], parse_facts=parse_facts)
+        scores.score_text(sample, OUT_OF_FOLD, text=None, rationale=written[sample.id], parse_facts=parse_facts)
         for sample in split.samples
     ]
     examples.write_examples(folder, [], split, is_synthetic=cfg.data.is_phantom)
@@ -177,5 +178,5 @@ def run_baseline(cfg: Config, folder: Path) -> None:
 
 
 def _example(sample: Sample[Question], text: str | None, rationale: str, *, is_right: bool) -> examples.Shown:
-    answer = "" if text is None else scores.stated_answer(sample.record, text)
+    answer = "" if text is None else stated_answer(text, sample.record)
     return examples.Shown(sample, answer, rationale, is_right=is_right)

@@ -5,15 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from lightbox.errors import RequestError
+from lightbox.eval.answers import stated_answer
 from lightbox.paper import learner as learners
-from lightbox.paper.learner import Learner, tokens_of
+from lightbox.paper.learner import Learner
 from lightbox.paper.prompts import fitted_texts
 from lightbox.records import Question
 from lightbox.runs import folders
-from medthink import scores
 from medthink.config import Config
 from medthink.data import CUT_FIRST, TEMPLATES, fields_of, written_fields
 from medthink.evaluate import rationale_in
@@ -47,13 +45,13 @@ def predict(
         asked = dataclasses.replace(asked, rationale=_first_stage(cfg, asked, image))
     text = _write(cfg, learner, asked, seen)
     rationale = asked.rationale if method == "second_stage" else rationale_in(text, method)
-    answer = scores.stated_answer(asked, text)
+    answer = stated_answer(text, asked)
     asked = dataclasses.replace(asked, rationale=rationale or "")
     return {
         "answer": answer,
         "rationale": rationale or "",
-        "confidence": confidence(learner, dataclasses.replace(asked, answer=answer), method, seen) if answer else None,
-        "options": {} if method == "first_stage" else option_probs(learner, asked, method, seen),
+        "confidence": _confidence(learner, dataclasses.replace(asked, answer=answer), method, seen) if answer else None,
+        "options": {} if method == "first_stage" else _option_probs(learner, asked, method, seen),
         "strategy": method,
         "note": "research and teaching only, not for clinical use",
     }
@@ -64,33 +62,18 @@ def load_run(folder: Path) -> tuple[Config, Learner]:
     return learners.load_run(folder, Config, lambda cfg, base, cache: open_learner(cfg, base, (), cache=cache))
 
 
-def confidence(learner: Learner, question: Question, method: str, seen: Any) -> float:
-    """Exponential of the mean log-probability of the answer sentence's tokens, after the rationale the model wrote.
-
-    Args:
-        learner: the model.
-        question: with the generated rationale and the generated answer.
-        method: strategy.
-        seen: the image, by `Learner.see_file`.
-    """
+def _confidence(learner: Learner, question: Question, method: str, seen: Any) -> float:
+    """That of the answer sentence, after the rationale that the model wrote."""
     index = question.options.index(question.answer) if question.options else None
     question = dataclasses.replace(question, answer_index=index)
-    prompt, target = _texts(learner, question, method)
     sentence = next(text for name, text in fields_of(question, TEMPLATES[method].target) if "answer" in name)
-    begin, end = tokens_of(learner.tokenizer, target, sentence)
-    return float(learner.force(prompt, target, seen).logps[begin:end].mean().exp())
+    return learner.confidence(*_texts(learner, question, method), sentence, seen)
 
 
-def option_probs(learner: Learner, question: Question, method: str, seen: Any) -> dict[str, float]:
-    """Probability of each option's letter where the answer sentence names it, normalised over the options."""
-    if not question.options:
-        return {}
+def _option_probs(learner: Learner, question: Question, method: str, seen: Any) -> dict[str, float]:
     asked = [dataclasses.replace(question, answer_index=index) for index in range(len(question.options))]
-    forced = [learner.force(*_texts(learner, one, method), seen) for one in asked]
-    places = zip(*(one.target for one in forced), strict=False)
-    letter = next(place for place, tokens in enumerate(places) if len(set(tokens)) > 1)
-    probs = torch.stack([one.logps[letter] for one in forced]).softmax(dim=0)
-    return dict(zip(question.options, probs.tolist(), strict=True))
+    probs = learner.choice_probs([_texts(learner, one, method) for one in asked], seen) if asked else []
+    return dict(zip(question.options, probs, strict=True))
 
 
 def _texts(learner: Learner, question: Question, method: str) -> tuple[str, str]:

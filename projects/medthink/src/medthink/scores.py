@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import pyarrow as pa
 
-from lightbox.eval.answers import AnswerScore, letter_of, parse_letter, parse_stated, score_letter, score_stated
+from lightbox.eval.answers import score_answer
 from lightbox.eval.facts import score_facts
 from lightbox.eval.text import ORDERS, rouge_l, sentence_bleu
 from lightbox.paper.conditions import IMAGE
@@ -28,7 +28,7 @@ ParseFacts = Callable[[str], frozenset[str]]
 ScoreRow = dict[str, str | float | None]
 
 
-def score_answer(
+def score_text(
     sample: Sample[Question], condition: str, *, text: str | None, rationale: str | None, parse_facts: ParseFacts | None
 ) -> ScoreRow:
     """One row of the table.
@@ -43,7 +43,7 @@ def score_answer(
     question = sample.record
     row: ScoreRow = {"item": sample.id, "condition": condition, "kind": question.kind} | dict.fromkeys(METRICS)
     if text is not None:
-        score = _answer_score(question, text)
+        score = score_answer(text, question)
         row |= {
             "correct": float(score.is_correct),
             "parsed": float(score.is_parsed),
@@ -79,17 +79,3 @@ def add_losses(rows: Sequence[ScoreRow], answer_only: pa.Table) -> None:
             loss = rival[row["item"], row["condition"]] - row["correct"]
             row["loss_at_right_facts"] = loss * row["rationale_right"]
             row["loss_at_wrong_facts"] = loss * (1.0 - row["rationale_right"])
-
-
-def stated_answer(question: Question, text: str) -> str:
-    """What a text answers, in words: the chosen option's text, or the open answer; "" where it cannot be parsed."""
-    if not question.is_closed:
-        return parse_stated(text) or ""
-    options = {letter_of(place): option for place, option in enumerate(question.options)}
-    return options.get(parse_letter(text) or "", "")
-
-
-def _answer_score(question: Question, text: str) -> AnswerScore:
-    if question.is_closed:
-        return score_letter(text, question.answer_index)
-    return score_stated(text, question.answer)

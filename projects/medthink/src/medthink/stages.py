@@ -11,26 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from lightbox.errors import RequestError
-from lightbox.paper.generated import TRAIN, read_generated
+from lightbox.paper.generated import TRAIN, read_generated, with_generated
 from lightbox.paper.samples import Sample
 from lightbox.records import Question
 from medthink.config import N_FOLDS
-
-
-def with_generated(items: Sequence[Sample[Question]], rationales: Mapping[str, str]) -> list[Sample[Question]]:
-    """Questions with their rationale replaced by the generated one.
-
-    Raises:
-        RequestError: where an item has none: the two runs then used other data.
-    """
-    missing = [item.id for item in items if item.id not in rationales]
-    if missing:
-        raise RequestError(
-            f"{len(missing)} of {len(items)} items have no generated rationale, the first is '{missing[0]}'",
-            "The earlier run was made with other data or another seed",
-            "Use the same preset, data and run.seed for both",
-        )
-    return [item.with_record(rationale=rationales[item.id]) for item in items]
 
 
 def stage2_questions(
@@ -40,7 +24,7 @@ def stage2_questions(
     if source == "gold":
         return list(items)
     arm = "stage1" if source == "in_sample" else "stage1_folds"
-    return with_generated(items, read_generated(needs, arm, TRAIN))
+    return with_generated(items, read_generated(needs, arm, TRAIN), "rationale")
 
 
 def folds_of(items: Sequence[Sample[Question]], *, seed: int, n_folds: int = N_FOLDS) -> list[int]:

@@ -6,6 +6,8 @@ A prediction that cannot be parsed is wrong, never left out: dropping failures f
 import re
 from dataclasses import dataclass
 
+from lightbox.records import Question
+
 # the sentence that targets are trained with, and no looser: rules that guess differ by 20 points
 _LETTER = re.compile(r"the answer is\s*\(\s*([a-z])\s*\)", re.IGNORECASE)
 _STATED = re.compile(r"the answer is\s+(.*?)\s*(?=\.(?:\s|$)|solution\s*:|$)", re.IGNORECASE | re.DOTALL)
@@ -85,6 +87,21 @@ def score_stated(text: str, gold: str) -> AnswerScore:
         is_parsed=stated is not None,
         token_recall=_recall(stated_words, gold_words) if stated is not None else 0.0,
     )
+
+
+def score_answer(text: str, question: Question) -> AnswerScore:
+    """Score what a text answers to a question, by the letter of a closed one or the words of an open one."""
+    if question.answer_index is not None:
+        return score_letter(text, question.answer_index)
+    return score_stated(text, question.answer)
+
+
+def stated_answer(text: str, question: Question) -> str:
+    """What a text answers, in words: the chosen option's text, or the open answer; "" where it cannot be parsed."""
+    if not question.is_closed:
+        return parse_stated(text) or ""
+    options = {letter_of(place): option for place, option in enumerate(question.options)}
+    return options.get(parse_letter(text) or "", "")
 
 
 def _recall(stated_words: list[str], gold_words: list[str]) -> float:

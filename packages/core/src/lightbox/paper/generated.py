@@ -4,11 +4,13 @@ It maps condition -> sample -> text; "train" stands for the training samples.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from lightbox.errors import RequestError
 from lightbox.files import write_json
+from lightbox.paper.samples import Sample
 
 GENERATED = "generated.json"
 TRAIN = "train"
@@ -45,3 +47,19 @@ def read_generated(needs: Mapping[str, Path], arm: str, condition: str) -> dict[
             f"Run experiment={arm} again",
         )
     return generated[condition]
+
+
+def with_generated(samples: Sequence[Sample[Any]], texts: Mapping[str, str], field: str) -> list[Sample[Any]]:
+    """Samples with a field of their record replaced by what an earlier arm generated for it.
+
+    Raises:
+        RequestError: where a sample has none: the two runs then used other data.
+    """
+    missing = [sample.id for sample in samples if sample.id not in texts]
+    if missing:
+        raise RequestError(
+            f"{len(missing)} of {len(samples)} items have no generated {field}, the first is '{missing[0]}'",
+            "The earlier run was made with other data or another seed",
+            "Use the same preset, data and run.seed for both",
+        )
+    return [sample.with_record(**{field: texts[sample.id]}) for sample in samples]

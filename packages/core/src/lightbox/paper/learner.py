@@ -208,6 +208,18 @@ class Learner:
         logps = logits.float().log_softmax(dim=-1).gather(1, targets[:, None])[:, 0].cpu()
         return Forced(targets.tolist(), logps)
 
+    def confidence(self, prompt: str, target: str, part: str, seen: Any) -> float:
+        """Exponential of the mean log-probability of the tokens of `part` in a target, in [0, 1], not calibrated."""
+        begin, end = tokens_of(self.tokenizer, target, part)
+        return float(self.force(prompt, target, seen).logps[begin:end].mean().exp())
+
+    def choice_probs(self, texts: Sequence[tuple[str, str]], seen: Any) -> list[float]:
+        """Probability of each (prompt, target) where their targets first differ, normalised over them."""
+        forced = [self.force(prompt, target, seen) for prompt, target in texts]
+        places = zip(*(one.target for one in forced), strict=False)
+        fork = next(place for place, tokens in enumerate(places) if len(set(tokens)) > 1)
+        return torch.stack([one.logps[fork] for one in forced]).softmax(dim=0).tolist()
+
     def describe(self, folder: Path) -> None:
         """Write the card and the empty history of weights that are scored as they are."""
         facts = describe(self.backbone.model, self.backbone.device, self.cfg.run, notes=[UNTRAINED])
