@@ -114,7 +114,7 @@ class EvalConfig(schema.EvalConfig):
 class Config(PaperConfig):
     """Everything one run of one arm depends on."""
 
-    model: ModelConfig
+    model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig
     objective: ObjectiveConfig
     eval: EvalConfig = field(default_factory=EvalConfig)

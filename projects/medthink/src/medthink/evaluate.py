@@ -160,8 +160,8 @@ def guess_rows(train: Split[Question], scored: Split[Question], method: str) -> 
 
 def guess_accuracy(train: Split[Question], scored: Split[Question], method: str) -> float:
     """Mean of `correct` of a baseline, in [0, 1]."""
-    rows = guess_rows(train, scored, method)
-    return sum(row["correct"] for row in rows) / len(rows)
+    correct = [row["correct"] for row in guess_rows(train, scored, method)]
+    return sum(value for value in correct if isinstance(value, float)) / len(correct)
 
 
 def beside_score(cfg: Config, train: Split[Question], scored: Split[Question]) -> dict[str, object]:

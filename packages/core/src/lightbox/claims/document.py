@@ -134,7 +134,8 @@ def _published(ours: ClaimEntry | ContrastEntry, theirs: ClaimEntry | ContrastEn
         return None
     if ours.effect is None or theirs.effect is None:
         return Published(theirs.effect, theirs.ci95, None)
-    (low, high), (least, most) = (entry.ci95 or (entry.effect, entry.effect) for entry in (ours, theirs))
+    low, high = ours.ci95 or (ours.effect, ours.effect)
+    least, most = theirs.ci95 or (theirs.effect, theirs.effect)
     return Published(theirs.effect, theirs.ci95, low <= most and least <= high)
 
 

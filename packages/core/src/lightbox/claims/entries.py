@@ -69,14 +69,14 @@ def printed(value: Any, scale: float) -> Any:
 def _deciding(claim: Claim, effects: Sequence[Effect]) -> Effect:
     """The primary contrast shown for the claim; of several, the weakest link."""
     links = [effect for effect in effects if effect.role is Role.PRIMARY]
-    measured = [effect for effect in links if effect.effect is not None]
+    measured = [(effect.effect, effect) for effect in links if effect.effect is not None]
     if not measured:
         return links[0]
     if claim.kind is Kind.EQUIVALENCE:
-        return max(measured, key=lambda effect: abs(effect.effect) / effect.min_effect)
+        return max(measured, key=lambda pair: abs(pair[0]) / pair[1].min_effect)[1]
     if claim.kind is Kind.EXACT:
-        return max(measured, key=lambda effect: effect.effect if claim.is_upper_bound else -effect.effect)
-    return min(measured, key=lambda effect: effect.effect / effect.min_effect)
+        return max(measured, key=lambda pair: pair[0] if claim.is_upper_bound else -pair[0])[1]
+    return min(measured, key=lambda pair: pair[0] / pair[1].min_effect)[1]
 
 
 def _contrast_entry(claim: Claim, effect: Effect, decision: Decision) -> ContrastEntry:

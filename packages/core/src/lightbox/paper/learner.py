@@ -63,9 +63,9 @@ class Forced(NamedTuple):
 
 def decoded(batch: VlmBatch, tokenizer: PreTrainedTokenizerBase, *, index: int = 0) -> list[tuple[str, str]]:
     """One example of a batch for the eye: ("source", text), then one (token, "loss" or "-") per label."""
-    source = tokenizer.decode(batch.inputs["input_ids"][index], skip_special_tokens=True)
+    source = str(tokenizer.decode(batch.inputs["input_ids"][index], skip_special_tokens=True))
     pairs = [
-        ("-" if label == IGNORED else tokenizer.convert_ids_to_tokens(label), "-" if label == IGNORED else "loss")
+        ("-", "-") if label == IGNORED else (str(tokenizer.convert_ids_to_tokens(label)), "loss")
         for label in batch.labels[index].tolist()
     ]
     return [("source", source), *pairs]

@@ -91,7 +91,9 @@ def _panel(claim: ClaimEntry, label: str) -> figures.ForestPanel:
     rows = []
     for contrast in claim.contrasts:
         published = contrast.published
-        is_drawn = published is not None and published.effect is not None and published.ci95 is not None
+        earlier = None
+        if published is not None and published.effect is not None and published.ci95 is not None:
+            earlier = (published.effect, *published.ci95)
         rows.append(
             figures.ForestRow(
                 label=textwrap.fill(contrast.name, WRAP),
@@ -99,7 +101,7 @@ def _panel(claim: ClaimEntry, label: str) -> figures.ForestPanel:
                 effect=contrast.effect,
                 ci95=contrast.ci95,
                 per_seed=contrast.per_seed,
-                published=(published.effect, *published.ci95) if is_drawn else None,
+                published=earlier,
             )
         )
     statement = textwrap.shorten(claim.statement, SHORT, placeholder=" …")
