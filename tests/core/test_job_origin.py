@@ -13,16 +13,8 @@ from lightbox.errors import RequestError, WorkError
 from lightbox.runs.folders import open_output
 from lightbox.runs.key import OLDER
 from lightbox.testing.inline_pool import InlinePool
-from lightbox.testing.toy_paper import forget_toy_paper, write_toy_paper
 
 PACKAGES = {"toy": "toy"}
-
-
-@pytest.fixture
-def toy(tmp_path):
-    write_toy_paper(tmp_path / "src")
-    yield tmp_path / "src" / "toy"
-    forget_toy_paper(tmp_path / "src")
 
 
 @pytest.fixture

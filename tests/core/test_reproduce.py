@@ -14,7 +14,6 @@ from lightbox.claims.spec import Role
 from lightbox.cli import claim_tables, reproduce, session
 from lightbox.errors import RequestError, WorkError
 from lightbox.testing.inline_pool import InlinePool
-from lightbox.testing.toy_paper import forget_toy_paper, write_toy_paper
 
 
 class Index:
@@ -33,13 +32,6 @@ class Index:
 
     def close(self, status="FINISHED"):
         self.closed = status
-
-
-@pytest.fixture
-def toy(tmp_path):
-    write_toy_paper(tmp_path / "src")
-    yield tmp_path / "src" / "toy"
-    forget_toy_paper(tmp_path / "src")
 
 
 @pytest.fixture

@@ -245,8 +245,8 @@ def compose(package: str, config_name: str, overrides: Sequence[str]) -> Any:
     except MissingConfigException as err:
         raise refusals.unknown_choice(err) from err
     except (HydraException, OmegaConfBaseException) as err:
-        known = _known_keys(package, config_name)
-        raise refusals.refusal(err, known=known, groups=_groups(package)) from err
+        keys = _known_keys(package, config_name)
+        raise refusals.refusal(err, keys=keys, groups=_groups(package)) from err
     if not dataclasses.is_dataclass(value):
         raise RequestError(
             f"{package}.conf/{config_name}.yaml composes to a plain dictionary",

@@ -75,13 +75,13 @@ def gpu_names() -> tuple[str, ...]:
 
 def versions(names: Sequence[str] = RECORDED) -> dict[str, str]:
     """Installed version of each distribution, without importing it; "" where it is not installed."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for name in names:
         try:
-            found[name] = importlib.metadata.version(name)
+            installed[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = ""
-    return found
+            installed[name] = ""
+    return installed
 
 
 def free_disk_gib(path: Path) -> float:

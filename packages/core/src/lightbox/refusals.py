@@ -69,16 +69,16 @@ def unknown_choice(err: MissingConfigException) -> RequestError:
     group, _, name = wanted.rpartition("/")
     near = difflib.get_close_matches(name, options, n=1)
     hint = f"Did you mean {group}={near[0]}?" if near else f"Choose {group or 'a file'} from those"
-    known = f"The choices are {', '.join(options)}" if options else "There is no such file or group"
-    return RequestError(f"'{group}={name}'" if group else f"'{wanted}'", known, hint)
+    why = f"The choices are {', '.join(options)}" if options else "There is no such file or group"
+    return RequestError(f"'{group}={name}'" if group else f"'{wanted}'", why, hint)
 
 
-def refusal(err: Exception, *, known: Sequence[str], groups: Sequence[str]) -> RequestError:
+def refusal(err: Exception, *, keys: Sequence[str], groups: Sequence[str]) -> RequestError:
     """Say what was refused and why.
 
     Args:
         err: what Hydra or OmegaConf raised.
-        known: leaf keys of the schema.
+        keys: leaf keys of the schema.
         groups: names of the configuration groups.
     """
     chain = list(_causes(err))
@@ -90,12 +90,12 @@ def refusal(err: Exception, *, known: Sequence[str], groups: Sequence[str]) -> R
     place = next((str(e).split(":")[0] + ": " for e in chain if str(e).startswith("In '")), "")
     if isinstance(inner, MissingMandatoryValue):
         return RequestError(f"{place}{key} has no value", "It is required", f"Give it as {key}=VALUE")
-    if key in known or any(name.startswith(key + ".") for name in known):
+    if key in keys or any(name.startswith(key + ".") for name in keys):
         return RequestError(f"{place}the value of {key}", reason, f"Give {key} a value of its type")
     leaf = key.rpartition(".")[2]
-    same_leaf = [name for name in known if name.rpartition(".")[2] == leaf]
-    near = list(dict.fromkeys([*same_leaf, *difflib.get_close_matches(key, [*groups, *known], n=3)]))[:3]
-    hint = f"Did you mean {' or '.join(near)}?" if near else f"The keys are {', '.join(known) or 'unknown'}"
+    same_leaf = [name for name in keys if name.rpartition(".")[2] == leaf]
+    near = list(dict.fromkeys([*same_leaf, *difflib.get_close_matches(key, [*groups, *keys], n=3)]))[:3]
+    hint = f"Did you mean {' or '.join(near)}?" if near else f"The keys are {', '.join(keys) or 'unknown'}"
     return RequestError(f"{place}there is no key '{key}'", reason, hint)
 
 

@@ -86,8 +86,8 @@ def run(*, device: str = "cpu", models: Sequence[str] = (), sizes: Sequence[str]
     for model in models or tuple(WIDER):
         for size in sizes:
             for kind in KINDS:
-                found = [(case, *compared(case.request)) for case in cpu_cases(model, size, kind)]
-                rows.append(_row(f"{model}, {size}, {kind}", found))
+                cases = [(case, *compared(case.request)) for case in cpu_cases(model, size, kind)]
+                rows.append(_row(f"{model}, {size}, {kind}", cases))
                 _log.info("%s: %s", rows[-1]["case"], rows[-1]["notes"])
     return rows
 
@@ -168,11 +168,11 @@ def _is_wanted(case: Case, models: Sequence[str]) -> bool:
     return not models or case.name.startswith(tuple(models))
 
 
-def _row(name: str, found: list[tuple[Case, int, int]]) -> dict:
+def _row(name: str, cases: list[tuple[Case, int, int]]) -> dict:
     """The case whose prediction is furthest off, and how far the others are."""
-    case, measured, predicted = max(found, key=lambda one: abs(one[2] / one[1] - 1))
-    errors = sorted(100 * (p / m - 1) for _, m, p in found)
-    notes = f"predicted {predicted / MIB:.2f} MiB; errors {errors[0]:+.1f} to {errors[-1]:+.1f} % in {len(found)} cases"
+    case, measured, predicted = max(cases, key=lambda one: abs(one[2] / one[1] - 1))
+    errors = sorted(100 * (p / m - 1) for _, m, p in cases)
+    notes = f"predicted {predicted / MIB:.2f} MiB; errors {errors[0]:+.1f} to {errors[-1]:+.1f} % in {len(cases)} cases"
     worst = "" if case.name == name else f", worst: {case.name}"
     shown = {"value": round(measured / MIB, 3), "unit": "MiB", "ratio": round(predicted / measured, 4)}
     return {"case": name, "peer": "predicted peak of tensors"} | shown | {"notes": notes + worst}

@@ -76,12 +76,12 @@ def _root(
 def load(name: str) -> Any:
     """Import the module of command `name` and return its command object."""
     module, _, attribute = COMMANDS[name].target.partition(":")
-    found = getattr(importlib.import_module(module), attribute)
-    if not isinstance(found, typer.Typer):
+    target = getattr(importlib.import_module(module), attribute)
+    if not isinstance(target, typer.Typer):
         single = typer.Typer(add_completion=False)
-        single.command(name=name)(found)
-        found = single
-    command = get_command(found)
+        single.command(name=name)(target)
+        target = single
+    command = get_command(target)
     command.name = name
     return command
 

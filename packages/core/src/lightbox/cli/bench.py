@@ -55,10 +55,10 @@ def train(
     rows: list[dict[str, Any]] = []
     for part, benchmark in PARTS.items():
         if only in ("", part):
-            found = _train_rows(part, epochs=epochs, repeats=repeats)
+            measured = _train_rows(part, epochs=epochs, repeats=repeats)
             if record:
-                ledger.append(repo_root() / "benchmarks" / "results.csv", benchmark, found)
-            rows += found
+                ledger.append(repo_root() / "benchmarks" / "results.csv", benchmark, measured)
+            rows += measured
     _finish("", rows, record=False, as_json=as_json)
 
 
@@ -73,9 +73,9 @@ def memory(
     check_choice("--device", device, ("cpu", "cuda"))
     from lightbox.bench import memory as bench
 
-    known = bench.CARD_MODELS if device == "cuda" else tuple(bench.WIDER)
+    models = bench.CARD_MODELS if device == "cuda" else tuple(bench.WIDER)
     for name in model or ():
-        check_choice("--model", name, known)
+        check_choice("--model", name, models)
     _finish("memory", bench.run(device=device, models=model or ()), record=record, as_json=as_json)
 
 

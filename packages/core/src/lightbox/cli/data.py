@@ -65,14 +65,14 @@ def validate(
             from lightbox.readers.rows import ReadResult
 
             cases = [case for split in ("train", "validation", "test") for case in _phantom(split, 0, 64)]
-            found = validate_cases(PHANTOM, "drawn", ReadResult(tuple(cases)), is_own_split=True, on_image=tick)
+            validation = validate_cases(PHANTOM, "drawn", ReadResult(tuple(cases)), is_own_split=True, on_image=tick)
         else:
-            found = check(name, root, split_file=split_file, on_image=tick, **_options(option))
+            validation = check(name, root, split_file=split_file, on_image=tick, **_options(option))
     if as_json:
-        typer.echo(json.dumps(found.to_plain(), indent=2))
+        typer.echo(json.dumps(validation.to_plain(), indent=2))
     else:
-        _print_validation(found)
-    raise typer.Exit(0 if found.is_ok else 1)
+        _print_validation(validation)
+    raise typer.Exit(0 if validation.is_ok else 1)
 
 
 @app.command()
@@ -207,34 +207,35 @@ def _say(console: Console, line: str, *, style: str | None = None) -> None:
     console.print("".join(c if c.isprintable() else " " for c in line), markup=False, highlight=False, style=style)
 
 
-def _print_validation(found) -> None:
+def _print_validation(validation) -> None:
     console = Console()
-    _say(console, f"{found.name} at {found.root}", style="bold")
+    _say(console, f"{validation.name} at {validation.root}", style="bold")
     _say(
         console,
-        f"{found.cases} cases, {found.questions} questions, {found.images} images ({found.identical_images} repeated)",
+        f"{validation.cases} cases, {validation.questions} questions, {validation.images} images "
+        f"({validation.identical_images} repeated)",
     )
     table = Table("what", "value", "questions")
-    for what, counts in found.counts.items():
+    for what, counts in validation.counts.items():
         for value, count in counts.items():
             table.add_row(what, "".join(c if c.isprintable() else " " for c in value), str(count))
     console.print(table, markup=False)
-    for key, count in found.notes.items():
+    for key, count in validation.notes.items():
         _say(console, f"{key}: {count}")
-    kind = "our split" if found.is_own_split else "official split"
-    for leak in found.leakage:
+    kind = "our split" if validation.is_own_split else "official split"
+    for leak in validation.leakage:
         _say(console, f"{kind}: {leak}")
-    for problem in found.problems:
+    for problem in validation.problems:
         _say(console, f"malformed: {problem}")
-    for image, why in found.unreadable:
+    for image, why in validation.unreadable:
         _say(console, f"unreadable: {image}: {why}")
-    for file in found.differing_files:
+    for file in validation.differing_files:
         _say(console, f"not the file whose digest the card records: {file}")
-    if found.duplicate_ids:
-        _say(console, f"duplicate ids: {', '.join(found.duplicate_ids)}")
-    if found.repeated_items:
-        _say(console, f"{found.repeated_items} questions repeat an image, question and answer of their split")
-    _say(console, "sound" if found.is_ok else f"broken: {'; '.join(found.failures)}", style="bold")
+    if validation.duplicate_ids:
+        _say(console, f"duplicate ids: {', '.join(validation.duplicate_ids)}")
+    if validation.repeated_items:
+        _say(console, f"{validation.repeated_items} questions repeat an image, question and answer of their split")
+    _say(console, "sound" if validation.is_ok else f"broken: {'; '.join(validation.failures)}", style="bold")
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """`lightbox doctor`: what this machine has, what is missing, and what that costs. Imports torch only with --deep."""
 
-import hashlib
 import importlib.util
 import json
 import os
@@ -20,6 +19,7 @@ from rich.table import Table
 from lightbox import machine, paths
 from lightbox.claims.registry import installed_packages
 from lightbox.errors import RequestError
+from lightbox.files import file_sha256
 
 OK, MISSING, BROKEN = "ok", "missing", "broken"
 OPTIONAL = {
@@ -94,11 +94,13 @@ def look_machine() -> Iterator[Check]:
 
 def look_packages() -> Iterator[Check]:
     """Installed versions, from metadata; optional ones with what their absence costs."""
-    found = machine.versions((*NEEDED, *OPTIONAL))
+    versions = machine.versions((*NEEDED, *OPTIONAL))
     for name in NEEDED:
-        yield Check(name, OK, found[name]) if found[name] else Check(name, BROKEN, "not installed", "run `uv sync`")
+        yield (
+            Check(name, OK, versions[name]) if versions[name] else Check(name, BROKEN, "not installed", "run `uv sync`")
+        )
     for name, cost in OPTIONAL.items():
-        yield Check(name, OK, found[name]) if found[name] else Check(name, MISSING, "not installed", cost)
+        yield Check(name, OK, versions[name]) if versions[name] else Check(name, MISSING, "not installed", cost)
 
 
 def look_weights(folder: Path) -> Iterator[Check]:
@@ -108,10 +110,10 @@ def look_weights(folder: Path) -> Iterator[Check]:
         yield Check("weights", BROKEN, f"none in {folder}", "nothing can be trained from them; run `lightbox pretrain`")
     for card in cards:
         name, digests = f"weights {card.parent.name}", json.loads(card.read_text(encoding="utf-8")).get("sha256", {})
-        wrong = [file for file, wanted in digests.items() if _sha256(card.parent / file) != wanted]
+        wrong = [file for file, wanted in digests.items() if not _has_digest(card.parent / file, wanted)]
         if wrong or not digests:
-            found = f"{', '.join(wrong)} differ from card.json" if wrong else "card.json lists no digests"
-            yield Check(name, BROKEN, found, f"restore {card.parent} from git, or run `lightbox pretrain`")
+            detail = f"{', '.join(wrong)} differ from card.json" if wrong else "card.json lists no digests"
+            yield Check(name, BROKEN, detail, f"restore {card.parent} from git, or run `lightbox pretrain`")
         else:
             yield Check(name, OK, f"{len(digests)} files match card.json")
 
@@ -119,13 +121,13 @@ def look_weights(folder: Path) -> Iterator[Check]:
 def look_data(cards: Path) -> Check:
     """Name the real sets under LIGHTBOX_DATA_ROOT."""
     root = os.environ.get("LIGHTBOX_DATA_ROOT")
-    known = sorted(path.stem for path in cards.glob("*.yaml") if path.stem != "phantom")
+    names = sorted(path.stem for path in cards.glob("*.yaml") if path.stem != "phantom")
     if not root:
         return Check("real data", MISSING, "LIGHTBOX_DATA_ROOT is not set", "phantom only; see `lightbox data list`")
     if not Path(root).is_dir():
         return Check("real data", BROKEN, f"LIGHTBOX_DATA_ROOT is '{root}'", "there is no such folder")
-    here = [name for name in known if (Path(root) / name).is_dir()]
-    cost = "" if here else f"no folder in it has the name of a set: {', '.join(known)}"
+    here = [name for name in names if (Path(root) / name).is_dir()]
+    cost = "" if here else f"no folder in it has the name of a set: {', '.join(names)}"
     return Check("real data", OK if here else MISSING, ", ".join(here) or "no set", cost)
 
 
@@ -171,8 +173,8 @@ def look_deep() -> Iterator[Check]:
         yield Check("4-bit weights", OK if right else BROKEN, f"bitsandbytes on {device}", cost)
 
 
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+def _has_digest(path: Path, wanted: str) -> bool:
+    return path.is_file() and file_sha256(path) == wanted
 
 
 def _print(checks: list[Check]) -> None:

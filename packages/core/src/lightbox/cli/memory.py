@@ -142,7 +142,7 @@ def _print_table(name: str, report: MemoryReport, largest: dict[float, int], sta
 
 
 def _print_json(name: str, report: MemoryReport, largest: dict[float, int], status: str) -> None:
-    found: dict[str, Any] = {"case": name, "total_bytes": report.total, "parts": report.parts, "counts": report.counts}
-    found |= {"trained": report.trained, "status": status, "reserved_gib": gpus.RESERVED_GIB}
-    found["largest_batch"] = {f"{card:g}": batch for card, batch in largest.items()}
-    typer.echo(json.dumps(found, indent=2))
+    facts: dict[str, Any] = {"case": name, "total_bytes": report.total, "parts": report.parts, "counts": report.counts}
+    facts |= {"trained": report.trained, "status": status, "reserved_gib": gpus.RESERVED_GIB}
+    facts["largest_batch"] = {f"{card:g}": batch for card, batch in largest.items()}
+    typer.echo(json.dumps(facts, indent=2))

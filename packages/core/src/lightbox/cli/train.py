@@ -81,11 +81,11 @@ def paper_cli(paper: str) -> Any:
     Raises:
         RequestError: for an unknown name, listing the known ones.
     """
-    known = installed_packages()
-    if paper not in known:
-        why = f"The papers installed here are {', '.join(known) or 'none'}"
-        raise RequestError(f"The paper '{paper}'", why, _nearest(paper, tuple(known)))
-    return importlib.import_module(f"{known[paper]}.cli")
+    papers = installed_packages()
+    if paper not in papers:
+        why = f"The papers installed here are {', '.join(papers) or 'none'}"
+        raise RequestError(f"The paper '{paper}'", why, _nearest(paper, tuple(papers)))
+    return importlib.import_module(f"{papers[paper]}.cli")
 
 
 def parse_box(text: str) -> tuple[float, float, float, float]:
@@ -117,6 +117,6 @@ def show(answer: Any, *, as_json: bool) -> None:
         typer.echo(f"{name}: {value}")
 
 
-def _nearest(name: str, known: tuple[str, ...]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
+def _nearest(name: str, names: tuple[str, ...]) -> str:
+    near = difflib.get_close_matches(name, names, n=1)
     return f"Did you mean {near[0]}?" if near else "Choose one of them"

@@ -208,7 +208,7 @@ def _run_all(entry: Entry, overrides: list[str]) -> list[Ended]:
     try:  # outside the block, as each run initialises Hydra for itself
         batches = machinery.multirun(CONFIG, Task(entry.run), overrides)
     except (HydraException, OmegaConfBaseException) as err:
-        raise refusals.refusal(err, known=_launcher_keys(overrides), groups=()) from err
+        raise refusals.refusal(err, keys=_launcher_keys(overrides), groups=()) from err
     except RuntimeError as err:  # joblib's and submitit's errors for a process that is gone
         raise WorkError(
             "The sweep did not end",

@@ -91,11 +91,13 @@ def read_run(folder: Path) -> Run | None:
     path = folder / RECORD
     if not path.is_file():
         return None
-    card = _read_json(path, kind=dict)
-    if card.get("finished") is False:
+    record = _read_json(path, kind=dict)
+    if record.get("finished") is False:
         return None
-    known = {name: card[name] for name in Run.__dataclass_fields__ if card.get(name) is not None and name != "folder"}
-    return Run(folder, **{"key": folder.name} | known)
+    fields = {
+        name: record[name] for name in Run.__dataclass_fields__ if record.get(name) is not None and name != "folder"
+    }
+    return Run(folder, **{"key": folder.name} | fields)
 
 
 def finished_run(folder: Path) -> Run:
@@ -326,12 +328,12 @@ def folder_to_run(out: Path, key: str, *, fresh: bool) -> Path:
 def is_finished(folder: Path) -> bool:
     """True where `job.json` says so and the scores still have the digest it names; damage is warned of."""
     try:
-        card = read_record(folder)
-        is_sound = card is not None and file_sha256(folder / SCORES) == card["files"][SCORES]
+        record = read_record(folder)
+        is_sound = record is not None and file_sha256(folder / SCORES) == record["files"][SCORES]
     except (OSError, ValueError, KeyError, TypeError) as err:
         _log.warning("%s is damaged and counts as unfinished (%s: %s)", folder, type(err).__name__, err)
         return False
-    if card is not None and not is_sound:
+    if record is not None and not is_sound:
         _log.warning("%s does not match its digest; the job counts as unfinished", folder / SCORES)
     return is_sound
 
@@ -346,7 +348,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
-def mark_finished(folder: Path, card: Mapping[str, Any]) -> dict[str, Any]:
+def mark_finished(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
     """Write `job.json`, after everything else in the folder is on the disk; return what it holds.
 
     Raises:
@@ -356,7 +358,7 @@ def mark_finished(folder: Path, card: Mapping[str, Any]) -> dict[str, Any]:
     for path in sorted(folder.iterdir()):
         if path.suffix in (".parquet", ".json"):
             sync_file(path)
-    done = {**card, "files": {SCORES: file_sha256(folder / SCORES)}, "finished": True}
+    done = {**record, "files": {SCORES: file_sha256(folder / SCORES)}, "finished": True}
     (folder / FAILURE).unlink(missing_ok=True)
     write_json(folder / RECORD, done)
     return done
@@ -392,8 +394,8 @@ def _damaged(path: Path, why: str) -> WorkError:
 
 def _attempts(out: Path, key: str) -> list[Path]:
     """Folders of a job, oldest first."""
-    found = [out / JOBS / key, *(out / JOBS).glob(f"{key}-*")]
-    return sorted((folder for folder in found if folder.is_dir()), key=_attempt_number)
+    folders = [out / JOBS / key, *(out / JOBS).glob(f"{key}-*")]
+    return sorted((folder for folder in folders if folder.is_dir()), key=_attempt_number)
 
 
 def _attempt_number(folder: Path) -> int:

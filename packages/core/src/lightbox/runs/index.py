@@ -175,25 +175,25 @@ class Tracker:
         """
         experiment_id = self._experiment(paper)
         wanted = f"tags.job_key = '{key}'" + (f" and tags.place = '{self._place}'" if self._place else "")
-        for found in self._client.search_runs([experiment_id], filter_string=wanted):
-            if end_ms is None or (found.info.status == "FINISHED" and found.info.end_time == end_ms):
+        for run in self._client.search_runs([experiment_id], filter_string=wanted):
+            if end_ms is None or (run.info.status == "FINISHED" and run.info.end_time == end_ms):
                 for tag, value in tags.items():
-                    self._client.set_tag(found.info.run_id, tag, value)
-                return self._remember(key, found.info.run_id), False
-            self._client.delete_run(found.info.run_id)
+                    self._client.set_tag(run.info.run_id, tag, value)
+                return self._remember(key, run.info.run_id), False
+            self._client.delete_run(run.info.run_id)
         tags = tags | {"job_key": key} | ({"place": self._place} if self._place else {})
         run = self._client.create_run(experiment_id, tags=tags, run_name=name)
         return self._remember(key, run.info.run_id), True
 
     def _experiment(self, paper: str) -> str:
-        found = self._client.get_experiment_by_name(paper)
-        if found is None:  # a server chooses its own artifact root
+        experiment = self._client.get_experiment_by_name(paper)
+        if experiment is None:  # a server chooses its own artifact root
             root = None if index_place.database_of(self.uri) is None else (self.out / "artifacts" / paper).as_uri()
             return self._client.create_experiment(paper, artifact_location=root)
-        self._check_home(found)
-        if found.lifecycle_stage == "deleted":
-            self._client.restore_experiment(found.experiment_id)
-        return found.experiment_id
+        self._check_home(experiment)
+        if experiment.lifecycle_stage == "deleted":
+            self._client.restore_experiment(experiment.experiment_id)
+        return experiment.experiment_id
 
     def _check_home(self, experiment: Any) -> None:
         """The database holds an absolute artifact root, so a moved folder would write to its old place."""

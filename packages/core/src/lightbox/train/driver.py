@@ -140,10 +140,8 @@ def fit(
             # ---- clip and step
             if optim.clip_norm > 0:
                 nn.utils.clip_grads_with_norm_(training.parameters, optim.clip_norm, norm)
-            with shortage.explained(
-                training, state, f"in the update of step {state.step + 1}"
-            ):  # moments are made here
-                training.optimizer.step()
+            with shortage.explained(training, state, f"in the update of step {state.step + 1}"):
+                training.optimizer.step()  # the first one makes the moments, which may be what does not fit
             training.optimizer.zero_grad(set_to_none=True)
             if processes.count() > 1:
                 processes.spread(weights.buffers(model), device=training.device)
