@@ -173,10 +173,10 @@ def test_a_node_with_other_versions_refuses_the_job(order):
 
 
 def test_another_source_is_named_even_where_it_cannot_read_the_configuration(order, toy):
-    given = order("none")
+    before = order("none")
     (toy / "config.py").write_text("def resolve(overrides):\n    raise KeyError(overrides)\n")
     with pytest.raises(RequestError, match="source of toy"):
-        shipped(given)
+        shipped(before)
 
 
 @pytest.mark.parametrize(
