@@ -18,7 +18,7 @@ from lightbox.claims.jobs import plan
 from lightbox.claims.registry import choose_claims, load_papers
 from lightbox.claims.runner import Finished
 from lightbox.claims.worker import run_order
-from lightbox.errors import RequestError
+from lightbox.errors import RequestError, WorkError
 from lightbox.runs.sources import whole_digest
 from lightbox.testing.toy_paper import forget_toy_paper, write_toy_paper
 
@@ -69,6 +69,13 @@ def test_files_come_back_as_they_were_without_locks_and_staged_writes(tmp_path):
     assert files == ["checkpoints/state.json", "scores.parquet"]
     assert all((copy / path).read_bytes() == (folder / path).read_bytes() for path in files)
     assert list(copy.parent.iterdir()) == [copy]
+
+
+@pytest.mark.parametrize("inside", ["../evil", "/evil", "checkpoints/../../evil"])
+def test_what_arrives_cannot_write_beside_its_folder(inside, tmp_path):
+    with pytest.raises(WorkError, match="would lie outside"):
+        ray_pool.unpack({inside: b"x", "good": b"x"}, tmp_path / "out" / "job")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_files_that_a_node_deleted_are_gone_at_home(tmp_path):
@@ -298,6 +305,7 @@ def make_pool():
         pool = ray_pool.RayPool("here:1", size=size)
         pool._ray = pool._send = Cluster(losses, error or LostError("the worker\ndied"))
         pool._stored = ray_pool.pack
+        pool._on_every_node = lambda *_: []
         return pool
 
     return build
@@ -335,6 +343,35 @@ def test_what_a_node_says_against_a_job_ends_the_run(make_pool, order):
     pool.give(order("none"))
     with pytest.raises(RequestError, match=r"^toy none was given to node b\. It differs in torch\. Sync it\.$"):
         collected(pool)
+
+
+@pytest.mark.parametrize(
+    ("cause", "message"),
+    [
+        (RequestError("toy none was given to node b", "It differs in torch", "Sync it"), "It differs in torch"),
+        (ModuleNotFoundError("No module named 'toy'"), "toy none, seed 0.*could not even begin it: No module named"),
+    ],
+)
+def test_all_nodes_are_asked_about_their_code_once_a_paper_before_a_job_is_sent(make_pool, order, cause, message):
+    refused, asked = TaskError("traceback"), []
+    refused.cause = cause
+    pool = make_pool(losses=1, error=refused)
+    pool._on_every_node = lambda function, *_: asked.append(function) or [1]
+    with pytest.raises(RequestError, match=message):
+        pool.give(order("none"))
+    assert pool._ray.sent == []
+    assert asked == [ray_pool.check_code]
+    pool._ray.losses = 0
+    pool.give(order("true"))
+    assert asked == [ray_pool.check_code]
+
+
+def test_a_node_that_dies_while_it_is_asked_is_only_warned_of(make_pool, order, caplog):
+    pool = make_pool(losses=1)
+    pool._on_every_node = lambda *_: [1]
+    pool.give(order("none"))
+    assert "A node could not be checked: the worker" in caplog.text
+    assert len(pool._ray.sent) == 1
 
 
 def test_a_full_disk_of_a_node_that_cannot_begin_fails_one_job_only(make_pool, order):

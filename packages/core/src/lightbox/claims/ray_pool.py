@@ -12,7 +12,7 @@ import shutil
 import socket
 import tempfile
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -117,17 +117,24 @@ def run_on_node(
     return replace(outcome, ran=facts), files
 
 
+def check_code(order: Order, versions: Mapping[str, str]) -> None:
+    """Raise `RequestError` where this node has another source of the job's paper, or other versions, than home."""
+    source = f"source of {order.package}"
+    home, node = {**versions, source: order.source}, {**machine.versions(COMPARED), source: whole_digest(order.package)}
+    _compare(order, home, node)
+
+
 def check_node(order: Order, versions: Mapping[str, str]) -> None:
-    """Raise `RequestError` where this node has another source, other versions, or other weights and data than home."""
-    source = {f"source of {order.package}": whole_digest(order.package)}
-    home = {**versions, **dict.fromkeys(source, order.source)}
-    node = {**machine.versions(COMPARED), **source}
-    if source.items() <= home.items():  # another source need not even resolve the overrides
-        config = importlib.import_module(f"{order.package}.config")
-        home, node = home | order.inputs, node | config.inputs(config.resolve(list(order.overrides)))
+    """As `check_code`; then also where this node has other weights and data."""
+    check_code(order, versions)  # first, as another source need not even resolve the overrides
+    config = importlib.import_module(f"{order.package}.config")
+    _compare(order, order.inputs, config.inputs(config.resolve(list(order.overrides))))
+
+
+def _compare(order: Order, home: Mapping[str, str], node: Mapping[str, str]) -> None:
     facts = [
         f"{name} ({node.get(name, '')[:12]} there, {home.get(name, '')[:12]} here)"
-        for name in sorted(home | node)
+        for name in sorted(home.keys() | node.keys())
         if home.get(name) != node.get(name)
     ]
     if facts:
@@ -143,7 +150,15 @@ def pack(folder: Path) -> dict[str, bytes]:
 
 
 def unpack(files: Mapping[str, bytes], folder: Path) -> None:
-    """Put packed files in the place of `folder`, which is never half there: not for a reader, not after a crash."""
+    """Put packed files in the place of `folder`, which is never half there: not for a reader, not after a crash.
+
+    Raises:
+        WorkError: for a path that leads out of the folder.
+    """
+    for inside in files:
+        if Path(inside).is_absolute() or ".." in Path(inside).parts:
+            why = f"What arrived for it names the file '{inside}', which would lie outside"
+            raise WorkError(f"The folder is {folder}", why, "Look at who may send jobs and files to the cluster")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".", dir=folder.parent) as staged:
         for inside, content in files.items():
@@ -174,6 +189,7 @@ class RayPool:
         self.address, self.size = address, size
         self._run, self._versions = f"lightbox-{uuid.uuid4().hex[:12]}", machine.versions(COMPARED)
         self._flights: dict[Any, Order] = {}
+        self._checked: set[str] = set()
 
     def __enter__(self) -> Self:
         self._ray = connect(self.address)
@@ -187,12 +203,30 @@ class RayPool:
         for flight in self._flights:
             self._ray.cancel(flight, force=True)
         self._flights.clear()
+        self._on_every_node(clear_node, self._run)
+        self._ray.shutdown()
+
+    def _on_every_node(self, function: Callable[..., None], *arguments: Any) -> list[Any]:
+        """Call a function on each node that is there; the calls that ended within `CLEAR_S`."""
         on_node = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
         places = [on_node(node["NodeID"], soft=False) for node in self._ray.nodes() if node["Alive"]]
-        clear = self._ray.remote(num_cpus=0, max_retries=0)(clear_node)
-        cleared = [clear.options(scheduling_strategy=place).remote(self._run) for place in places]
-        self._ray.wait(cleared, num_returns=len(cleared), timeout=CLEAR_S)
-        self._ray.shutdown()
+        remote = self._ray.remote(num_cpus=0, max_retries=0)(function)
+        calls = [remote.options(scheduling_strategy=place).remote(*arguments) for place in places]
+        ended, _ = self._ray.wait(calls, num_returns=len(calls), timeout=CLEAR_S)
+        return ended
+
+    def _check_nodes(self, order: Order) -> None:
+        """Refuse, before the first job of a paper, a node with other code; one that joins later checks each job too."""
+        if order.package in self._checked:
+            return
+        self._checked.add(order.package)
+        for call in self._on_every_node(check_code, order, self._versions):
+            try:
+                self._ray.get(call)
+            except self._ray.exceptions.RayTaskError as err:
+                raise _refusal(err, order.title) from err
+            except self._ray.exceptions.RayError as err:  # it died meanwhile, so it gets no job
+                _log.warning("A node could not be checked: %s", _first_line(err))
 
     @property
     def busy(self) -> int:
@@ -205,7 +239,12 @@ class RayPool:
         return self.size is None or self.busy < self.size
 
     def give(self, order: Order) -> None:
-        """Send an order to whichever node is free first."""
+        """Send an order to whichever node is free first.
+
+        Raises:
+            RequestError: for the first order of a paper, where a node has other code.
+        """
+        self._check_nodes(order)
         needs = [self._stored(folder) for folder in order.needs.values()]  # several jobs may read one folder
         self._flights[self._send.remote(order, self._run, self._versions, pack(order.folder), *needs)] = order
 
@@ -227,12 +266,8 @@ class RayPool:
             outcome, files = self._ray.get(flight)
             unpack(files, order.folder)
         except self._ray.exceptions.RayTaskError as err:
-            if isinstance(err.cause, LightboxError):
-                raise err.cause from err
             if not is_disk_full(err.cause):  # such a node would soon have taken, and failed, all jobs
-                why = f"A node could not even begin it: {_first_line(err.cause or err)}"
-                do = "Check the same commit out on every node and start Ray there from it; the same command goes on"
-                raise RequestError(given, why, do) from err
+                raise _refusal(err, given) from err
             return Outcome(order.key, 0.0, 0.0, disk_full(order.folder))
         except self._ray.exceptions.RayError as err:
             why = f"Ray gave it up after up to {RETRIES} retries: {type(err).__name__}, {_first_line(err)}"
@@ -243,6 +278,15 @@ class RayPool:
                 raise
             return Outcome(order.key, 0.0, 0.0, disk_full(order.folder), is_disk_full=True)
         return outcome
+
+
+def _refusal(err: Any, given: str) -> LightboxError:
+    """What a node said against a job, or that it could not even begin it; `err` is Ray's, around the cause."""
+    if isinstance(err.cause, LightboxError):
+        return err.cause
+    why = f"A node could not even begin it: {_first_line(err.cause or err)}"
+    do = "Check the same commit out on every node and start Ray there from it; the same command goes on"
+    return RequestError(given, why, do)
 
 
 def _first_line(err: BaseException) -> str:
