@@ -305,7 +305,7 @@ def make_pool():
         pool = ray_pool.RayPool("here:1", size=size)
         pool._ray = pool._send = Cluster(losses, error or LostError("the worker\ndied"))
         pool._stored = ray_pool.pack
-        pool._on_every_node = lambda *_: []
+        pool._on_every_node = lambda *_, **__: []
         return pool
 
     return build
@@ -356,7 +356,7 @@ def test_all_nodes_are_asked_about_their_code_once_a_paper_before_a_job_is_sent(
     refused, asked = TaskError("traceback"), []
     refused.cause = cause
     pool = make_pool(losses=1, error=refused)
-    pool._on_every_node = lambda function, *_: asked.append(function) or [1]
+    pool._on_every_node = lambda function, *_, **__: asked.append(function) or [1]
     with pytest.raises(RequestError, match=message):
         pool.give(order("none"))
     assert pool._ray.sent == []
@@ -368,7 +368,7 @@ def test_all_nodes_are_asked_about_their_code_once_a_paper_before_a_job_is_sent(
 
 def test_a_node_that_dies_while_it_is_asked_is_only_warned_of(make_pool, order, caplog):
     pool = make_pool(losses=1)
-    pool._on_every_node = lambda *_: [1]
+    pool._on_every_node = lambda *_, **__: [1]
     pool.give(order("none"))
     assert "A node could not be checked: the worker" in caplog.text
     assert len(pool._ray.sent) == 1

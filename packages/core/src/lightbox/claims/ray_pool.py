@@ -29,13 +29,15 @@ from lightbox.runs.sources import whole_digest
 
 RETRIES = 3
 CONNECT_S = 5.0
+CHECK_S = 60.0  # a busy node takes this long to start a worker
 CLEAR_S = 20.0  # a worker must start where the interrupted ones were ended
 # mlflow is left out: only the parent process writes the index
 COMPARED = tuple(name for name in machine.RECORDED if name != "mlflow")
 # Read by ray when it is imported: no telemetry; no copy of `uv run` and its project to the nodes; of the raylets'
 # messages only those that tell of a job sent again, also for want of memory, which would be without end; 20 s, not 60,
-# to find the node beside this program.
+# to find the node beside this program; nothing about a late call whose answer nobody waits for any more.
 RAY_SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
+RAY_SETTINGS |= {"RAY_IGNORE_UNHANDLED_ERRORS": "1"}
 RAY_SETTINGS |= {"RAY_DEDUP_LOGS_ALLOW_REGEX": "retries remaining", "RAY_DEDUP_LOGS_SKIP_REGEX": r"[\s\S]"}
 RAY_SETTINGS |= {"RAY_task_oom_retries": f"{RETRIES}", "RAY_gcs_server_request_timeout_seconds": "20"}
 
@@ -203,16 +205,16 @@ class RayPool:
         for flight in self._flights:
             self._ray.cancel(flight, force=True)
         self._flights.clear()
-        self._on_every_node(clear_node, self._run)
+        self._on_every_node(clear_node, self._run, timeout_s=CLEAR_S)
         self._ray.shutdown()
 
-    def _on_every_node(self, function: Callable[..., None], *arguments: Any) -> list[Any]:
-        """Call a function on each node that is there; the calls that ended within `CLEAR_S`."""
+    def _on_every_node(self, function: Callable[..., None], *arguments: Any, timeout_s: float) -> list[Any]:
+        """Call a function on each node that is there; the calls that ended within the time."""
         on_node = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
         places = [on_node(node["NodeID"], soft=False) for node in self._ray.nodes() if node["Alive"]]
         remote = self._ray.remote(num_cpus=0, max_retries=0)(function)
         calls = [remote.options(scheduling_strategy=place).remote(*arguments) for place in places]
-        ended, _ = self._ray.wait(calls, num_returns=len(calls), timeout=CLEAR_S)
+        ended, _ = self._ray.wait(calls, num_returns=len(calls), timeout=timeout_s)
         return ended
 
     def _check_nodes(self, order: Order) -> None:
@@ -220,7 +222,7 @@ class RayPool:
         if order.package in self._checked:
             return
         self._checked.add(order.package)
-        for call in self._on_every_node(check_code, order, self._versions):
+        for call in self._on_every_node(check_code, order, self._versions, timeout_s=CHECK_S):
             try:
                 self._ray.get(call)
             except self._ray.exceptions.RayTaskError as err:
