@@ -1,12 +1,10 @@
-"""What a cluster needs and no cluster is needed for: refusals, archives, a job on a node, what becomes of a loss."""
+"""What a cluster needs and no cluster is needed for: refusals, packing, a job on a node, what becomes of a loss."""
 
 import importlib.util
-import logging
 import os
 import socket
 import subprocess
 import sys
-import tarfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +12,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from lightbox.claims import parcels, ray_connection, ray_pool, runner
+from lightbox import machine
+from lightbox.claims import ray_pool, runner
 from lightbox.claims.jobs import plan
 from lightbox.claims.registry import choose_claims, load_papers
 from lightbox.claims.runner import Finished
-from lightbox.errors import RequestError
+from lightbox.claims.worker import run_order
+from lightbox.errors import RequestError, WorkError
+from lightbox.runs.sources import whole_digest
 from lightbox.testing.toy_paper import forget_toy_paper, write_toy_paper
 
 
@@ -49,37 +50,57 @@ def order(todo, tmp_path):
     return build
 
 
-def shipped(order):
+def shipped(order, *, versions=None):
     """Run an order as a node does, and put what comes home into its folder."""
-    delivery = parcels.run_parcel(*parcels.make_parcel(order, "a1"))
-    order.folder.mkdir(parents=True, exist_ok=True)
-    parcels.unpack(delivery.files, {parcels.OWN: order.folder})
-    return delivery.outcome
+    needs = [ray_pool.pack(folder) for folder in order.needs.values()]
+    versions = versions or machine.versions(ray_pool.COMPARED)
+    outcome, files = ray_pool.run_on_node(order, "lightbox-a1", versions, ray_pool.pack(order.folder), *needs)
+    ray_pool.unpack(files, order.folder)
+    return outcome
 
 
 def test_files_come_back_as_they_were_without_locks_and_staged_writes(tmp_path):
-    folder = tmp_path / "job"
-    (folder / "checkpoints").mkdir(parents=True)
-    for name in ("scores.parquet", "checkpoints/state.json", ".lock", ".card.json.tmp-7"):
+    folder, copy = tmp_path / "job", tmp_path / "out" / "job"
+    (folder / "checkpoints" / ".staged").mkdir(parents=True)
+    for name in ("scores.parquet", "checkpoints/state.json", ".lock", ".card.json.tmp-7", "checkpoints/.staged/part"):
         (folder / name).write_bytes(os.urandom(100))
-    (folder / "link").symlink_to("/etc/hostname")
-    places = {"own": tmp_path / "there", "other": tmp_path / "unused"}
-    parcels.unpack(parcels.pack({"own": folder, "needs-0": folder}), places)
-    files = [path.relative_to(tmp_path / "there") for path in sorted((tmp_path / "there").rglob("*")) if path.is_file()]
-    assert [str(path) for path in files] == ["checkpoints/state.json", "scores.parquet"]
-    assert all((tmp_path / "there" / path).read_bytes() == (folder / path).read_bytes() for path in files)
-    assert not (tmp_path / "unused").exists()
+    ray_pool.unpack(ray_pool.pack(folder), copy)
+    files = [str(path.relative_to(copy)) for path in sorted(copy.rglob("*")) if path.is_file()]
+    assert files == ["checkpoints/state.json", "scores.parquet"]
+    assert all((copy / path).read_bytes() == (folder / path).read_bytes() for path in files)
+    assert list(copy.parent.iterdir()) == [copy]
 
 
-def test_an_archive_cannot_write_beside_its_folder(tmp_path):
-    (tmp_path / "file").write_text("x")
-    buffer = tmp_path / "bad.tar.gz"
-    with tarfile.open(buffer, "w:gz") as archive:
-        for name in ("own/../../evil", "/evil", "own/good"):
-            archive.add(tmp_path / "file", name)
-    parcels.unpack(buffer.read_bytes(), {"own": tmp_path / "a" / "b"})
-    assert [path.name for path in (tmp_path / "a").rglob("*") if path.is_file()] == ["good"]
-    assert not (tmp_path / "evil").exists()
+@pytest.mark.parametrize("inside", ["../evil", "/evil", "checkpoints/../../evil"])
+def test_what_arrives_cannot_write_beside_its_folder(inside, tmp_path):
+    with pytest.raises(WorkError, match="would lie outside"):
+        ray_pool.unpack({inside: b"x", "good": b"x"}, tmp_path / "out" / "job")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_that_a_node_deleted_are_gone_at_home(tmp_path):
+    for name in ("old", "new"):
+        (tmp_path / name / "checkpoints").mkdir(parents=True)
+        (tmp_path / name / "checkpoints" / name).touch()
+    ray_pool.unpack(ray_pool.pack(tmp_path / "new"), tmp_path / "old")
+    assert [path.name for path in (tmp_path / "old").rglob("*")] == ["checkpoints", "new"]
+
+
+def test_a_folder_that_a_full_disk_cuts_short_leaves_the_earlier_one(tmp_path, monkeypatch):
+    write = Path.write_bytes
+
+    def full(path, content):
+        if path.name == "scores.parquet":
+            raise OSError(28, "No space left on device")
+        return write(path, content)
+
+    (tmp_path / "job").mkdir()
+    (tmp_path / "job" / "state.json").write_text("earlier")
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        ray_pool.unpack({"state.json": b"later", "scores.parquet": b"x"}, tmp_path / "job")
+    assert (tmp_path / "job" / "state.json").read_text() == "earlier"
+    assert list(tmp_path.iterdir()) == [tmp_path / "job"]
 
 
 def test_a_job_runs_on_a_node_with_what_it_needs_and_comes_home_whole(order, tmp_path):
@@ -91,10 +112,10 @@ def test_a_job_runs_on_a_node_with_what_it_needs_and_comes_home_whole(order, tmp
     assert outcome.ran.keys() == {"commit", "hardware", "versions"}
     assert (second.folder / "log.txt").exists()
     direct = replace(second, folder=tmp_path / "direct")
-    assert parcels.run_order(direct).error is None
+    assert run_order(direct).error is None
     assert (second.folder / "scores.parquet").read_bytes() == (direct.folder / "scores.parquet").read_bytes()
     assert list((tmp_path / "node" / "lightbox-a1" / "jobs").iterdir()) == []  # the node keeps nothing of a job
-    parcels.clear_node("a1")
+    ray_pool.clear_node("lightbox-a1")
     assert list((tmp_path / "node").iterdir()) == []
 
 
@@ -120,7 +141,7 @@ def test_a_failing_job_sends_its_log_home_and_names_the_folder_there(order, toy,
     text = (toy / "world.py").read_text()
     fail = "    import os\n    os.write(1, b'so far')\n    raise ValueError(cfg)"
     (toy / "world.py").write_text(text.replace("    return cfg", fail))
-    failing = replace(order("none"), source=parcels.whole_digest("toy"))
+    failing = replace(order("none"), source=whole_digest("toy"))
     outcome = shipped(failing)
     assert "ValueError" in outcome.error.why
     assert str(failing.folder) in outcome.error.do
@@ -133,7 +154,7 @@ def test_a_full_disk_of_a_node_fails_one_job_only(order, toy):
     text = (toy / "world.py").read_text()
     write = "    with open('/dev/full', 'wb', buffering=0) as file:\n        file.write(b'x')\n    return cfg"
     (toy / "world.py").write_text(text.replace("    return cfg", write))
-    outcome = shipped(replace(order("none"), source=parcels.whole_digest("toy")))
+    outcome = shipped(replace(order("none"), source=whole_digest("toy")))
     assert "The disk is full" in outcome.error.why
     assert not outcome.is_disk_full
 
@@ -141,24 +162,28 @@ def test_a_full_disk_of_a_node_fails_one_job_only(order, toy):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"source": "0" * 64}, r"toy none, seed 0 was given to node .*Its source of toy is another one.*same commit"),
-        ({"inputs": {"generator": "2"}}, r"Its generator and weights differ from those of this machine.*same files"),
+        ({"source": "0" * 64}, r"toy none, seed 0 was given to node .*source of toy \(\w{12} there, 0{12} here\)"),
+        ({"inputs": {"generator": "2"}}, r"differs in generator \(1 there, 2 here\), weights \(.*same files"),
+        ({"inputs": {"generator": "1", "weights": "ab"}}, r"differs in weights \(\w{12} there, ab here\)"),
     ],
 )
-def test_a_node_with_other_code_or_other_inputs_refuses_the_job(order, changes, message):
-    other = replace(order("none"), **changes)
-    outcome = shipped(other)
+def test_a_node_with_other_code_or_other_inputs_refuses_the_job(order, changes, message, tmp_path):
     with pytest.raises(RequestError, match=message):
-        raise outcome.error
-    assert not (other.folder / "scores.parquet").exists()
+        shipped(replace(order("none"), **changes))
+    assert list((tmp_path / "node").iterdir()) == []  # nothing was begun
 
 
 def test_a_node_with_other_versions_refuses_the_job(order):
-    parcel, luggage = parcels.make_parcel(order("none"), "a1")
-    other = replace(parcel, versions=parcel.versions | {"torch": "1.0", "numpy": "1.0"})
-    error = parcels.run_parcel(other, luggage).outcome.error
-    assert "where this machine has 1.0, 1.0" in error.why
-    assert "uv.lock" in error.do
+    versions = machine.versions(ray_pool.COMPARED) | {"torch": "1.0", "numpy": "1.1"}
+    with pytest.raises(RequestError, match=r"numpy \(\S+ there, 1\.1 here\), torch \(\S+ there, 1\.0 here\).*uv sync"):
+        shipped(order("none"), versions=versions)
+
+
+def test_another_source_is_named_even_where_it_cannot_read_the_configuration(order, toy):
+    before = order("none")
+    (toy / "config.py").write_text("def resolve(overrides):\n    raise KeyError(overrides)\n")
+    with pytest.raises(RequestError, match="source of toy"):
+        shipped(before)
 
 
 @pytest.mark.parametrize(
@@ -194,18 +219,35 @@ def test_ray_that_is_not_installed_is_named_with_its_extra(monkeypatch):
         runner.check_engine("ray", "127.0.0.1:6379")
 
 
-def test_a_listener_that_is_no_ray_head_is_refused_within_the_patience(monkeypatch):
-    monkeypatch.setattr(ray_connection, "PROBE_S", 1.0)
+def test_a_listener_that_is_no_ray_head_is_refused_at_once():
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
         runner.check_engine("ray", address)
-        with pytest.raises(RequestError, match="did not answer as the head of a Ray cluster within 1 s.*6379"):
-            ray_connection.check_answers(address)
+        begun = time.monotonic()
+        with pytest.raises(RequestError, match="No node of a cluster with that head.*Correct the port, 6379 by"):
+            ray_pool.connect(address)
+        assert time.monotonic() - begun < 5
 
 
 def test_a_machine_outside_the_cluster_is_told_how_to_join():
-    with pytest.raises(RequestError, match=r"No node of that cluster runs on this.*ray start --address=10\.0\.0\.5:1 "):
-        ray_connection.check_membership("10.0.0.5:1")
+    with pytest.raises(RequestError, match=r"runs on this machine.*join.*: `ray start --address=10\.0\.0\.5:1 "):
+        ray_pool.connect("10.0.0.5:1")
+
+
+@pytest.mark.parametrize(
+    "err",
+    [RuntimeError("Version mismatch: Ray 2.9 there\nPython"), ConnectionError("Version mismatch: Ray 2.9 there")],
+)
+def test_what_ray_says_against_this_machine_is_a_refusal(monkeypatch, err):
+    def init(*_, **__):
+        raise err
+
+    beside = SimpleNamespace(info={"cmdline": ["raylet", "--gcs-address=10.0.0.5:6379"]})
+    monkeypatch.setattr("psutil.process_iter", lambda _: [beside])
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=init))
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    with pytest.raises(RequestError, match=r"let this machine in: Version mismatch: Ray 2\.9 there\. Start Ray from"):
+        ray_pool.connect("10.0.0.5:6379")
 
 
 def test_the_refusal_of_an_address_exits_2_and_imports_neither_torch_nor_ray():
@@ -237,25 +279,22 @@ class Cluster:
     exceptions = SimpleNamespace(RayError=LostError, RayTaskError=TaskError)
 
     def __init__(self, losses, error):
-        self.losses, self.error, self.cpus, self.sent = losses, error, 2.0, []
-
-    def cluster_resources(self):
-        return {"CPU": self.cpus} if self.cpus else {}
+        self.losses, self.error, self.sent = losses, error, []
 
     def put(self, value):
         return value
 
     def wait(self, references, **_):
-        return references, []
+        return references[:1], references[1:]
 
-    def remote(self, parcel, luggage):
-        self.sent.append((parcel, luggage))
+    def remote(self, *sent):
+        self.sent.append(sent)
         return len(self.sent)
 
     def get(self, reference):
         if reference <= self.losses:
             raise self.error
-        return parcels.run_parcel(*self.sent[reference - 1])
+        return ray_pool.run_on_node(*self.sent[reference - 1])
 
 
 @pytest.fixture
@@ -263,8 +302,10 @@ def make_pool():
     """A function: a pool over a cluster that loses what it is sent at first."""
 
     def build(losses=0, error=None, size=None):
-        pool = ray_pool.RayPool("here:1", size=size, sources={})
+        pool = ray_pool.RayPool("here:1", size=size)
         pool._ray = pool._send = Cluster(losses, error or LostError("the worker\ndied"))
+        pool._stored = ray_pool.pack
+        pool._on_every_node = lambda *_, **__: []
         return pool
 
     return build
@@ -277,48 +318,94 @@ def collected(pool):
     return outcomes
 
 
-def test_a_lost_job_is_sent_again_and_the_log_says_so(make_pool, order, caplog):
-    pool = make_pool(losses=ray_pool.RETRIES)
+def test_a_job_that_ray_gave_up_fails_alone_and_names_the_loss(make_pool, order):
+    pool = make_pool(losses=1)
     pool.give(order("none"))
-    (outcome,) = collected(pool)
-    assert outcome.error is None
-    assert (order("none").folder / "scores.parquet").exists()
-    assert [record.levelno for record in caplog.records] == [logging.WARNING] * 3
-    assert "toy none, seed 0 was lost (LostError: the worker); attempt 2 of 4" in caplog.text
+    pool.give(order("true"))
+    first, second = collected(pool)
+    assert "gave it up after up to 3 retries: LostError, the worker." in first.error.why
+    assert str(order("none").folder) in first.error.given
+    assert second.error is None
 
 
-def test_a_job_that_is_lost_every_time_is_given_up(make_pool, order):
-    pool = make_pool(losses=99)
-    pool.give(order("none"))
-    (outcome,) = collected(pool)
-    assert "died 4 times, at last with LostError: the worker" in outcome.error.why
-    assert len(pool._ray.sent) == 1 + ray_pool.RETRIES
-
-
-def test_a_worker_that_cannot_run_the_job_is_not_asked_twice(make_pool, order):
+def test_a_node_that_cannot_begin_a_job_ends_the_run(make_pool, order):
     pool = make_pool(losses=99, error=TaskError("No module named 'toy'"))
     pool.give(order("none"))
-    (outcome,) = collected(pool)
-    assert "No module named 'toy'" in outcome.error.why
+    with pytest.raises(RequestError, match="could not even begin it: No module named 'toy'.*same commit"):
+        collected(pool)
     assert len(pool._ray.sent) == 1
 
 
-def test_jobs_at_once_follow_the_cluster_and_the_option(make_pool, order, caplog):
-    pool = make_pool()
+def test_what_a_node_says_against_a_job_ends_the_run(make_pool, order):
+    refused = TaskError("traceback")
+    refused.cause = RequestError("toy none was given to node b", "It differs in torch", "Sync it")
+    pool = make_pool(losses=1, error=refused)
     pool.give(order("none"))
-    assert pool.has_room
+    with pytest.raises(RequestError, match=r"^toy none was given to node b\. It differs in torch\. Sync it\.$"):
+        collected(pool)
+
+
+@pytest.mark.parametrize(
+    ("cause", "message"),
+    [
+        (RequestError("toy none was given to node b", "It differs in torch", "Sync it"), "It differs in torch"),
+        (ModuleNotFoundError("No module named 'toy'"), "toy none, seed 0.*could not even begin it: No module named"),
+    ],
+)
+def test_all_nodes_are_asked_about_their_code_once_a_paper_before_a_job_is_sent(make_pool, order, cause, message):
+    refused, asked = TaskError("traceback"), []
+    refused.cause = cause
+    pool = make_pool(losses=1, error=refused)
+    pool._on_every_node = lambda function, *_, **__: asked.append(function) or [1]
+    with pytest.raises(RequestError, match=message):
+        pool.give(order("none"))
+    assert pool._ray.sent == []
+    assert asked == [ray_pool.check_code]
+    pool._ray.losses = 0
     pool.give(order("true"))
-    assert not pool.has_room
-    pool._ray.cpus = 4.0
-    assert pool.has_room  # a node joined
-    pool._ray.cpus = 0
-    assert not pool.has_room
-    assert not pool.has_room
-    assert caplog.text.count("has no CPU now") == 1
-    assert len(collected(pool)) == 2
-    single = make_pool(size=1)
+    assert asked == [ray_pool.check_code]
+
+
+def test_a_node_that_dies_while_it_is_asked_is_only_warned_of(make_pool, order, caplog):
+    pool = make_pool(losses=1)
+    pool._on_every_node = lambda *_, **__: [1]
+    pool.give(order("none"))
+    assert "A node could not be checked: the worker" in caplog.text
+    assert len(pool._ray.sent) == 1
+
+
+def test_a_full_disk_of_a_node_that_cannot_begin_fails_one_job_only(make_pool, order):
+    full = TaskError("traceback")
+    full.cause = OSError(28, "No space left on device")
+    pool = make_pool(losses=1, error=full)
+    pool.give(order("none"))
+    pool.give(order("true"))
+    first, second = collected(pool)
+    assert "The disk is full" in first.error.why
+    assert not first.is_disk_full
+    assert second.error is None
+
+
+def test_ray_is_handed_all_jobs_at_once_or_as_many_as_the_option_says(make_pool, order):
+    pool, single = make_pool(), make_pool(size=1)
+    for arm in ("none", "true", "filler"):
+        assert pool.has_room
+        pool.give(order(arm))
+    assert pool.has_room
+    assert len(collected(pool)) == 3
     single.give(order("none"))
     assert not single.has_room
+
+
+def test_a_cluster_without_a_cpu_is_warned_of(monkeypatch, caplog):
+    resources = {"CPU": 1.0}
+    ray = SimpleNamespace(cluster_resources=lambda: resources, remote=lambda **_: lambda function: function)
+    monkeypatch.setattr(ray_pool, "connect", lambda address: ray)
+    ray_pool.RayPool("here:1", size=None).__enter__()
+    assert caplog.text == ""
+    resources.clear()
+    ray_pool.RayPool("here:1", size=None).__enter__()
+    assert "The cluster at here:1 has no CPU now" in caplog.text
 
 
 def test_a_full_disk_here_ends_the_run(make_pool, order, monkeypatch):

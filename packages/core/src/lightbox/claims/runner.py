@@ -5,7 +5,6 @@ the worker's imports, come to life with the first job that has to run: with ever
 no cluster is asked and no torch is imported.
 """
 
-import logging
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -15,20 +14,17 @@ from typing import Any
 from lightbox import machine
 from lightbox.claims.jobs import Job, Plan
 from lightbox.claims.pool import Pool
-from lightbox.claims.ray_connection import check_address
-from lightbox.claims.ray_pool import RayPool
-from lightbox.claims.worker import Order, Outcome
+from lightbox.claims.ray_pool import RayPool, check_address
+from lightbox.claims.worker import Order, Outcome, is_disk_full
 from lightbox.errors import LightboxError, RequestError, WorkError
-from lightbox.files import FULL_DISK, write_json
+from lightbox.files import write_json
 from lightbox.runs.folders import FAILURE, disk_full, finished_folder, folder_to_run, mark_finished
 from lightbox.runs.sources import whole_digest
 
 ENGINES = ("local", "ray")
 LOCAL_WORKERS = 2
 PROGRESS_S = 10.0
-PROGRESS_SHARE = 20
-
-_log = logging.getLogger("lightbox.claims")
+PROGRESS_SHARE = 20  # showing it takes at most one part in twenty of the time
 
 OnJobDone = Callable[[Job, Path], None]
 OnProgress = Callable[["Finished"], None]
@@ -60,57 +56,57 @@ def find_finished(
         fresh: count no earlier job as finished.
         committed: parquet files of committed jobs by key; a job of the output folder goes before.
     """
-    found = Finished()
+    finished = Finished()
     if fresh:
-        return found
+        return finished
     for key in plan.jobs:
         folder = finished_folder(out, key)
         if folder is not None:
-            found.folders[key] = folder
+            finished.folders[key] = folder
         elif committed is not None and key in committed:
-            found.reused[key] = committed[key]
-    return found
+            finished.reused[key] = committed[key]
+    return finished
 
 
-def jobs_to_run(plan: Plan, found: Finished, *, wanted: Collection[str] | None = None) -> list[Job]:
-    """Jobs whose scores are wanted and missing, and the unfinished ones that they need, in order.
+def jobs_to_run(plan: Plan, finished: Finished, *, keys: Collection[str] | None = None) -> list[Job]:
+    """Jobs whose scores are asked for and missing, and the unfinished ones that they need, in order.
 
     A job that is needed must have its folder: committed scores do not hold its weights.
     """
-    keys = plan.scored_keys() if wanted is None else wanted
-    wanted = {key for key in keys if key not in found.folders and key not in found.reused}
+    scored = plan.scored_keys() if keys is None else keys
+    missing = {key for key in scored if key not in finished.folders and key not in finished.reused}
     for job in reversed(plan.jobs.values()):  # needs come before what needs them
-        if job.key in wanted:
-            wanted |= {key for key in job.needs.values() if key not in found.folders}
-    return [job for job in plan.jobs.values() if job.key in wanted]
+        if job.key in missing:
+            missing |= {key for key in job.needs.values() if key not in finished.folders}
+    return [job for job in plan.jobs.values() if job.key in missing]
 
 
 def run(
     plan: Plan,
     out: Path,
-    found: Finished,
+    finished: Finished,
     *,
     workers: int | None = None,
     engine: str = "local",
     address: str = "",
     fresh: bool = False,
-    wanted: Collection[str] | None = None,
+    keys: Collection[str] | None = None,
     on_started: Callable[[], None] | None = None,
     on_job_done: OnJobDone | None = None,
     on_progress: OnProgress | None = None,
 ) -> Finished:
-    """Run what `found` lacks and add it there.
+    """Run what `finished` lacks and add it there.
 
     Args:
         plan: the jobs.
         out: output folder, locked by the caller (`folders.open_output`).
-        found: from `find_finished`; changed in place.
+        finished: from `find_finished`; changed in place.
         workers: most jobs at once, one thread each, at least 1; None means 2 here, and all CPUs of a cluster. More than
             cores or jobs are not started.
         engine: "local", or "ray".
         address: HOST:PORT of a Ray cluster's head, for that engine.
         fresh: run in new folders beside earlier attempts.
-        wanted: keys to run; None means those whose scores a claim of the plan reads.
+        keys: jobs to run; None means those whose scores a claim of the plan reads.
         on_started: called once, when the first jobs were handed out: while workers import, the caller has time.
         on_job_done: called here, in this process, for each job that finished.
         on_progress: called at most every 10 s after jobs ended.
@@ -122,37 +118,38 @@ def run(
     check_engine(engine, address)
     if workers is not None and workers < 1:
         raise RequestError(f"--workers is {workers}", "Someone must do the work", "Give --workers 1 or more")
-    waiting = {job.key: job for job in jobs_to_run(plan, found, wanted=wanted)}
+    waiting = {job.key: job for job in jobs_to_run(plan, finished, keys=keys)}
     if not waiting:
-        return found
+        return finished
     folders: dict[str, Path] = {}
-    commit, tell_at = machine.commit(), time.monotonic() + PROGRESS_S
-    with _make_pool(list(waiting.values()), engine=engine, address=address, workers=workers) as pool:
+    commit = machine.commit()  # now, as a commit made meanwhile is not what the workers import
+    show_at = time.monotonic() + PROGRESS_S
+    with _make_pool(len(waiting), engine=engine, address=address, workers=workers) as pool:
         while waiting or pool.busy:
-            _drop_hopeless(waiting, found)
-            for job in [job for job in waiting.values() if set(job.needs.values()) <= found.folders.keys()]:
+            _drop_hopeless(waiting, finished)
+            for job in [job for job in waiting.values() if set(job.needs.values()) <= finished.folders.keys()]:
                 if not pool.has_room:
                     break
                 del waiting[job.key]
                 folders[job.key] = folder_to_run(out, job.key, fresh=fresh)
-                pool.give(_order(job, folders[job.key], found))
+                pool.give(_order(job, folders[job.key], finished))
             if on_started is not None and pool.busy:
                 on_started()
                 on_started = None
-            for outcome in pool.collect(timeout_s=1.0):
+            for outcome in pool.collect(timeout_s=1.0):  # short, so that Ctrl-C is heard
                 job = plan.jobs[outcome.key]
-                _settle(job, outcome, folders[job.key], found, commit=commit)
-                if on_job_done is not None and job.key in found.folders:
-                    on_job_done(job, found.folders[job.key])
-                if on_progress is not None and time.monotonic() >= tell_at:
-                    tell_at = _tell(on_progress, found)
-    return found
+                _settle(job, outcome, folders[job.key], finished, commit=commit)
+                if on_job_done is not None and job.key in finished.folders:
+                    on_job_done(job, finished.folders[job.key])
+                if on_progress is not None and time.monotonic() >= show_at:
+                    show_at = _show(on_progress, finished)
+    return finished
 
 
-def _tell(on_progress: OnProgress, found: Finished) -> float:
-    """Tell of the progress; when to do so again, late enough for it to take 5 % of the time at most."""
+def _show(on_progress: OnProgress, finished: Finished) -> float:
+    """Show the progress; when to do so again, late enough for it to take 5 % of the time at most."""
     begun = time.monotonic()
-    on_progress(found)
+    on_progress(finished)
     ended = time.monotonic()
     return ended + max(PROGRESS_S, PROGRESS_SHARE * (ended - begun))
 
@@ -173,34 +170,33 @@ def check_engine(engine: str, address: str) -> None:
         check_address(address)
 
 
-def _make_pool(waiting: list[Job], *, engine: str, address: str, workers: int | None) -> Pool | RayPool:
+def _make_pool(n_jobs: int, *, engine: str, address: str, workers: int | None) -> Pool | RayPool:
     if engine == "ray":
-        return RayPool(address, size=workers, sources={job.package: whole_digest(job.package) for job in waiting})
-    return Pool(min(LOCAL_WORKERS if workers is None else workers, machine.cores(), len(waiting)))
+        return RayPool(address, size=workers)
+    return Pool(min(LOCAL_WORKERS if workers is None else workers, machine.cores(), n_jobs))
 
 
-def _order(job: Job, folder: Path, found: Finished) -> Order:
-    needs = {arm: found.folders[key].resolve() for arm, key in job.needs.items()}
+def _order(job: Job, folder: Path, finished: Finished) -> Order:
+    needs = {arm: finished.folders[key].resolve() for arm, key in job.needs.items()}
     title = f"{job.paper} {job.arm}, seed {job.seed}"
-    return Order(
-        job.key, job.package, folder.resolve(), job.overrides, needs, title, whole_digest(job.package), job.inputs
-    )
+    source = whole_digest(job.package)
+    return Order(job.key, job.package, folder.resolve(), job.overrides, needs, title, source, job.inputs)
 
 
-def _drop_hopeless(waiting: dict[str, Job], found: Finished) -> None:
+def _drop_hopeless(waiting: dict[str, Job], finished: Finished) -> None:
     """Give up jobs that need a job which failed."""
     for job in list(waiting.values()):
-        failed = [arm for arm, key in job.needs.items() if key in found.errors]
+        failed = [arm for arm, key in job.needs.items() if key in finished.errors]
         if failed:
             del waiting[job.key]
-            found.errors[job.key] = WorkError(
+            finished.errors[job.key] = WorkError(
                 f"Job {job.key} is arm '{job.arm}', seed {job.seed}",
                 f"It needs arm '{failed[0]}' of that seed, which failed",
                 "Correct that one; the same command then runs both",
             )
 
 
-def _settle(job: Job, outcome: Outcome, folder: Path, found: Finished, *, commit: str) -> None:
+def _settle(job: Job, outcome: Outcome, folder: Path, finished: Finished, *, commit: str) -> None:
     """Mark a job finished, or record why it is not; a full disk ends the run, as every job would fail on it."""
     if outcome.error is None:
         try:
@@ -208,17 +204,17 @@ def _settle(job: Job, outcome: Outcome, folder: Path, found: Finished, *, commit
         except FileNotFoundError:
             outcome = _failed(outcome, folder, "It ended without an error and wrote no scores.parquet")
         except OSError as err:
-            if err.errno not in FULL_DISK:
+            if not is_disk_full(err):
                 raise
             raise disk_full(folder) from err
         else:
-            found.folders[job.key] = folder
+            finished.folders[job.key] = folder
             return
-    found.errors[job.key] = outcome.error
+    finished.errors[job.key] = outcome.error
     if outcome.is_disk_full:
         raise disk_full(folder)
     error = outcome.error
-    folder.mkdir(parents=True, exist_ok=True)  # a job that a node never began has none here
+    folder.mkdir(parents=True, exist_ok=True)  # a job that a cluster lost has none here
     write_json(folder / FAILURE, {"given": error.given, "why": error.why, "do": error.do})
 
 

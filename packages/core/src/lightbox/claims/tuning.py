@@ -77,7 +77,7 @@ def tune(paper: Paper, out: Path, *, workers: int = 2) -> dict[str, float]:
     """
     plan, keys = plan_trials(paper)
     with open_output(out):
-        finished = run(plan, out, find_finished(plan, out), workers=workers, wanted=set(plan.jobs))
+        finished = run(plan, out, find_finished(plan, out), workers=workers, keys=set(plan.jobs))
     if finished.errors:
         raise next(iter(finished.errors.values()))
     tuned = {arm.name for arm in tuned_arms(paper)}

@@ -14,6 +14,8 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -71,19 +73,18 @@ class Outcome:
 
 
 def work(orders: Connection, lifeline: Connection) -> None:
-    """Take orders until None comes; the body of a worker process.
+    """Take orders for as long as the parent lives; the body of a worker process.
 
     Args:
-        orders: receives `Order` or None, sends `Outcome`.
+        orders: receives `Order`, sends `Outcome`.
         lifeline: never written to; at its end of file the process leaves at once.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides what stops
     threading.Thread(target=_leave_with_parent, args=(lifeline,), daemon=True).start()
-    while (order := orders.recv()) is not None:
-        order.folder.mkdir(parents=True, exist_ok=True)
-        with (order.folder / LOG).open("a", encoding="utf-8") as log:
-            _send_output_to(log.fileno())
-        orders.send(run_order(order))
+    while True:
+        order = orders.recv()
+        with output_to(order.folder / LOG):
+            orders.send(run_order(order))  # in here, because leaving writes to the log, which a full disk refuses
 
 
 def run_order(order: Order, *, place: Path | None = None) -> Outcome:
@@ -97,7 +98,7 @@ def run_order(order: Order, *, place: Path | None = None) -> Outcome:
     place.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     error: LightboxError | None = None
-    is_disk_full = False
+    is_full = False
     try:
         with FileLock(place / ".lock", timeout=PATIENCE_S):
             job = importlib.import_module(f"{order.package}.cli").run_job
@@ -109,9 +110,28 @@ def run_order(order: Order, *, place: Path | None = None) -> Outcome:
         error = err
     except Exception as err:  # a bug in a paper must not take the other jobs along; the log keeps the traceback
         logger.exception("job %s", order.key)
-        is_disk_full = isinstance(err, OSError) and err.errno in FULL_DISK
-        error = _as_work_error(order, err)
-    return Outcome(order.key, time.monotonic() - started, peak_memory_gib(), error, is_disk_full)
+        error, is_full = _as_work_error(order, err), is_disk_full(err)
+    return Outcome(order.key, time.monotonic() - started, peak_memory_gib(), error, is_full)
+
+
+@contextmanager
+def output_to(path: Path) -> Iterator[None]:
+    """Point standard output and error at the end of a file, also for code outside Python, and back again."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    former = os.dup(1), os.dup(2)
+    with path.open("a", encoding="utf-8") as log:
+        try:
+            _redirect(log.fileno(), log.fileno())
+            yield
+        finally:
+            _redirect(*former)
+            for descriptor in former:
+                os.close(descriptor)
+
+
+def is_disk_full(err: BaseException | None) -> bool:
+    """True for an error that says the disk, or the share of it that we may use, is full."""
+    return isinstance(err, OSError) and err.errno in FULL_DISK
 
 
 def peak_memory_gib() -> float:
@@ -121,7 +141,7 @@ def peak_memory_gib() -> float:
 
 
 def _as_work_error(order: Order, err: Exception) -> WorkError:
-    if isinstance(err, OSError) and err.errno in FULL_DISK:
+    if is_disk_full(err):
         return disk_full(order.folder)
     first = str(err).splitlines()[0] if str(err) else "no message"
     return WorkError(
@@ -131,12 +151,12 @@ def _as_work_error(order: Order, err: Exception) -> WorkError:
     )
 
 
-def _send_output_to(descriptor: int) -> None:
-    """Point standard output and error at an open file, also for code outside Python: a job prints into its log."""
+def _redirect(output: int, error: int) -> None:
+    """Make two descriptors standard output and error; what is still buffered goes to the former ones."""
     sys.stdout.flush()
     sys.stderr.flush()
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
+    os.dup2(output, 1)
+    os.dup2(error, 2)
 
 
 def _leave_with_parent(lifeline: Connection) -> None:
