@@ -106,7 +106,7 @@ assert all(a.name.split(".")[-1] in line for a, line in zip(anchors, lines, stri
 # is known, and a rationale can be checked fact by fact, which no real data set allows.
 
 # %%
-SIZES = ["preset=smoke", "run.seed=0", "data.n_train=64", "data.n_test=32", "optim.max_steps=24", "optim.lr=0.003"]
+SIZES = ["preset=smoke", "run.seed=0", "data.n_train=64", "data.n_test=32", "optim.max_steps=12", "optim.lr=0.003"]
 cfg = resolve([*SIZES, "experiment=explanation"])
 training, test = load_splits(cfg)
 lengths = [len(sample.record.rationale.split()) for sample in training.samples]

@@ -343,8 +343,8 @@ def test_the_same_document_gives_the_same_page(quick, tmp_path):
 
 def test_figures_draw_dollars_and_percent_signs_as_they_are():
     rows = (figures.ForestRow("$\\frac{", "primary", 1.0, (0.5, 1.5), (0.8, 1.2)),)
-    assert "<svg" in figures.forest([figures.ForestPanel("$x", "100 % $", "points", 2.0, rows)])
-    assert "<svg" in figures.levels([figures.Level("$\\frac{", (1.0,))], unit="$")
+    assert "<svg" in figures.forest((figures.ForestPanel("$x", "100 % $", "points", 2.0, rows),))
+    assert "<svg" in figures.levels((figures.Level("$\\frac{", (1.0,)),), unit="$")
 
 
 def test_curves_with_gaps_and_no_points_are_drawn():

@@ -22,7 +22,7 @@ READING = {"lightbox.readers.catalog", "lightbox.readers.leakage", "lightbox.rea
 }
 LLAVA = {"lightbox.backbones.loading", "lightbox.backbones.llava"}
 REPORTED = {
-    ("lightbox.adapters.artifact", "base_facts"): "what the card says of the weights",
+    ("lightbox.adapters.manifest", "base_facts"): "what the card says of the weights",
     ("lightbox.backbones.quantisation", "quantised_as"): "whether the watch has quantised layers to look at",
 }
 """(module, function) that jobs call which chose no adapter -> why it cannot change a number."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lightbox.adapters import guards, kbit, lora
 from lightbox.adapters.fused import use_fused
-from lightbox.adapters.manifest import check_files, is_merged, read_manifest, staged_folder, write_manifest
+from lightbox.adapters.manifest import base_facts, check_files, is_merged, read_manifest, staged_folder, write_manifest
 from lightbox.backbones.backbone import Backbone
 from lightbox.config import AdapterConfig
 from lightbox.errors import RequestError, WorkError
@@ -131,22 +131,6 @@ def trained_state(model: PeftModel) -> dict[str, Tensor]:
     # "auto" would look the base's configuration up on the hub to find out whether its vocabulary grew
     state = get_peft_model_state_dict(model, adapter_name=lora.ADAPTER, save_embedding_layers=False)
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
-
-
-def base_facts(backbone: Backbone) -> dict[str, Any]:
-    """What a manifest says about the base and how it is held."""
-    attention = backbone.attention
-    return {
-        "base": {
-            "name": backbone.name,
-            "revision": backbone.revision,
-            "digest": backbone.digest,
-            "family": backbone.family.name,
-        },
-        "quant": backbone.quant,
-        "dtype": str(backbone.dtype).removeprefix("torch."),
-        "attention": None if attention is None else {"name": attention.name, "reason": attention.reason},
-    }
 
 
 def _check_arrived(folder: Path, saved: Mapping[str, Tensor], loaded: Mapping[str, Tensor]) -> None:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from lightbox.adapters import plain
@@ -131,6 +130,8 @@ def refuse_packed(model: nn.Module) -> None:
 
 def refuse_merged(model: nn.Module) -> None:
     """Raise `RequestError` where additions are merged into a layer's base."""
+    from peft.tuners.tuners_utils import BaseTunerLayer  # noqa: PLC0415  seconds that only runs with adapters pay
+
     merged = [name for name, m in model.named_modules() if isinstance(m, BaseTunerLayer) and m.merged]
     if merged:
         raise RequestError(

@@ -9,10 +9,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightbox.backbones.weights import digest_of_file
 from lightbox.errors import RequestError, WorkError
+
+if TYPE_CHECKING:
+    from lightbox.backbones.backbone import Backbone
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -45,6 +48,22 @@ def staged_folder(folder: Path, kind: str) -> Iterator[Path]:
         staged.replace(folder)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
+
+
+def base_facts(backbone: "Backbone") -> dict[str, Any]:
+    """What a manifest says about the base and how it is held."""
+    attention = backbone.attention
+    return {
+        "base": {
+            "name": backbone.name,
+            "revision": backbone.revision,
+            "digest": backbone.digest,
+            "family": backbone.family.name,
+        },
+        "quant": backbone.quant,
+        "dtype": str(backbone.dtype).removeprefix("torch."),
+        "attention": None if attention is None else {"name": attention.name, "reason": attention.reason},
+    }
 
 
 def write_manifest(folder: Path, kind: str, facts: dict[str, Any]) -> dict[str, Any]:

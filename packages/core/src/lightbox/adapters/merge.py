@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lightbox.adapters import guards, lora
-from lightbox.adapters.artifact import base_facts, wrapped_model
-from lightbox.adapters.manifest import staged_folder, write_manifest
+from lightbox.adapters.artifact import wrapped_model
+from lightbox.adapters.manifest import base_facts, staged_folder, write_manifest
 from lightbox.adapters.plain import dense_weight
 from lightbox.backbones.backbone import Backbone
 from lightbox.backbones.loading import DTYPES

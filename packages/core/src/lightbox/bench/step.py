@@ -68,7 +68,7 @@ def run(*, repeats: int = 7, steps: int = 3, device: str = "cpu") -> list[dict]:
     with tempfile.TemporaryDirectory() as folder:
         save_model(Path(folder))
         for dtype in ("fp32", "bf16"):
-            rows += _compare(Path(folder), dtype, repeats=repeats, steps=steps, device=device)
+            rows += compare(Path(folder), dtype, repeats=repeats, steps=steps, device=device)
     return rows
 
 
@@ -171,16 +171,10 @@ def _side(model: nn.Module, loss: Callable[[], Tensor], batch: VlmBatch) -> Side
     return Side(step, lambda: held_by(model, optimizer, {**batch.inputs, "labels": batch.labels}))
 
 
-def _compare(folder: Path, dtype: str, *, repeats: int, steps: int, device: str) -> list[dict]:
+def compare(folder: Path, dtype: str, *, repeats: int, steps: int, device: str) -> list[dict]:
+    """The two rows of one precision; see `run`."""
     ours, stock = our_side(folder, dtype, device), stock_side(folder, dtype, device)
-    for number in range(2):
-        mine, theirs = ours.step(), stock.step()
-        if abs(mine - theirs) > TOLERANCE[dtype] * abs(theirs):
-            raise WorkError(
-                f"At step {number + 1} in {dtype} our loss is {mine:.6f} and the stock one {theirs:.6f}",
-                "The two sides do not train the same thing, so their times cannot be compared",
-                "Find the difference before measuring",
-            )
+    _check_sides(ours, stock, dtype)
     rates, ratios = [], []
     for number in range(repeats):
         pair = (ours, stock) if number % 2 == 0 else (stock, ours)
@@ -201,6 +195,25 @@ def _compare(folder: Path, dtype: str, *, repeats: int, steps: int, device: str)
         speed | {"unit": "steps/s", "ratio": round(ratio, 3), "notes": f"{spread}; {setting}"},
         memory | {"unit": "MiB", "ratio": round(peaks[0] / peaks[1], 3), "notes": setting},
     ]
+
+
+def _check_sides(ours: Side, stock: Side, dtype: str) -> None:
+    """Two steps that warm both sides up: their losses are equal, and fall."""
+    losses = [(ours.step(), stock.step()) for _ in range(2)]
+    for number, (mine, theirs) in enumerate(losses, start=1):
+        if abs(mine - theirs) > TOLERANCE[dtype] * abs(theirs):
+            raise WorkError(
+                f"At step {number} in {dtype} our loss is {mine:.6f} and the stock one {theirs:.6f}",
+                "The two sides do not train the same thing, so their times cannot be compared",
+                "Find the difference before measuring",
+            )
+    (first, _), (second, _) = losses
+    if second >= first:
+        raise WorkError(
+            f"In {dtype} the loss went from {first:.6f} to {second:.6f} on one row",
+            "Nothing is learnt, so the time of a step says nothing",
+            "Find the fault before measuring",
+        )
 
 
 def _seconds(side: Side, steps: int) -> float:

@@ -6,9 +6,12 @@ the two are different statistics and must not be compared.
 """
 
 from functools import cache
+from typing import TYPE_CHECKING
 
-from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import BLEU
+
+if TYPE_CHECKING:
+    from rouge_score.rouge_scorer import RougeScorer
 
 ORDERS = (1, 2, 3, 4)
 
@@ -20,7 +23,10 @@ def _bleu(order: int) -> BLEU:
 
 
 @cache
-def _rouge() -> RougeScorer:
+def _rouge() -> "RougeScorer":
+    # it brings nltk and scikit-learn, seconds that arms without a rationale need not pay
+    from rouge_score.rouge_scorer import RougeScorer  # noqa: PLC0415
+
     return RougeScorer(["rougeL"], use_stemmer=True)  # stemmed, so that "lesions" counts for "lesion"
 
 

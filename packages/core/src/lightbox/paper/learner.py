@@ -15,8 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, T5ForConditionalGeneration
 
-from lightbox.adapters import artifact
-from lightbox.adapters.attach import attach
+from lightbox.adapters.manifest import base_facts
 from lightbox.backbones import quantisation
 from lightbox.backbones.attention import choose
 from lightbox.backbones.backbone import DTYPES, Backbone
@@ -150,6 +149,8 @@ class Learner:
         """
         cfg, collate = self.cfg, self.collate(samples, split)
         if cfg.adapter.kind != "none" or cfg.train.checkpoint_layers:
+            from lightbox.adapters.attach import attach
+
             batches = self._first_batches(collate, len(samples)) if cfg.adapter.init == "eva" else None
             layers = cfg.train.checkpoint_layers
             self.backbone = attach(self.backbone, cfg.adapter, checkpoint_layers=layers, batches=batches)
@@ -174,7 +175,7 @@ class Learner:
             run=cfg.run,
             out=folder,
             train=cfg.train,
-            facts=artifact.base_facts(attached),
+            facts=base_facts(attached),
             memory_advice=memory_advice,
         )
 
@@ -223,7 +224,7 @@ class Learner:
     def describe(self, folder: Path) -> None:
         """Write the card and the empty history of weights that are scored as they are."""
         facts = describe(self.backbone.model, self.backbone.device, self.cfg.run, notes=[UNTRAINED])
-        folders.write_card(folder, facts | artifact.base_facts(self.backbone) | {"wall_s": 0.0})
+        folders.write_card(folder, facts | base_facts(self.backbone) | {"wall_s": 0.0})
         folders.write_history(folder, {})
 
     def save(self, folder: Path, purpose: dict[str, str]) -> None:
@@ -239,6 +240,8 @@ class Learner:
                 self.backbone.core.save_pretrained(folder)
                 self.backbone.processor.save_pretrained(folder)
         else:
+            from lightbox.adapters import artifact
+
             artifact.save(folder, self.backbone, cfg.adapter)
         facts: dict[str, Any] = {"purpose": purpose}
         if self._vision:
@@ -298,7 +301,7 @@ def open_learner(
         check_width(base.adapter, width)
     backbone = open_fused(settled, base, width)
     if base.adapter is not None:
-        backbone = artifact.load(base.adapter, backbone)
+        backbone = _with_adapter(backbone, base.adapter)
     # what joins image and text is new, so it trains as a whole beside adapters
     adapter = dataclasses.replace(settled.adapter, projector="full" if backbone.family.projector else "frozen")
     settled = dataclasses.replace(settled, adapter=adapter)
@@ -324,7 +327,13 @@ def open_backbone(cfg: PaperConfig, base: Pretrained) -> Backbone:
         device=str(plain_device(make_accelerator(cfg.run))),
         attention=cfg.model.attention,
     )
-    return backbone if base.adapter is None else artifact.load(base.adapter, backbone)
+    return backbone if base.adapter is None else _with_adapter(backbone, base.adapter)
+
+
+def _with_adapter(backbone: Backbone, folder: Path) -> Backbone:
+    from lightbox.adapters import artifact
+
+    return artifact.load(folder, backbone)
 
 
 def open_fused_t5(

@@ -121,5 +121,5 @@ def _level_figure(claim: ClaimEntry) -> tuple[str, str] | None:
     if not groups:
         return None
     means = ", ".join(f"{group.label} {level(sum(group.per_seed) / len(group.per_seed))}" for group in groups)
-    svg = figures.levels(groups, unit=f"{metric} ({claim.unit})")
+    svg = figures.levels(tuple(groups), unit=f"{metric} ({claim.unit})")
     return figures.data_uri(svg), f"Mean {metric} of arms and sanity baselines of {claim.id}: {means}."

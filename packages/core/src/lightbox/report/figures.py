@@ -8,10 +8,12 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -22,6 +24,8 @@ INK, SOFT, FAINT, BAND = "#1f2933", "#6b7680", "#d5dade", "#eceff2"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555", "#8C6D1F")
 LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))  # 7 styles to 8 colours: 56 arms differ
 ROLES = {"primary": ("s", "#0072B2"), "control": ("D", "#D55E00"), "secondary": ("o", "#6b7680")}
+MOST_DRAWN = 128
+"""Figures kept in memory: a page is written again after every job, and most of its figures are what they were."""
 
 _STYLE = {
     "font.family": "DejaVu Sans",
@@ -76,7 +80,8 @@ class Level:
     is_baseline: bool = False
 
 
-def forest(panels: Sequence[ForestPanel]) -> str:
+@lru_cache(maxsize=MOST_DRAWN)
+def forest(panels: tuple[ForestPanel, ...]) -> str:
     """Effects with 95 % intervals, one panel a claim; a dot a seed, the minimum-effect band shaded. SVG text."""
     heights = [len(panel.rows) + 1.9 for panel in panels]
     with matplotlib.rc_context(_STYLE):
@@ -92,7 +97,8 @@ def forest(panels: Sequence[ForestPanel]) -> str:
         return _svg(figure)
 
 
-def levels(groups: Sequence[Level], *, unit: str) -> str:
+@lru_cache(maxsize=MOST_DRAWN)
+def levels(groups: tuple[Level, ...], *, unit: str) -> str:
     """Mean score of each arm and sanity baseline, a dot a seed and a bar at the mean. SVG text."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(9.2, 0.75 + 0.3 * len(groups)), layout="constrained")
@@ -254,10 +260,10 @@ def _cycle(choices: Sequence, index: int):
 
 
 def _svg(figure: Figure) -> str:
-    figure.draw_without_rendering()
+    figure.get_layout_engine().execute(figure)
     figure.set_layout_engine("none")
     for axis in figure.axes:  # the layout solver is exact to about 1e-13 only, and ids are digests of all digits
         axis.set_position([round(number, 5) for number in axis.get_position().bounds])
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})  # draws once, savefig twice
     return buffer.getvalue()

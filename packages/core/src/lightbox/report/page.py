@@ -4,9 +4,10 @@ Every text of a data set or a model is escaped by the template, and a content po
 """
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from lightbox.claims import registry
 from lightbox.claims.document import Curves, Document
@@ -40,16 +41,7 @@ def render(document: Document, *, folder: Path, run_ids: Mapping[str, str]) -> s
         ClaimView(claim, document, claim.id if len(papers) == 1 else f"{claim.paper} {claim.id}")
         for claim in document.claims
     ]
-    environment = Environment(
-        loader=PackageLoader("lightbox.report", "template"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    formats = (numbers.signed, numbers.interval, numbers.number, numbers.level, numbers.duration, numbers.percent)
-    environment.globals |= {form.__name__: form for form in formats}
-    return environment.get_template("page.html.j2").render(
+    return _template().render(
         papers=papers,
         title=declared[papers[0]].title if papers[0] in declared and len(papers) == 1 else ", ".join(papers),
         glossary=CHIPS.values(),
@@ -72,6 +64,20 @@ def render(document: Document, *, folder: Path, run_ids: Mapping[str, str]) -> s
     )
 
 
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=PackageLoader("lightbox.report", "template"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    formats = (numbers.signed, numbers.interval, numbers.number, numbers.level, numbers.duration, numbers.percent)
+    environment.globals |= {form.__name__: form for form in formats}
+    return environment.get_template("page.html.j2")
+
+
 def _run_ids(path: Path) -> dict[str, str]:
     """MLflow run ids, where the page lies in `<out>/reproduce/<name>/`."""
     folders = path.resolve().parents
@@ -88,7 +94,7 @@ def _forest(claims: Sequence[ClaimView]) -> tuple[str, str]:
             rows.append(f"{c.name} ({c.role}) {numbers.signed(c.effect, view.digits)}, {words}")
         texts.append(f"{view.label}: {'; '.join(rows)}")
     alt = "Forest plot of every contrast with its 95 % interval. " + ". ".join(texts) + "."
-    return figures.data_uri(figures.forest([view.panel for view in claims if view.panel.rows])), alt
+    return figures.data_uri(figures.forest(tuple(view.panel for view in claims if view.panel.rows))), alt
 
 
 def _curves(paper: str, by_metric: Curves) -> dict[str, str]:
