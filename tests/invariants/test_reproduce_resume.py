@@ -47,11 +47,20 @@ if __name__ == "__main__":
 """
 
 
-@pytest.fixture
-def toy(tmp_path):
-    write_toy_paper(tmp_path / "src", step_s=0.03)
-    yield tmp_path / "src"
-    forget_toy_paper(tmp_path / "src")
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    source = tmp_path_factory.mktemp("src")
+    write_toy_paper(source, step_s=0.03)
+    yield source
+    forget_toy_paper(source)
+
+
+@pytest.fixture(scope="module")
+def whole(toy, tmp_path_factory):
+    """The output folder of a run that nothing interrupted."""
+    out = tmp_path_factory.mktemp("whole")
+    assert start(toy, out).wait(250) == 0
+    return out
 
 
 def start(toy, out):
@@ -80,9 +89,8 @@ def kill_at_random(process, out, rng):
     process.wait(10)
 
 
-def test_reproduce_killed_at_random_moments_ends_with_the_bytes_of_an_uninterrupted_one(toy, tmp_path):
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert start(toy, whole).wait(250) == 0
+def test_reproduce_killed_at_random_moments_ends_with_the_bytes_of_an_uninterrupted_one(toy, whole, tmp_path):
+    broken = tmp_path / "broken"
     rng = random.Random(0)
     interrupted = 0
     for _ in range(KILLS):
@@ -98,9 +106,8 @@ def test_reproduce_killed_at_random_moments_ends_with_the_bytes_of_an_uninterrup
     assert numbers(broken) == numbers(whole)
 
 
-def test_two_runs_of_the_same_command_give_the_same_bytes(toy, tmp_path):
+def test_two_runs_of_the_same_command_give_the_same_bytes(toy, whole, tmp_path):
     """No kill, two folders."""
-    for name in ("one", "two"):
-        assert start(toy, tmp_path / name).wait(250) == 0
-    assert scores(tmp_path / "one") == scores(tmp_path / "two")
-    assert numbers(tmp_path / "one") == numbers(tmp_path / "two")
+    assert start(toy, tmp_path / "again").wait(250) == 0
+    assert scores(tmp_path / "again") == scores(whole)
+    assert numbers(tmp_path / "again") == numbers(whole)

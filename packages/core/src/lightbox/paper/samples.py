@@ -5,6 +5,7 @@ import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -18,6 +19,7 @@ from lightbox.readers import catalog, leakage, splits
 from lightbox.records import Case
 
 CHUNK = 512  # cases drawn at a time until there are enough records
+MOST_CHUNKS = 16  # kept in memory, about 10 MiB each
 
 Record = TypeVar("Record")
 """A `records.Question`, `Finding` or `Preference`."""
@@ -103,7 +105,13 @@ def _drawn(cfg: PaperConfig, name: str, n: int, drawing: dict[str, Any]) -> Iter
     per_case = cfg.data.questions_per_case
     first = -(-n // per_case)
     for start, stop in itertools.pairwise(itertools.chain((0,), itertools.count(first, CHUNK))):
-        yield from phantom.draw_cases(seeds[start:stop], knobs, questions_per_case=per_case, **drawing)
+        yield from _cases(seeds[start:stop], knobs, per_case, tuple(drawing.items()))
+
+
+@lru_cache(maxsize=MOST_CHUNKS)
+def _cases(seeds: range, knobs: phantom.Knobs, per_case: int, drawing: tuple[tuple[str, Any], ...]) -> list[Case]:
+    """The arms of a seed share their cases, and a worker trains several of them."""
+    return phantom.draw_cases(seeds, knobs, questions_per_case=per_case, **dict(drawing))
 
 
 def _gather(

@@ -21,7 +21,6 @@ import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
 from lightbox.errors import RequestError
-from lightbox.readers import dicom
 from lightbox.readers.parquet import image_bytes, is_row_path
 from lightbox.records import Box
 
@@ -208,6 +207,8 @@ def _to_grey(image: Image.Image) -> np.ndarray:
 
 
 def _from_dicom(path: Path, source: Path | io.BytesIO) -> np.ndarray:
+    from lightbox.readers import dicom  # noqa: PLC0415  pydicom costs seconds that every command would pay
+
     values, _ = dicom.read_dicom(source, path=path, max_pixels=MAX_PIXELS)
     try:
         return to_uint8(values)

@@ -59,6 +59,7 @@ CHOICES = {
     "lightbox.paper.learner": (
         "lightbox.adapters.attach",
         "lightbox.adapters.artifact",
+        "lightbox.adapters.manifest",
         "lightbox.backbones.loading",
         "lightbox.backbones.quantisation",
     ),
