@@ -198,6 +198,7 @@ def test_damaged_scores_name_the_file(out):
         entries_of(out)
 
 
+@pytest.mark.slow
 def test_comparing_imports_neither_torch_nor_mlflow(out):
     code = (
         "import sys; from pathlib import Path; from lightbox.runs import folders; from lightbox.cli import compare\n"

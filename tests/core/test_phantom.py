@@ -135,7 +135,7 @@ def test_seed_ranges_never_meet():
     assert all(a[1] <= b[0] for a, b in zip(ends, ends[1:], strict=False))
 
 
-@pytest.mark.parametrize("rho", [0.0, 0.3, 0.8])
+@pytest.mark.parametrize("rho", [0.3, *(pytest.param(rho, marks=pytest.mark.slow) for rho in (0.0, 0.8))])
 def test_question_only_accuracy_is_set_by_rho(rho):
     cases = draw_cases(seed_range("development", 9, 5000), Knobs(rho=rho), closed=True, with_pixels=False)
     half = len(cases) // 2

@@ -372,6 +372,7 @@ def test_durations_read_well(seconds, expected):
     assert numbers.duration(seconds) == expected
 
 
+@pytest.mark.slow
 def test_writing_the_page_imports_neither_torch_nor_mlflow(quick, tmp_path):
     document, _, _ = quick
     documents.write(document, tmp_path / "results.json")

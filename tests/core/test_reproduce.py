@@ -90,6 +90,7 @@ def test_second_reproduce_runs_nothing_and_opens_no_index(toy, index, said, tmp_
     assert index.parents == []
 
 
+@pytest.mark.slow
 def test_second_reproduce_imports_neither_torch_nor_mlflow(toy, index, said, tmp_path):
     go(tmp_path, said)
     code = (
@@ -124,6 +125,7 @@ def test_dry_run_takes_the_width_from_a_published_run(toy, index, said, tmp_path
     assert "25 jobs, 25 of them finished, 0 to run" in printed(said)
 
 
+@pytest.mark.slow
 def test_page_and_results_fill_in_while_jobs_end(toy, index, said, tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "PROGRESS_S", 0.0)
     monkeypatch.setattr(runner, "PROGRESS_SHARE", 0)

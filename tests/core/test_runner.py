@@ -168,6 +168,7 @@ def test_three_part_error_of_a_job_comes_home_as_it_was(toy, out):
     assert "The loss is not finite" in log
 
 
+@pytest.mark.slow
 def test_worker_that_dies_takes_one_job_along(toy, out):
     behave(toy, "import os, signal\nif cfg.level == 0.61:\n    os.kill(os.getpid(), signal.SIGKILL)")
     todo = planned()

@@ -26,6 +26,7 @@ def null_cells():
     return power_table([0.0], engine.SEED_SDS, seeds=engine.SEEDS, items=engine.ITEMS, experiments=500)
 
 
+@pytest.mark.slow
 def test_null_experiments_are_rarely_reproduced_and_the_interval_covers(null_cells):
     """The reduced form of the benchmark: 500 experiments a cell, and coverage over all cells of one seed SD."""
     assert len(null_cells) == 16
@@ -36,6 +37,7 @@ def test_null_experiments_are_rarely_reproduced_and_the_interval_covers(null_cel
         assert engine.LEAST_COVERAGE <= coverage <= engine.MOST_COVERAGE, sd
 
 
+@pytest.mark.slow
 def test_large_null_experiments_without_seed_noise_are_called_absent(null_cells):
     large = next(t for t in null_cells if t.world == World(8, 2000, 0.0))
     assert large.share(Verdict.ABSENT) > 0.9

@@ -87,6 +87,7 @@ def scored(out):
     return folders.read_scores(next((out / "runs").iterdir()))
 
 
+@pytest.mark.slow
 def test_official_features_go_through_convert_and_train(overrides, r_slake, tmp_path):
     """The official .pth is one tensor n x 100 x 256; the gate starts at PyTorch's default in the paper profile."""
     torch.save(torch.randn(12, 100, 256), tmp_path / "detr.pth")

@@ -122,6 +122,7 @@ def test_baselines_by_hand(make_item):
     assert [row["correct"] for row in rows] == [0.0, 1.0, 0.0, 0.0]
 
 
+@pytest.mark.slow
 def test_question_only_reaches_what_the_text_prior_gives():
     """The phantom says that with rho the best question-only accuracy is 0.5 + rho / 2."""
     for rho, low, high in ((0.0, 0.44, 0.58), (0.6, 0.74, 0.86)):

@@ -27,7 +27,7 @@ def kept(attached, tmp_path):
     return artifact.save(tmp_path / "adapter", backbone, adapter), backbone, adapter
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("dtype", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("quant", ["none", "nf4", "int8"])
 @pytest.mark.parametrize("name", NAMES)
 def test_what_was_saved_loads_bit_by_bit(loaded, attached, logits_of, tmp_path, name, quant, dtype):

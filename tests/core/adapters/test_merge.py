@@ -33,7 +33,7 @@ def in_training_mode_without_noise(backbone):
     return backbone.with_model(backbone.model.train())
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("dtype", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("quant", ["none", "nf4", "int8"])
 @pytest.mark.parametrize("name", GENERATORS)
 def test_a_merged_model_computes_what_base_and_adapter_do(attached, logits_of, tmp_path, name, quant, dtype):

@@ -165,6 +165,7 @@ def test_both_ways_of_loading_give_the_same_answers(model, processor, held_back)
     assert all(plain)
 
 
+@pytest.mark.slow
 def test_answers_come_from_the_image(model, processor, held_back):
     """By at least 20 points over mean grey, over another image, and over the best guess from the text."""
     scores = score_answers(model, rows_of(held_back, processor), text_only={})
