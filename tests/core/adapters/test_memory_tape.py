@@ -8,7 +8,7 @@ from torch import nn
 from lightbox.adapters.memory.setting import Setting
 from lightbox.adapters.memory.step import Step
 from lightbox.adapters.memory.tape import Tape
-from lightbox.bench.live_bytes import peak_bytes
+from lightbox.adapters.live_bytes import peak_bytes
 
 ROWS, WIDTH, HIDDEN = 50, 16, 40
 

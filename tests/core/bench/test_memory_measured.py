@@ -12,7 +12,7 @@ from lightbox.adapters.memory.request import Request
 from lightbox.backbones.families import family_of
 from lightbox.backbones.published import GENERATORS, merged, shrunk_values
 from lightbox.bench import memory
-from lightbox.bench.random_models import build, make_batch
+from lightbox.adapters.random_models import build, make_batch
 from lightbox.config import AdapterConfig
 from lightbox.errors import RequestError
 

@@ -21,8 +21,8 @@ from lightbox.adapters.memory.request import Request, load_of
 from lightbox.adapters.optimizers import make_optimizer
 from lightbox.backbones.families import family_of
 from lightbox.backbones.published import merged, shrunk_values
-from lightbox.bench.live_bytes import held_by, peak_bytes
-from lightbox.bench.random_models import build, make_batch
+from lightbox.adapters.live_bytes import held_by, peak_bytes
+from lightbox.adapters.random_models import build, make_batch
 from lightbox.config import AdapterConfig
 from lightbox.errors import RequestError
 

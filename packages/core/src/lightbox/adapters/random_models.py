@@ -27,20 +27,23 @@ SPREAD = 0.02
 _NO_PROCESSOR = SimpleNamespace(tokenizer=SimpleNamespace(pad_token="<pad>"))
 
 
-def build(config: Mapping[str, Any], *, quant: str, dtype: str, device: str, seed: int = 0) -> Backbone:
+def build(
+    config: Mapping[str, Any], *, quant: str, dtype: str, device: str, attention: str = "sdpa", seed: int = 0
+) -> Backbone:
     """A backbone that computes losses and has no processor, so it prepares and generates nothing.
 
     Args:
         config: values of config.json.
         quant: none, nf4 or int8.
         dtype: fp32, bf16 or fp16.
-        device: cpu or cuda.
+        device: cpu or cuda; meta for a model that has sizes and no content.
+        attention: sdpa or eager.
         seed: of the weights.
     """
     family = family_of(config, name="a random model")
     torch.manual_seed(seed)
     with quiet_loading():
-        settings = AutoConfig.for_model(**config)
+        settings = AutoConfig.for_model(**config, attn_implementation=attention)
         with torch.device("meta"):
             model = getattr(transformers, family.model_class)(settings).to(DTYPES[dtype])
         if quant != "none":
@@ -81,7 +84,9 @@ def _set_packed(module: Any, parameter: Any, device: torch.device, dtype: torch.
     drawn = torch.empty(parameter.shape, dtype=dtype, device=source).normal_(std=SPREAD)
     names = ("compress_statistics", "quant_type", "quant_storage", "blocksize", "has_fp16_weights")
     storage_settings = {name: getattr(parameter, name) for name in names if hasattr(parameter, name)}
-    module.weight = type(parameter)(drawn, requires_grad=False, **storage_settings).to(device)
+    packed = type(parameter)(drawn, requires_grad=False, **storage_settings)
+    # asked to move to meta, it would stay as it is
+    module.weight = packed._quantize(device) if device.type == "meta" else packed.to(device)
     module.weight._is_hf_initialized = True
     if hasattr(parameter, "quant_type"):
         module.quant_state = module.weight.quant_state
