@@ -20,12 +20,14 @@ from lightbox.backbones.quantisation import BACKEND
 
 COMPOSED = frozenset(f"{BACKEND}::{name}" for name in ("gemm_4bit", "int8_mixed_scaled_mm", "int8_scaled_mm"))
 """Kernels of bitsandbytes that only call torch, so they run on tensors without content too."""
-COMPOSED_ON_CPU = frozenset(f"{BACKEND}::{name}" for name in ("int8_mm_dequant", "optimizer_update_8bit_blockwise"))
+COMPOSED_ON_CPU = frozenset({f"{BACKEND}::optimizer_update_8bit_blockwise"})
 """Those that are so on a CPU only."""
 _ON_CPU = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
 
 
-def peak_bytes(work: Callable[[], Any], *, held: Iterable[Tensor] = (), device: str = "cpu", composed: Container[str] | None = None) -> int:
+def peak_bytes(
+    work: Callable[[], Any], *, held: Iterable[Tensor] = (), device: str = "cpu", composed: Container[str] | None = None
+) -> int:
     """Highest sum of live tensor bytes while `work` runs.
 
     Args:

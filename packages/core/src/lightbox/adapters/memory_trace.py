@@ -65,7 +65,7 @@ def trace(request: Request) -> int:
 
 
 class _Sizes(TorchDispatchMode):
-    """Whatever touches a tensor of the meta device is done there; integers stay real wherever they are made."""
+    """Whatever touches a tensor of the meta device is done there; integers, and masks of ones, stay real."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -73,9 +73,12 @@ class _Sizes(TorchDispatchMode):
         kwargs = dict(kwargs or {})
         if not any(isinstance(value, Tensor) and value.is_meta for value in tree_leaves((args, kwargs))):
             result = func(*args, **kwargs)
-            if isinstance(result, Tensor) and result.is_meta and result.dtype in _INTEGERS:
+            is_read = isinstance(result, Tensor) and (result.dtype in _INTEGERS or func is _aten.ones.default)
+            if is_read and result.is_meta:
                 return func(*args, **kwargs | {"device": torch.device("cpu")})
             return result
+        if func is _aten._local_scalar_dense.default:
+            return True  # what a model asks of content: are all values finite?
         if func in (_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default):
             args = (args[0], [_places(index) for index in args[1]], *args[2:])
         args, kwargs = tree_map(_on_meta, (args, kwargs))
@@ -98,11 +101,18 @@ def _as_on(device: str, *, is_quantised: bool) -> Iterator[None]:
     attend = _attend_on_cuda if device == "cuda" else _attend_on_cpu
     is_off = mock.patch.object(torch, "is_autocast_enabled", lambda *_: False)  # torch knows no autocast on meta
     with mock.patch.object(F, "scaled_dot_product_attention", attend), is_off, ExitStack() as stack:
+        if device == "cuda":
+            stack.enter_context(mock.patch.object(F, "dropout", _drop_on_cuda))
         if is_quantised:
-            from bitsandbytes import functional  # noqa: PLC0415  10 s that only quantised models pay
+            from bitsandbytes import functional, nn  # noqa: PLC0415  10 s that only quantised models pay
+            from bitsandbytes.autograd import _functions  # noqa: PLC0415
 
             # its tables of codes would stay behind without content
             stack.enter_context(mock.patch.dict(functional.name2qmap, clear=True))
+            # DoRA reads a copy of a layer, and a copy begins with content
+            stack.enter_context(mock.patch.object(nn.Params4bit, "__deepcopy__", lambda self, _: self))
+            if device == "cpu":
+                stack.enter_context(mock.patch.object(_functions, "MatMul8bitLt", _functions.MatMul8bitFp))
         yield
 
 
@@ -144,12 +154,18 @@ def _attend_on_cuda(
     return _Fused.apply(query, key, value, mask)
 
 
+def _drop_on_cuda(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    """Dropout of a card keeps a byte for each number."""
+    return _aten.native_dropout(x, p, True)[0] if training and p > 0 else x
+
+
 class _Fused(torch.autograd.Function):
     """Memory of the fused kernels of a card: they save inputs, result and a number a row, and sum in float32."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        out = query.new_empty(*query.shape[:-1], value.shape[-1])
+        rows = query.transpose(1, 2).shape  # the result is laid out by rows, so no copy follows
+        out = query.new_empty(*rows[:-1], value.shape[-1]).transpose(1, 2)
         ctx.save_for_backward(query, key, value, mask, out, query.new_empty(query.shape[:-1], dtype=torch.float32))
         return out
 

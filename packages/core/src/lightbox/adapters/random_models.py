@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 
-from lightbox.adapters.memory.parts import Load
-from lightbox.adapters.memory.shapes import text_of, vision_of, whole
+from lightbox.adapters.memory.request import Load
 from lightbox.backbones import quantisation
 from lightbox.backbones.backbone import Backbone
 from lightbox.backbones.families import Family, family_of
 from lightbox.backbones.loading import DTYPES
 from lightbox.backbones.rows import IGNORED, VlmBatch
 from lightbox.backbones.seq2seq import quiet_loading
+from lightbox.backbones.sizes import text_of, vision_of, whole
 
 SPREAD = 0.02
 _NO_PROCESSOR = SimpleNamespace(tokenizer=SimpleNamespace(pad_token="<pad>"))
@@ -46,6 +46,9 @@ def build(
         settings = AutoConfig.for_model(**config, attn_implementation=attention)
         with torch.device("meta"):
             model = getattr(transformers, family.model_class)(settings).to(DTYPES[dtype])
+        for name, module in model.named_modules():
+            if dtype == "fp16" and name.rpartition(".")[2] in (model._keep_in_fp32_modules or ()):
+                module.float()  # as transformers does where it loads
         if quant != "none":
             _lay_out_quantised(model, family, quant, dtype)
         _fill(model, torch.device(device), DTYPES[dtype])
@@ -80,7 +83,7 @@ def _fill(model: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> N
 def _set_packed(module: Any, parameter: Any, device: torch.device, dtype: torch.dtype) -> None:
     """Draw one matrix, quantise it on its way to the device, and mark it as filled."""
     # 8-bit weights are quantised on their way from host memory only
-    source = device if hasattr(parameter, "quant_type") else torch.device("cpu")
+    source = device if hasattr(parameter, "quant_type") or device.type == "meta" else torch.device("cpu")
     drawn = torch.empty(parameter.shape, dtype=dtype, device=source).normal_(std=SPREAD)
     names = ("compress_statistics", "quant_type", "quant_storage", "blocksize", "has_fp16_weights")
     storage_settings = {name: getattr(parameter, name) for name in names if hasattr(parameter, name)}
@@ -88,6 +91,8 @@ def _set_packed(module: Any, parameter: Any, device: torch.device, dtype: torch.
     # asked to move to meta, it would stay as it is
     module.weight = packed._quantize(device) if device.type == "meta" else packed.to(device)
     module.weight._is_hf_initialized = True
+    if device.type == "meta" and hasattr(module, "state"):
+        module.state.threshold = 0.0  # outliers are looked for in content
     if hasattr(parameter, "quant_type"):
         module.quant_state = module.weight.quant_state
 

@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 
 from lightbox.adapters.attach import attach
-from lightbox.adapters.memory.images import Images
-from lightbox.adapters.memory.named import NAMED, describe
-from lightbox.adapters.memory.prediction import predict
-from lightbox.adapters.memory.request import Request, load_of
-from lightbox.adapters.optimizers import make_optimizer
-from lightbox.backbones.families import family_of
-from lightbox.backbones.published import merged, shrunk_values
 from lightbox.adapters.live_bytes import held_by, peak_bytes
+from lightbox.adapters.memory.prediction import predict
+from lightbox.adapters.memory.request import Request, describe, load_of
+from lightbox.adapters.optimizers import make_optimizer
 from lightbox.adapters.random_models import build, make_batch
+from lightbox.backbones.families import family_of
+from lightbox.backbones.named import NAMED
+from lightbox.backbones.published import merged, shrunk_values
+from lightbox.backbones.sizes import Images
 from lightbox.config import AdapterConfig
 from lightbox.errors import RequestError
 
