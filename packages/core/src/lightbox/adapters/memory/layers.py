@@ -1,8 +1,8 @@
 """What one layer of each kind has in numbers and keeps for the backward pass, as sums of products of its sizes.
 
 M is rows (tokens or patches), D a width, F that of the feed-forward part, w bytes a number. Only what autograd keeps is
-counted, and each tensor once: a norm keeps its input (in float32 where w is 2), linear layers that read one tensor and
-learn keep it together, attention keeps queries, keys, values and its result, an activation its input.
+counted, each tensor once: a norm keeps its input (in float32 where w is 2), linear layers that read one tensor keep it
+together, attention keeps queries, keys, values and result, an activation its input.
 """
 
 import re
@@ -17,50 +17,28 @@ FLOAT32 = 4
 
 @dataclass(frozen=True)
 class How:
-    """How a model is stored and trained: `adapter.*`, and the layers that get an adapter.
+    """How a model is trained: w, `adapter.*`, the pattern of adapted layers (None: all learns), and its device.
 
-    Args:
-        item: w.
-        adapter: see there.
-        targets: pattern of the paths of adapted linear layers; None where everything learns.
-        is_cuda: kernels of a GPU, which differ in what they keep.
-        is_eager: True where attention keeps its scores.
-        kept: last names of linear layers that are never quantised.
-        is_fp16: True for fp16, in which T5 clamps its values and computes `wo` in float32.
+    `kept` are last names of layers that are never quantised; in fp16, T5 clamps values and computes `wo` in float32.
     """
 
     item: int
     adapter: AdapterConfig
     targets: re.Pattern[str] | None
     is_cuda: bool
-    is_eager: bool
+    is_eager: bool = False
     kept: tuple[str, ...] = ()
     is_fp16: bool = False
 
 
 @dataclass
 class Layer:
-    """One layer of `rows` rows of `sequences` sequences, below `path`; sizes are bytes.
+    """One layer of `rows` rows of `width` numbers in `sequences` sequences; all sums are bytes, `matrices` and `others`
+    its numbers: path, in and out of linear layers; biases and norms.
 
-    Args:
-        width: D.
-        is_reached: True where a gradient passes through it.
-        learns: True where its own weights learn (and not only adapters).
-        matrices: path, in and out of each linear layer.
-        others: numbers of biases, norms and the like.
-        saved: kept for the backward pass.
-        copies: the part of `saved` that only adapters need.
-        clinging: the part of `saved` that is kept even where the layer is computed again.
-        gradients: of adapters.
-        widest: the largest result of a linear layer, M·F·w.
-        early: bytes of the first weight gradient of its backward pass.
-        inner: the part of `saved` that belongs to the feed-forward part.
-        is_gated: True where that has a factor.
-        turns: True where queries and keys are turned in float32.
-        kind: of the activation.
-        scores: bytes of attention scores in float32 where they are made.
-        probs: bytes of those in 16 bit.
-        dense: the largest quantised matrix in full.
+    `learns` where its own weights do, `is_reached` where a gradient comes by. Of `saved`, `copies` is for adapters only,
+    `inner` of the feed-forward part, `clinging` kept even where a layer is computed again. `widest` is the largest
+    result, `dense` the largest quantised matrix in full, `scores` attention scores, `probs` the same in 16 bit.
     """
 
     how: How
@@ -74,82 +52,79 @@ class Layer:
     others: int = 0
     saved: int = 0
     copies: int = 0
+    inner: int = 0
     clinging: int = 0
     gradients: int = 0
     widest: int = 0
-    early: int = 0
-    inner: int = 0
+    dense: int = 0
+    scores: int = 0
+    probs: int = 0
     is_gated: bool = False
     turns: bool = False
     kind: str = ""
-    scores: int = 0
-    probs: int = 0
-    dense: int = 0
+
+    @property
+    def numbers(self) -> int:
+        """All of them."""
+        return sum(n_in * n_out for _, n_in, n_out in self.matrices) + self.others
 
     def keep(self, width: float, *, rows: int | None = None, item: int | None = None) -> None:
         """Keep a tensor of `rows` by `width`."""
         self.saved += int((self.rows if rows is None else rows) * width * (item or self.how.item))
 
     def rms_norm(self, width: int, *, numbers: int | None = None, is_t5: bool = False) -> None:
-        """The input in float32, which is the input itself where w is 4; T5 keeps both; where it learns x/rms(x) too."""
+        """Keep the input in float32, in T5 as it is too; where the factor learns, also what it multiplies."""
         self.others += numbers or width
         self.keep(width, item=FLOAT32)
-        if is_t5 and self.how.item < FLOAT32:
-            self.keep(width)
-        if self.learns:
-            self.keep(width)
+        self.keep(width * ((is_t5 and self.how.item < FLOAT32) + self.learns))
 
     def layer_norm(self, width: int) -> None:
-        """The input."""
+        """Keep the input."""
         self.others += 2 * width
         self.keep(width)
 
-    def linears(self, n_in: int, outs: Mapping[str, int], *, has_bias: bool = False, rows: int = 0, is_kept: bool = False) -> None:
-        """Linear layers that read one tensor, by name: kept once, and in float32 for each adapter that is not fused.
+    def dropout(self, width: int, prob: float) -> None:
+        """Keep the noise: as numbers on a CPU, one byte each on a GPU."""
+        self.keep(width * (prob > 0), item=1 if self.how.is_cuda else None)
 
-        Args:
-            n_in: its width.
-            outs: name -> width of the result.
-            has_bias: of all of them.
-            rows: of the tensor, 0 for the layer's own.
-            is_kept: True where the tensor is kept anyway.
-        """
+    def linears(
+        self, n_in: int, outs: Mapping[str, int], *, has_bias: bool = False, rows: int = 0, is_kept: bool = False
+    ) -> None:
+        """Linear layers that read one tensor of `rows`, kept once (unless `is_kept`) where any of them needs it."""
         how, adapter, rows = self.how, self.how.adapter, rows or self.rows
         is_fused = adapter.use_fused and not adapter.use_dora and adapter.dropout_prob == 0
-        is_shared = self.learns
+        is_shared, is_narrow = self.learns, how.item < FLOAT32
         for name, n_out in outs.items():
             path = f"{self.path}.{name}"
             self.matrices.append((path, n_in, n_out))
             self.others += n_out * has_bias
             self.widest = max(self.widest, rows * n_out * how.item)
-            is_quantised = adapter.quant != "none" and name.rpartition(".")[2] not in how.kept
-            if is_quantised:
-                is_wide = adapter.quant == "int8" and how.is_cuda  # the input in 16 and 8 bit, the result in 32
-                dense = rows * (3 * n_in + 4 * n_out) if is_wide else 0
-                self.dense = max(self.dense, n_in * n_out * how.item, dense)
+            is_packed = adapter.quant != "none" and name.rpartition(".")[2] not in how.kept
+            if is_packed:
+                # int8 on a GPU multiplies in 8 bit: the input in 16 and in 8, the result in 32
+                integers = rows * (3 * n_in + FLOAT32 * n_out) if how.is_cuda and adapter.quant == "int8" else 0
+                self.dense = max(self.dense, n_in * n_out * how.item, integers)
                 is_shared |= adapter.quant == "int8"
             if how.targets is None or not how.targets.fullmatch(path):
                 continue
             self.gradients += FLOAT32 * adapter.r * (n_in + n_out)
             self.keep(adapter.r, rows=rows, item=how.item if is_fused else FLOAT32)
+            is_shared |= is_fused or (not is_narrow and adapter.dropout_prob == 0)
             if is_fused:
-                is_shared = True
-                copies = adapter.r * (n_in + n_out) * how.item * (how.item < FLOAT32)
+                copies = adapter.r * (n_in + n_out) * how.item * is_narrow
             elif adapter.dropout_prob:
                 copies = rows * n_in * (FLOAT32 + (1 if how.is_cuda else FLOAT32))
             else:
-                copies = rows * n_in * FLOAT32 * (how.item < FLOAT32)
-                is_shared |= how.item == FLOAT32
+                copies = rows * n_in * FLOAT32 * is_narrow
             if adapter.use_dora:
                 copies += rows * n_out * (how.item + FLOAT32)
-                copies += n_in * n_out * how.item * (is_quantised and adapter.dropout_prob > 0)
+                copies += n_in * n_out * how.item * (is_packed and adapter.dropout_prob > 0)
                 self.dense = max(self.dense, FLOAT32 * n_in * (n_in + 4 * n_out))  # B·A of an identity, and its sums
             self.saved += copies
             self.copies += copies
-        if is_shared:
-            self.keep(n_in, rows=0 if is_kept else rows)
-            if adapter.quant == "int8":
-                self.clinging += rows * n_in * how.item
+        if is_shared and not is_kept:
+            self.keep(n_in, rows=rows)
+        self.clinging += rows * n_in * how.item * (is_shared and adapter.quant == "int8")
 
     def attention(
         self,
@@ -161,71 +136,52 @@ class Layer:
         key_width: int | None = None,
         others: int = 0,
         has_mask: bool = False,
-        bias: str = "",
+        has_places: bool = False,
         dropout_prob: float = 0.0,
     ) -> None:
-        """Queries, keys, values, the result and a number a row; or the scores b·k·t·s, where they are made.
+        """Queries, keys, values, result and a number a row; or scores, where they are made; then the layer `out`.
 
-        Args:
-            width: of the queries.
-            heads: k.
-            out: name and width of the linear layer that reads the result.
-            has_bias: of that layer.
-            key_width: of keys and values, None for that of the queries; a mask repeats them to it.
-            others: rows that are attended to, 0 for the layer's own.
-            has_mask: True for a mask of booleans, which each layer turns into numbers.
-            bias: "given" for a bias a head that is added to the mask, "learned" where it needs a gradient.
-            dropout_prob: of scores.
+        Keys and values have `key_width`, until a mask repeats them to that of the queries, and `others` rows, 0 for the
+        layer's own. Each layer has a mask as numbers of its own; `has_places` for T5, which has one a head.
         """
-        how, item = self.how, self.how.item
-        others = others or self.rows
+        how, item, others = self.how, self.how.item, others or self.rows
         key_width = width if key_width is None or has_mask else key_width
         t, s = self.rows // max(1, self.sequences), others // max(1, self.sequences)
+        scores = self.sequences * heads * t * s
+        is_learned = has_places and self.learns
+        is_grouped = how.is_cuda and item == FLOAT32 and key_width < width
+        is_made = how.is_eager or is_grouped or (not how.is_cuda and (dropout_prob > 0 or is_learned))
         self.keep(width)
         self.keep(2 * key_width, rows=others)
-        scores = self.sequences * heads * t * s
-        is_grouped = how.is_cuda and item == FLOAT32 and key_width < width
-        is_made = how.is_eager or is_grouped or (not how.is_cuda and (dropout_prob > 0 or bias == "learned"))
         if is_made:
+            number = item if how.is_eager else FLOAT32
             self.scores = scores * FLOAT32
-            self.probs = scores * item if how.is_eager and item < FLOAT32 else 0
-            self.saved += self.scores + self.probs + (2 * self.scores if dropout_prob else 0)
+            self.probs = scores * number * (number < FLOAT32)
+            noise = scores * ((1 if how.is_cuda else number) + number * (number == FLOAT32))
+            self.saved += self.scores + self.probs + noise * (dropout_prob > 0)
         else:
             self.keep(width)
             self.keep(heads, item=FLOAT32)
-            if has_mask or bias:
-                self.saved += item * t * s * (self.sequences if has_mask else 1) * (heads if bias else 1)
+            count = (self.sequences if has_mask else 1) * (heads if has_places else 1)
+            self.saved += item * t * s * count * (has_mask or has_places)
         self.linears(width, out, has_bias=has_bias, is_kept=not is_made)
 
-    def dropout(self, width: int, prob: float) -> None:
-        """The noise: as numbers on a CPU, one byte each on a GPU."""
-        if prob:
-            self.keep(width, item=1 if self.how.is_cuda else self.how.item)
-
-    def activation(self, width: int, kind: str) -> None:
-        """The input, or what its parts keep: quick GELU is x·sigmoid(1.702 x), GELU by tanh is made of five parts."""
-        self.kind = kind
-        self.keep(width * {"quick_gelu": 2, "gelu_new": 4}.get(kind, 1))
+    def feed_forward(
+        self, name: str, width: int, inner: int, kind: str, names: tuple[str, ...], *, prob: float = 0.0, **bias: bool
+    ) -> None:
+        """down(act(up(x))), or down(act(gate(x))·up(x)) where there are three names; dropout before down."""
+        before, self.kind, self.is_gated = self.saved, kind, len(names) > 2
+        self.linears(width, {name + up: inner for up in names[:-1]}, **bias)
+        # quick GELU is x·sigmoid(1.702 x), T5's GELU a chain of five operations
+        self.keep(inner * ({"quick_gelu": 2, "gelu_new": 4}.get(kind, 1) + 2 * self.is_gated))
+        self.dropout(inner, prob)
+        self.linears(inner, {name + names[-1]: width}, **bias)
+        self.inner = self.saved - before
 
     def passing(self) -> int:
-        """Bytes while a frozen layer runs: what it reads, its norm, and the widest of its results two or three times."""
+        """Bytes while a frozen layer runs: what it reads, its norms, and the widest of its results."""
         times = 3 if self.is_gated or self.kind == "quick_gelu" else 2
-        return int(self.rows * self.width * (self.how.item * 4 + 24 * self.turns)) + times * self.widest
-
-    @property
-    def numbers(self) -> int:
-        """All of them."""
-        return sum(n_in * n_out for _, n_in, n_out in self.matrices) + self.others
-
-
-def _gated(layer: Layer, name: str, width: int, inner: int, kind: str, *, has_bias: bool = False) -> None:
-    """down(act(gate(x))·up(x)): gate, up and act(gate) beside what the linear layers keep."""
-    layer.is_gated, before = True, layer.saved
-    layer.linears(width, {f"{name}.gate_proj": inner, f"{name}.up_proj": inner}, has_bias=has_bias)
-    layer.activation(inner, kind)
-    layer.keep(2 * inner)
-    layer.linears(inner, {f"{name}.down_proj": width}, has_bias=has_bias)
-    layer.inner = layer.saved - before
+        return self.rows * self.width * (self.how.item * 4 + 24 * self.turns) + times * self.widest
 
 
 def decoder_layer(layer: Layer, shape: Shape, *, has_mask: bool) -> Layer:
@@ -236,110 +192,86 @@ def decoder_layer(layer: Layer, shape: Shape, *, has_mask: bool) -> Layer:
         layer.rms_norm(width)
     outs = {"self_attn.q_proj": wide, "self_attn.k_proj": key_width, "self_attn.v_proj": key_width}
     layer.linears(width, outs, has_bias=is_qwen or shape.attention_bias)
-    if is_gemma:
-        layer.rms_norm(wide, numbers=shape.head_width)
-        layer.rms_norm(key_width, numbers=shape.head_width)
-    heads, prob = shape.num_attention_heads, shape.attention_dropout
-    has_bias, out = shape.attention_bias and not is_qwen, {"self_attn.o_proj": width}
+    for norm in (wide, key_width) if is_gemma else ():
+        layer.rms_norm(norm, numbers=shape.head_width)
     layer.attention(
-        wide, heads, out, has_bias=has_bias, key_width=key_width, has_mask=has_mask, dropout_prob=prob
+        wide,
+        shape.num_attention_heads,
+        {"self_attn.o_proj": width},
+        has_bias=shape.attention_bias and not is_qwen,
+        key_width=key_width,
+        has_mask=has_mask,
+        dropout_prob=shape.attention_dropout,
     )
-    kind = shape.hidden_activation if is_gemma else shape.hidden_act
-    _gated(layer, "mlp", width, shape.intermediate_size, kind, has_bias=bool(shape.mlp_bias))
+    kind, names = shape.get("hidden_act") or shape.hidden_activation, ("gate_proj", "up_proj", "down_proj")
+    layer.feed_forward("mlp.", width, shape.intermediate_size, kind, names, has_bias=bool(shape.mlp_bias))
     return layer
 
 
-def bart_layer(layer: Layer, shape: Shape, inner: int, heads: int, *, has_mask: bool, encoded: int = 0) -> Layer:
-    """BART: layer norms behind attention and feed-forward; with `encoded` rows, a decoder's attention to them."""
-    width = shape.d_model
-    for name, rows in (("self_attn", 0), ("encoder_attn", encoded))[: 1 + bool(encoded)]:
-        keys = {f"{name}.k_proj": width, f"{name}.v_proj": width}
-        layer.linears(width, {f"{name}.q_proj": width} | ({} if rows else keys), has_bias=True)
-        if rows:
-            layer.linears(width, keys, has_bias=True, rows=rows, is_kept=True)
-        out, prob = {f"{name}.out_proj": width}, shape.attention_dropout
-        layer.attention(width, heads, out, has_bias=True, others=rows, has_mask=has_mask, dropout_prob=prob)
-        layer.dropout(width, shape.dropout)
-        layer.layer_norm(width)
-    layer.linears(width, {"fc1": inner}, has_bias=True)
-    layer.activation(inner, shape.activation_function)
-    layer.dropout(inner, shape.activation_dropout)
-    layer.linears(inner, {"fc2": width}, has_bias=True)
-    layer.dropout(width, shape.dropout)
-    layer.layer_norm(width)
-    return layer
-
-
-def t5_layer(layer: Layer, shape: Shape, *, has_mask: bool, encoded: int = 0) -> Layer:
-    """T5: RMS norms before attention with a position bias and feed-forward, dropout everywhere."""
-    width, wide, prob = shape.d_model, shape.num_heads * shape.d_kv, shape.dropout_rate
-    for place, (name, rows) in enumerate((("SelfAttention", 0), ("EncDecAttention", encoded))[: 1 + bool(encoded)]):
-        below = f"layer.{place}.{name}"
-        layer.rms_norm(width, is_t5=True)
-        keys = {f"{below}.k": wide, f"{below}.v": wide}
-        layer.linears(width, {f"{below}.q": wide} | ({} if rows else keys))
-        if rows:
-            layer.linears(width, keys, rows=rows, is_kept=True)
-        bias = "learned" if layer.learns else "given"
-        out, heads = {f"{below}.o": width}, shape.num_heads
-        layer.attention(wide, heads, out, others=rows, has_mask=has_mask, bias=bias, dropout_prob=prob)
+def paired_layer(layer: Layer, shape: Shape, *, place: int, has_mask: bool, encoded: int = 0) -> Layer:
+    """T5 and BART, place 0 for the encoder and 1 for the decoder, which attends to `encoded` rows too."""
+    is_t5, width = shape.model_type == "t5", shape.d_model
+    side = ("encoder", "decoder")[place]
+    heads = shape.num_heads if is_t5 else shape[f"{side}_attention_heads"]
+    wide, prob = (heads * shape.d_kv, shape.dropout_rate) if is_t5 else (width, shape.dropout)
+    letters = ("q", "k", "v", "o") if is_t5 else ("q_proj", "k_proj", "v_proj", "out_proj")
+    norm, clamped = layer.rms_norm if is_t5 else layer.layer_norm, is_t5 and layer.how.is_fp16
+    for number, rows in enumerate((0, encoded)[: 1 + place]):
+        below = ("layer.0.SelfAttention", "layer.1.EncDecAttention") if is_t5 else ("self_attn", "encoder_attn")
+        query, key, value, out = (f"{below[number]}.{letter}" for letter in letters)
+        norm(width, **({"is_t5": True} if is_t5 else {}))
+        pair = {key: wide, value: wide}
+        layer.linears(width, {query: wide} | ({} if rows else pair), has_bias=not is_t5)
+        layer.linears(width, pair if rows else {}, has_bias=not is_t5, rows=rows, is_kept=True)
+        attention_prob = prob if is_t5 else shape.attention_dropout
+        layer.attention(
+            wide,
+            heads,
+            {out: width},
+            has_bias=not is_t5,
+            others=rows,
+            has_mask=has_mask,
+            has_places=is_t5,
+            dropout_prob=attention_prob,
+        )
         layer.dropout(width, prob)
-        layer.keep(width * layer.how.is_fp16)
-    below, kind = f"layer.{1 + bool(encoded)}.DenseReluDense", shape.feed_forward_proj.removeprefix("gated-")
-    layer.rms_norm(width, is_t5=True)
-    if kind != shape.feed_forward_proj:
-        layer.linears(width, {f"{below}.wi_0": shape.d_ff, f"{below}.wi_1": shape.d_ff})
-        layer.activation(shape.d_ff, "gelu_new" if kind == "gelu" else kind)
-        layer.keep(2 * shape.d_ff)
+        layer.keep(width * clamped)
+    norm(width, **({"is_t5": True} if is_t5 else {}))
+    if is_t5:
+        inner, kind = shape.d_ff, shape.feed_forward_proj.removeprefix("gated-")
+        is_gated = kind != shape.feed_forward_proj
+        names = ("wi_0", "wi_1", "wo") if is_gated else ("wi", "wo")
+        kind = "gelu_new" if is_gated and kind == "gelu" else kind
+        layer.feed_forward(f"layer.{1 + place}.DenseReluDense.", width, inner, kind, names, prob=prob)
+        layer.keep((width + 2 * inner) * clamped)
     else:
-        layer.linears(width, {f"{below}.wi": shape.d_ff})
-        layer.activation(shape.d_ff, kind)
-    layer.dropout(shape.d_ff, prob)
-    layer.linears(shape.d_ff, {f"{below}.wo": width})
+        inner, kind = shape[f"{side}_ffn_dim"], shape.activation_function
+        layer.feed_forward("", width, inner, kind, ("fc1", "fc2"), prob=shape.activation_dropout, has_bias=True)
     layer.dropout(width, prob)
-    layer.keep((width + 2 * shape.d_ff) * layer.how.is_fp16)
     return layer
 
 
 def vit_layer(layer: Layer, shape: Shape) -> Layer:
-    """CLIP and SigLIP."""
-    width, inner = shape.hidden_size, shape.intermediate_size
-    layer.layer_norm(width)
-    layer.linears(width, {"q": width, "k": width, "v": width}, has_bias=True)
-    heads, prob = shape.num_attention_heads, shape.attention_dropout
-    layer.attention(width, heads, {"out": width}, has_bias=True, dropout_prob=prob)
-    layer.layer_norm(width)
-    layer.linears(width, {"fc1": inner}, has_bias=True)
-    layer.activation(inner, shape.hidden_act)
-    layer.linears(inner, {"fc2": width}, has_bias=True)
-    return layer
-
-
-def qwen_block(layer: Layer, shape: Shape, *, is_newer: bool) -> Layer:
-    """Towers of Qwen2-VL, and of Qwen2.5-VL with RMS norms and a gated layer; queries and keys are turned in float32."""
-    width = shape.hidden_size if is_newer else shape.embed_dim
+    """CLIP, SigLIP, and the towers of Qwen, which turn queries and keys in float32; the newer has gates and RMS norms."""
+    width, is_qwen, is_newer = layer.width, "depth" in shape, shape.model_type == "qwen2_5_vl_vision"
     norm = layer.rms_norm if is_newer else layer.layer_norm
     norm(width)
-    layer.turns = True
-    layer.linears(width, {"qkv": 3 * width}, has_bias=True)
-    layer.keep(3 * width)  # values lie in one tensor with what was turned, and results are put together from pieces
-    layer.attention(width, shape.num_heads, {"proj": width}, has_bias=True)
     norm(width)
-    if is_newer:
-        _gated(layer, "mlp", width, shape.intermediate_size, shape.hidden_act, has_bias=True)
-        return layer
-    inner = int(width * shape.mlp_ratio)
-    layer.linears(width, {"fc1": inner}, has_bias=True)
-    layer.activation(inner, shape.hidden_act)
-    layer.linears(inner, {"fc2": width}, has_bias=True)
+    layer.turns = is_qwen
+    layer.linears(width, {"qkv": 3 * width}, has_bias=True)
+    layer.keep(3 * width * is_qwen)  # values lie in one tensor with what was turned, results are pieces put together
+    heads, prob = (shape.num_heads, 0) if is_qwen else (shape.num_attention_heads, shape.attention_dropout)
+    layer.attention(width, heads, {"out": width}, has_bias=True, dropout_prob=prob)
+    inner = int(width * shape.mlp_ratio) if "mlp_ratio" in shape else shape.intermediate_size
+    names = ("gate", "up", "down") if is_newer else ("fc1", "fc2")
+    layer.feed_forward("", width, inner, shape.hidden_act, names, has_bias=True)
     return layer
 
 
-def davit_block(layer: Layer, shape: Shape, stage: int, side: int, *, is_window: bool) -> Layer:
+def davit_block(layer: Layer, shape: Shape, side: int, *, is_window: bool) -> Layer:
     """A block of Florence-2's tower: attention inside of padded windows, or between channels; two convolutions."""
-    width, images, window = shape.embed_dim[stage], layer.sequences, shape.window_size
-    inner = int(width * shape.mlp_ratio)
-    padded = images * (-(-side // window) * window) ** 2 if is_window else layer.rows
+    width, window = layer.width, shape.window_size
+    padded = layer.sequences * (-(-side // window) * window) ** 2 if is_window else layer.rows
     for _ in range(2):
         layer.others += 10 * width  # a convolution of each channel by itself
         layer.keep(width)
@@ -348,7 +280,6 @@ def davit_block(layer: Layer, shape: Shape, stage: int, side: int, *, is_window:
     layer.keep(3 * width, rows=padded)
     layer.keep(width)
     layer.linears(width, {"proj": width}, has_bias=True, is_kept=is_window)
-    layer.linears(width, {"fc1": inner}, has_bias=True)
-    layer.activation(inner, shape.activation_function)
-    layer.linears(inner, {"fc2": width}, has_bias=True)
+    kind = shape.activation_function
+    layer.feed_forward("", width, int(width * shape.mlp_ratio), kind, ("fc1", "fc2"), has_bias=True)
     return layer

@@ -7,14 +7,15 @@ tokens in the vocabulary and w bytes a number the parts come to about the formul
 """
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 from lightbox.adapters.memory import layers
 from lightbox.adapters.memory.layers import FLOAT32, How, Layer
 from lightbox.adapters.memory.request import ITEMS, Load, Request, load_of
-from lightbox.backbones.sizes import Shape, is_tied, text_of, vision_of, whole
+from lightbox.backbones.sizes import is_tied, text_of, vision_of, whole
 from lightbox.config import LANGUAGE
 
 GIB = 1024**3
@@ -74,207 +75,22 @@ class MemoryReport:
         return max(self.parts, key=lambda part: self.parts[part])
 
 
-@dataclass
+@dataclass(frozen=True)
 class Stage:
-    """One place of the step, in the order of the forward pass; bytes.
+    """One place of the step, in the order of the forward pass; bytes by part.
 
-    Args:
-        group: where its numbers are counted.
-        numbers: its own, matrices and all.
-        layer: what it keeps and has; None for a table or a norm.
-        kept: what stays from the forward pass until its backward pass.
-        again: what that adds once the layer is computed again.
-        passing: what a frozen layer of a tower needs while it runs.
-        back: beside it, at the highest, in its backward pass.
-        gradients: of its numbers or adapters.
+    `kept` stays from the forward pass until the backward pass is through, `now` is there beside it while this place is
+    computed in the backward pass, `gradients` are of its numbers or adapters, `passing` what a frozen layer needs while
+    it runs.
     """
 
     group: str
     numbers: int = 0
     layer: Layer | None = None
-    kept: int = 0
-    again: int = 0
-    passing: int = 0
-    back: int = 0
+    kept: Mapping[str, int] = field(default_factory=dict)
+    now: Mapping[str, int] = field(default_factory=dict)
     gradients: int = 0
-
-
-def how_of(request: Request) -> How:
-    """What of a request the layers need to know."""
-    adapter, family = request.adapter, request.family
-    places = "|".join(re.escape(path) for path in family.layers)
-    own = rf"(?:{places})\.\d+\.(?:.+\.)?(?:{'|'.join(map(re.escape, family.linears))})"
-    targets = re.compile(own if adapter.targets == LANGUAGE else adapter.targets) if adapter.kind == "lora" else None
-    keeps_wo = family.name == "t5" and (adapter.quant != "none" or request.dtype == "fp16")
-    is_cuda, is_eager = request.device == "cuda", request.attention == "eager"
-    return How(ITEMS[request.dtype], adapter, targets, is_cuda, is_eager, ("wo",) if keeps_wo else (), request.dtype == "fp16")
-
-
-def _stage(group: str, layer: Layer, *, is_checkpointed: bool = False, is_read: bool = True) -> Stage:
-    """A layer as a place of the step; `is_read` is False for one that gets no gradient."""
-    item, adapter = layer.how.item, layer.how.adapter
-    own = FLOAT32 if adapter.kind == "lora" else item  # a projector trained in full beside a frozen base
-    gradients = layer.gradients + (layer.numbers * own if layer.learns else 0)
-    if not is_read or not layer.rows or not (layer.learns or layer.is_reached):
-        return Stage(group, layer.numbers, layer, passing=layer.passing())
-    arriving = layer.width * layer.rows * item
-    inner = arriving + layer.early + max(layer.widest * (2 if layer.is_gated else 1), layer.widest + layer.dense)
-    back = max(inner, arriving + 2 * layer.scores - layer.probs - layer.inner)
-    kept = layer.clinging + arriving if is_checkpointed else layer.saved
-    again = layer.saved - layer.clinging - (arriving if item == FLOAT32 else 0) if is_checkpointed else 0
-    return Stage(group, layer.numbers, layer, kept, again, 0, back, gradients)
-
-
-def _stages(request: Request, how: How, load: Load) -> Iterator[Stage]:
-    family, learns = request.family, how.targets is None
-    rows, b = load.sequences * load.tokens, load.sequences
-    if family.name == "t5":
-        yield from _seq2seq(request, how, load, whole(request.config))
-        return
-    text = text_of(request.config)
-    width = text.get("hidden_size") or text.d_model
-    table = text.vocab_size * width
-    if family.name == "florence2":
-        yield from _seq2seq(request, how, load, text)
-        return
-    shared = table * how.item * learns
-    tied = is_tied(request.config)
-    kept = rows * width * bool(load.images)
-    yield Stage("embeddings", table, gradients=0 if tied else shared, back=2 * shared * tied, kept=kept)
-    yield from _vision(request, how, load, width)
-    has_mask = load.is_padded or family.name == "gemma3"
-    for index in range(text.num_hidden_layers):
-        layer = Layer(how, f"{family.layers[0]}.{index}", rows, b, width, learns=learns, is_reached=True)
-        layer = layers.decoder_layer(layer, text, has_mask=has_mask)
-        if index == 0 and not learns and not (load.images and how.adapter.projector != "frozen"):
-            layer.saved -= FLOAT32 * rows * width  # no gradient goes through its first norm
-        yield _stage("linears", layer, is_checkpointed=request.checkpoint_layers)
-    yield _norm(how, rows, width, learns=learns)
-    yield from _head(request, how, load, text.vocab_size * width, text.vocab_size)
-
-
-def _norm(how: How, rows: int, width: int, *, learns: bool, is_t5: bool = False) -> Stage:
-    layer = Layer(how, "", rows, 1, width, learns=learns, is_reached=True)
-    layer.rms_norm(width, is_t5=is_t5)
-    stage = _stage("linears", layer)
-    stage.back = (5 * FLOAT32 + how.item) * rows * width  # the mean, the square and their products
-    return stage
-
-
-def _head(request: Request, how: How, load: Load, table: int, vocabulary: int) -> Iterator[Stage]:
-    """Logits of supervised tokens, in float32 with their gradient; a head that is not the table has numbers."""
-    learns, tied = how.targets is None, is_tied(request.config)
-    back = 12 * load.sequences * load.supervised * vocabulary
-    yield Stage("head", 0 if tied else table, back=back, gradients=table * how.item * learns)
-
-
-def _seq2seq(request: Request, how: How, load: Load, text: Shape) -> Iterator[Stage]:
-    """Encoder and decoder of T5 and of Florence-2, which share one table of tokens."""
-    family, learns, b = request.family, how.targets is None, load.sequences
-    width, is_t5 = text.d_model, family.name == "t5"
-    table = text.vocab_size * width
-    encoded = b * load.tokens
-    for place, (name, rows) in enumerate((("encoder", encoded), ("decoder", b * load.supervised))):
-        if is_t5:
-            count = (text.num_decoder_layers or text.num_layers) if place else text.num_layers
-            numbers = text.relative_attention_num_buckets * text.num_heads
-        else:
-            count = text.decoder_layers if place else text.encoder_layers
-            numbers = (text.max_position_embeddings + 2) * width
-        shared = table * how.item * learns
-        yield Stage("embeddings", 0 if place else table, back=2 * shared)
-        if not place and family.has_vision:
-            yield from _vision(request, how, load, width)
-        yield Stage("norms" if is_t5 else "embeddings", numbers, gradients=numbers * how.item * learns)
-        if not is_t5:
-            layer = Layer(how, "", rows, b, width, learns=learns, is_reached=learns)
-            layer.layer_norm(width)
-            layer.dropout(width, text.dropout)
-            yield _stage("linears", layer)
-        if place:
-            yield Stage("norms", kept=encoded * width * how.item)
-        for index in range(count):
-            layer = Layer(how, f"{family.layers[place]}.{index}", rows, b, width, learns=learns, is_reached=True)
-            has_mask = load.is_padded or (is_t5 and place == 1)
-            if is_t5:
-                layer = layers.t5_layer(layer, text, has_mask=has_mask, encoded=place * encoded)
-            else:
-                inner = text.decoder_ffn_dim if place else text.encoder_ffn_dim
-                heads = text.decoder_attention_heads if place else text.encoder_attention_heads
-                layer = layers.bart_layer(layer, text, inner, heads, has_mask=has_mask, encoded=place * encoded)
-            yield _stage("linears", layer, is_checkpointed=request.checkpoint_layers)
-        if is_t5:
-            yield _norm(how, rows, width, learns=learns, is_t5=True)
-    yield from _head(request, how, load, table, text.vocab_size)
-
-
-def _vision(request: Request, how: How, load: Load, width: int) -> Iterator[Stage]:
-    """Tower and projector."""
-    family, adapter, learns = request.family, how.adapter, how.targets is None
-    shape, top, images = vision_of(request.config), whole(request.config), load.sequences * load.images
-    name = family.name
-    base = replace(how, targets=None if learns else re.compile("(?!)"), adapter=replace(adapter, quant="none"))
-
-    def layer_of(rows: int, inside: int, *, sequences: int = images) -> Layer:
-        return Layer(base, "", rows, sequences, inside, learns=learns)
-
-    def embedded(numbers: int, rows: int, inside: int, *, has_norm: bool) -> Stage:
-        layer = layer_of(rows, inside)
-        if has_norm:
-            layer.layer_norm(inside)
-        layer.others += numbers
-        return _stage("vision", layer)
-
-    if name.startswith("qwen"):
-        is_newer = name == "qwen2_5_vl"
-        inside = shape.hidden_size if is_newer else shape.embed_dim
-        rows = load.sequences * load.patches
-        kernel = shape.in_channels * shape.temporal_patch_size * shape.patch_size**2
-        yield embedded(kernel * inside, rows, inside, has_norm=False)
-        for _ in range(shape.depth):
-            yield _stage("vision", layers.qwen_block(layer_of(rows, inside), shape, is_newer=is_newer))
-        out, group = shape.out_hidden_size if is_newer else shape.hidden_size, shape.spatial_merge_size**2
-        steps = [("mlp.0", inside * group, inside * group), ("mlp.2", inside * group, out)]
-        norm, rows = inside if is_newer else 2 * inside, rows // group
-    elif name == "florence2":
-        side, before = load.image_px, shape.in_channels
-        for stage, inside in enumerate(shape.embed_dim):
-            kernel, stride, padding = shape.patch_size[stage], shape.patch_stride[stage], shape.patch_padding[stage]
-            numbers = before * kernel**2 * inside + inside + 2 * (before if shape.patch_prenorm[stage] else inside)
-            side = (side + 2 * padding - kernel) // stride + 1
-            rows = images * side * side
-            yield embedded(numbers - 2 * inside, rows, inside, has_norm=True)
-            for place in range(2 * shape.depths[stage]):
-                layer = layers.davit_block(layer_of(rows, inside), shape, stage, side, is_window=place % 2 == 0)
-                yield _stage("vision", layer)
-            before = inside
-        steps, norm = [("image_projection", before, shape.projection_dim)], 2 * shape.projection_dim
-        norm += shape.max_position_embeddings * before
-    else:
-        is_clip, side, inside = shape.model_type == "clip_vision_model", shape.image_size // shape.patch_size, 0
-        inside, rows = shape.hidden_size, images * (side * side + is_clip)
-        numbers = shape.num_channels * shape.patch_size**2 * inside + inside + (side * side + is_clip) * inside
-        yield embedded(numbers, rows, inside, has_norm=is_clip)
-        last = top.get("vision_feature_layer", -1) % (shape.num_hidden_layers + 1) if is_clip else 10**9
-        for index in range(shape.num_hidden_layers):
-            yield _stage("vision", layers.vit_layer(layer_of(rows, inside), shape), is_read=index < last)
-        layer = layer_of(rows, inside)
-        layer.layer_norm(inside)
-        yield _stage("vision", layer, is_read=not is_clip)
-        rows, norm = images * side * side, 0
-        if name == "gemma3":
-            rows, norm, steps = images * top.mm_tokens_per_image, inside, [("", inside, width)]
-        else:
-            steps, norm = [("linear_1", inside, width), ("linear_2", width, width)], width * (name == "llava_next")
-    mode = "full" if learns else adapter.projector
-    targets = re.compile(".*") if mode == "lora" else base.targets
-    inner = replace(base, targets=targets, item=FLOAT32 if mode == "full" else how.item)
-    layer = Layer(inner, family.projector, rows, images, width, learns=mode == "full", is_reached=mode != "frozen")
-    for path, n_in, n_out in steps:
-        layer.linears(n_in, {path: n_out}, has_bias=name != "gemma3" and name != "florence2")
-        layer.keep(n_out)
-    layer.others += norm
-    yield _stage("projector", layer)
+    passing: int = 0
 
 
 def predict(request: Request) -> MemoryReport:
@@ -288,101 +104,251 @@ def predict(request: Request) -> MemoryReport:
     """
     how, load = how_of(request), load_of(request)
     stages = list(_stages(request, how, load))
-    counts = _counts(stages)
-    parts = dict.fromkeys(PARTS, 0)
-    trained = _hold(parts, stages, request, how, load)
-    gradients = sum(stage.gradients for stage in stages)
-    if request.accumulates:
-        parts["gradients"] += gradients
-    kept = 0
-    best: tuple[int, dict[str, int]] = max((stage.passing for stage in stages), default=0), {}
-    best = best[0], {"vision": best[0]}
-    later = gradients
+    held, trained = _held(stages, request, how)
+    later = everything = sum(stage.gradients for stage in stages)
+    kept = Counter()
+    moments = [{"vision": max(stage.passing for stage in stages)}]
     for stage in stages:
-        kept += stage.kept
+        kept.update(stage.kept)
         later -= stage.gradients
-        total = kept + stage.again + stage.back + (0 if request.accumulates else later)
-        if total >= best[0]:
-            best = (
-                total,
-                {
-                    "layers": total - (0 if request.accumulates else later),
-                    "gradients": 0 if request.accumulates else later,
-                },
-            )
-    end = {"gradients": 0 if request.accumulates else gradients, "layers": 0}
-    if sum(end.values()) > best[0]:
-        best = sum(end.values()), end
-    for part, size in best[1].items():
-        parts[part] += size
+        moments.append(kept + Counter(stage.now) + Counter(gradients=0 if request.accumulates else later))
+    largest = max(trained, default=0)
+    # bitsandbytes on a CPU widens a tensor five times
+    update = 5 * FLOAT32 * largest if request.device == "cpu" and request.optimizer != "adamw" else 0
+    moments.append({"gradients": 0 if request.accumulates else everything, "optimiser": update})
+    held.update(max(moments, key=lambda moment: sum(moment.values())))
+    if request.accumulates:
+        held["gradients"] += everything
     if request.device == "cuda":
-        values = sum(size for part, size in parts.items() if "weights" not in part)
-        parts["context"] = CONTEXT_BYTES + int(FRAGMENTED_SHARE * values)
-    return MemoryReport({part: size for part, size in parts.items() if size}, counts, trained)
-
-
-def _counts(stages: Sequence[Stage]) -> dict[str, int]:
-    counts: dict[str, int] = {}
+        values = sum(size for part, size in held.items() if "weights" not in part)
+        held["context"] = CONTEXT_BYTES + int(FRAGMENTED_SHARE * values)
+    counts = Counter()
     for stage in stages:
-        matrices = 0
-        if stage.group == "linears" and stage.layer is not None:
-            matrices = sum(n_in * n_out for _, n_in, n_out in stage.layer.matrices)
-            counts["linears"] = counts.get("linears", 0) + matrices
-        group = "norms" if stage.group == "linears" else stage.group
-        counts[group] = counts.get(group, 0) + stage.numbers - matrices
-    return {group: count for group, count in counts.items() if count}
+        matrices = sum(n_in * n_out for _, n_in, n_out in stage.layer.matrices) if stage.group == "linears" else 0
+        counts.update({"linears": matrices, "norms" if matrices else stage.group: stage.numbers - matrices})
+    return MemoryReport({part: held[part] for part in PARTS if held[part]}, dict(+counts), sum(trained))
 
 
-def _hold(parts: dict[str, int], stages: Sequence[Stage], request: Request, how: How, load: Load) -> int:
-    """Put weights, adapters, moments and the batch into memory; how many numbers learn."""
-    adapter, item, trained = request.adapter, how.item, 0
-    weights = {"norms": "language weights", "vision": "vision weights", "projector": "vision weights"}
-    for stage in stages:
-        numbers, layer = stage.numbers, stage.layer
-        if layer is not None and stage.group == "linears":
-            for path, n_in, n_out in layer.matrices:
-                numbers -= n_in * n_out
-                is_kept = path.rpartition(".")[2] in how.kept
-                if adapter.quant == "none" or is_kept:
-                    parts["language weights"] += (
-                        n_in * n_out * (FLOAT32 if is_kept and request.dtype == "fp16" else item)
-                    )
-                elif adapter.quant == "int8":
-                    parts["quantised weights"] += n_in * n_out + FLOAT32 * n_out
-                else:
-                    blocks = -(-n_in * n_out // BLOCK)
-                    tables = FLOAT32 * (16 + NESTED_BLOCK + 1)
-                    parts["quantised weights"] += (
-                        -(-n_in * n_out // 2) + blocks + FLOAT32 * -(-blocks // NESTED_BLOCK) + tables
-                    )
-        part = "language weights" if stage.group in ("linears", "norms") else weights.get(stage.group, "table and head")
-        parts[part] += numbers * item
-        is_table = stage.group == "embeddings" and layer is None  # a tied one has its gradient from the head
-        if (stage.gradients or is_table) and how.targets is None:
-            trained += stage.numbers
-            sizes = [n_in * n_out for _, n_in, n_out in layer.matrices] if layer else []
-            rest = stage.numbers - sum(sizes)
-            small = rest if layer is None else 0
-            parts["optimiser"] += sum(state_bytes(request.optimizer, size, item) for size in [*sizes, small])
-            parts["optimiser"] += (rest - small) * 2 * (item if request.optimizer == "adamw" else FLOAT32)
-        elif how.targets is not None and layer is not None and (layer.gradients or layer.learns):
-            pairs = [
-                n
-                for path, n_in, n_out in layer.matrices
-                for n in (n_in, n_out)
-                if layer.how.targets and layer.how.targets.fullmatch(path)
-            ]
-            sizes = (
-                [adapter.r * n for n in pairs]
-                if not layer.learns
-                else [n_in * n_out for _, n_in, n_out in layer.matrices] + [layer.others]
+def how_of(request: Request) -> How:
+    """What of a request the layers need to know."""
+    adapter, family = request.adapter, request.family
+    places = "|".join(re.escape(path) for path in family.layers)
+    own = rf"(?:{places})\.\d+\.(?:.+\.)?(?:{'|'.join(map(re.escape, family.linears))})"
+    return How(
+        item=ITEMS[request.dtype],
+        adapter=adapter,
+        targets=re.compile(own if adapter.targets == LANGUAGE else adapter.targets) if adapter.kind == "lora" else None,
+        is_cuda=request.device == "cuda",
+        is_eager=request.attention == "eager",
+        kept=("wo",) if family.name == "t5" and (adapter.quant != "none" or request.dtype == "fp16") else (),
+        is_fp16=request.dtype == "fp16",
+    )
+
+
+def _placed(group: str, layer: Layer, *, is_checkpointed: bool = False, is_read: bool = True) -> Stage:
+    """A layer as a place of the step; `is_read` is False for one behind the output that is read."""
+    how, numbers = layer.how, layer.numbers
+    if not (is_read and layer.rows and (layer.learns or layer.is_reached)):
+        return Stage(group, numbers, layer, passing=layer.passing())
+    arriving = layer.width * layer.rows * how.item
+    matrix = (
+        numbers and layer.matrices[-1:] and layer.learns and layer.matrices[-1][1] * layer.matrices[-1][2] * how.item
+    )
+    gated, plain = layer.widest * (1 + layer.is_gated), layer.widest + layer.dense
+    back = {"layers": arriving + (matrix or 0) + max(gated, layer.widest)}
+    if plain > gated:
+        back = {"layers": back["layers"] - max(gated, layer.widest) + layer.widest, "dequantised weights": layer.dense}
+    scores = arriving + 2 * layer.scores - layer.probs - layer.inner
+    if scores > sum(back.values()):
+        back = {"layers": scores}
+    if not layer.matrices:  # a norm: the mean, the square and their products
+        back = {"layers": arriving + 5 * FLOAT32 * layer.rows * layer.width}
+    part = "layers" if group == "linears" else "vision"
+    saved = {part: layer.saved - layer.copies, "adapter copies": layer.copies}
+    if is_checkpointed:
+        kept = {"kept layer inputs": arriving, part: layer.clinging}
+        again = arriving * (how.item == FLOAT32) + layer.clinging
+        now = Counter(back) + Counter(saved) - Counter({part: again})
+    else:
+        kept, now = saved, back
+    own = FLOAT32 if how.adapter.kind == "lora" else how.item  # a projector beside a frozen base is trained in float32
+    return Stage(group, numbers, layer, kept, now, layer.gradients + numbers * own * layer.learns)
+
+
+def _stages(request: Request, how: How, load: Load) -> Iterator[Stage]:
+    """The whole model: table, tower and projector, layers, head."""
+    family, b, learns = request.family, load.sequences, how.targets is None
+    is_paired, is_t5 = family.is_encoder_decoder, family.name == "t5"
+    text, tied = whole(request.config) if is_t5 else text_of(request.config), is_tied(request.config)
+    width, vocabulary = text.d_model if is_paired else text.hidden_size, text.vocab_size
+    table = vocabulary * width * how.item * learns
+    encoded = b * load.tokens
+    has_mask = load.is_padded or family.name == "gemma3"
+    inputs = 3 * INTEGER * encoded + encoded * load.tokens * has_mask
+
+    def norm(rows: int, *, is_layer: bool = False) -> Stage:
+        layer = Layer(how, "", rows, b, width, learns=learns, is_reached=learns or not is_layer)
+        if is_layer:
+            layer.layer_norm(width)
+            layer.dropout(width, text.dropout)
+        else:
+            layer.rms_norm(width, is_t5=is_t5)
+        return _placed("linears", layer)
+
+    for place, rows in enumerate((encoded, b * load.supervised)[: 1 + is_paired]):
+        # the gradient of a table that is the head too is there already, and the sum is a third tensor
+        kept = {"inputs and masks": inputs * (not place), "vision": rows * width * bool(load.images) * (not place)}
+        now = {"gradients": 2 * table * tied}
+        yield Stage("embeddings", vocabulary * width * (not place), None, kept, now, table * (not tied))
+        if not place and family.has_vision:
+            yield from _vision(request, how, load, width)
+        if is_t5:
+            numbers = text.relative_attention_num_buckets * text.num_heads
+            count = (text.num_decoder_layers if place else 0) or text.num_layers
+            yield Stage("norms", numbers, gradients=numbers * how.item * learns)
+        elif is_paired:
+            numbers, count = (
+                (text.max_position_embeddings + 2) * width,
+                text[("encoder_layers", "decoder_layers")[place]],
             )
-            trained += sum(sizes)
-            parts["adapters"] += FLOAT32 * sum(sizes)
-            if stage.gradients:
-                parts["optimiser"] += sum(state_bytes(request.optimizer, size, FLOAT32) for size in sizes)
-    parts["inputs and masks"] += 3 * INTEGER * load.sequences * load.tokens
-    return trained
+            yield Stage("embeddings", numbers, gradients=numbers * how.item * learns)
+            yield norm(rows, is_layer=True)
+        else:
+            count = text.num_hidden_layers
+        yield Stage("norms", kept={"layers": encoded * width * how.item * place})
+        for index in range(count):
+            layer = Layer(how, f"{family.layers[place]}.{index}", rows, b, width, learns=learns, is_reached=True)
+            if is_paired:
+                masked = load.is_padded or (is_t5 and place == 1)
+                layers.paired_layer(layer, text, place=place, has_mask=masked, encoded=place * encoded)
+            else:
+                layers.decoder_layer(layer, text, has_mask=has_mask)
+                if index == 0 and not learns and not (load.images and how.adapter.projector != "frozen"):
+                    layer.saved -= FLOAT32 * rows * width  # no gradient goes through its first norm
+            yield _placed("linears", layer, is_checkpointed=request.checkpoint_layers)
+        if is_t5 or not is_paired:
+            yield norm(rows)
+    logits = 12 * b * load.supervised * vocabulary
+    yield Stage("head", vocabulary * width * (not tied), now={"logits": logits}, gradients=table)
+
+
+def _vision(request: Request, how: How, load: Load, width: int) -> Iterator[Stage]:
+    """Tower and projector, which learn in full training; the projector also by itself."""
+    family, learns, name = request.family, how.targets is None, request.family.name
+    shape, top, images = vision_of(request.config), whole(request.config), load.sequences * load.images
+    base = replace(how, targets=None if learns else re.compile("(?!)"), adapter=replace(how.adapter, quant="none"))
+
+    def layer_of(rows: int, inside: int, others: int = 0, *, has_norm: bool = False) -> Layer:
+        layer = Layer(base, "", rows, images, inside, learns=learns)
+        layer.others += others - 2 * inside * has_norm
+        if has_norm:
+            layer.layer_norm(inside)
+        return layer
+
+    norm, has_bias = 0, True
+    if name.startswith("qwen"):
+        inside, rows, joined = (
+            shape.get("embed_dim") or shape.hidden_size,
+            load.sequences * load.patches,
+            shape.spatial_merge_size**2,
+        )
+        kernel = shape.in_channels * shape.temporal_patch_size * shape.patch_size**2
+        yield Stage("vision", kept={"inputs and masks": rows * kernel * how.item})
+        yield _placed("vision", layer_of(rows, inside, kernel * inside))
+        for _ in range(shape.depth):
+            yield _placed("vision", layers.vit_layer(layer_of(rows, inside), shape))
+        norm, rows = inside * (1 if "out_hidden_size" in shape else 2), rows // joined
+        out = shape.get("out_hidden_size") or shape.hidden_size
+        steps = [(inside * joined, inside * joined), (inside * joined, out)]
+    elif name == "florence2":
+        side, before = load.image_px, shape.in_channels
+        yield Stage("vision", kept={"inputs and masks": images * before * side * side * how.item})
+        for stage, inside in enumerate(shape.embed_dim):
+            kernel, stride, padding = shape.patch_size[stage], shape.patch_stride[stage], shape.patch_padding[stage]
+            side = (side + 2 * padding - kernel) // stride + 1
+            rows, normed = images * side * side, before if shape.patch_prenorm[stage] else inside
+            shape |= {"num_attention_heads": shape.num_heads[stage]}
+            yield _placed(
+                "vision", layer_of(rows, inside, before * kernel**2 * inside + inside + 2 * normed, has_norm=True)
+            )
+            for place in range(2 * shape.depths[stage]):
+                yield _placed(
+                    "vision", layers.davit_block(layer_of(rows, inside), shape, side, is_window=place % 2 == 0)
+                )
+            before = inside
+        steps, has_bias = [(before, shape.projection_dim)], False
+        norm = 2 * shape.projection_dim + shape.max_position_embeddings * before
+    else:
+        is_clip, side, inside = (
+            shape.model_type == "clip_vision_model",
+            shape.image_size // shape.patch_size,
+            shape.hidden_size,
+        )
+        rows = images * (side * side + is_clip)
+        yield Stage("vision", kept={"inputs and masks": images * shape.num_channels * shape.image_size**2 * how.item})
+        numbers = (shape.num_channels * shape.patch_size**2 + 1 + side * side + is_clip) * inside
+        yield _placed("vision", layer_of(rows, inside, numbers + 2 * inside * is_clip, has_norm=is_clip))
+        last = (
+            top.get("vision_feature_layer", -1) % (shape.num_hidden_layers + 1) if is_clip else shape.num_hidden_layers
+        )
+        for index in range(shape.num_hidden_layers):
+            yield _placed("vision", layers.vit_layer(layer_of(rows, inside), shape), is_read=index < last)
+        yield _placed("vision", layer_of(rows, inside, 2 * inside, has_norm=True), is_read=not is_clip)
+        rows = images * (top.mm_tokens_per_image if name == "gemma3" else side * side)
+        norm, has_bias = (inside, False) if name == "gemma3" else (width * (name == "llava_next"), True)
+        steps = [(inside, width)] if name == "gemma3" else [(inside, width), (width, width)]
+    mode = "full" if learns else how.adapter.projector
+    targets = re.compile(".*") if mode == "lora" else base.targets
+    projector = replace(base, targets=targets, item=FLOAT32 if mode == "full" and not learns else how.item)
+    layer = Layer(projector, "", rows, images, width, learns=mode == "full", is_reached=mode != "frozen", others=norm)
+    for number, (n_in, n_out) in enumerate(steps):
+        layer.linears(n_in, {str(number): n_out}, has_bias=has_bias)
+        layer.keep(n_out)
+    yield _placed("projector", layer)
+
+
+def _held(stages: Sequence[Stage], request: Request, how: How) -> tuple[Counter[str], list[int]]:
+    """Weights, adapters and moments by part, and how many numbers each tensor has that learns."""
+    held, trained, quant = Counter(), [], request.adapter.quant
+    for stage in stages:
+        matrices = stage.layer.matrices if stage.layer else []
+        sizes = [n_in * n_out for _, n_in, n_out in matrices]
+        rest = stage.numbers - sum(sizes)
+        part = {"linears": "language weights", "norms": "language weights", "vision": "vision weights"}.get(stage.group)
+        part = part or ("vision weights" if stage.group == "projector" else "table and head")
+        for path, n_in, n_out in matrices:
+            is_kept = path.rpartition(".")[2] in how.kept
+            if stage.group != "linears" or quant == "none" or is_kept:
+                held[part] += n_in * n_out * (FLOAT32 if is_kept and how.is_fp16 else how.item)
+            else:
+                held["quantised weights"] += packed_bytes(quant, n_in * n_out, n_out)
+        held[part] += rest * how.item
+        layer, own = stage.layer, how.item
+        if how.targets is not None:
+            own = FLOAT32
+            is_copied = layer is not None and layer.learns
+            pattern = layer.how.targets if layer is not None else None
+            adapted = [(n_in, n_out) for path, n_in, n_out in matrices if pattern and pattern.fullmatch(path)]
+            sizes = sizes if is_copied else [how.adapter.r * n for pair in adapted for n in pair]
+            rest = rest * is_copied
+            held["adapters"] += FLOAT32 * (sum(sizes) + rest)
+        elif stage.group == "embeddings" or layer is None:
+            sizes, rest = [rest], 0  # a tied table has its gradient from the head
+        if how.targets is None and not stage.gradients and layer is not None:
+            continue
+        if stage.gradients or (stage.group == "embeddings" and how.targets is None):
+            trained += [*sizes, rest]
+            held["optimiser"] += sum(state_bytes(request.optimizer, size, own) for size in sizes)
+            held["optimiser"] += 2 * rest * (own if request.optimizer == "adamw" else FLOAT32)
+    return held, trained
+
+
+def packed_bytes(quant: str, count: int, rows: int) -> int:
+    """Bytes of a quantised matrix: int8 with a float32 a row, or NF4 with nested scales and their tables."""
+    if quant == "int8":
+        return count + FLOAT32 * rows
+    blocks = -(-count // BLOCK)
+    return -(-count // 2) + blocks + FLOAT32 * (-(-blocks // NESTED_BLOCK) + 16 + NESTED_BLOCK + 1)
 
 
 def state_bytes(optimizer: str, count: int, item: int) -> int:
