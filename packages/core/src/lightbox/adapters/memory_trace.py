@@ -99,7 +99,7 @@ def _places(index: Tensor | None) -> Tensor | None:
 def _as_on(device: str, *, is_quantised: bool) -> Iterator[None]:
     """The attention that torch would choose on a device, by the kernel's own shapes."""
     attend = _attend_on_cuda if device == "cuda" else _attend_on_cpu
-    is_off = mock.patch.object(torch, "is_autocast_enabled", lambda *_: False)  # torch knows no autocast on meta
+    is_off = mock.patch.object(torch, "is_autocast_enabled", return_value=False)  # torch knows no autocast on meta
     with mock.patch.object(F, "scaled_dot_product_attention", attend), is_off, ExitStack() as stack:
         if device == "cuda":
             stack.enter_context(mock.patch.object(F, "dropout", _drop_on_cuda))

@@ -106,9 +106,11 @@ def make_batch(backbone: Backbone, config: Mapping[str, Any], load: Load, *, see
     sizes = whole(config) if backbone.family.name == "t5" else text_of(config)
     rows, length, end = load.sequences, load.tokens, load.supervised
     special = backbone.image_token_id or sizes.vocab_size
+    # ids of special tokens are the last ones, but for tiny models, where they are the first
+    low, high = (10, special - 10) if special > sizes.vocab_size // 2 else (special + 10, sizes.vocab_size)
 
     def words(count: int) -> Tensor:
-        return torch.randint(10, special - 10, (rows, count), generator=generator)
+        return torch.randint(low, high, (rows, count), generator=generator)
 
     ids, mask = words(length), torch.ones(rows, length, dtype=torch.long)
     if load.is_padded:

@@ -33,12 +33,12 @@ class How:
 
 @dataclass
 class Layer:
-    """One layer of `rows` rows of `width` numbers in `sequences` sequences; all sums are bytes, `matrices` and `others`
-    its numbers: path, in and out of linear layers; biases and norms.
+    """One layer of `rows` rows of `width` numbers in `sequences` sequences; sums are bytes.
 
-    `learns` where its own weights do, `is_reached` where a gradient comes by. Of `saved`, `copies` is for adapters only,
-    `inner` of the feed-forward part, `clinging` kept even where a layer is computed again. `widest` is the largest
-    result, `dense` the largest quantised matrix in full, `scores` attention scores, `probs` the same in 16 bit.
+    `matrices` are path, in and out of linear layers, `others` numbers of biases and norms. It `learns` where its own
+    weights do, `is_reached` where a gradient comes by. Of `saved`, `copies` is for adapters only, `inner` of the
+    feed-forward part, `clinging` kept even where a layer is computed again. `widest` is the largest result, `dense` the
+    largest quantised matrix in full, `scores` attention scores, `probs` what they became.
     """
 
     how: How
@@ -156,9 +156,9 @@ class Layer:
         if is_made:
             number = item if how.is_eager else FLOAT32
             self.scores = scores * FLOAT32
-            self.probs = scores * number * (number < FLOAT32)
-            noise = scores * ((1 if how.is_cuda else number) + number * (number == FLOAT32))
-            self.saved += self.scores + self.probs + noise * (dropout_prob > 0)
+            noise = (1 if how.is_cuda else number) + number * (number == FLOAT32)
+            self.probs = scores * (number * (number < FLOAT32) + noise * (dropout_prob > 0))
+            self.saved += self.scores + self.probs
         else:
             self.keep(width)
             self.keep(heads, item=FLOAT32)
@@ -179,9 +179,11 @@ class Layer:
         self.inner = self.saved - before
 
     def passing(self) -> int:
-        """Bytes while a frozen layer runs: what it reads, its norms, and the widest of its results."""
+        """Bytes while a frozen layer runs: what it reads, its norms, and the widest of its results or scores."""
         times = 3 if self.is_gated or self.kind == "quick_gelu" else 2
-        return self.rows * self.width * (self.how.item * 4 + 24 * self.turns) + times * self.widest
+        return self.rows * self.width * (self.how.item * 4 + 24 * self.turns) + max(
+            times * self.widest, 2 * self.scores
+        )
 
 
 def decoder_layer(layer: Layer, shape: Shape, *, has_mask: bool) -> Layer:
@@ -252,7 +254,7 @@ def paired_layer(layer: Layer, shape: Shape, *, place: int, has_mask: bool, enco
 
 
 def vit_layer(layer: Layer, shape: Shape) -> Layer:
-    """CLIP, SigLIP, and the towers of Qwen, which turn queries and keys in float32; the newer has gates and RMS norms."""
+    """CLIP, SigLIP, and the towers of Qwen, which turn queries and keys in float32; the newer has gates."""
     width, is_qwen, is_newer = layer.width, "depth" in shape, shape.model_type == "qwen2_5_vl_vision"
     norm = layer.rms_norm if is_newer else layer.layer_norm
     norm(width)

@@ -154,11 +154,15 @@ def _placed(group: str, layer: Layer, *, is_checkpointed: bool = False, is_read:
     matrix = (
         numbers and layer.matrices[-1:] and layer.learns and layer.matrices[-1][1] * layer.matrices[-1][2] * how.item
     )
-    gated, plain = layer.widest * (1 + layer.is_gated), layer.widest + layer.dense
+    noisy = how.adapter.dropout_prob > 0 and how.targets is not None and how.item < FLOAT32
+    gated, plain = (
+        (3 * (layer.widest + arriving) if noisy else layer.widest * (1 + layer.is_gated)),
+        layer.widest + layer.dense,
+    )
     back = {"layers": arriving + (matrix or 0) + max(gated, layer.widest)}
     if plain > gated:
         back = {"layers": back["layers"] - max(gated, layer.widest) + layer.widest, "dequantised weights": layer.dense}
-    scores = arriving + 2 * layer.scores - layer.probs - layer.inner
+    scores = arriving + max(layer.scores, 2 * layer.scores - layer.probs) - layer.inner
     if scores > sum(back.values()):
         back = {"layers": scores}
     if not layer.matrices:  # a norm: the mean, the square and their products
@@ -234,7 +238,7 @@ def _stages(request: Request, how: How, load: Load) -> Iterator[Stage]:
 
 def _vision(request: Request, how: How, load: Load, width: int) -> Iterator[Stage]:
     """Tower and projector, which learn in full training; the projector also by itself."""
-    family, learns, name = request.family, how.targets is None, request.family.name
+    learns, name = how.targets is None, request.family.name
     shape, top, images = vision_of(request.config), whole(request.config), load.sequences * load.images
     base = replace(how, targets=None if learns else re.compile("(?!)"), adapter=replace(how.adapter, quant="none"))
 
