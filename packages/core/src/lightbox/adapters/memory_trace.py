@@ -57,7 +57,7 @@ def trace(request: Request) -> int:
         held = storage_bytes(held_by(model, {**batch.inputs, "labels": batch.labels}))
         if request.optimizer == "adamw":
             return held + peak + 2 * storage_bytes(trained)
-        optimizer = make_optimizer("adamw_8bit", [{"params": trained}], lr=1e-4, weight_decay=0.0)
+        optimizer: Any = make_optimizer("adamw_8bit", [{"params": trained}], lr=1e-4, weight_decay=0.0)
         for index, parameter in enumerate(trained):
             optimizer.init_state(optimizer.param_groups[0], parameter, 0, index)
         update = storage_bytes(p.grad for p in trained) + peak_bytes(optimizer.step, composed=composed)
@@ -81,8 +81,7 @@ class _Sizes(TorchDispatchMode):
             return True  # what a model asks of content: are all values finite?
         if func in (_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default):
             args = (args[0], [_places(index) for index in args[1]], *args[2:])
-        args, kwargs = tree_map(_on_meta, (args, kwargs))
-        return func(*args, **kwargs)
+        return func(*tree_map(_on_meta, args), **tree_map(_on_meta, kwargs))
 
 
 def _on_meta(value: Any) -> Any:
@@ -178,6 +177,6 @@ class _Fused(torch.autograd.Function):
         return *grads, torch.empty_like(mask) if ctx.needs_input_grad[3] else None
 
 
-def _additive(mask: Tensor | None, query: Tensor) -> Tensor | None:
+def _additive(mask: Tensor | None, query: Tensor) -> Any:
     """A mask as numbers that are added to scores, as torch makes it from booleans."""
     return query.new_zeros(mask.shape) if mask is not None and mask.dtype == torch.bool else mask

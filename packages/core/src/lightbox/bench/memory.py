@@ -173,11 +173,11 @@ def _is_wanted(case: Case, models: Sequence[str]) -> bool:
     return not models or case.name.startswith(tuple(models))
 
 
-def _rows(name: str, cases: list[tuple[Case, int, int, int]]) -> Iterator[dict]:
+def _rows(name: str, cases: list[tuple[Any, ...]]) -> Iterator[dict]:
     """For trace and closed form: the case that is furthest off, and how far the others are."""
     for place, (peer, verb) in enumerate(((TRACED, "traced"), (CLOSED, "predicted")), start=2):
-        case, *sizes = max(cases, key=lambda one: abs(one[place] / one[1] - 1))
-        measured, other = sizes[0], sizes[place - 1]
+        worst_case = max(cases, key=lambda one: abs(one[place] / one[1] - 1))
+        case, measured, other = worst_case[0], worst_case[1], worst_case[place]
         errors = sorted(100 * (one[place] / one[1] - 1) for one in cases)
         notes = f"{verb} {other / MIB:.2f} MiB; errors {errors[0]:+.1f} to {errors[-1]:+.1f} % in {len(cases)} cases"
         worst = "" if case.name == name else f", worst: {case.name}"

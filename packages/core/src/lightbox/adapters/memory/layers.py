@@ -137,12 +137,14 @@ class Layer:
         others: int = 0,
         has_mask: bool = False,
         has_places: bool = False,
+        is_bart: bool = False,
         dropout_prob: float = 0.0,
     ) -> None:
         """Queries, keys, values, result and a number a row; or scores, where they are made; then the layer `out`.
 
         Keys and values have `key_width`, until a mask repeats them to that of the queries, and `others` rows, 0 for the
-        layer's own. Each layer has a mask as numbers of its own; `has_places` for T5, which has one a head.
+        layer's own. Each layer has a mask as numbers of its own; `has_places` for T5, which has one a head. BART's
+        scores stay in 16 bit.
         """
         how, item, others = self.how, self.how.item, others or self.rows
         key_width = width if key_width is None or has_mask else key_width
@@ -155,9 +157,10 @@ class Layer:
         self.keep(2 * key_width, rows=others)
         if is_made:
             number = item if how.is_eager else FLOAT32
-            self.scores = scores * FLOAT32
-            noise = (1 if how.is_cuda else number) + number * (number == FLOAT32)
-            self.probs = scores * (number * (number < FLOAT32) + noise * (dropout_prob > 0))
+            softmax = number if is_bart else FLOAT32
+            noise = (1 if how.is_cuda else number) + number * (number == softmax)
+            self.scores = scores * softmax
+            self.probs = scores * (number * (number < softmax) + noise * (dropout_prob > 0))
             self.saved += self.scores + self.probs
         else:
             self.keep(width)
@@ -234,6 +237,7 @@ def paired_layer(layer: Layer, shape: Shape, *, place: int, has_mask: bool, enco
             others=rows,
             has_mask=has_mask,
             has_places=is_t5,
+            is_bart=not is_t5,
             dropout_prob=attention_prob,
         )
         layer.dropout(width, prob)

@@ -124,8 +124,9 @@ def predict(request: Request) -> MemoryReport:
         held["context"] = CONTEXT_BYTES + int(FRAGMENTED_SHARE * values)
     counts = Counter()
     for stage in stages:
-        matrices = sum(n_in * n_out for _, n_in, n_out in stage.layer.matrices) if stage.group == "linears" else 0
-        counts.update({"linears": matrices, "norms" if matrices else stage.group: stage.numbers - matrices})
+        is_language = stage.group == "linears"
+        matrices = sum(n_in * n_out for _, n_in, n_out in stage.layer.matrices) if is_language else 0
+        counts.update({"linears": matrices, "norms" if is_language else stage.group: stage.numbers - matrices})
     return MemoryReport({part: held[part] for part in PARTS if held[part]}, dict(+counts), sum(trained))
 
 
@@ -151,15 +152,14 @@ def _placed(group: str, layer: Layer, *, is_checkpointed: bool = False, is_read:
     if not (is_read and layer.rows and (layer.learns or layer.is_reached)):
         return Stage(group, numbers, layer, passing=layer.passing())
     arriving = layer.width * layer.rows * how.item
-    matrix = (
-        numbers and layer.matrices[-1:] and layer.learns and layer.matrices[-1][1] * layer.matrices[-1][2] * how.item
-    )
+    # the gradient of the last matrix is there before anything of the layer is gone
+    matrix = layer.matrices[-1][1] * layer.matrices[-1][2] * how.item if layer.learns and layer.matrices else 0
     noisy = how.adapter.dropout_prob > 0 and how.targets is not None and how.item < FLOAT32
     gated, plain = (
         (3 * (layer.widest + arriving) if noisy else layer.widest * (1 + layer.is_gated)),
         layer.widest + layer.dense,
     )
-    back = {"layers": arriving + (matrix or 0) + max(gated, layer.widest)}
+    back = {"layers": arriving + matrix + max(gated, layer.widest)}
     if plain > gated:
         back = {"layers": back["layers"] - max(gated, layer.widest) + layer.widest, "dequantised weights": layer.dense}
     scores = arriving + max(layer.scores, 2 * layer.scores - layer.probs) - layer.inner
