@@ -150,7 +150,8 @@ def _attend_on_cuda(
         return _aten._scaled_dot_product_attention_math(
             query, key, value, mask, dropout_p, is_causal, scale=scale, enable_gqa=True
         )[0]
-    return _Fused.apply(query, key, value, mask)
+    attended: Any = _Fused.apply(query, key, value, mask)
+    return attended
 
 
 def _drop_on_cuda(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:

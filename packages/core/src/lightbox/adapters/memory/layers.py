@@ -118,13 +118,13 @@ class Layer:
                 copies = rows * n_in * FLOAT32 * is_narrow
             if adapter.use_dora:
                 copies += rows * n_out * (how.item + FLOAT32)
-                copies += n_in * n_out * how.item * (is_packed and adapter.dropout_prob > 0)
+                copies += n_in * n_out * FLOAT32 * (adapter.dropout_prob > 0 and (is_packed or is_narrow))
                 self.dense = max(self.dense, FLOAT32 * n_in * (n_in + 4 * n_out))  # B·A of an identity, and its sums
             self.saved += copies
             self.copies += copies
         if is_shared and not is_kept:
             self.keep(n_in, rows=rows)
-        self.clinging += rows * n_in * how.item * (is_shared and adapter.quant == "int8")
+        self.clinging += rows * n_in * how.item * (is_shared and adapter.quant == "int8" and not is_fused)
 
     def attention(
         self,
@@ -137,14 +137,14 @@ class Layer:
         others: int = 0,
         has_mask: bool = False,
         has_places: bool = False,
-        is_bart: bool = False,
+        is_paired: bool = False,
         dropout_prob: float = 0.0,
     ) -> None:
         """Queries, keys, values, result and a number a row; or scores, where they are made; then the layer `out`.
 
         Keys and values have `key_width`, until a mask repeats them to that of the queries, and `others` rows, 0 for the
-        layer's own. Each layer has a mask as numbers of its own; `has_places` for T5, which has one a head. BART's
-        scores stay in 16 bit.
+        layer's own. Each layer has a mask as numbers of its own; `has_places` for T5, which has one a head. Scores of
+        both pairs of encoder and decoder stay in 16 bit.
         """
         how, item, others = self.how, self.how.item, others or self.rows
         key_width = width if key_width is None or has_mask else key_width
@@ -157,7 +157,7 @@ class Layer:
         self.keep(2 * key_width, rows=others)
         if is_made:
             number = item if how.is_eager else FLOAT32
-            softmax = number if is_bart else FLOAT32
+            softmax = number if is_paired else FLOAT32
             noise = (1 if how.is_cuda else number) + number * (number == softmax)
             self.scores = scores * softmax
             self.probs = scores * (number * (number < softmax) + noise * (dropout_prob > 0))
@@ -183,6 +183,7 @@ class Layer:
 
     def passing(self) -> int:
         """Bytes while a frozen layer runs: what it reads, its norms, and the widest of its results or scores."""
+        scores = self.scores * 2 + self.scores * self.how.item // FLOAT32 * (self.how.item < FLOAT32)
         times = 3 if self.is_gated or self.kind == "quick_gelu" else 2
         return self.rows * self.width * (self.how.item * 4 + 24 * self.turns) + max(
             times * self.widest, 2 * self.scores
@@ -237,7 +238,7 @@ def paired_layer(layer: Layer, shape: Shape, *, place: int, has_mask: bool, enco
             others=rows,
             has_mask=has_mask,
             has_places=is_t5,
-            is_bart=not is_t5,
+            is_paired=True,
             dropout_prob=attention_prob,
         )
         layer.dropout(width, prob)

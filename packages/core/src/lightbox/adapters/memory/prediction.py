@@ -113,8 +113,9 @@ def predict(request: Request) -> MemoryReport:
         later -= stage.gradients
         moments.append(kept + Counter(stage.now) + Counter(gradients=0 if request.accumulates else later))
     largest = max(trained, default=0)
-    # bitsandbytes on a CPU widens a tensor five times
-    update = 5 * FLOAT32 * largest if request.device == "cpu" and request.optimizer != "adamw" else 0
+    # bitsandbytes on a CPU widens a tensor five times, and its gradient where that is in 16 bit
+    times = 5 + (how.targets is None and how.item < FLOAT32)
+    update = times * FLOAT32 * largest if request.device == "cpu" and request.optimizer != "adamw" else 0
     moments.append({"gradients": 0 if request.accumulates else everything, "optimiser": update})
     held.update(max(moments, key=lambda moment: sum(moment.values())))
     if request.accumulates:
