@@ -9,6 +9,7 @@ compiled kernels; the optimiser's moments are there, and its arithmetic, which n
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -96,11 +97,12 @@ def _places(index: Tensor | None) -> Tensor | None:
 
 @contextmanager
 def _as_on(device: str, *, is_quantised: bool) -> Iterator[None]:
-    """The attention that torch would choose on a device, by the kernel's own shapes."""
-    attend = _attend_on_cuda if device == "cuda" else _attend_on_cpu
-    is_off = mock.patch.object(torch, "is_autocast_enabled", return_value=False)  # torch knows no autocast on meta
-    with mock.patch.object(F, "scaled_dot_product_attention", attend), is_off, ExitStack() as stack:
-        if device == "cuda":
+    """Attention, dropout and int8 products with what they keep on a device."""
+    is_cuda = device == "cuda"
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch.object(torch, "is_autocast_enabled", return_value=False))  # not known on meta
+        stack.enter_context(mock.patch.object(F, "scaled_dot_product_attention", partial(_attend, is_cuda=is_cuda)))
+        if is_cuda:
             stack.enter_context(mock.patch.object(F, "dropout", _drop_on_cuda))
         if is_quantised:
             from bitsandbytes import functional, nn  # noqa: PLC0415  10 s that only quantised models pay
@@ -110,48 +112,35 @@ def _as_on(device: str, *, is_quantised: bool) -> Iterator[None]:
             stack.enter_context(mock.patch.dict(functional.name2qmap, clear=True))
             # DoRA reads a copy of a layer, and a copy begins with content
             stack.enter_context(mock.patch.object(nn.Params4bit, "__deepcopy__", lambda self, _: self))
-            if device == "cpu":
+            if not is_cuda:
                 stack.enter_context(mock.patch.object(_functions, "MatMul8bitLt", _functions.MatMul8bitFp))
         yield
 
 
-def _attend_on_cpu(
+def _attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
     attn_mask: Tensor | None = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
+    *,
     scale: float | None = None,
     enable_gqa: bool = False,
-) -> Tensor:
-    mask = _additive(attn_mask, query)
-    if dropout_p > 0 or (mask is not None and mask.requires_grad):
-        return _aten._scaled_dot_product_attention_math(
-            query, key, value, mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
-        )[0]
-    return _aten._scaled_dot_product_flash_attention_for_cpu(
-        query, key, value, dropout_p, is_causal, attn_mask=mask, scale=scale
-    )[0]
-
-
-def _attend_on_cuda(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Tensor:
-    mask = _additive(attn_mask, query)
-    if enable_gqa and query.dtype == torch.float32:  # flash takes 16 bits only, and the other kernel no groups
-        return _aten._scaled_dot_product_attention_math(
-            query, key, value, mask, dropout_p, is_causal, scale=scale, enable_gqa=True
-        )[0]
-    attended: Any = _Fused.apply(query, key, value, mask)
-    return attended
+    is_cuda: bool,
+) -> Any:
+    """The kernel that torch would choose: fused, or one that makes the scores."""
+    is_bool = attn_mask is not None and attn_mask.dtype == torch.bool
+    mask = query.new_zeros(attn_mask.shape) if is_bool else attn_mask  # booleans become numbers that are added
+    # on a card flash takes 16 bits only, and the other fused kernel no groups; on a CPU it takes no noise
+    no_fused = enable_gqa and query.dtype == torch.float32
+    if no_fused if is_cuda else dropout_p > 0 or (mask is not None and mask.requires_grad):
+        options = {"scale": scale, "enable_gqa": enable_gqa}
+        return _aten._scaled_dot_product_attention_math(query, key, value, mask, dropout_p, is_causal, **options)[0]
+    if is_cuda:
+        return _Fused.apply(query, key, value, mask)
+    options = {"attn_mask": mask, "scale": scale}
+    return _aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, dropout_p, is_causal, **options)[0]
 
 
 def _drop_on_cuda(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
@@ -176,8 +165,3 @@ class _Fused(torch.autograd.Function):
         grads = [torch.empty_like(one) for one in (query, key, value)]
         del sums
         return *grads, torch.empty_like(mask) if ctx.needs_input_grad[3] else None
-
-
-def _additive(mask: Tensor | None, query: Tensor) -> Any:
-    """A mask as numbers that are added to scores, as torch makes it from booleans."""
-    return query.new_zeros(mask.shape) if mask is not None and mask.dtype == torch.bool else mask

@@ -183,11 +183,10 @@ class Layer:
 
     def passing(self) -> int:
         """Bytes while a frozen layer runs: what it reads, its norms, and the widest of its results or scores."""
-        scores = self.scores * 2 + self.scores * self.how.item // FLOAT32 * (self.how.item < FLOAT32)
         times = 3 if self.is_gated or self.kind == "quick_gelu" else 2
-        return self.rows * self.width * (self.how.item * 4 + 24 * self.turns) + max(
-            times * self.widest, 2 * self.scores
-        )
+        scores = self.scores * 2 + self.scores * self.how.item // FLOAT32 * (self.how.item < FLOAT32)
+        turned = self.rows * self.width * (self.how.item * 4 + 24 * self.turns)
+        return turned + max(times * self.widest, scores)
 
 
 def decoder_layer(layer: Layer, shape: Shape, *, has_mask: bool) -> Layer:

@@ -42,6 +42,9 @@ PARTS = {
     "context": "CUDA's own 0.6 GiB, and 5 % of values for gaps between them; nothing on a CPU",
 }
 """Parts of a prediction, in the order of tables -> their formula."""
+WEIGHTS = {"linears": "language weights", "norms": "language weights", "embeddings": "table and head"}
+WEIGHTS |= {"head": "table and head", "vision": "vision weights", "projector": "vision weights"}
+"""Group of numbers -> the part that its weights are counted to."""
 
 
 @dataclass(frozen=True)
@@ -156,13 +159,10 @@ def _placed(group: str, layer: Layer, *, is_checkpointed: bool = False, is_read:
     # the gradient of the last matrix is there before anything of the layer is gone
     matrix = layer.matrices[-1][1] * layer.matrices[-1][2] * how.item if layer.learns and layer.matrices else 0
     noisy = how.adapter.dropout_prob > 0 and how.targets is not None and how.item < FLOAT32
-    gated, plain = (
-        (3 * (layer.widest + arriving) if noisy else layer.widest * (1 + layer.is_gated)),
-        layer.widest + layer.dense,
-    )
-    back = {"layers": arriving + matrix + max(gated, layer.widest)}
-    if plain > gated:
-        back = {"layers": back["layers"] - max(gated, layer.widest) + layer.widest, "dequantised weights": layer.dense}
+    inner = 3 * (layer.widest + arriving) if noisy else layer.widest * (1 + layer.is_gated)
+    back = {"layers": arriving + matrix + inner}
+    if layer.widest + layer.dense > inner:
+        back = {"layers": arriving + matrix + layer.widest, "dequantised weights": layer.dense}
     scores = arriving + max(layer.scores, 2 * layer.scores - layer.probs) - layer.inner
     if scores > sum(back.values()):
         back = {"layers": scores}
@@ -319,8 +319,7 @@ def _held(stages: Sequence[Stage], request: Request, how: How) -> tuple[Counter[
         matrices = stage.layer.matrices if stage.layer else []
         sizes = [n_in * n_out for _, n_in, n_out in matrices]
         rest = stage.numbers - sum(sizes)
-        part = {"linears": "language weights", "norms": "language weights", "vision": "vision weights"}.get(stage.group)
-        part = part or ("vision weights" if stage.group == "projector" else "table and head")
+        part = WEIGHTS[stage.group]
         for path, n_in, n_out in matrices:
             is_kept = path.rpartition(".")[2] in how.kept
             if stage.group != "linears" or quant == "none" or is_kept:
@@ -328,19 +327,17 @@ def _held(stages: Sequence[Stage], request: Request, how: How) -> tuple[Counter[
             else:
                 held["quantised weights"] += packed_bytes(quant, n_in * n_out, n_out)
         held[part] += rest * how.item
-        layer, own = stage.layer, how.item
+        own, layer = how.item, stage.layer
         if how.targets is not None:
-            own = FLOAT32
-            is_copied = layer is not None and layer.learns
-            pattern = layer.how.targets if layer is not None else None
+            own, is_copied, pattern = FLOAT32, layer is not None and layer.learns, layer.how.targets if layer else None
             adapted = [(n_in, n_out) for path, n_in, n_out in matrices if pattern and pattern.fullmatch(path)]
-            sizes = sizes if is_copied else [how.adapter.r * n for pair in adapted for n in pair]
-            rest = rest * is_copied
+            if not is_copied:
+                sizes, rest = [how.adapter.r * n for pair in adapted for n in pair], 0
+                sizes += [n_out for _, n_out in adapted if how.adapter.use_dora]
             held["adapters"] += FLOAT32 * (sum(sizes) + rest)
-        elif stage.group == "embeddings" or layer is None:
-            sizes, rest = [rest], 0  # a tied table has its gradient from the head
-        if how.targets is None and not stage.gradients and layer is not None:
-            continue
+        elif layer is None:
+            sizes, rest = [rest], 0
+        # a tied table has its gradient from the head
         if stage.gradients or (stage.group == "embeddings" and how.targets is None):
             trained += [*sizes, rest]
             held["optimiser"] += sum(state_bytes(request.optimizer, size, own) for size in sizes)
