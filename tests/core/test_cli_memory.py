@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from lightbox.adapters.memory import gpus, table
-from lightbox.adapters.memory.named import NAMED, config_of, describe
-from lightbox.adapters.memory.prediction import predict
-from lightbox.adapters.memory.request import Request
+from lightbox.adapters.memory.prediction import SPREAD, predict
+from lightbox.adapters.memory.request import Request, describe
 from lightbox.backbones.families import family_of
+from lightbox.backbones.named import NAMED, config_of
 from lightbox.bench import ledger
 from lightbox.cli.app import load
 from lightbox.config import AdapterConfig
 from lightbox.errors import RequestError
+from lightbox.report import cards
 
 LORA, QLORA = AdapterConfig(kind="lora"), AdapterConfig(kind="lora", quant="nf4")
 
@@ -35,16 +35,18 @@ def test_parts_add_up_and_a_quantised_base_is_the_largest_of_them(capsys):
     assert sum(said["parts"].values()) == said["total_bytes"]
     assert max(said["parts"], key=said["parts"].get) == "quantised weights"
     assert sum(said["counts"].values()) == pytest.approx(8.292e9, rel=1e-3)
-    assert said["status"] == gpus.PREDICTED
+    assert said["status"] == cards.PREDICTED == "predicted ± 5%, not measured"
+    assert said["spread"] == SPREAD
+    assert "traced_tensor_bytes" not in said
 
 
 def test_the_largest_batch_fits_and_one_row_more_does_not(capsys):
     ask("--model", "medgemma-4b", "--json")
     largest = json.loads(capsys.readouterr().out)["largest_batch"]
     step = a_request("medgemma-4b")
-    for card in gpus.GPUS_GB:
-        assert predict(replace(step, batch=largest[str(card)])).total <= gpus.usable_bytes(card)
-        assert predict(replace(step, batch=largest[str(card)] + 1)).total > gpus.usable_bytes(card)
+    for card in cards.GPUS_GB:
+        assert predict(replace(step, batch=largest[str(card)])).total <= cards.usable_bytes(card)
+        assert predict(replace(step, batch=largest[str(card)] + 1)).total > cards.usable_bytes(card)
 
 
 def test_fewer_bits_fewer_visual_tokens_and_a_smaller_optimiser_take_less():
@@ -56,17 +58,25 @@ def test_fewer_bits_fewer_visual_tokens_and_a_smaller_optimiser_take_less():
 
 
 def test_every_model_known_by_name_is_in_the_table():
-    rows = list(table.table(Path("absent.csv")))
+    rows = list(cards.table(Path("absent.csv")))
     assert {row[0] for row in rows} == set(NAMED)
-    assert all(len(row) == len(table.TITLES) and row[-1] == gpus.PREDICTED for row in rows)
+    assert all(len(row) == len(cards.TITLES) and row[-1] == cards.PREDICTED for row in rows)
 
 
 def test_a_recorded_measurement_of_this_very_step_is_named(tmp_path):
     rows, step = tmp_path / "results.csv", a_request()
-    row = {"case": describe("qwen2.5-vl-7b", step), "peer": "", "value": 7168.0, "unit": "MiB", "ratio": 1, "notes": ""}
-    ledger.append(rows, gpus.BENCHMARK, [row])
-    assert gpus.said_of(gpus.recorded(rows, row["case"])).startswith("measured 7.00 GiB of tensors")
-    assert gpus.recorded(rows, describe("qwen2.5-vl-7b", a_request(tokens=512))) is None
+    row = {
+        "case": describe("qwen2.5-vl-7b", step),
+        "peer": cards.PEER,
+        "value": 7168.0,
+        "unit": "MiB",
+        "ratio": 1,
+        "notes": "",
+    }
+    traced = row | {"peer": "traced peak of tensors", "value": 1.0}
+    ledger.append(rows, cards.BENCHMARK, [row, traced])
+    assert cards.said_of(cards.recorded(rows, row["case"])).startswith("measured 7.00 GiB of tensors")
+    assert cards.recorded(rows, describe("qwen2.5-vl-7b", a_request(tokens=512))) is None
 
 
 @pytest.mark.parametrize(
@@ -104,3 +114,28 @@ def test_memory_needs_no_torch():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert "24 GB card" in done.stdout
+
+
+def test_what_a_number_may_be_off_by_is_said_beside_it(capsys):
+    ask("--model", "tiny/llava", "--tokens", "128", "--supervised", "8")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "closed form ± 5% of tensors" in said
+    assert "context 0.6 GiB and gaps 5 % of values are allowances" in said
+    ask("--model", "tiny/llava", "--tokens", "128", "--supervised", "8", "--device", "cpu")
+    assert "context" not in capsys.readouterr().out
+
+
+def test_exact_traces_the_real_model_and_says_how_far_the_closed_form_is(capsys):
+    arguments = ["--model", "tiny/llava", "--tokens", "128", "--supervised", "8", "--adapter", "lora", "--exact"]
+    ask(*arguments, "--json")
+    said = json.loads(capsys.readouterr().out)
+    closed = said["total_bytes"] - said["parts"]["context"]
+    assert said["traced_tensor_bytes"] == pytest.approx(closed, rel=0.1)
+    ask(*arguments)
+    assert "GiB of tensors in a trace of the real model, closed form" in " ".join(capsys.readouterr().out.split())
+
+
+def test_exact_decides_by_the_trace_whether_a_card_is_large_enough(monkeypatch):
+    monkeypatch.setattr("lightbox.cli.memory._traced", lambda request: 30 * 1024**3)
+    with pytest.raises(RequestError, match="the step takes 30"):
+        ask("--model", "llava-1.5-7b", "--card", "24", "--exact")

@@ -7,26 +7,23 @@ import torch
 import transformers
 from transformers import AutoConfig
 
-from lightbox.adapters.memory import models, shapes
 from lightbox.adapters.memory.advice import advice, adviser, reductions
-from lightbox.adapters.memory.defaults import DEFAULTS
-from lightbox.adapters.memory.images import Images, sizes_of
-from lightbox.adapters.memory.named import NAMED
-from lightbox.adapters.memory.parts import Load
 from lightbox.adapters.memory.prediction import (
     GIB,
     PARTS,
     largest_batch,
     largest_batches,
+    packed_bytes,
     predict,
     state_bytes,
 )
 from lightbox.adapters.memory.request import Request, load_of
-from lightbox.adapters.memory.setting import Setting
-from lightbox.adapters.memory.step import Step
+from lightbox.backbones import sizes
 from lightbox.backbones.families import BY_MODEL_TYPE, family_of
+from lightbox.backbones.named import NAMED
 from lightbox.backbones.quantisation import part_of
 from lightbox.backbones.seq2seq import quiet_loading
+from lightbox.backbones.sizes import DEFAULTS, Images, sizes_of
 from lightbox.config import AdapterConfig, OptimConfig, TrainConfig
 from lightbox.errors import RequestError
 
@@ -54,22 +51,13 @@ def group_of(path, family):
     return "embeddings" if is_table else "norms"
 
 
-@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize("name", [name for name in NAMED if name != "lingshu-7b"])  # the same as Qwen2.5-VL
 def test_numbers_of_every_part_are_those_of_the_model_itself(name):
     family, wanted = family_of(NAMED[name], name=name), {}
     for path, parameter in bare_model(name).named_parameters():
         group = "projector" if path == "model.image_newline" else group_of(path, family)
         wanted[group] = wanted.get(group, 0) + parameter.numel()
     assert predict(request_of(name, tokens=4096, device="cpu")).counts == wanted
-
-
-def test_names_of_weights_are_the_models_own():
-    family = family_of(NAMED["qwen2.5-vl-7b"], name="")
-    step = Step(setting=Setting())
-    with step.without_graph():
-        models.forward(step, NAMED["qwen2.5-vl-7b"], family, Load(1, 4, 1, visual=1, patches=4))
-    wanted = {path: parameter.numel() for path, parameter in bare_model("qwen2.5-vl-7b").named_parameters()}
-    assert {path: weight.count for path, weight in step.weights.items()} == wanted
 
 
 @pytest.mark.parametrize("kind", DEFAULTS)
@@ -94,13 +82,14 @@ def test_adapters_have_the_counts_that_others_print():
 def test_nf4_with_double_quantisation_takes_half_a_byte_and_the_scales():
     report = predict(request_of("llava-1.5-7b"))
     assert report.parts["quantised weights"] / report.counts["linears"] == pytest.approx(0.5159, abs=2e-4)
+    assert packed_bytes("nf4", 64 * 256, 64) == 64 * 128 + 256 + 4 * (1 + 16 + 256 + 1)
     eight = predict(request_of("llava-1.5-7b", adapter=replace(QLORA, quant="int8")))
     assert eight.parts["quantised weights"] / eight.counts["linears"] == pytest.approx(1.0, abs=2e-3)
 
 
 def by_hand(name, batch, tokens, supervised=64):
     """The usual estimate in closed form: checkpointed layers, rank 16 in float32 with AdamW, chosen rows only."""
-    report, config = predict(request_of(name)), shapes.text_of(NAMED[name])
+    report, config = predict(request_of(name)), sizes.text_of(NAMED[name])
     rows, width, inner, layers = batch * tokens, config.hidden_size, config.intermediate_size, config.num_hidden_layers
     counts = report.counts
     rest = sum(counts.values()) - counts["linears"]
@@ -109,7 +98,7 @@ def by_hand(name, batch, tokens, supervised=64):
     adapters = 12 * report.trained
     layer = 2 * rows * (12 * width + 4 * inner)
     logits = 12 * batch * supervised * config.vocab_size
-    return weights + adapters + 2 * rows * width * layers + layer + max(2 * largest, logits)
+    return weights + adapters + 2 * rows * width * layers + max(layer + 2 * largest, logits)
 
 
 @pytest.mark.parametrize("name", ["llava-1.5-7b", "qwen2.5-vl-7b", "medgemma-4b"])
@@ -128,9 +117,8 @@ def test_full_training_takes_weights_gradients_and_two_moments():
     numbers = sum(report.counts.values())
     assert report.trained == numbers
     assert report.parts["optimiser"] == 8 * numbers
-    assert report.tensors == pytest.approx(
-        16 * numbers, rel=0.03
-    )  # and one more gradient of the table, which the head is
+    # the table is the head too: a gradient of each use and their sum are there together
+    assert report.tensors == pytest.approx(16 * numbers + 2 * 4 * 32128 * 768, rel=0.001)
 
 
 def test_gradients_are_there_from_the_first_pass_on_where_a_step_has_several():
@@ -188,9 +176,9 @@ def test_pruned_visual_tokens_leave_the_row_and_not_the_tower():
     ],
 )
 def test_an_image_costs_what_the_family_says(name, visual, other):
-    sizes = sizes_of(NAMED[name], family_of(NAMED[name], name=name), Images())
-    assert sizes.visual == visual
-    assert {key: getattr(sizes, key) for key in other} == other
+    image = sizes_of(NAMED[name], family_of(NAMED[name], name=name), Images())
+    assert image.visual == visual
+    assert {key: getattr(image, key) for key in other} == other
 
 
 def test_a_row_without_an_image_runs_no_tower():
@@ -255,9 +243,9 @@ def test_settings_of_an_advice_are_settings_of_a_run():
 def test_a_config_without_a_tower_or_with_an_unknown_body_is_refused():
     config = dict(NAMED["llava-1.5-7b"])
     with pytest.raises(RequestError, match="without vision_config"):
-        shapes.vision_of({key: value for key, value in config.items() if key != "vision_config"})
+        sizes.vision_of({key: value for key, value in config.items() if key != "vision_config"})
     with pytest.raises(RequestError, match="model_type 'mamba'"):
-        shapes.text_of(config | {"text_config": {"model_type": "mamba"}})
+        sizes.text_of(config | {"text_config": {"model_type": "mamba"}})
 
 
 def test_older_files_hold_the_sizes_of_the_text_part_at_the_top():

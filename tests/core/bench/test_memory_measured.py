@@ -1,4 +1,4 @@
-"""Predicted memory against measured training steps, on models that the predictions were not fitted to."""
+"""The trace against measured training steps, on recorded models and on models of sizes drawn at random."""
 
 import random
 from dataclasses import replace
@@ -6,17 +6,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lightbox.adapters.memory.images import Images
 from lightbox.adapters.memory.prediction import predict
 from lightbox.adapters.memory.request import Request
+from lightbox.adapters.memory_trace import trace
+from lightbox.adapters.random_models import build, make_batch
 from lightbox.backbones.families import family_of
 from lightbox.backbones.published import GENERATORS, merged, shrunk_values
+from lightbox.backbones.sizes import Images
 from lightbox.bench import memory
-from lightbox.bench.random_models import build, make_batch
 from lightbox.config import AdapterConfig
 from lightbox.errors import RequestError
 
-ALLOWED = 0.15
+ALLOWED = 0.03
 ALLOWED_ON_A_CARD = 0.07
 
 
@@ -29,15 +30,15 @@ def _one_thread():
 
 
 def error_of(request):
-    measured, predicted = memory.compared(request)
-    return predicted / measured - 1
+    return trace(request) / memory.measure(request) - 1
 
 
-@pytest.mark.parametrize("kind", ["full fp32", "qlora nf4"])
-@pytest.mark.parametrize("model", memory.WIDER)
-def test_a_tiny_model_takes_what_is_predicted(model, kind):
-    name = "batch 4, 48 tokens, checkpointed" if kind == "qlora nf4" else "batch 4, 48 tokens"
-    case = next(case for case in memory.cpu_cases(model, "tiny", kind) if case.name == name)
+@pytest.mark.parametrize(
+    ("model", "kind"),
+    [("llava-1.5-7b", "qlora nf4"), ("qwen2.5-vl-7b", "full fp32"), ("florence-2-base", "lora bf16")],
+)
+def test_a_tiny_model_takes_what_its_trace_says(model, kind):
+    case = list(memory.cpu_cases(model, "tiny", kind))[kind == "qlora nf4"]
     assert abs(error_of(case.request)) < ALLOWED
 
 
@@ -51,12 +52,13 @@ def test_a_step_takes_the_same_whichever_kernels_a_processor_has(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", memory.KINDS)
-@pytest.mark.parametrize("size", memory.SIZES)
 @pytest.mark.parametrize("model", memory.WIDER)
-def test_every_recorded_case_is_within_the_promise(model, size, kind):
-    errors = {case.name: error_of(case.request) for case in memory.cpu_cases(model, size, kind)}
-    assert len(errors) == 8
-    assert {name: error for name, error in errors.items() if abs(error) >= ALLOWED} == {}
+def test_recorded_cases_are_within_the_promise(model, kind):
+    """One of the eight cases of each size, another one for each model and kind; the benchmark runs them all."""
+    place = list(memory.WIDER).index(model) + 3 * list(memory.KINDS).index(kind)
+    for size in memory.SIZES:
+        case = list(memory.cpu_cases(model, size, kind))[place % 8]
+        assert abs(error_of(case.request)) < ALLOWED, f"{size}, {case.name}"
 
 
 def drawn_sizes(draw, name, width, heads, layers):
@@ -129,14 +131,9 @@ def drawn(seed):
     )
 
 
-@pytest.mark.parametrize("seed", range(1000, 1004))
-def test_steps_drawn_at_random_take_what_is_predicted(seed):
-    assert abs(error_of(drawn(seed))) < ALLOWED
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(2000, 2040))
-def test_many_steps_drawn_at_random_take_what_is_predicted(seed):
+@pytest.mark.parametrize("seed", range(2000, 2016))
+def test_steps_drawn_at_random_take_what_their_trace_says(seed):
     assert abs(error_of(drawn(seed))) < ALLOWED
 
 
@@ -154,12 +151,21 @@ def test_a_random_model_is_stored_as_asked_and_its_values_are_finite():
     assert sum(p.dtype == torch.uint8 for p in backbone.model.parameters()) == 2 * 7
 
 
-def test_rows_say_the_worst_case_and_the_range():
-    case = memory.Case("batch 1", None)
-    other = memory.Case("batch 4", None)
-    row = memory._row("tiny, full", [(case, 2 * memory.MIB, 2 * memory.MIB), (other, 4 * memory.MIB, 3 * memory.MIB)])
-    assert (row["case"], row["value"], row["ratio"]) == ("tiny, full", 4.0, 0.75)
-    assert row["notes"] == "predicted 3.00 MiB; errors -25.0 to +0.0 % in 2 cases, worst: batch 4"
+def test_rows_say_the_worst_case_and_the_range_of_trace_and_closed_form():
+    mib = memory.MIB
+    cases = [
+        (memory.Case("batch 1", None), 2 * mib, 2 * mib, mib),
+        (memory.Case("batch 4", None), 4 * mib, 3 * mib, 4 * mib),
+    ]
+    traced, closed = memory._rows("tiny, full", cases)
+    assert (traced["case"], traced["peer"], traced["value"], traced["ratio"]) == (
+        "tiny, full",
+        memory.TRACED,
+        4.0,
+        0.75,
+    )
+    assert traced["notes"] == "traced 3.00 MiB; errors -25.0 to +0.0 % in 2 cases, worst: batch 4"
+    assert (closed["peer"], closed["value"], closed["ratio"]) == (memory.CLOSED, 2.0, 0.5)
 
 
 def test_the_steps_on_a_card_are_those_of_the_table():
@@ -180,4 +186,5 @@ def test_a_card_is_asked_for_in_vain_without_one(monkeypatch):
 @pytest.mark.parametrize("place", range(4))
 def test_a_7b_model_takes_on_a_card_what_is_predicted(place):
     case = list(memory.card_cases())[place]
-    assert abs(error_of(case.request)) < ALLOWED_ON_A_CARD, case.name
+    measured, _, predicted = memory.compared(case.request)
+    assert abs(predicted / measured - 1) < ALLOWED_ON_A_CARD, case.name

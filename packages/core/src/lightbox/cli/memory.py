@@ -9,17 +9,16 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from lightbox.adapters.memory import gpus
 from lightbox.adapters.memory.advice import advice
-from lightbox.adapters.memory.images import Images, sizes_of
-from lightbox.adapters.memory.named import config_of, describe
-from lightbox.adapters.memory.prediction import GIB, PARTS, MemoryReport, largest_batches, predict
-from lightbox.adapters.memory.request import ITEMS, Request
-from lightbox.adapters.memory.shapes import context_of
+from lightbox.adapters.memory.prediction import GIB, PARTS, SPREAD, MemoryReport, largest_batches, predict
+from lightbox.adapters.memory.request import ITEMS, Request, describe
 from lightbox.backbones.families import family_of
+from lightbox.backbones.named import config_of
+from lightbox.backbones.sizes import Images, context_of, sizes_of
 from lightbox.config import OPTIMIZERS, AdapterConfig, check_at_least, check_choice
 from lightbox.errors import RequestError
 from lightbox.paths import repo_root
+from lightbox.report import cards
 
 KINDS = {
     "none": AdapterConfig(),
@@ -28,6 +27,10 @@ KINDS = {
     "qlora": AdapterConfig(kind="lora", quant="nf4"),
 }
 DEVICES = ("cuda", "cpu")
+BUDGET = (
+    f"Error budget: closed form ± {SPREAD:.0%} of tensors, measured against a trace of the real model; "
+    "context 0.6 GiB and gaps 5 % of values are allowances for a GPU's own use and are not measured here"
+)
 SMALLER = "Take a smaller --batch, --adapter qlora, fewer --tokens, or --keep 0.25 where visual tokens are pruned"
 
 
@@ -46,6 +49,9 @@ def memory(
     visual_tokens: Annotated[int, typer.Option(help="Image tokens a row; 0 means the family's usual.")] = 0,
     card: Annotated[float, typer.Option(help="Ask about one card of so many GB; exit code 2 if it does not fit.")] = 0,
     device: Annotated[str, typer.Option(help="cuda or cpu.")] = "cuda",
+    exact: Annotated[
+        bool, typer.Option(help="Also run the real model's step on tensors without memory; needs torch.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Predict the peak memory of a training step by part, and the largest batch for cards of 12, 16 and 24 GB."""
@@ -71,14 +77,23 @@ def memory(
     )
     _check_fit(model, request)
     report = predict(request)
-    sizes = (card,) if card else gpus.GPUS_GB
-    largest = dict(zip(sizes, largest_batches(request, [gpus.usable_bytes(size) for size in sizes]), strict=True))
-    if card and report.total > gpus.usable_bytes(card):
-        raise _too_small(card, report, request, largest[card])
+    traced = _traced(request) if exact else None
+    sizes = (card,) if card else cards.GPUS_GB
+    largest = dict(zip(sizes, largest_batches(request, [cards.usable_bytes(size) for size in sizes]), strict=True))
+    total = report.total if traced is None else report.total - report.tensors + traced
+    if card and total > cards.usable_bytes(card):
+        raise _too_small(card, total, report, request, largest[card])
     name = describe(model, request)
-    status = gpus.said_of(gpus.recorded(repo_root() / "benchmarks" / "results.csv", name))
+    status = cards.said_of(cards.recorded(repo_root() / "benchmarks" / "results.csv", name))
     show = _print_json if as_json else _print_table
-    show(name, report, largest, status)
+    show(name, report, traced, largest, status)
+
+
+def _traced(request: Request) -> int:
+    """Peak bytes of tensors of the real model's step; the only place that imports torch."""
+    from lightbox.adapters.memory_trace import trace
+
+    return trace(request)
 
 
 def _check_numbers(*, keep: float, images: int, card: float, **counts: int) -> None:
@@ -110,12 +125,11 @@ def _check_fit(model: str, request: Request) -> None:
         )
 
 
-def _too_small(card: float, report: MemoryReport, request: Request, largest: int) -> RequestError:
-    usable = gpus.usable_bytes(card)
+def _too_small(card: float, total: int, report: MemoryReport, request: Request, largest: int) -> RequestError:
+    usable = cards.usable_bytes(card)
     do = f"A batch of {largest} fits: set --batch {largest}" if largest else SMALLER
     return RequestError(
-        f"--card is {card:g} GB, of which {usable / GIB:.1f} GiB can be used, and the step takes "
-        f"{report.total / GIB:.1f} GiB",
+        f"--card is {card:g} GB, of which {usable / GIB:.1f} GiB can be used, and the step takes {total / GIB:.1f} GiB",
         advice(report, request, usable),
         do,
     )
@@ -126,7 +140,7 @@ def _rows(report: MemoryReport) -> Iterator[tuple[str, float, str]]:
         yield part, size / GIB, PARTS[part]
 
 
-def _print_table(name: str, report: MemoryReport, largest: dict[float, int], status: str) -> None:
+def _print_table(name: str, report: MemoryReport, traced: int | None, largest: dict[float, int], status: str) -> None:
     console = Console()
     console.print(name)
     table = Table("part", "GiB", "formula", box=None, pad_edge=False)
@@ -134,15 +148,20 @@ def _print_table(name: str, report: MemoryReport, largest: dict[float, int], sta
         table.add_row(part, f"{size:.3f}", formula)
     table.add_row("[bold]peak", f"[bold]{report.total / GIB:.3f}", status)
     console.print(table)
+    if traced is not None:
+        error = 100 * (report.tensors / traced - 1)
+        console.print(f"{traced / GIB:.3f} GiB of tensors in a trace of the real model, closed form {error:+.1f} %")
+    console.print(BUDGET if "context" in report.parts else BUDGET.partition(";")[0])
     total = sum(report.counts.values())
     console.print(f"{total / 1e6:,.1f} M numbers in the model, {report.trained / 1e6:,.1f} M learn")
     for card, batch in largest.items():
         said = f"at most {batch} rows at once" if batch else f"not one row; {SMALLER[0].lower()}{SMALLER[1:]}"
-        console.print(f"{card:g} GB card ({card - gpus.RESERVED_GIB:g} GiB usable): {said}")
+        console.print(f"{card:g} GB card ({card - cards.RESERVED_GIB:g} GiB usable): {said}")
 
 
-def _print_json(name: str, report: MemoryReport, largest: dict[float, int], status: str) -> None:
+def _print_json(name: str, report: MemoryReport, traced: int | None, largest: dict[float, int], status: str) -> None:
     facts: dict[str, Any] = {"case": name, "total_bytes": report.total, "parts": report.parts, "counts": report.counts}
-    facts |= {"trained": report.trained, "status": status, "reserved_gib": gpus.RESERVED_GIB}
+    facts |= {"trained": report.trained, "status": status, "reserved_gib": cards.RESERVED_GIB}
+    facts |= {"spread": SPREAD, "budget": BUDGET} | ({} if traced is None else {"traced_tensor_bytes": traced})
     facts["largest_batch"] = {f"{card:g}": batch for card, batch in largest.items()}
     typer.echo(json.dumps(facts, indent=2))

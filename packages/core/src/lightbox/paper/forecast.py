@@ -9,10 +9,10 @@ from collections.abc import Callable
 
 from lightbox import machine
 from lightbox.adapters.memory.advice import adviser, reductions
-from lightbox.adapters.memory.images import Images, sizes_of
 from lightbox.adapters.memory.prediction import GIB, predict
 from lightbox.adapters.memory.request import Request
 from lightbox.backbones import weights
+from lightbox.backbones.sizes import Images, sizes_of
 from lightbox.errors import RequestError
 from lightbox.paper.pretrained import Pretrained
 from lightbox.paper.schema import PaperConfig

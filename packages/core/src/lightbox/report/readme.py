@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import get_type_hints
 
-from lightbox.adapters.memory.table import TITLES, table
 from lightbox.claims import registry
 from lightbox.claims.document import ClaimEntry, Document, load
 from lightbox.claims.published import DOCUMENT
@@ -20,6 +19,7 @@ from lightbox.claims.spec import Kind, Verdict
 from lightbox.config import leaf_docs
 from lightbox.errors import RequestError
 from lightbox.files import replace_text
+from lightbox.report.cards import TITLES, table
 from lightbox.report.claim_view import CHIPS
 from lightbox.report.numbers import decimals, duration, interval, level, number, signed
 from lightbox.report.paper_map import read_map

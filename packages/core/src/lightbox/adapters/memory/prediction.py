@@ -1,25 +1,29 @@
-"""Peak memory of a training step, by part, from a config.json alone. No torch, no weights.
+"""Peak memory of a training step, by part, in closed form from a config.json alone. No torch, no weights.
 
-The step is run on sizes (see `tape`), so what is in memory together is what the model's own code keeps together. For a
-decoder with grouped attention that is checkpointed, with M = batch times tokens, width D, feed-forward width F, L
-layers, V tokens in the vocabulary and w bytes a number, the parts come to about the formulas in `PARTS`.
+A step is a row of layers (see `layers`). On the way back, when a layer is computed, what is in memory is: what the
+layers before it keep, what it keeps itself, the gradients of what lies behind it, and a little for its own backward
+pass. The peak is the largest of these sums; with M = batch times tokens, width D, feed-forward width F, L layers, V
+tokens in the vocabulary and w bytes a number the parts come to about the formulas in `PARTS`.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 
-from lightbox.adapters.memory import models
-from lightbox.adapters.memory.linear import COPIES, DEQUANTISED, Weight
-from lightbox.adapters.memory.parts import INPUTS, KEPT, LOGITS, VISION, Load
-from lightbox.adapters.memory.request import Request, load_of, setting_of
-from lightbox.adapters.memory.setting import FLOAT32
-from lightbox.adapters.memory.step import Step
+from lightbox.adapters.memory import layers
+from lightbox.adapters.memory.layers import FLOAT32, How, Layer
+from lightbox.adapters.memory.request import ITEMS, Load, Request, load_of
+from lightbox.backbones.sizes import is_tied, text_of, vision_of, whole
+from lightbox.config import LANGUAGE
 
 GIB = 1024**3
 CONTEXT_BYTES = 600 * 1024**2
 FRAGMENTED_SHARE = 0.05
+SPREAD = 0.05
 STATE_BLOCK, SMALL_STATE = 256, 4096
+INTEGER, BLOCK, NESTED_BLOCK = 8, 64, 256
 PARTS = {
     "quantised weights": "0.5159 bytes a weight in NF4 with double quantisation, 1 in int8",
     "language weights": "w bytes a weight that is not quantised, norms and biases too",
@@ -28,24 +32,19 @@ PARTS = {
     "adapters": "4 bytes a number; r·(in + out) numbers for each adapted linear layer",
     "gradients": "4 bytes a number of adapters, or w a weight in full training",
     "optimiser": "8 bytes a number with AdamW, about 2 with 8 bits",
-    INPUTS: "the batch, attention masks, tables of positions",
-    KEPT: "w·M·D·L with checkpointing: the input of each layer",
+    "inputs and masks": "the batch, attention masks, tables of positions",
+    "kept layer inputs": "w·M·D·L with checkpointing: the input of each layer",
     "layers": "about w·M·(12·D + 4·F) for one layer with checkpointing, of every layer without",
-    COPIES: "4·M·(6·D + F) where adapters in float32 are not fused; w·r·(in + out) where they are",
-    DEQUANTISED: "w·in·out of the largest quantised matrix",
-    LOGITS: "n·V·(w + 8), n supervised tokens, backward n·V·12",
-    VISION: "features of the tower, and its largest layer while it runs",
+    "adapter copies": "4·M·(6·D + F) where adapters in float32 are not fused; w·r·(in + out) where they are",
+    "dequantised weights": "w·in·out of the largest quantised matrix",
+    "logits": "n·V·(w + 8), n supervised tokens, backward n·V·12",
+    "vision": "features of the tower, and its largest layer while it runs",
     "context": "CUDA's own 0.6 GiB, and 5 % of values for gaps between them; nothing on a CPU",
 }
 """Parts of a prediction, in the order of tables -> their formula."""
-_WEIGHTS = {
-    "linears": "language weights",
-    "norms": "language weights",
-    "embeddings": "table and head",
-    "head": "table and head",
-    "vision": "vision weights",
-    "projector": "vision weights",
-}
+WEIGHTS = {"linears": "language weights", "norms": "language weights", "embeddings": "table and head"}
+WEIGHTS |= {"head": "table and head", "vision": "vision weights", "projector": "vision weights"}
+"""Group of numbers -> the part that its weights are counted to."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +78,26 @@ class MemoryReport:
         return max(self.parts, key=lambda part: self.parts[part])
 
 
+@dataclass(frozen=True)
+class Stage:
+    """One place of the step, in the order of the forward pass; bytes by part.
+
+    `kept` stays from the forward pass until the backward pass is through, `now` is there beside it while this place is
+    computed in the backward pass, `gradients` are of its numbers or adapters, `passing` what a frozen layer needs while
+    it runs.
+    """
+
+    group: str
+    numbers: int = 0
+    layer: Layer | None = None
+    kept: Mapping[str, int] = field(default_factory=dict)
+    now: Mapping[str, int] = field(default_factory=dict)
+    gradients: int = 0
+    passing: int = 0
+
+
 def predict(request: Request) -> MemoryReport:
-    """Run one step on sizes and say what is in memory at its peak.
+    """Add up one step and say what is in memory at its peak.
 
     The model's state is that of the second step and later ones: moments of the optimiser exist. Not counted: rows of
     new tokens, and what an evaluation or a checkpoint adds.
@@ -88,22 +105,264 @@ def predict(request: Request) -> MemoryReport:
     Raises:
         RequestError: a config without a tower's sizes, or with a part whose layers are not known.
     """
-    setting, load = setting_of(request), load_of(request)
-    bare = Step(setting=setting)
-    with bare.without_graph():
-        models.forward(bare, request.config, request.family, Load(1, 4, 1, visual=1, patches=4, image_px=64))
-    step = Step(setting=setting)
-    trained = _hold(step, bare, request)
-    step.backward(models.forward(step, request.config, request.family, load))
-    _update(step, bare, request)
-    parts = {part: step.meter.at_peak.get(part, 0) for part in PARTS}
+    how, load = how_of(request), load_of(request)
+    stages = list(_stages(request, how, load))
+    held, trained = _held(stages, request, how)
+    later = everything = sum(stage.gradients for stage in stages)
+    kept = Counter()
+    moments = [{"vision": max(stage.passing for stage in stages)}]
+    for stage in stages:
+        kept.update(stage.kept)
+        later -= stage.gradients
+        moments.append(kept + Counter(stage.now) + Counter(gradients=0 if request.accumulates else later))
+    largest = max(trained, default=0)
+    # bitsandbytes on a CPU widens a tensor five times, and its gradient where that is in 16 bit
+    times = 5 + (how.targets is None and how.item < FLOAT32)
+    update = times * FLOAT32 * largest if request.device == "cpu" and request.optimizer != "adamw" else 0
+    moments.append({"gradients": 0 if request.accumulates else everything, "optimiser": update})
+    held.update(max(moments, key=lambda moment: sum(moment.values())))
+    if request.accumulates:
+        held["gradients"] += everything
     if request.device == "cuda":
-        values = sum(size for part, size in parts.items() if "weights" not in part)
-        parts["context"] = CONTEXT_BYTES + int(FRAGMENTED_SHARE * values)
-    counts: dict[str, int] = {}
-    for weight in bare.weights.values():
-        counts[weight.group] = counts.get(weight.group, 0) + weight.count
-    return MemoryReport({part: size for part, size in parts.items() if size}, counts, trained)
+        values = sum(size for part, size in held.items() if "weights" not in part)
+        held["context"] = CONTEXT_BYTES + int(FRAGMENTED_SHARE * values)
+    counts = Counter()
+    for stage in stages:
+        is_language = stage.group == "linears"
+        matrices = sum(n_in * n_out for _, n_in, n_out in stage.layer.matrices) if is_language else 0
+        counts.update({"linears": matrices, "norms" if is_language else stage.group: stage.numbers - matrices})
+    return MemoryReport({part: held[part] for part in PARTS if held[part]}, dict(+counts), sum(trained))
+
+
+def how_of(request: Request) -> How:
+    """What of a request the layers need to know."""
+    adapter, family = request.adapter, request.family
+    places = "|".join(re.escape(path) for path in family.layers)
+    own = rf"(?:{places})\.\d+\.(?:.+\.)?(?:{'|'.join(map(re.escape, family.linears))})"
+    return How(
+        item=ITEMS[request.dtype],
+        adapter=adapter,
+        targets=re.compile(own if adapter.targets == LANGUAGE else adapter.targets) if adapter.kind == "lora" else None,
+        is_cuda=request.device == "cuda",
+        is_eager=request.attention == "eager",
+        kept=("wo",) if family.name == "t5" and (adapter.quant != "none" or request.dtype == "fp16") else (),
+        is_fp16=request.dtype == "fp16",
+    )
+
+
+def _placed(group: str, layer: Layer, *, is_checkpointed: bool = False, is_read: bool = True) -> Stage:
+    """A layer as a place of the step; `is_read` is False for one behind the output that is read."""
+    how, numbers = layer.how, layer.numbers
+    if not (is_read and layer.rows and (layer.learns or layer.is_reached)):
+        return Stage(group, numbers, layer, passing=layer.passing())
+    arriving = layer.width * layer.rows * how.item
+    # the gradient of the last matrix is there before anything of the layer is gone
+    matrix = layer.matrices[-1][1] * layer.matrices[-1][2] * how.item if layer.learns and layer.matrices else 0
+    noisy = how.adapter.dropout_prob > 0 and how.targets is not None and how.item < FLOAT32
+    inner = 3 * (layer.widest + arriving) if noisy else layer.widest * (1 + layer.is_gated)
+    back = {"layers": arriving + matrix + inner}
+    if layer.widest + layer.dense > inner:
+        back = {"layers": arriving + matrix + layer.widest, "dequantised weights": layer.dense}
+    scores = arriving + max(layer.scores, 2 * layer.scores - layer.probs) - layer.inner
+    if scores > sum(back.values()):
+        back = {"layers": scores}
+    if not layer.matrices:  # a norm: the mean, the square and their products
+        back = {"layers": arriving + 5 * FLOAT32 * layer.rows * layer.width}
+    part = "layers" if group == "linears" else "vision"
+    saved = {part: layer.saved - layer.copies, "adapter copies": layer.copies}
+    if is_checkpointed:
+        kept = {"kept layer inputs": arriving, part: layer.clinging}
+        again = arriving * (how.item == FLOAT32) + layer.clinging
+        now = Counter(back) + Counter(saved) - Counter({part: again})
+    else:
+        kept, now = saved, back
+    own = FLOAT32 if how.adapter.kind == "lora" else how.item  # a projector beside a frozen base is trained in float32
+    return Stage(group, numbers, layer, kept, now, layer.gradients + numbers * own * layer.learns)
+
+
+def _stages(request: Request, how: How, load: Load) -> Iterator[Stage]:
+    """The whole model: table, tower and projector, layers, head."""
+    family, b, learns = request.family, load.sequences, how.targets is None
+    is_paired, is_t5 = family.is_encoder_decoder, family.name == "t5"
+    text, tied = whole(request.config) if is_t5 else text_of(request.config), is_tied(request.config)
+    width, vocabulary = text.d_model if is_paired else text.hidden_size, text.vocab_size
+    table = vocabulary * width * how.item * learns
+    encoded = b * load.tokens
+    has_mask = load.is_padded or family.name == "gemma3"
+    inputs = 3 * INTEGER * encoded + encoded * load.tokens * has_mask
+
+    def norm(rows: int, *, is_layer: bool = False) -> Stage:
+        layer = Layer(how, "", rows, b, width, learns=learns, is_reached=learns or not is_layer)
+        if is_layer:
+            layer.layer_norm(width)
+            layer.dropout(width, text.dropout)
+        else:
+            layer.rms_norm(width, is_t5=is_t5)
+        return _placed("linears", layer)
+
+    for place, rows in enumerate((encoded, b * load.supervised)[: 1 + is_paired]):
+        # the gradient of a table that is the head too is there already, and the sum is a third tensor
+        kept = {"inputs and masks": inputs * (not place), "vision": rows * width * bool(load.images) * (not place)}
+        now = {"gradients": 2 * table * tied}
+        yield Stage("embeddings", vocabulary * width * (not place), None, kept, now, table * (not tied))
+        if not place and family.has_vision:
+            yield from _vision(request, how, load, width)
+        if is_t5:
+            numbers = text.relative_attention_num_buckets * text.num_heads
+            count = (text.num_decoder_layers if place else 0) or text.num_layers
+            yield Stage("norms", numbers, gradients=numbers * how.item * learns)
+        elif is_paired:
+            numbers, count = (
+                (text.max_position_embeddings + 2) * width,
+                text[("encoder_layers", "decoder_layers")[place]],
+            )
+            yield Stage("embeddings", numbers, gradients=numbers * how.item * learns)
+            yield norm(rows, is_layer=True)
+        else:
+            count = text.num_hidden_layers
+        yield Stage("norms", kept={"layers": encoded * width * how.item * place})
+        for index in range(count):
+            layer = Layer(how, f"{family.layers[place]}.{index}", rows, b, width, learns=learns, is_reached=True)
+            if is_paired:
+                masked = load.is_padded or (is_t5 and place == 1)
+                layers.paired_layer(layer, text, place=place, has_mask=masked, encoded=place * encoded)
+            else:
+                layers.decoder_layer(layer, text, has_mask=has_mask)
+                if index == 0 and not learns and not (load.images and how.adapter.projector != "frozen"):
+                    layer.saved -= FLOAT32 * rows * width  # no gradient goes through its first norm
+            yield _placed("linears", layer, is_checkpointed=request.checkpoint_layers)
+        if is_t5 or not is_paired:
+            yield norm(rows)
+    logits = 12 * b * load.supervised * vocabulary
+    yield Stage("head", vocabulary * width * (not tied), now={"logits": logits}, gradients=table)
+
+
+def _vision(request: Request, how: How, load: Load, width: int) -> Iterator[Stage]:
+    """Tower and projector, which learn in full training; the projector also by itself."""
+    learns, name = how.targets is None, request.family.name
+    shape, top, images = vision_of(request.config), whole(request.config), load.sequences * load.images
+    base = replace(how, targets=None if learns else re.compile("(?!)"), adapter=replace(how.adapter, quant="none"))
+
+    def layer_of(rows: int, inside: int, others: int = 0, *, has_norm: bool = False) -> Layer:
+        layer = Layer(base, "", rows, images, inside, learns=learns)
+        layer.others += others - 2 * inside * has_norm
+        if has_norm:
+            layer.layer_norm(inside)
+        return layer
+
+    norm, has_bias = 0, True
+    if name.startswith("qwen"):
+        inside, rows, joined = (
+            shape.get("embed_dim") or shape.hidden_size,
+            load.sequences * load.patches,
+            shape.spatial_merge_size**2,
+        )
+        kernel = shape.in_channels * shape.temporal_patch_size * shape.patch_size**2
+        yield Stage("vision", kept={"inputs and masks": rows * kernel * how.item})
+        yield _placed("vision", layer_of(rows, inside, kernel * inside))
+        for _ in range(shape.depth):
+            yield _placed("vision", layers.vit_layer(layer_of(rows, inside), shape))
+        norm, rows = inside * (1 if "out_hidden_size" in shape else 2), rows // joined
+        out = shape.get("out_hidden_size") or shape.hidden_size
+        steps = [(inside * joined, inside * joined), (inside * joined, out)]
+    elif name == "florence2":
+        side, before = load.image_px, shape.in_channels
+        yield Stage("vision", kept={"inputs and masks": images * before * side * side * how.item})
+        for stage, inside in enumerate(shape.embed_dim):
+            kernel, stride, padding = shape.patch_size[stage], shape.patch_stride[stage], shape.patch_padding[stage]
+            side = (side + 2 * padding - kernel) // stride + 1
+            rows, normed = images * side * side, before if shape.patch_prenorm[stage] else inside
+            shape |= {"num_attention_heads": shape.num_heads[stage]}
+            yield _placed(
+                "vision", layer_of(rows, inside, before * kernel**2 * inside + inside + 2 * normed, has_norm=True)
+            )
+            for place in range(2 * shape.depths[stage]):
+                yield _placed(
+                    "vision", layers.davit_block(layer_of(rows, inside), shape, side, is_window=place % 2 == 0)
+                )
+            before = inside
+        steps, has_bias = [(before, shape.projection_dim)], False
+        norm = 2 * shape.projection_dim + shape.max_position_embeddings * before
+    else:
+        is_clip, side, inside = (
+            shape.model_type == "clip_vision_model",
+            shape.image_size // shape.patch_size,
+            shape.hidden_size,
+        )
+        rows = images * (side * side + is_clip)
+        yield Stage("vision", kept={"inputs and masks": images * shape.num_channels * shape.image_size**2 * how.item})
+        numbers = (shape.num_channels * shape.patch_size**2 + 1 + side * side + is_clip) * inside
+        yield _placed("vision", layer_of(rows, inside, numbers + 2 * inside * is_clip, has_norm=is_clip))
+        last = (
+            top.get("vision_feature_layer", -1) % (shape.num_hidden_layers + 1) if is_clip else shape.num_hidden_layers
+        )
+        for index in range(shape.num_hidden_layers):
+            yield _placed("vision", layers.vit_layer(layer_of(rows, inside), shape), is_read=index < last)
+        yield _placed("vision", layer_of(rows, inside, 2 * inside, has_norm=True), is_read=not is_clip)
+        rows = images * (top.mm_tokens_per_image if name == "gemma3" else side * side)
+        norm, has_bias = (inside, False) if name == "gemma3" else (width * (name == "llava_next"), True)
+        steps = [(inside, width)] if name == "gemma3" else [(inside, width), (width, width)]
+    mode = "full" if learns else how.adapter.projector
+    targets = re.compile(".*") if mode == "lora" else base.targets
+    projector = replace(base, targets=targets, item=FLOAT32 if mode == "full" and not learns else how.item)
+    layer = Layer(projector, "", rows, images, width, learns=mode == "full", is_reached=mode != "frozen", others=norm)
+    for number, (n_in, n_out) in enumerate(steps):
+        layer.linears(n_in, {str(number): n_out}, has_bias=has_bias)
+        layer.keep(n_out)
+    yield _placed("projector", layer)
+
+
+def _held(stages: Sequence[Stage], request: Request, how: How) -> tuple[Counter[str], list[int]]:
+    """Weights, adapters and moments by part, and how many numbers each tensor has that learns."""
+    held, trained, quant = Counter(), [], request.adapter.quant
+    for stage in stages:
+        matrices = stage.layer.matrices if stage.layer else []
+        sizes = [n_in * n_out for _, n_in, n_out in matrices]
+        rest = stage.numbers - sum(sizes)
+        part = WEIGHTS[stage.group]
+        for path, n_in, n_out in matrices:
+            is_kept = path.rpartition(".")[2] in how.kept
+            if stage.group != "linears" or quant == "none" or is_kept:
+                held[part] += n_in * n_out * (FLOAT32 if is_kept and how.is_fp16 else how.item)
+            else:
+                held["quantised weights"] += packed_bytes(quant, n_in * n_out, n_out)
+        held[part] += rest * how.item
+        own, layer = how.item, stage.layer
+        if how.targets is not None:
+            own, is_copied, pattern = FLOAT32, layer is not None and layer.learns, layer.how.targets if layer else None
+            adapted = [(n_in, n_out) for path, n_in, n_out in matrices if pattern and pattern.fullmatch(path)]
+            if not is_copied:
+                sizes, rest = [how.adapter.r * n for pair in adapted for n in pair], 0
+                sizes += [n_out for _, n_out in adapted if how.adapter.use_dora]
+            held["adapters"] += FLOAT32 * (sum(sizes) + rest)
+        elif layer is None:
+            sizes, rest = [rest], 0
+        # a tied table has its gradient from the head
+        if stage.gradients or (stage.group == "embeddings" and how.targets is None):
+            trained += [*sizes, rest]
+            held["optimiser"] += sum(state_bytes(request.optimizer, size, own) for size in sizes)
+            held["optimiser"] += 2 * rest * (own if request.optimizer == "adamw" else FLOAT32)
+    return held, trained
+
+
+def packed_bytes(quant: str, count: int, rows: int) -> int:
+    """Bytes of a quantised matrix: int8 with a float32 a row, or NF4 with nested scales and their tables."""
+    if quant == "int8":
+        return count + FLOAT32 * rows
+    blocks = -(-count // BLOCK)
+    return -(-count // 2) + blocks + FLOAT32 * (-(-blocks // NESTED_BLOCK) + 16 + NESTED_BLOCK + 1)
+
+
+def state_bytes(optimizer: str, count: int, item: int) -> int:
+    """Bytes of an optimiser's two moments for one tensor of `count` numbers of `item` bytes.
+
+    With 8 bits: two bytes a number, and two float32 for each block of 256; tensors below 4,096 numbers keep float32.
+    """
+    if optimizer == "adamw":
+        return 2 * item * count
+    if count < SMALL_STATE:
+        return 2 * FLOAT32 * count
+    return 2 * count + 2 * FLOAT32 * -(-count // STATE_BLOCK)
 
 
 def largest_batch(request: Request, usable_bytes: float) -> int:
@@ -130,48 +389,3 @@ def largest_batches(request: Request, usable_bytes: Sequence[float], *, at_most:
         return batch
 
     return [largest(usable) for usable in usable_bytes]
-
-
-def state_bytes(optimizer: str, count: int, item: int) -> int:
-    """Bytes of an optimiser's two moments for one tensor of `count` numbers of `item` bytes.
-
-    With 8 bits: two bytes a number, and two float32 for each block of 256; tensors below 4,096 numbers keep float32.
-    """
-    if optimizer == "adamw":
-        return 2 * item * count
-    if count < SMALL_STATE:
-        return 2 * FLOAT32 * count
-    return 2 * count + 2 * FLOAT32 * -(-count // STATE_BLOCK)
-
-
-def _hold(step: Step, bare: Step, request: Request) -> int:
-    """Put weights, adapters and moments into memory; how many numbers learn."""
-    is_quantised, trained = request.adapter.quant != "none", 0
-    for name, weight in bare.weights.items():
-        is_packed = is_quantised and weight.group == "linears" and name.endswith(".weight") and _is_packed(weight)
-        step.hold(weight.size, "quantised weights" if is_packed else _WEIGHTS[weight.group])
-        if weight.is_trained:
-            _hold_state(step, name, weight.count, step.setting.item, request)
-            trained += weight.count
-    for name, count in bare.adapters.items():
-        step.hold(count * FLOAT32, "adapters")
-        _hold_state(step, name, count, FLOAT32, request)
-        trained += count
-    return trained
-
-
-def _hold_state(step: Step, name: str, count: int, item: int, request: Request) -> None:
-    step.hold(state_bytes(request.optimizer, count, item), "optimiser")
-    if request.accumulates:
-        step.weight_gradients.setdefault(name, step.allocate(count * item, "gradients"))
-
-
-def _update(step: Step, bare: Step, request: Request) -> None:
-    """The optimiser's step: nothing more, but on a CPU with 8 bits, which widens the largest tensor five times."""
-    if request.device == "cpu" and request.optimizer != "adamw":
-        trained = [weight.count for weight in bare.weights.values() if weight.is_trained]
-        step.allocate(5 * FLOAT32 * max([*trained, *bare.adapters.values()]), "optimiser")
-
-
-def _is_packed(weight: Weight) -> bool:
-    return weight.size < 2 * weight.count

@@ -1,17 +1,13 @@
-"""What is to be trained and how, and what of it the operations and the models need to know."""
+"""What is to be trained and how, and what of it one forward pass is given. No torch."""
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lightbox.adapters.memory import images
-from lightbox.adapters.memory.images import Images
-from lightbox.adapters.memory.parts import Load
-from lightbox.adapters.memory.setting import FLOAT32, Setting
 from lightbox.backbones.families import Family
-from lightbox.config import LANGUAGE, AdapterConfig
+from lightbox.backbones.sizes import Images, sizes_of
+from lightbox.config import AdapterConfig
 
 ITEMS = {"fp32": 4, "bf16": 2, "fp16": 2}
 """dtype -> bytes a number, w."""
@@ -57,31 +53,34 @@ class Request:
     is_padded: bool | None = None
 
 
-def setting_of(request: Request) -> Setting:
-    """How the model is stored and trained."""
-    adapter, is_t5 = request.adapter, request.family.name == "t5"
-    has_adapters = adapter.kind == "lora"
-    keeps_wo = is_t5 and (adapter.quant != "none" or request.dtype == "fp16")
-    return Setting(
-        item=ITEMS[request.dtype],
-        quant=adapter.quant,
-        trains_all=not has_adapters,
-        targets=_pattern(request.family, adapter) if has_adapters else None,
-        rank=adapter.r,
-        is_fused=adapter.use_fused,
-        dropout_prob=adapter.dropout_prob,
-        use_dora=adapter.use_dora,
-        projector=adapter.projector,
-        kept=("wo",) if keeps_wo else (),
-        kept_item=FLOAT32 if request.dtype == "fp16" else ITEMS[request.dtype],
-        is_cuda=request.device == "cuda",
-        attention=request.attention,
-    )
+@dataclass(frozen=True)
+class Load:
+    """What one micro-batch is; everything but `sequences` is a row's.
+
+    Args:
+        sequences: rows, b.
+        tokens: length of each, image tokens included; of the prompt for an encoder-decoder.
+        supervised: target tokens.
+        visual: image tokens that the language model reads.
+        images: images (or tiles).
+        patches: what Qwen's tower makes of the images.
+        image_px: side of an image, for Florence-2's tower.
+        is_padded: True where rows differ in length, so that attention needs a mask.
+    """
+
+    sequences: int
+    tokens: int
+    supervised: int
+    visual: int = 0
+    images: int = 1
+    patches: int = 0
+    image_px: int = 0
+    is_padded: bool = False
 
 
 def load_of(request: Request) -> Load:
     """What one forward pass is given; pruning takes visual tokens away from the row."""
-    sizes = images.sizes_of(request.config, request.family, request.images)
+    sizes = sizes_of(request.config, request.family, request.images)
     visual_tokens = math.ceil(sizes.visual * request.keep)
     return Load(
         sequences=request.batch,
@@ -92,13 +91,16 @@ def load_of(request: Request) -> Load:
         patches=sizes.patches,
         image_px=sizes.image_px,
         is_padded=request.batch > 1 if request.is_padded is None else request.is_padded,
-        checkpoints=request.checkpoint_layers,
     )
 
 
-def _pattern(family: Family, adapter: AdapterConfig) -> re.Pattern[str]:
-    """The paths that `adapters.lora` gives adapters to."""
-    if adapter.targets != LANGUAGE:
-        return re.compile(adapter.targets)
-    layers = "|".join(re.escape(path) for path in family.layers)
-    return re.compile(rf"(?:{layers})\.\d+\.(?:.+\.)?(?:{'|'.join(map(re.escape, family.linears))})")
+def describe(name: str, request: Request) -> str:
+    """One line that names a step: what a recorded measurement is found by."""
+    adapter = request.adapter
+    kind = "full" if adapter.kind == "none" else f"{'lora' if adapter.quant == 'none' else adapter.quant} r{adapter.r}"
+    layers = ", checkpointed" if request.checkpoint_layers else ""
+    pruning = f", {request.keep:g} of the visual tokens" if request.keep < 1 else ""
+    return (
+        f"{name}, {kind}, {request.dtype}, batch {request.batch}, {request.tokens} tokens{pruning}, "
+        f"{request.supervised} supervised, {request.optimizer}{layers}, {request.device}"
+    )

@@ -14,35 +14,41 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 
-from lightbox.adapters.memory.parts import Load
-from lightbox.adapters.memory.shapes import text_of, vision_of, whole
+from lightbox.adapters.memory.request import Load
 from lightbox.backbones import quantisation
 from lightbox.backbones.backbone import Backbone
 from lightbox.backbones.families import Family, family_of
 from lightbox.backbones.loading import DTYPES
 from lightbox.backbones.rows import IGNORED, VlmBatch
 from lightbox.backbones.seq2seq import quiet_loading
+from lightbox.backbones.sizes import text_of, vision_of, whole
 
 SPREAD = 0.02
 _NO_PROCESSOR = SimpleNamespace(tokenizer=SimpleNamespace(pad_token="<pad>"))
 
 
-def build(config: Mapping[str, Any], *, quant: str, dtype: str, device: str, seed: int = 0) -> Backbone:
+def build(
+    config: Mapping[str, Any], *, quant: str, dtype: str, device: str, attention: str = "sdpa", seed: int = 0
+) -> Backbone:
     """A backbone that computes losses and has no processor, so it prepares and generates nothing.
 
     Args:
         config: values of config.json.
         quant: none, nf4 or int8.
         dtype: fp32, bf16 or fp16.
-        device: cpu or cuda.
+        device: cpu or cuda; meta for a model that has sizes and no content.
+        attention: sdpa or eager.
         seed: of the weights.
     """
     family = family_of(config, name="a random model")
     torch.manual_seed(seed)
     with quiet_loading():
-        settings = AutoConfig.for_model(**config)
+        settings = AutoConfig.for_model(**config, attn_implementation=attention)
         with torch.device("meta"):
             model = getattr(transformers, family.model_class)(settings).to(DTYPES[dtype])
+        for name, module in model.named_modules():
+            if dtype == "fp16" and name.rpartition(".")[2] in (model._keep_in_fp32_modules or ()):
+                module.float()  # as transformers does where it loads
         if quant != "none":
             _lay_out_quantised(model, family, quant, dtype)
         _fill(model, torch.device(device), DTYPES[dtype])
@@ -77,12 +83,16 @@ def _fill(model: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> N
 def _set_packed(module: Any, parameter: Any, device: torch.device, dtype: torch.dtype) -> None:
     """Draw one matrix, quantise it on its way to the device, and mark it as filled."""
     # 8-bit weights are quantised on their way from host memory only
-    source = device if hasattr(parameter, "quant_type") else torch.device("cpu")
+    source = device if hasattr(parameter, "quant_type") or device.type == "meta" else torch.device("cpu")
     drawn = torch.empty(parameter.shape, dtype=dtype, device=source).normal_(std=SPREAD)
     names = ("compress_statistics", "quant_type", "quant_storage", "blocksize", "has_fp16_weights")
     storage_settings = {name: getattr(parameter, name) for name in names if hasattr(parameter, name)}
-    module.weight = type(parameter)(drawn, requires_grad=False, **storage_settings).to(device)
+    packed = type(parameter)(drawn, requires_grad=False, **storage_settings)
+    # asked to move to meta, it would stay as it is
+    module.weight = packed._quantize(device) if device.type == "meta" else packed.to(device)
     module.weight._is_hf_initialized = True
+    if device.type == "meta" and hasattr(module, "state"):
+        module.state.threshold = 0.0  # outliers are looked for in content
     if hasattr(parameter, "quant_type"):
         module.quant_state = module.weight.quant_state
 
@@ -96,9 +106,11 @@ def make_batch(backbone: Backbone, config: Mapping[str, Any], load: Load, *, see
     sizes = whole(config) if backbone.family.name == "t5" else text_of(config)
     rows, length, end = load.sequences, load.tokens, load.supervised
     special = backbone.image_token_id or sizes.vocab_size
+    # ids of special tokens are the last ones, but for tiny models, where they are the first
+    low, high = (10, special - 10) if special > sizes.vocab_size // 2 else (special + 10, sizes.vocab_size)
 
     def words(count: int) -> Tensor:
-        return torch.randint(10, special - 10, (rows, count), generator=generator)
+        return torch.randint(low, high, (rows, count), generator=generator)
 
     ids, mask = words(length), torch.ones(rows, length, dtype=torch.long)
     if load.is_padded:

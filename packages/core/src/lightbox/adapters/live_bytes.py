@@ -7,7 +7,7 @@ model's bf16 step. Nor is resident memory, which holds libraries and mapped file
 
 import gc
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -18,10 +18,16 @@ from torch.utils._pytree import tree_leaves
 
 from lightbox.backbones.quantisation import BACKEND
 
+COMPOSED = frozenset(f"{BACKEND}::{name}" for name in ("gemm_4bit", "int8_mixed_scaled_mm", "int8_scaled_mm"))
+"""Kernels of bitsandbytes that only call torch, so they run on tensors without content too."""
+COMPOSED_ON_CPU = frozenset({f"{BACKEND}::optimizer_update_8bit_blockwise"})
+"""Those that are so on a CPU only."""
 _ON_CPU = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
 
 
-def peak_bytes(work: Callable[[], Any], *, held: Iterable[Tensor] = (), device: str = "cpu") -> int:
+def peak_bytes(
+    work: Callable[[], Any], *, held: Iterable[Tensor] = (), device: str = "cpu", composed: Container[str] | None = None
+) -> int:
     """Highest sum of live tensor bytes while `work` runs.
 
     Args:
@@ -30,6 +36,8 @@ def peak_bytes(work: Callable[[], Any], *, held: Iterable[Tensor] = (), device: 
         held: tensors that are alive before and through the work (weights, states, inputs): what the work did not make
             is not counted. On a GPU they are not needed, its allocator counts them.
         device: "cpu" or "cuda".
+        composed: kernels of bitsandbytes whose own tensors count, where the others are not to be run (see `COMPOSED`);
+            None means all.
 
     Returns:
         Bytes of the distinct storages in `held`, and on top of them the most that the work's own come to together: of
@@ -43,7 +51,7 @@ def peak_bytes(work: Callable[[], Any], *, held: Iterable[Tensor] = (), device: 
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated()
     base = storage_bytes(held)
-    with _LiveStorages() as live:
+    with _LiveStorages(composed) as live:
         work()
     return base + live.peak
 
@@ -68,15 +76,16 @@ def storage_bytes(tensors: Iterable[Tensor]) -> int:
     sizes = {}
     for tensor in tensors:
         storage = tensor.untyped_storage()
-        sizes[storage.data_ptr()] = storage.nbytes()
+        sizes[storage._cdata] = storage.nbytes()
     return sum(sizes.values())
 
 
 class _LiveStorages(TorchDispatchMode):
     """Bytes of the storages that operations under this mode make, now and at their highest; backward passes too."""
 
-    def __init__(self) -> None:
+    def __init__(self, composed: Container[str] | None) -> None:
         super().__init__()
+        self.composed = composed
         self.now = self.peak = 0
         self._seen: weakref.WeakSet[UntypedStorage] = weakref.WeakSet()
 
@@ -86,7 +95,7 @@ class _LiveStorages(TorchDispatchMode):
         kwargs = kwargs or {}
         # what comes in and was not seen is older than the work; only a list's tensor is made where no mode looks
         self._note((args, kwargs), is_new=func is torch.ops.aten.lift_fresh.default)
-        if func.namespace == BACKEND:
+        if func.namespace == BACKEND and (self.composed is None or func.name() in self.composed):
             # its kernels are Python, with tensors of their own (a dequantised matrix): called so that the mode sees in
             with self:
                 result = get_kernel(func, "CPU").call_boxed(_ON_CPU, *args, **kwargs)

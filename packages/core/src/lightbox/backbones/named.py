@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lightbox.adapters.memory.request import Request
 from lightbox.backbones.published import PUBLISHED, merged
 from lightbox.errors import RequestError
 from lightbox.paths import shared_data
@@ -75,15 +74,3 @@ def config_of(name: str, *, key: str = "--model") -> Mapping[str, Any]:
     near = difflib.get_close_matches(name, NAMED, n=1)
     hint = f"Did you mean {near[0]}?" if near else f"Set {key} to one of them, to tiny/NAME or to a folder"
     raise RequestError(request, f"There is no such folder, and the models known by name are {', '.join(NAMED)}", hint)
-
-
-def describe(name: str, request: Request) -> str:
-    """One line that names a step: what a recorded measurement is found by."""
-    adapter = request.adapter
-    kind = "full" if adapter.kind == "none" else f"{'lora' if adapter.quant == 'none' else adapter.quant} r{adapter.r}"
-    layers = ", checkpointed" if request.checkpoint_layers else ""
-    pruning = f", {request.keep:g} of the visual tokens" if request.keep < 1 else ""
-    return (
-        f"{name}, {kind}, {request.dtype}, batch {request.batch}, {request.tokens} tokens{pruning}, "
-        f"{request.supervised} supervised, {request.optimizer}{layers}, {request.device}"
-    )
