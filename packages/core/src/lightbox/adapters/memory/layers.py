@@ -290,7 +290,7 @@ def davit_block(layer: Layer, shape: Shape, side: int, *, is_window: bool) -> La
     if layer.how.is_eager and is_window:
         layer.scores = padded * window * window * shape.num_attention_heads * layer.how.item
         layer.saved += layer.scores
-        layer.made = 2 * layer.scores + padded * width * layer.how.item
+        layer.made = 3 * layer.scores
     layer.linears(width, {"proj": width}, has_bias=True, is_kept=is_window)
     kind = shape.activation_function
     layer.feed_forward("", width, int(width * shape.mlp_ratio), kind, ("fc1", "fc2"), has_bias=True)
