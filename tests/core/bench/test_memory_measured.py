@@ -51,14 +51,13 @@ def test_a_step_takes_the_same_whichever_kernels_a_processor_has(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", memory.KINDS)
+@pytest.mark.parametrize("size", memory.SIZES)
 @pytest.mark.parametrize("model", memory.WIDER)
-def test_recorded_cases_are_within_the_promise(model, kind):
-    """One of the eight cases of each size, another one for each model and kind; the benchmark runs them all."""
-    place = list(memory.WIDER).index(model) + 3 * list(memory.KINDS).index(kind)
-    for size in memory.SIZES:
-        case = list(memory.cpu_cases(model, size, kind))[place % 8]
-        assert abs(error_of(case.request)) < ALLOWED, f"{size}, {case.name}"
+def test_a_recorded_case_is_within_the_promise(model, size):
+    """One case of each model and size, of all kinds, batches and lengths in turn; the benchmark runs all 256."""
+    place = 2 * list(memory.WIDER).index(model) + list(memory.SIZES).index(size)
+    case = list(memory.cpu_cases(model, size, list(memory.KINDS)[place % 4]))[3 * place % 8]
+    assert abs(error_of(case.request)) < ALLOWED, case.name
 
 
 def drawn_sizes(draw, name, width, heads, layers):
@@ -132,7 +131,7 @@ def drawn(seed):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(2000, 2016))
+@pytest.mark.parametrize("seed", range(2000, 2008))
 def test_steps_drawn_at_random_take_what_their_trace_says(seed):
     assert abs(error_of(drawn(seed))) < ALLOWED
 

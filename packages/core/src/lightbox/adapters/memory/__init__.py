@@ -1,6 +1,5 @@
-"""The memory model: a training step on sizes, from a config.json alone. No torch.
+"""The memory model: the peak of a training step in closed form, from a config.json alone. No torch.
 
-`shapes` reads sizes, `tape` to `step` are the operations, `decoders`, `towers`, `davit` and `models` the models,
-`images` says what an image costs, `prediction` answers a `request`, `advice` says what to change, `named` knows
-published models.
+`request` says what is trained, `layers` what each kind of layer keeps, `prediction` adds up a step, `advice` says what
+to change. `lightbox.adapters.memory_trace` runs the real model's step without memory, and is what it is checked by.
 """

@@ -38,7 +38,8 @@ class Layer:
     `matrices` are path, in and out of linear layers, `others` numbers of biases and norms. It `learns` where its own
     weights do, `is_reached` where a gradient comes by. Of `saved`, `copies` is for adapters only, `inner` of the
     feed-forward part, `clinging` kept even where a layer is computed again. `widest` is the largest result, `dense` the
-    largest quantised matrix in full, `scores` attention scores, `probs` what they became.
+    largest quantised matrix in full, `scores` attention scores, `probs` what they
+    became, `made` both while a frozen layer runs.
     """
 
     how: How
@@ -59,6 +60,7 @@ class Layer:
     dense: int = 0
     scores: int = 0
     probs: int = 0
+    made: int = 0
     is_gated: bool = False
     turns: bool = False
     kind: str = ""
@@ -161,6 +163,7 @@ class Layer:
             noise = (1 if how.is_cuda else number) + number * (number == softmax)
             self.scores = scores * softmax
             self.probs = scores * (number * (number < softmax) + noise * (dropout_prob > 0))
+            self.made = scores * (2 * FLOAT32 + item * (item < FLOAT32))
             self.saved += self.scores + self.probs
         else:
             self.keep(width)
@@ -184,9 +187,8 @@ class Layer:
     def passing(self) -> int:
         """Bytes while a frozen layer runs: what it reads, its norms, and the widest of its results or scores."""
         times = 3 if self.is_gated or self.kind == "quick_gelu" else 2
-        scores = self.scores * 2 + self.scores * self.how.item // FLOAT32 * (self.how.item < FLOAT32)
         turned = self.rows * self.width * (self.how.item * 4 + 24 * self.turns)
-        return turned + max(times * self.widest, scores)
+        return turned + max(times * self.widest, self.made)
 
 
 def decoder_layer(layer: Layer, shape: Shape, *, has_mask: bool) -> Layer:
@@ -285,6 +287,10 @@ def davit_block(layer: Layer, shape: Shape, side: int, *, is_window: bool) -> La
     layer.linears(width, {"qkv": 3 * width}, has_bias=bool(shape.qkv_bias))
     layer.keep(3 * width, rows=padded)
     layer.keep(width)
+    if layer.how.is_eager and is_window:
+        layer.scores = padded * window * window * shape.num_attention_heads * layer.how.item
+        layer.saved += layer.scores
+        layer.made = 3 * layer.scores
     layer.linears(width, {"proj": width}, has_bias=True, is_kept=is_window)
     kind = shape.activation_function
     layer.feed_forward("", width, int(width * shape.mlp_ratio), kind, ("fc1", "fc2"), has_bias=True)

@@ -203,7 +203,7 @@ def _stages(request: Request, how: How, load: Load) -> Iterator[Stage]:
     for place, rows in enumerate((encoded, b * load.supervised)[: 1 + is_paired]):
         # the gradient of a table that is the head too is there already, and the sum is a third tensor
         kept = {"inputs and masks": inputs * (not place), "vision": rows * width * bool(load.images) * (not place)}
-        now = {"gradients": 2 * table * tied}
+        now = {"gradients": (2 + request.accumulates) * table * tied}
         yield Stage("embeddings", vocabulary * width * (not place), None, kept, now, table * (not tied))
         if not place and family.has_vision:
             yield from _vision(request, how, load, width)
