@@ -72,7 +72,7 @@ def load_splits(
         pick: records of a case that become samples; a case without any is left out.
         what: one of those records in words, for messages, such as "closed question".
         with_images: False draws phantom texts only, several times faster; `images` is then empty.
-        drawing: further arguments of `phantom.draw_cases`.
+        drawing: further arguments of `phantom.draw_cases`, each hashable.
 
     Raises:
         RequestError: an unreadable data set, or an empty split.
