@@ -218,6 +218,8 @@ def write_toy_paper(folder: Path, *, step_s: float = 0.0) -> dict[str, str]:
     for name, text in parts.items():
         (package / f"{name}.py").write_text(text.replace("STEP_S = 0.0", f"STEP_S = {step_s}"), encoding="utf-8")
     (package / "start.bin").write_bytes(b"weights")
+    # no folder, so no bytecode: Python would take that of before an edit of equal length in the same second
+    (package / "__pycache__").touch()
     sys.path.insert(0, str(folder))
     return {"toy": "toy"}
 
