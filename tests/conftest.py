@@ -22,7 +22,7 @@ os.environ.update(
 
 
 def pytest_collection_finish():
-    """What was imported stays to the end; collecting garbage among it again and again took a fifth of the fast lane."""
+    """What was imported stays to the end, so collections of garbage need not look through it again and again."""
     gc.collect()
     gc.freeze()
 

@@ -16,7 +16,7 @@ from lightbox.bench import ledger
 from lightbox.cli.app import load
 from lightbox.config import AdapterConfig
 from lightbox.errors import RequestError
-from lightbox.report import cards
+from lightbox.report import gpus
 
 LORA, QLORA = AdapterConfig(kind="lora"), AdapterConfig(kind="lora", quant="nf4")
 
@@ -35,7 +35,7 @@ def test_parts_add_up_and_a_quantised_base_is_the_largest_of_them(capsys):
     assert sum(said["parts"].values()) == said["total_bytes"]
     assert max(said["parts"], key=said["parts"].get) == "quantised weights"
     assert sum(said["counts"].values()) == pytest.approx(8.292e9, rel=1e-3)
-    assert said["status"] == cards.PREDICTED == "predicted ± 5%, not measured"
+    assert said["status"] == gpus.PREDICTED == "predicted ± 5%, not measured"
     assert said["spread"] == SPREAD
     assert "traced_tensor_bytes" not in said
 
@@ -44,9 +44,9 @@ def test_the_largest_batch_fits_and_one_row_more_does_not(capsys):
     ask("--model", "medgemma-4b", "--json")
     largest = json.loads(capsys.readouterr().out)["largest_batch"]
     step = a_request("medgemma-4b")
-    for card in cards.GPUS_GB:
-        assert predict(replace(step, batch=largest[str(card)])).total <= cards.usable_bytes(card)
-        assert predict(replace(step, batch=largest[str(card)] + 1)).total > cards.usable_bytes(card)
+    for card in gpus.GPUS_GB:
+        assert predict(replace(step, batch=largest[str(card)])).total <= gpus.usable_bytes(card)
+        assert predict(replace(step, batch=largest[str(card)] + 1)).total > gpus.usable_bytes(card)
 
 
 def test_fewer_bits_fewer_visual_tokens_and_a_smaller_optimiser_take_less():
@@ -58,25 +58,25 @@ def test_fewer_bits_fewer_visual_tokens_and_a_smaller_optimiser_take_less():
 
 
 def test_every_model_known_by_name_is_in_the_table():
-    rows = list(cards.table(Path("absent.csv")))
+    rows = list(gpus.table(Path("absent.csv")))
     assert {row[0] for row in rows} == set(NAMED)
-    assert all(len(row) == len(cards.TITLES) and row[-1] == cards.PREDICTED for row in rows)
+    assert all(len(row) == len(gpus.TITLES) and row[-1] == gpus.PREDICTED for row in rows)
 
 
 def test_a_recorded_measurement_of_this_very_step_is_named(tmp_path):
     rows, step = tmp_path / "results.csv", a_request()
     row = {
         "case": describe("qwen2.5-vl-7b", step),
-        "peer": cards.PEER,
+        "peer": gpus.PEER,
         "value": 7168.0,
         "unit": "MiB",
         "ratio": 1,
         "notes": "",
     }
     traced = row | {"peer": "traced peak of tensors", "value": 1.0}
-    ledger.append(rows, cards.BENCHMARK, [row, traced])
-    assert cards.said_of(cards.recorded(rows, row["case"])).startswith("measured 7.00 GiB of tensors")
-    assert cards.recorded(rows, describe("qwen2.5-vl-7b", a_request(tokens=512))) is None
+    ledger.append(rows, gpus.BENCHMARK, [row, traced])
+    assert gpus.said_of(gpus.recorded(rows, row["case"])).startswith("measured 7.00 GiB of tensors")
+    assert gpus.recorded(rows, describe("qwen2.5-vl-7b", a_request(tokens=512))) is None
 
 
 @pytest.mark.parametrize(

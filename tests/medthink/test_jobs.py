@@ -1,6 +1,8 @@
 """Jobs of claims, end to end at tiny size: every strategy trains, scores and leaves its files."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow.compute as pc
@@ -120,6 +122,15 @@ def test_saved_model_of_another_strategy_is_refused(tiny, tmp_path):
     from_model = [o for o in tiny if not o.startswith("model.backbone")] + [f"model.backbone={model}"]
     with pytest.raises(RequestError, match=r"trained with objective.method=none"):
         cli.run_job(tmp_path / "jobs" / "x", [*from_model, "experiment=reasoning", "objective.is_trained=false"], {})
+
+
+@pytest.mark.slow
+def test_a_job_without_adapters_and_rationales_pays_for_no_library_of_theirs(tiny, tmp_path):
+    code = "import sys; from pathlib import Path; from medthink import cli\n"
+    code += "cli.run_job(Path(sys.argv[1]), sys.argv[2:], {})\n"
+    code += "heavy = {'peft', 'bitsandbytes', 'nltk', 'pydicom'} & sys.modules.keys()\nassert not heavy, heavy"
+    command = [sys.executable, "-c", code, str(tmp_path / "jobs" / "none"), *tiny, "experiment=none"]
+    subprocess.run(command, check=True, timeout=280)
 
 
 @pytest.mark.slow

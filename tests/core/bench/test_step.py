@@ -25,9 +25,9 @@ def test_a_step_keeps_its_promise_of_speed_and_memory():
 @pytest.mark.parametrize(
     ("ours", "stock", "message"),
     [
-        ([3.0, 2.0], [2.9, 2.0], "At step 1 in fp32 our loss is 3.000000 and the stock one 2.900000"),
-        ([2.9, 1.0], [2.9, 2.0], "At step 2 in fp32"),
-        ([2.9, 2.9], [2.9, 2.9], "In fp32 the loss went from 2.900000 to 2.900000"),
+        ([3.0, 2.0, 1.0], [2.9, 2.0, 1.0], "At step 1 in fp32 our loss is 3.000000 and the stock one 2.900000"),
+        ([2.9, 2.0, 0.9], [2.9, 2.0, 1.0], "At step 3 in fp32"),
+        ([2.9, 2.0, 2.9], [2.9, 2.0, 2.9], "In fp32 the loss went from 2.900000 to 2.900000"),
     ],
 )
 def test_sides_that_train_different_things_or_learn_nothing_are_not_timed(monkeypatch, tmp_path, ours, stock, message):

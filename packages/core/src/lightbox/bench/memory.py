@@ -27,7 +27,7 @@ from lightbox.backbones.published import merged, shrunk_values
 from lightbox.backbones.sizes import Images
 from lightbox.config import AdapterConfig
 from lightbox.errors import RequestError
-from lightbox.report.cards import PEER
+from lightbox.report.gpus import PEER
 
 MIB = 1024**2
 TRACED, CLOSED = "traced peak of tensors", PEER

@@ -198,8 +198,8 @@ def compare(folder: Path, dtype: str, *, repeats: int, steps: int, device: str) 
 
 
 def _check_sides(ours: Side, stock: Side, dtype: str) -> None:
-    """Two steps that warm both sides up: their losses are equal, and fall."""
-    losses = [(ours.step(), stock.step()) for _ in range(2)]
+    """Three steps that warm both sides up: their losses are equal, and fall."""
+    losses = [(ours.step(), stock.step()) for _ in range(3)]
     for number, (mine, theirs) in enumerate(losses, start=1):
         if abs(mine - theirs) > TOLERANCE[dtype] * abs(theirs):
             raise WorkError(
@@ -207,10 +207,10 @@ def _check_sides(ours: Side, stock: Side, dtype: str) -> None:
                 "The two sides do not train the same thing, so their times cannot be compared",
                 "Find the difference before measuring",
             )
-    (first, _), (second, _) = losses
-    if second >= first:
+    (first, _), *_, (last, _) = losses
+    if last >= first:
         raise WorkError(
-            f"In {dtype} the loss went from {first:.6f} to {second:.6f} on one row",
+            f"In {dtype} the loss went from {first:.6f} to {last:.6f} on one row",
             "Nothing is learnt, so the time of a step says nothing",
             "Find the fault before measuring",
         )

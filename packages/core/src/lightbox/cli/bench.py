@@ -69,7 +69,7 @@ def memory(
     record: Record = False,
     as_json: AsJson = False,
 ) -> None:
-    """Peak memory of training steps, measured, against trace and closed form (about 20 minutes on a CPU)."""
+    """Peak memory of training steps, measured, against trace and closed form."""
     check_choice("--device", device, ("cpu", "cuda"))
     from lightbox.bench import memory as bench
 

@@ -18,7 +18,7 @@ from lightbox.backbones.sizes import Images, context_of, sizes_of
 from lightbox.config import OPTIMIZERS, AdapterConfig, check_at_least, check_choice
 from lightbox.errors import RequestError
 from lightbox.paths import repo_root
-from lightbox.report import cards
+from lightbox.report import gpus
 
 KINDS = {
     "none": AdapterConfig(),
@@ -28,7 +28,7 @@ KINDS = {
 }
 DEVICES = ("cuda", "cpu")
 BUDGET = (
-    f"Error budget: closed form ± {SPREAD:.0%} of tensors, measured against a trace of the real model; "
+    f"Error budget: closed form ± {SPREAD:.0%} of tensors at published widths, where --exact traces the real model; "
     "context 0.6 GiB and gaps 5 % of values are allowances for a GPU's own use and are not measured here"
 )
 SMALLER = "Take a smaller --batch, --adapter qlora, fewer --tokens, or --keep 0.25 where visual tokens are pruned"
@@ -78,13 +78,13 @@ def memory(
     _check_fit(model, request)
     report = predict(request)
     traced = _traced(request) if exact else None
-    sizes = (card,) if card else cards.GPUS_GB
-    largest = dict(zip(sizes, largest_batches(request, [cards.usable_bytes(size) for size in sizes]), strict=True))
+    sizes = (card,) if card else gpus.GPUS_GB
+    largest = dict(zip(sizes, largest_batches(request, [gpus.usable_bytes(size) for size in sizes]), strict=True))
     total = report.total if traced is None else report.total - report.tensors + traced
-    if card and total > cards.usable_bytes(card):
+    if card and total > gpus.usable_bytes(card):
         raise _too_small(card, total, report, request, largest[card])
     name = describe(model, request)
-    status = cards.said_of(cards.recorded(repo_root() / "benchmarks" / "results.csv", name))
+    status = gpus.said_of(gpus.recorded(repo_root() / "benchmarks" / "results.csv", name))
     show = _print_json if as_json else _print_table
     show(name, report, traced, largest, status)
 
@@ -126,7 +126,7 @@ def _check_fit(model: str, request: Request) -> None:
 
 
 def _too_small(card: float, total: int, report: MemoryReport, request: Request, largest: int) -> RequestError:
-    usable = cards.usable_bytes(card)
+    usable = gpus.usable_bytes(card)
     do = f"A batch of {largest} fits: set --batch {largest}" if largest else SMALLER
     return RequestError(
         f"--card is {card:g} GB, of which {usable / GIB:.1f} GiB can be used, and the step takes {total / GIB:.1f} GiB",
@@ -156,12 +156,12 @@ def _print_table(name: str, report: MemoryReport, traced: int | None, largest: d
     console.print(f"{total / 1e6:,.1f} M numbers in the model, {report.trained / 1e6:,.1f} M learn")
     for card, batch in largest.items():
         said = f"at most {batch} rows at once" if batch else f"not one row; {SMALLER[0].lower()}{SMALLER[1:]}"
-        console.print(f"{card:g} GB card ({card - cards.RESERVED_GIB:g} GiB usable): {said}")
+        console.print(f"{card:g} GB card ({card - gpus.RESERVED_GIB:g} GiB usable): {said}")
 
 
 def _print_json(name: str, report: MemoryReport, traced: int | None, largest: dict[float, int], status: str) -> None:
     facts: dict[str, Any] = {"case": name, "total_bytes": report.total, "parts": report.parts, "counts": report.counts}
-    facts |= {"trained": report.trained, "status": status, "reserved_gib": cards.RESERVED_GIB}
+    facts |= {"trained": report.trained, "status": status, "reserved_gib": gpus.RESERVED_GIB}
     facts |= {"spread": SPREAD, "budget": BUDGET} | ({} if traced is None else {"traced_tensor_bytes": traced})
     facts["largest_batch"] = {f"{card:g}": batch for card, batch in largest.items()}
     typer.echo(json.dumps(facts, indent=2))

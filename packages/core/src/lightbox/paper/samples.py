@@ -19,7 +19,7 @@ from lightbox.readers import catalog, leakage, splits
 from lightbox.records import Case
 
 CHUNK = 512  # cases drawn at a time until there are enough records
-MOST_CHUNKS = 16  # kept in memory, about 10 MiB each
+MOST_CHUNKS = 8  # kept in memory: a seed of MedThink's `full` takes 4, 27 MiB in all
 
 Record = TypeVar("Record")
 """A `records.Question`, `Finding` or `Preference`."""

@@ -19,8 +19,8 @@ from lightbox.claims.spec import Kind, Verdict
 from lightbox.config import leaf_docs
 from lightbox.errors import RequestError
 from lightbox.files import replace_text
-from lightbox.report.cards import TITLES, table
 from lightbox.report.claim_view import CHIPS
+from lightbox.report.gpus import TITLES, table
 from lightbox.report.numbers import decimals, duration, interval, level, number, signed
 from lightbox.report.paper_map import read_map
 

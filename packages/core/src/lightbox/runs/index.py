@@ -21,7 +21,7 @@ from lightbox.errors import LightboxError, WorkError
 from lightbox.files import digest
 from lightbox.runs import folders, index_entry, index_place
 
-CREATION_S = 120.0  # migrations take 10 s, and several times that where many trainings begin at once
+CREATION_S = 120.0  # a migration takes long where many trainings begin at once on few cores
 FILES = ("job.json", "scores.parquet", "history.json", "examples.json", "card.json")
 
 _log = logging.getLogger("lightbox.runs.index")

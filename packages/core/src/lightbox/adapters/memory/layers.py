@@ -38,8 +38,8 @@ class Layer:
     `matrices` are path, in and out of linear layers, `others` numbers of biases and norms. It `learns` where its own
     weights do, `is_reached` where a gradient comes by. Of `saved`, `copies` is for adapters only, `inner` of the
     feed-forward part, `clinging` kept even where a layer is computed again. `widest` is the largest result, `dense` the
-    largest quantised matrix in full, `scores` attention scores, `probs` what they
-    became, `made` both while a frozen layer runs.
+    largest quantised matrix in full, `scores` attention scores, `probs` what they became, `made` both while a frozen
+    layer runs.
     """
 
     how: How

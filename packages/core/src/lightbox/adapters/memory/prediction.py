@@ -151,15 +151,19 @@ def how_of(request: Request) -> How:
 
 
 def _placed(group: str, layer: Layer, *, is_checkpointed: bool = False, is_read: bool = True) -> Stage:
-    """A layer as a place of the step; `is_read` is False for one behind the output that is read."""
+    """A layer as a place of the step; `is_read` is False for one behind the output that is read.
+
+    What a layer keeps follows from its operations. What its backward pass has beside that for a moment was read off
+    traces of the real models, so an odd configuration is in doubt here first, and in `Layer.passing`.
+    """
     how, numbers = layer.how, layer.numbers
     if not (is_read and layer.rows and (layer.learns or layer.is_reached)):
         return Stage(group, numbers, layer, passing=layer.passing())
     arriving = layer.width * layer.rows * how.item
     # the gradient of the last matrix is there before anything of the layer is gone
     matrix = layer.matrices[-1][1] * layer.matrices[-1][2] * how.item if layer.learns and layer.matrices else 0
-    noisy = how.adapter.dropout_prob > 0 and how.targets is not None and how.item < FLOAT32
-    inner = 3 * (layer.widest + arriving) if noisy else layer.widest * (1 + layer.is_gated)
+    is_noisy = how.adapter.dropout_prob > 0 and how.targets is not None and how.item < FLOAT32
+    inner = 3 * (layer.widest + arriving) if is_noisy else layer.widest * (1 + layer.is_gated)
     back = {"layers": arriving + matrix + inner}
     if layer.widest + layer.dense > inner:
         back = {"layers": arriving + matrix + layer.widest, "dequantised weights": layer.dense}
@@ -212,10 +216,8 @@ def _stages(request: Request, how: How, load: Load) -> Iterator[Stage]:
             count = (text.num_decoder_layers if place else 0) or text.num_layers
             yield Stage("norms", numbers, gradients=numbers * how.item * learns)
         elif is_paired:
-            numbers, count = (
-                (text.max_position_embeddings + 2) * width,
-                text[("encoder_layers", "decoder_layers")[place]],
-            )
+            numbers = (text.max_position_embeddings + 2) * width
+            count = text[("encoder_layers", "decoder_layers")[place]]
             yield Stage("embeddings", numbers, gradients=numbers * how.item * learns)
             yield norm(rows, is_layer=True)
         else:
@@ -252,11 +254,8 @@ def _vision(request: Request, how: How, load: Load, width: int) -> Iterator[Stag
 
     norm, has_bias = 0, True
     if name.startswith("qwen"):
-        inside, rows, joined = (
-            shape.get("embed_dim") or shape.hidden_size,
-            load.sequences * load.patches,
-            shape.spatial_merge_size**2,
-        )
+        inside = shape.get("embed_dim") or shape.hidden_size
+        rows, joined = load.sequences * load.patches, shape.spatial_merge_size**2
         kernel = shape.in_channels * shape.temporal_patch_size * shape.patch_size**2
         yield Stage("vision", kept={"inputs and masks": rows * kernel * how.item})
         yield _placed("vision", layer_of(rows, inside, kernel * inside))
@@ -284,11 +283,8 @@ def _vision(request: Request, how: How, load: Load, width: int) -> Iterator[Stag
         steps, has_bias = [(before, shape.projection_dim)], False
         norm = 2 * shape.projection_dim + shape.max_position_embeddings * before
     else:
-        is_clip, side, inside = (
-            shape.model_type == "clip_vision_model",
-            shape.image_size // shape.patch_size,
-            shape.hidden_size,
-        )
+        is_clip = shape.model_type == "clip_vision_model"
+        side, inside = shape.image_size // shape.patch_size, shape.hidden_size
         rows = images * (side * side + is_clip)
         yield Stage("vision", kept={"inputs and masks": images * shape.num_channels * shape.image_size**2 * how.item})
         numbers = (shape.num_channels * shape.patch_size**2 + 1 + side * side + is_clip) * inside
