@@ -157,7 +157,7 @@ def test_evaluating_between_steps_changes_neither_the_base_nor_the_run(loaded, b
         backbone = attach(loaded(name, quant="nf4"), adapter)
 
         def texts(model, backbone=backbone):
-            return backbone.with_model(model).generate(None, ["Side?"], max_new_tokens=2)
+            return backbone.with_model(model).answer(None, ["Side?"], max_new_tokens=2)
 
         train(backbone, batch_of, tmp_path / str(evaluate is None), steps=3, evaluate=evaluate)
         states.append(artifact.trained_state(backbone.model))

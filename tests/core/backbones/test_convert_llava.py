@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionModel, LlavaForConditionalGeneration
 from typer.testing import CliRunner
 
+from lightbox.backbones.conversation import Conversation, user
 from lightbox.backbones.convert_llava import convert_llava
 from lightbox.backbones.loading import load
 from lightbox.backbones.seq2seq import quiet_loading
@@ -138,8 +139,9 @@ def test_prompts_and_images_are_those_of_the_authors(tmp_path):
     """Mistral's instruction brackets; images are padded to a square with the mean colour, not cropped."""
     source = write_original(tmp_path / "source", reference("mistral"), "mistral")
     backbone = load(str(convert_llava(source, tmp_path / "dest").folder))
-    assert backbone.write_prompt("What is it?", has_image=True) == "[INST] <image>\nWhat is it? [/INST]"
     wide = Image.fromarray(np.full((8, 32, 3), 255, dtype=np.uint8))
+    asked = Conversation((user(wide, "What is it?"),))
+    assert backbone.write(asked) == ["[INST] <image>\nWhat is it? [/INST]"]
     pixels = backbone.prepare([wide], ["a"], max_tokens=100).inputs["pixel_values"][0]
     assert pixels[:, 0].abs().max() < 0.02  # the margin is the mean, 0 after normalisation
     assert pixels[:, 16].min() > 1.5

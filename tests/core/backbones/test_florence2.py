@@ -51,7 +51,7 @@ def test_task_is_the_sentence_that_the_model_was_trained_on(florence):
 
 
 def test_task_beside_other_text_is_refused(florence):
-    with pytest.raises(RequestError, match="Florence-2's processor refuses them"):
+    with pytest.raises(RequestError, match="Florence-2's processor refuses it"):
         florence.prepare([IMAGE], ["<OD> and more"], max_tokens=100)
 
 
@@ -76,14 +76,14 @@ def test_answer_that_is_cut_off_does_not_get_an_end(florence):
 
 
 def test_taps_are_the_four_stages(florence):
-    vision = florence.vision_tokens([IMAGE, IMAGE], layers=(0, 1, 2, 3))
-    assert [tuple(vision.taps[stage][0].shape) for stage in range(4)] == [(576, 8), (144, 16), (36, 32), (9, 64)]
-    assert vision.grids == [(3, 3)] * 2
-    assert [len(tokens) for tokens in vision.tokens] == [10, 10]  # the mean, then the grid
+    features = florence.tower([IMAGE, IMAGE], layers=(0, 1, 2, 3))
+    shapes = [tuple(features.taps[stage].outputs[0].shape) for stage in range(4)]
+    assert shapes == [(576, 8), (144, 16), (36, 32), (9, 64)]
+    assert features.grids == [(3, 3)] * 2
+    assert [len(tokens) for tokens in florence.project(features)] == [10, 10]  # the mean, then the grid
 
 
 def test_full_size_gives_577_tokens(florence):
-    vision = copy.copy(florence)
-    assert vision._grid(768, 768) == (24, 24)
-    encoded = {"pixel_values": torch.empty(2, 3, 768, 768, device="meta")}
-    assert florence.tokens_per_image(encoded) == [577, 577]
+    pixels = {"pixel_values": torch.empty(2, 3, 768, 768, device="meta")}
+    assert florence.grids(pixels) == [(24, 24)] * 2
+    assert florence.tokens_per_image(pixels) == [577, 577]

@@ -79,6 +79,6 @@ def test_answer_ends_with_the_turn_or_with_the_text_where_there_are_no_turns(gem
 
 def test_scores_of_the_checkpoints_sampling_are_not_used(gemma):
     image = Image.new("RGB", (60, 40), (90, 60, 200))
-    texts = {gemma.generate([image], ["Side?"], max_new_tokens=5)[0] for _ in range(4)}
+    texts = {gemma.answer([image], ["Side?"], max_new_tokens=5)[0] for _ in range(4)}
     assert len(texts) == 1
     assert gemma.core.generation_config.do_sample

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lightbox.backbones.backbone import VisionTokens
+from lightbox.backbones.conversation import Conversation, user
 from lightbox.backbones.loading import load
 from lightbox.errors import RequestError
 from lightbox.testing.shrunk import save_shrunk
@@ -41,9 +41,9 @@ def test_prompt_rows_hold_as_many_image_tokens_as_the_tower_gives(backbone):
     batch = backbone.prepare(IMAGES, ["Is it?"] * len(IMAGES), max_tokens=400)
     in_rows = (batch.inputs["input_ids"] == backbone.image_token_id).sum(dim=1).tolist()
     with torch.no_grad():
-        given = [len(tokens) for tokens in backbone.vision_tokens(IMAGES).tokens]
-    assert in_rows == given
-    assert (len(set(given)) > 1) == (backbone.family.name == "llava_next")
+        counts = [len(tokens) for tokens in backbone.project(backbone.tower(IMAGES))]
+    assert in_rows == counts
+    assert (len(set(counts)) > 1) == (backbone.family.name == "llava_next")
 
 
 def test_loss_of_images_of_unequal_size_equals_theirs_one_by_one(backbone):
@@ -58,72 +58,91 @@ def test_loss_of_images_of_unequal_size_equals_theirs_one_by_one(backbone):
 
 def test_generation_is_the_same_alone_and_in_a_batch(backbone):
     prompts = ["Is it?", "Where", "What is that", "So", "A"]
-    together = backbone.generate(IMAGES, prompts, max_new_tokens=5)
-    assert [backbone.generate([i], [p], max_new_tokens=5)[0] for i, p in zip(IMAGES, prompts, strict=True)] == together
+    together = backbone.answer(IMAGES, prompts, max_new_tokens=5)
+    assert [backbone.answer([i], [p], max_new_tokens=5)[0] for i, p in zip(IMAGES, prompts, strict=True)] == together
+
+
+def written(backbone, *, has_image):
+    parts = (IMAGES[0], "Is it?") if has_image else ("Is it?",)
+    (text,) = backbone.write(Conversation((user(*parts),)))
+    return text
 
 
 def test_template_of_the_processor_is_used(backbone):
-    text = backbone.write_prompt("Is it?", has_image=True)
     by_family = {"vicuna": "USER: <image>\nIs it? ASSISTANT:", "mistral": "[INST] <image>\nIs it? [/INST]"}
-    assert text in by_family.values()
-    assert "<image>" not in backbone.write_prompt("Is it?", has_image=False)
+    assert written(backbone, has_image=True) in by_family.values()
+    assert "<image>" not in written(backbone, has_image=False)
 
 
 def test_plain_prompt_is_what_the_published_template_writes(tiny, tmp_path_factory):
     published = load(str(save_shrunk("llava-1.5-7b", tmp_path_factory.mktemp("published"))))
     assert tiny.processor.chat_template is None
     for has_image in (True, False):
-        assert tiny.write_prompt("Is it?", has_image=has_image) == published.write_prompt("Is it?", has_image=has_image)
+        assert written(tiny, has_image=has_image) == written(published, has_image=has_image)
 
 
 @torch.no_grad()
-def test_tap_of_the_layer_that_is_read_gives_the_vision_tokens(backbone):
-    """LLaVA projects the output of the last layer but one; projecting that tap by hand gives the tokens."""
-    made = backbone.vision_tokens(IMAGES[:2], layers=(-2, 0))
-    assert isinstance(made, VisionTokens)
-    assert set(made.taps) == {-2, 0}
-    whole = made.taps[-2][1] if backbone.family.name == "llava" else made.taps[-2][1][0]
-    count = 56 // 14
-    projected = backbone.part(backbone.family.projector)(whole)
-    torch.testing.assert_close(made.tokens[1][: count**2], projected, rtol=1e-5, atol=1e-6)
-    assert not torch.allclose(made.taps[0][0], made.taps[-2][0])
+def test_tap_of_the_layer_that_is_read_is_what_the_projector_reads(backbone):
+    """LLaVA projects the output of the last layer but one."""
+    features = backbone.tower(IMAGES[:2], layers=(-2, 0))
+    assert set(features.taps) == {-2, 0}
+    for patches, output in zip(features.patches, features.taps[-2].outputs, strict=True):
+        assert torch.equal(patches, output)
+    assert not torch.allclose(features.taps[0].outputs[0], features.patches[0])
 
 
 @torch.no_grad()
 def test_taps_by_place_from_either_end_are_the_same_and_leave_no_hooks(backbone):
     tower = backbone.part(backbone.family.vision)
-    made = backbone.vision_tokens(IMAGES[:1], layers=(0, 2, -1, -3))
-    assert torch.equal(made.taps[2][0], made.taps[-1][0])
-    assert torch.equal(made.taps[0][0], made.taps[-3][0])
-    layers = tower.encoder.layers
-    own = {id(hook) for layer in layers for hook in layer._forward_hooks.values()}
-    backbone.vision_tokens(IMAGES[:1], layers=(1,))
-    assert {id(hook) for layer in layers for hook in layer._forward_hooks.values()} == own
+    hooks = {id(hook) for module in tower.modules() for hook in module._forward_hooks.values()}
+    taps = backbone.tower(IMAGES[:1], layers=(0, 2, -1, -3)).taps
+    for one, other in ((2, -1), (0, -3)):
+        assert torch.equal(taps[one].outputs[0], taps[other].outputs[0])
+        assert torch.equal(taps[one].queries[0], taps[other].queries[0])
+    assert {id(hook) for module in tower.modules() for hook in module._forward_hooks.values()} == hooks
+
+
+@torch.no_grad()
+def test_attention_of_the_class_token_is_that_of_the_tower(backbone):
+    """Against the attention weights that the tower itself gives when it keeps them."""
+    tower = backbone.part(backbone.family.vision)
+    features = backbone.tower(IMAGES[:2], layers=(1,))
+    was = tower.config._attn_implementation
+    tower.set_attn_implementation("eager")
+    pixels = backbone.read_images(IMAGES[:2])["pixel_values"]
+    if pixels.ndim == 5:  # tiles, padded to the most that an image has
+        pixels = torch.cat([own[: len(tiles)] for own, tiles in zip(pixels, features.patches, strict=True)])
+    whole = tower(pixels, output_attentions=True).attentions[1]
+    tower.set_attn_implementation(was)
+    have = torch.cat([own.reshape(-1, own.shape[-1]) for own in features.class_attention(1)])
+    torch.testing.assert_close(have, whole[:, :, 0, 1:].mean(dim=1), rtol=1e-5, atol=1e-6)
+    with pytest.raises(RequestError, match="Name the layer in tower"):
+        features.class_attention(0)
 
 
 def test_a_layer_outside_the_tower_is_refused(backbone):
     with pytest.raises(RequestError, match=r"Layers \[3\] of a tower with 3 layers"):
-        backbone.vision_tokens(IMAGES[:1], layers=(0, 3))
+        backbone.tower(IMAGES[:1], layers=(0, 3))
 
 
 def test_vision_tokens_carry_gradient_to_the_projector(tiny):
-    made = tiny.vision_tokens(IMAGES[:1])
-    made.tokens[0].sum().backward()
+    (tokens,) = tiny.project(tiny.tower(IMAGES[:1]))
+    tokens.sum().backward()
     assert tiny.part(tiny.family.projector).linear_2.weight.grad.abs().sum() > 0
     tiny.model.zero_grad(set_to_none=True)
 
 
 @torch.no_grad()
 def test_grid_times_tokens_of_the_square(tiny):
-    made = tiny.vision_tokens(IMAGES[:2])
-    assert made.grids == [(4, 4), (4, 4)]
-    assert [tokens.shape for tokens in made.tokens] == [(16, 32), (16, 32)]
+    features = tiny.tower(IMAGES[:2])
+    assert features.grids == [(4, 4), (4, 4)]
+    assert [tokens.shape for tokens in tiny.project(features)] == [(16, 32), (16, 32)]
 
 
 @torch.no_grad()
 def test_tiles_follow_the_shape_of_the_image(llava_next):
     """Tower of 56 px in patches of 14: 16 tokens of the whole, then rows of tiles with a newline each."""
-    made = llava_next.vision_tokens(IMAGES)
+    features = llava_next.tower(IMAGES)
     expected = {
         (56, 56): (4, 4),  # 1 x 2 tiles: no larger grid shows more of it
         (50, 160): (4, 12),  # 1 x 3 tiles, fits but for less than a row
@@ -131,9 +150,9 @@ def test_tiles_follow_the_shape_of_the_image(llava_next):
         (100, 100): (8, 8),  # 2 x 2 tiles
         (61, 97): (6, 8),  # 2 x 2 tiles of which 112 * 61 / 97 = 70 px are image: 5.03 rows, and margins are even
     }
-    assert dict(zip(SIZES, made.grids, strict=True)) == expected
+    assert dict(zip(SIZES, features.grids, strict=True)) == expected
     counts = [16 + rows * (columns + 1) for rows, columns in expected.values()]
-    assert [len(tokens) for tokens in made.tokens] == counts
+    assert [len(tokens) for tokens in llava_next.project(features)] == counts
 
 
 def test_processor_without_patch_size_takes_it_from_the_model(tmp_path, tiny):

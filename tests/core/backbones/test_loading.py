@@ -42,7 +42,7 @@ def test_every_family_has_a_class():
 def test_the_shipped_llava_loads_by_its_name_and_answers():
     backbone = load("tiny/llava")
     size = backbone.core.config.vision_config.image_size
-    answers = backbone.generate([Image.new("L", (size, size), 99)], ["Is there a nodule?"], max_new_tokens=8)
+    answers = backbone.answer([Image.new("L", (size, size), 99)], ["Is there a nodule?"], max_new_tokens=8)
     assert answers[0]
 
 
@@ -151,4 +151,4 @@ def test_a_model_on_the_gpu_is_there_as_a_whole(folder):
     assert {parameter.device.type for parameter in backbone.model.parameters()} == {"cuda"}
     batch = backbone.prepare(None, ["a"], ["x"], max_tokens=100).to(backbone.device)
     assert torch.isfinite(backbone.loss(batch)[0])
-    assert len(backbone.generate(None, ["a", "b"], max_new_tokens=3)) == 2
+    assert len(backbone.answer(None, ["a", "b"], max_new_tokens=3)) == 2

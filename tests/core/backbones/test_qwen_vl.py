@@ -45,19 +45,19 @@ def test_image_takes_rows_and_columns_and_text_goes_on_behind_the_longer_side(qw
     positions = positions_of(qwen, batch)
     for row, (rows, columns) in enumerate([(2, 4), (3, 2)]):
         is_read = batch.inputs["attention_mask"][row].bool()
-        ids, found = batch.inputs["input_ids"][row][is_read], positions[:, row, is_read]
+        ids, places = batch.inputs["input_ids"][row][is_read], positions[:, row, is_read]
         begin = int((ids == qwen.image_token_id).nonzero()[0])
         end = begin + rows * columns
-        assert found[:, :begin].tolist() == [list(range(begin))] * 3
+        assert places[:, :begin].tolist() == [list(range(begin))] * 3
         grid = [(begin, begin + r, begin + c) for r in range(rows) for c in range(columns)]
-        assert found[:, begin:end].T.tolist() == [list(place) for place in grid]
+        assert places[:, begin:end].T.tolist() == [list(place) for place in grid]
         after = begin + max(rows, columns)
-        assert found[:, end:].tolist() == [list(range(after, after + len(ids) - end))] * 3
+        assert places[:, end:].tolist() == [list(range(after, after + len(ids) - end))] * 3
 
 
 @pytest.mark.parametrize("size", [(112, 112), (90, 70), (640, 480), (30, 300), (29, 29), (57, 100)])
 def test_resized_size_is_that_of_the_processor(qwen, size):
-    grid = qwen.pixels([picture(*size)])["image_grid_thw"][0].tolist()
+    grid = qwen.read_images([picture(*size)])["image_grid_thw"][0].tolist()
     assert qwen.seen_size(*size) == (grid[2] * 14, grid[1] * 14)
 
 
@@ -99,9 +99,9 @@ def test_taps_are_in_reading_order_whatever_order_the_tower_works_in(qwen):
     levels = np.arange(rows * columns, dtype=np.uint8).reshape(rows, columns) * 4
     checked = Image.fromarray(np.kron(levels, np.ones((14, 14), dtype=np.uint8)))
     with torch.no_grad():
-        taps = qwen.vision_tokens([picture(56, 84), checked], layers=(0, 1)).taps
-    grey = taps[0][1]
-    assert torch.equal(grey, taps[1][1])
+        taps = qwen.tower([picture(56, 84), checked], layers=(0, 1)).taps
+    grey = taps[0].outputs[1]
+    assert torch.equal(grey, taps[1].outputs[1])
     direction = grey[-1] - grey[0]  # embeddings of flat patches lie on a line, by grey level
     heights = (grey - grey[0]) @ direction / direction.square().sum()
     wanted = torch.from_numpy(levels.flatten() / levels.max()).float()

@@ -14,38 +14,20 @@ TARGETS = [[8, 2], [9, 9, 2]]
 
 
 @pytest.mark.parametrize(
-    ("side", "ids", "mask", "types", "labels"),
+    ("side", "ids", "types", "labels"),
     [
-        (
-            "right",
-            [[5, 6, 7, 8, 2], [5, 9, 9, 2, 0]],
-            [[1, 1, 1, 1, 1], [1, 1, 1, 1, 0]],
-            [[0, 1, 0, 0, 0], [0, 0, 0, 0, 0]],
-            [[-100, -100, -100, 8, 2], [-100, 9, 9, 2, -100]],
-        ),
-        (
-            "left",
-            [[5, 6, 7, 8, 2], [0, 5, 9, 9, 2]],
-            [[1, 1, 1, 1, 1], [0, 1, 1, 1, 1]],
-            [[0, 1, 0, 0, 0], [0, 0, 0, 0, 0]],
-            [[-100, -100, -100, 8, 2], [-100, -100, 9, 9, 2]],
-        ),
+        ("right", [[5, 6, 7, 8, 2], [4, 9, 9, 2, 1]], [[0, 1, 0, 0, 0], [0, 0, 0, 0, 0]], [[5, 6], [7, -100]]),
+        ("left", [[5, 6, 7, 8, 2], [1, 4, 9, 9, 2]], [[0, 1, 0, 0, 0], [0, 0, 0, 0, 0]], [[5, 6], [-100, 7]]),
     ],
 )
-def test_causal_rows_hold_prompt_and_target(side, ids, mask, types, labels):
-    joined = [rows.extended(row, target) for row, target in zip(PROMPTS, TARGETS, strict=True)]
-    batch = rows.padded(joined, 0, side=side)
-    assert {name: value.tolist() for name, value in batch.items()} == {
-        "input_ids": ids,
-        "attention_mask": mask,
-        "token_type_ids": types,
-    }
-    assert rows.labelled(joined, TARGETS, side=side).tolist() == labels
-
-
-def test_unpadding_takes_padding_off_on_either_side():
-    for side in ("left", "right"):
-        assert rows.unpadded(rows.padded(PROMPTS, 0, side=side)) == PROMPTS
+def test_rows_are_padded_on_the_side_that_is_asked_for(side, ids, types, labels):
+    unequal = [
+        {"input_ids": [5, 6, 7, 8, 2], "token_type_ids": [0, 1, 0, 0, 0]},
+        {"input_ids": [4, 9, 9, 2], "token_type_ids": [0, 0, 0, 0]},
+    ]
+    batch = rows.padded(unequal, 1, side=side)
+    assert {name: value.tolist() for name, value in batch.items()} == {"input_ids": ids, "token_type_ids": types}
+    assert rows.stacked([[5, 6], [7]], rows.IGNORED, side=side).tolist() == labels
 
 
 def test_labels_stand_where_they_are_predicted():
@@ -62,19 +44,19 @@ def test_decoder_reads_the_start_token_and_then_what_came_before():
 @pytest.mark.parametrize(
     ("settings", "is_refused"),
     [
-        ({"max_tokens": 5, "context_tokens": None, "is_joined": True}, False),
-        ({"max_tokens": 4, "context_tokens": None, "is_joined": True}, True),
-        ({"max_tokens": 9, "context_tokens": 4, "is_joined": True}, True),
-        ({"max_tokens": 3, "context_tokens": None, "is_joined": False}, False),
-        ({"max_tokens": 2, "context_tokens": None, "is_joined": False}, True),
+        ({"limit": 5, "context": None, "is_joined": True}, False),
+        ({"limit": 4, "context": None, "is_joined": True}, True),
+        ({"limit": 9, "context": 4, "is_joined": True}, True),
+        ({"limit": 3, "context": None, "is_joined": False}, False),
+        ({"limit": 2, "context": None, "is_joined": False}, True),
     ],
 )
 def test_rows_beyond_the_limit_are_refused_with_their_lengths(settings, is_refused):
     if not is_refused:
-        rows.check_lengths(PROMPTS, TARGETS, **settings)
+        rows.check_lengths([(3, 2), (1, 3)], **settings)
         return
     with pytest.raises(RequestError, match="Item 0 has 3 tokens in the prompt, image included, and 2 in the target"):
-        rows.check_lengths(PROMPTS, TARGETS, **settings)
+        rows.check_lengths([(3, 2), (1, 3)], **settings)
 
 
 def test_unequal_counts_are_refused():

@@ -161,7 +161,7 @@ def test_both_ways_of_loading_give_the_same_answers(model, processor, held_back)
     inputs = processor(images=images, text=texts, return_tensors="pt", padding=True, padding_side="left")
     ids = model.generate(**inputs, max_new_tokens=8, do_sample=False)[:, inputs["input_ids"].shape[1] :]
     plain = [text.strip() for text in processor.batch_decode(ids, skip_special_tokens=True)]
-    assert backbone.generate(images, prompts, max_new_tokens=8) == plain
+    assert backbone.answer(images, prompts, max_new_tokens=8) == plain
     assert all(plain)
 
 

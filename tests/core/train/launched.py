@@ -137,7 +137,7 @@ def train_llava(out, *, quant, micro=1):
         return backbone.prepare([images[i] for i in indices], questions, [answers[i] for i in indices], max_tokens=200)
 
     def write(model):
-        texts = backbone.with_model(model).generate(images[:2], ["Is there an effusion?"] * 2, max_new_tokens=4)
+        texts = backbone.with_model(model).answer(images[:2], ["Is there an effusion?"] * 2, max_new_tokens=4)
         return {"val/characters": float(len("".join(texts)))}
 
     model, history = fit_tagger(

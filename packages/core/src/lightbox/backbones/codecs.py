@@ -6,9 +6,10 @@ cannot be read as a box is not one: text from a model gives fewer boxes, never a
 
 import math
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, NamedTuple
 
 from lightbox.records import Box, check_box
 
@@ -16,28 +17,43 @@ from lightbox.records import Box, check_box
 NUMBER = r"\s*(-?\d+(?:\.\d*)?)\s*"
 
 
-class CoordinateCodec(Protocol):
+class BoxSpan(NamedTuple):
+    """A box in a text: its first and one past its last character, and what it says."""
+
+    begin: int
+    end: int
+    box: Box
+
+
+class CoordinateCodec(ABC):
     """Boxes as text and back; `width_px` and `height_px` are those of the image as the user has it.
 
     A coordinate comes back within half a step of the codec. A box thinner than a step comes back one step wide, and
     then each end within one step; ends in the wrong order are no box; ends outside the image are moved to its edge.
     """
 
+    control_tokens: ClassVar[str] = ""
+    """Expression of special tokens that boxes are written with, so that a text may hold them."""
+
+    @abstractmethod
     def encode(self, box: Sequence[float], width_px: int, height_px: int) -> str:
         """Write a box: x0, y0, x1, y1 as fractions with x0 < x1 and y0 < y1; RequestError for another."""
-        ...
+
+    @abstractmethod
+    def spans(self, text: str, width_px: int, height_px: int) -> list[BoxSpan]:
+        """Read every box of a text with its place, in order."""
+
+    @abstractmethod
+    def step(self, width_px: int, height_px: int) -> tuple[float, float]:
+        """The smallest difference that the codec tells apart, across and down, as fractions."""
 
     def decode(self, text: str, width_px: int, height_px: int) -> list[Box]:
         """Read every box of a text, in order."""
-        ...
-
-    def step(self, width_px: int, height_px: int) -> tuple[float, float]:
-        """The smallest difference that the codec tells apart, across and down, as fractions."""
-        ...
+        return [span.box for span in self.spans(text, width_px, height_px)]
 
 
 @dataclass(frozen=True)
-class FlorenceBins:
+class FlorenceBins(CoordinateCodec):
     """Florence-2: the image is cut into bins each way, and each coordinate is the token of its bin.
 
     A coordinate x is written as floor(x * bins), at most bins - 1, and read at the middle of that bin.
@@ -51,6 +67,7 @@ class FlorenceBins:
     """
 
     bins: int = 1000
+    control_tokens: ClassVar[str] = r"<loc_\d+>"
 
     def encode(self, box: Sequence[float], width_px: int, height_px: int) -> str:
         """See `CoordinateCodec`."""
@@ -58,11 +75,10 @@ class FlorenceBins:
         # the far edge, 1.0, would be a bin of its own
         return "".join(f"<loc_{min(int(value * self.bins), self.bins - 1)}>" for value in checked)
 
-    def decode(self, text: str, width_px: int, height_px: int) -> list[Box]:
+    def spans(self, text: str, width_px: int, height_px: int) -> list[BoxSpan]:
         """See `CoordinateCodec`; four location tokens in a row are a box."""
-        matches = re.findall(r"<loc_(\d+)>" * 4, text)
-        places = [[min(int(value), self.bins - 1) + 0.5 for value in row] for row in matches]
-        return _boxes(places, self.bins, self.bins)
+        last = self.bins - 1
+        return _boxes(r"<loc_(\d+)>" * 4, text, (self.bins, self.bins), lambda value: min(value, last) + 0.5)
 
     def step(self, width_px: int, height_px: int) -> tuple[float, float]:
         """One bin."""
@@ -70,7 +86,7 @@ class FlorenceBins:
 
 
 @dataclass(frozen=True)
-class PerMille:
+class PerMille(CoordinateCodec):
     """Qwen2-VL: whole thousandths of width and height, 0 to 1000, between box tokens.
 
     Reading does not need the box tokens, as they are special and may be left out of a decoded text.
@@ -80,16 +96,18 @@ class PerMille:
         '<|box_start|>(100,200),(500,1000)<|box_end|>'
     """
 
+    control_tokens: ClassVar[str] = r"<\|(?:box|object_ref)_(?:start|end)\|>"
+
     def encode(self, box: Sequence[float], width_px: int, height_px: int) -> str:
         """See `CoordinateCodec`."""
         checked = check_box(Box(*box), where="a box in thousandths")
         x0, y0, x1, y1 = (round(value * 1000) for value in checked)
         return f"<|box_start|>({x0},{y0}),({x1},{y1})<|box_end|>"
 
-    def decode(self, text: str, width_px: int, height_px: int) -> list[Box]:
+    def spans(self, text: str, width_px: int, height_px: int) -> list[BoxSpan]:
         """See `CoordinateCodec`."""
         point = rf"\({NUMBER},{NUMBER}\)"  # without the box tokens, which decoding may leave out
-        return _boxes(_numbers(rf"{point}\s*,\s*{point}", text), 1000, 1000)
+        return _boxes(rf"{point}\s*,\s*{point}", text, (1000, 1000))
 
     def step(self, width_px: int, height_px: int) -> tuple[float, float]:
         """A thousandth."""
@@ -117,7 +135,7 @@ def resized(
 
 
 @dataclass(frozen=True)
-class Pixels:
+class Pixels(CoordinateCodec):
     """Qwen2.5-VL: whole pixels of the image as the model sees it, which is not the image as it is given.
 
     Args:
@@ -138,11 +156,10 @@ class Pixels:
         ends = [round(x0 * width), round(y0 * height), round(x1 * width), round(y1 * height)]
         return f'{{"bbox_2d": {ends}}}'
 
-    def decode(self, text: str, width_px: int, height_px: int) -> list[Box]:
+    def spans(self, text: str, width_px: int, height_px: int) -> list[BoxSpan]:
         """See `CoordinateCodec`; the JSON around a box may be unfinished."""
         width, height = self.resize(width_px, height_px)
-        corners = _numbers(rf'"bbox_2d"\s*:\s*\[{NUMBER},{NUMBER},{NUMBER},{NUMBER}\]', text)
-        return _boxes(corners, width, height)
+        return _boxes(rf'"bbox_2d"\s*:\s*\[{NUMBER},{NUMBER},{NUMBER},{NUMBER}\]', text, (width, height))
 
     def step(self, width_px: int, height_px: int) -> tuple[float, float]:
         """A pixel that the model sees."""
@@ -151,7 +168,7 @@ class Pixels:
 
 
 @dataclass(frozen=True)
-class Fraction:
+class Fraction(CoordinateCodec):
     """LLaVA, and families without a convention of their own: fractions with three decimals in square brackets.
 
     Example:
@@ -164,10 +181,9 @@ class Fraction:
         checked = check_box(Box(*box), where="a box in fractions")
         return f"[{', '.join(f'{value:.3f}' for value in checked)}]"
 
-    def decode(self, text: str, width_px: int, height_px: int) -> list[Box]:
+    def spans(self, text: str, width_px: int, height_px: int) -> list[BoxSpan]:
         """See `CoordinateCodec`."""
-        matches = _numbers(rf"\[{NUMBER},{NUMBER},{NUMBER},{NUMBER}\]", text)
-        return _boxes([[value * 1000 for value in row] for row in matches], 1000, 1000)
+        return _boxes(rf"\[{NUMBER},{NUMBER},{NUMBER},{NUMBER}\]", text, (1000, 1000), lambda value: value * 1000)
 
     def step(self, width_px: int, height_px: int) -> tuple[float, float]:
         """A thousandth."""
@@ -182,18 +198,17 @@ CODECS: dict[str, CoordinateCodec] = {
 }
 
 
-def _numbers(pattern: str, text: str) -> list[list[float]]:
-    return [[float(value) for value in row] for row in re.findall(pattern, text)]
-
-
-def _boxes(places: Sequence[Sequence[float]], steps_across: int, steps_down: int) -> list[Box]:
-    """Rows of x0, y0, x1, y1 in steps as boxes; those with ends in the wrong order are left out."""
-    boxes = []
-    for x0, y0, x1, y1 in places:
-        across, down = _span(x0, x1, steps_across), _span(y0, y1, steps_down)
+def _boxes(
+    pattern: str, text: str, steps: tuple[int, int], in_steps: Callable[[float], float] = lambda value: value
+) -> list[BoxSpan]:
+    """Matches of x0, y0, x1, y1 as boxes, `steps` across and down; those with ends in the wrong order are left out."""
+    spans = []
+    for match in re.finditer(pattern, text):
+        x0, y0, x1, y1 = (in_steps(float(value)) for value in match.groups())
+        across, down = _span(x0, x1, steps[0]), _span(y0, y1, steps[1])
         if across and down:
-            boxes.append(Box(across[0], down[0], across[1], down[1]))
-    return boxes
+            spans.append(BoxSpan(*match.span(), Box(across[0], down[0], across[1], down[1])))
+    return spans
 
 
 def _span(low: float, high: float, steps: int) -> tuple[float, float] | None:

@@ -4,16 +4,17 @@ A prompt is plain text, or a task of the published model such as `<OD>`, which i
 puts the image tokens, a begin and an end token around it.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 from einops import rearrange
-from PIL import Image
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from lightbox.backbones.backbone import Backbone, VisionTokens
+from lightbox.backbones.backbone import Backbone
 from lightbox.backbones.codecs import CoordinateCodec, FlorenceBins
-from lightbox.backbones.llava import tapped
+from lightbox.backbones.conversation import Conversation
+from lightbox.backbones.rows import SharedImages
+from lightbox.backbones.vision import LayerTaps, VisionFeatures
 from lightbox.errors import RequestError
 
 
@@ -37,39 +38,28 @@ class Florence2Backbone(Backbone):
         """None: the processor puts it itself."""
         return
 
-    def write_prompt(self, prompt: str, *, has_image: bool) -> str:
-        """The prompt itself; with its begin and end tokens where no image makes the processor write them."""
-        if self.processor.image_token in prompt:
-            raise RequestError(
-                f"The prompt '{prompt}'",
-                f"It contains '{self.processor.image_token}', so the image token count would not fit the prompt",
-                "Leave it out of the text; the family writes it where the image is",
-            )
-        return prompt if has_image else f"{self.tokenizer.bos_token}{prompt}{self.tokenizer.eos_token}"
+    def write(self, conversation: Conversation) -> list[str]:
+        """The question itself, behind the image token; there is no template."""
+        image = self.processor.image_token if conversation.images else ""
+        return [image + "\n".join(turn.text for turn in conversation.turns if turn.role != "assistant")]
 
-    def encode_prompts(self, images: Sequence[Image.Image] | None, texts: Sequence[str]) -> dict[str, Tensor]:
-        """Call the processor, which turns a task into its sentence.
+    def text_ids(self, text: str, *, is_first: bool) -> list[int]:
+        """Ids of what `write` gave: the processor turns a task into its sentence, and begin and end stand around it.
 
         Raises:
             RequestError: a task beside other text where it stands alone.
         """
-        pictures = {} if images is None else {"images": list(images)}
+        prompt = text.removeprefix(self.processor.image_token)
         try:
-            encoded = self.processor(
-                text=list(texts),
-                **pictures,
-                padding=True,
-                padding_side="right",
-                add_special_tokens=False,
-                return_tensors="pt",
-            )
+            ids = self.processor(text=[prompt], add_special_tokens=False)["input_ids"][0]
         except ValueError as err:
             raise RequestError(
-                f"Prompts of which the first is '{texts[0]}'",
-                f"Florence-2's processor refuses them: {err}",
+                f"The prompt '{prompt}'",
+                f"Florence-2's processor refuses it: {err}",
                 "Give a task alone, a task with its own input, or plain text",
             ) from err
-        return dict(encoded)
+        image = [self.image_token_id] if prompt != text else []
+        return [*image, self.tokenizer.bos_token_id, *ids, self.tokenizer.eos_token_id]
 
     def target_ids(self, target: str) -> list[int]:
         """Ids of an answer between the begin and the end token: the published decoder writes both."""
@@ -82,31 +72,52 @@ class Florence2Backbone(Backbone):
         frame = {self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id}
         return self.tokenizer.decode([i for i in ids.tolist() if i not in frame], skip_special_tokens=False)
 
-    def tokens_per_image(self, encoded: dict[str, Tensor]) -> list[int]:
+    def tokens_per_image(self, pixels: dict[str, Tensor]) -> list[int]:
         """The mean of all patches, then each patch of the last stage."""
-        count, _, height, width = encoded["pixel_values"].shape
-        rows, columns = self._grid(height, width)
-        return [rows * columns + 1] * count  # one more than the grid: the mean of all patches stands first
+        # one more than the grid: the mean of all patches stands first
+        return [rows * columns + 1 for rows, columns in self.grids(pixels)]
 
-    def vision_tokens(self, images: Sequence[Image.Image], *, layers: Sequence[int] = ()) -> VisionTokens:
-        """See `Backbone.vision_tokens`; a layer is one of the four stages, whose patches grow.
+    def project(self, features: VisionFeatures) -> list[Float[Tensor, "p d"]]:
+        """See `Backbone.project`; all patches must be there, since positions are added by place.
 
         The first token is the mean of the others before projection and is not in the grid.
         """
-        pixels = self.pixels(images)["pixel_values"]
-        stages = nn.ModuleList([stage[-1] for stage in self.part(self.family.vision).blocks])
-        with tapped(stages, layers) as taps:
-            tokens = self.core.get_image_features(pixel_values=pixels, return_dict=True).pooler_output
-        return VisionTokens(
-            tokens=list(tokens),
-            taps={layer: list(rearrange(output, "b c h w -> b (h w) c")) for layer, output in taps.items()},
-            grids=[self._grid(*pixels.shape[-2:])] * len(images),
-        )
+        projector = self.part(self.family.projector)
+        pairs = zip(features.patches, features.grids, strict=True)
+        return [projector(rearrange(patches, "(h w) c -> 1 c h w", h=rows))[0] for patches, (rows, _) in pairs]
 
-    def _grid(self, height_px: int, width_px: int) -> tuple[int, int]:
+    def tower_layers(self) -> nn.ModuleList:
+        """The last block of each of the four stages, whose patches grow."""
+        return nn.ModuleList([stage[-1] for stage in self.part(self.family.vision).blocks])
+
+    def grids(self, pixels: dict[str, Tensor]) -> list[tuple[int, int]]:
         """Rows and columns after the four strided convolutions."""
         vision = self.core.config.vision_config
-        sides = [height_px, width_px]
+        count, _, *sides = pixels["pixel_values"].shape
         for size, stride, padding in zip(vision.patch_size, vision.patch_stride, vision.patch_padding, strict=True):
             sides = [(side + 2 * padding - size) // stride + 1 for side in sides]
-        return sides[0], sides[1]
+        return [(sides[0], sides[1])] * count
+
+    def split_patches(self, rows: Tensor, pixels: dict[str, Tensor]) -> list[Tensor]:
+        """Patches row by row."""
+        return list(rearrange(rows, "b c h w -> b (h w) c"))
+
+    def layer_taps(self, tap: dict[str, Tensor], pixels: dict[str, Tensor]) -> LayerTaps:
+        """Outputs alone: half of the attention is between channels."""
+        return LayerTaps(self.split_patches(tap["output"], pixels))
+
+    def place_images(
+        self,
+        inputs: dict[str, Tensor],
+        pixels: dict[str, Tensor],
+        index: list[int],
+        features: list[Tensor] | None,
+    ) -> tuple[dict[str, Tensor], SharedImages | None]:
+        """Pixels in every place: transformers' Florence-2 takes no features in their stead."""
+        if features is not None:
+            raise RequestError(
+                "Features in place of images for a florence2",
+                "Its model encodes image and prompt in one call",
+                "Hand in the images",
+            )
+        return inputs | {name: value[index] for name, value in pixels.items()}, None

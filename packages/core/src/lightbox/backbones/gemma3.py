@@ -5,14 +5,15 @@ image tokens would be read left to right, as text is, and the model would be ano
 """
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
-from PIL import Image
+import torch
+from jaxtyping import Float
 from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from lightbox.backbones.backbone import Backbone, VisionTokens
-from lightbox.backbones.llava import tapped
+from lightbox.backbones.backbone import Backbone
+from lightbox.backbones.vision import VisionFeatures
 
 END_OF_TURN = "<end_of_turn>"
 
@@ -20,29 +21,32 @@ END_OF_TURN = "<end_of_turn>"
 class Gemma3Backbone(Backbone):
     """Gemma 3 with its SigLIP tower."""
 
+    TYPE_FIELD = "token_type_ids"
+
     @property
     def end_id(self) -> int:
         """The end of a turn, which closes an answer of the chat models; the end of a text where there is none."""
         turn_end = self.tokenizer.get_vocab().get(END_OF_TURN)
         return self.tokenizer.eos_token_id if turn_end is None else turn_end  # a plain text model has no turns
 
-    def encode_prompts(self, images: Sequence[Image.Image] | None, texts: Sequence[str]) -> dict[str, Tensor]:
-        """Call the processor with a list of images a text, which is how it tells whose they are."""
-        nested: Any = None if images is None else [[image] for image in images]
-        return super().encode_prompts(nested, texts)
+    def text_ids(self, text: str, *, is_first: bool) -> list[int]:
+        """See `Backbone.text_ids`; an image has a begin, an end and empty lines around its tokens."""
+        image = f"\n\n{self.tokenizer.boi_token}{self.tokenizer.image_token}{self.tokenizer.eoi_token}\n\n"
+        return super().text_ids(text.replace(self.tokenizer.boi_token, image), is_first=is_first)
 
-    def tokens_per_image(self, encoded: dict[str, Tensor]) -> list[int]:
+    def tokens_per_image(self, pixels: dict[str, Tensor]) -> list[int]:
         """The same count for every image."""
-        return [self.core.config.mm_tokens_per_image] * len(encoded["pixel_values"])
+        return [self.core.config.mm_tokens_per_image] * len(pixels["pixel_values"])
 
-    def vision_tokens(self, images: Sequence[Image.Image], *, layers: Sequence[int] = ()) -> VisionTokens:
-        """See `Backbone.vision_tokens`; taps hold one row a patch, before pooling."""
-        pixels = self.pixels(images)["pixel_values"]
-        with tapped(self.part(self.family.vision), layers) as taps:
-            tokens = self.core.get_image_features(pixel_values=pixels, return_dict=True).pooler_output
+    def project(self, features: VisionFeatures) -> list[Float[Tensor, "p d"]]:
+        """See `Backbone.project`; all patches must be there, since squares of them are pooled first."""
+        return list(self.part(self.family.projector)(torch.stack(features.patches)))
+
+    def packed(self, tokens: list[Float[Tensor, "p d"]]) -> Any:
+        """As one tensor, which this model takes."""
+        return BaseModelOutputWithPooling(pooler_output=torch.cat(tokens))
+
+    def grids(self, pixels: dict[str, Tensor]) -> list[tuple[int, int]]:
+        """The pooled square."""
         side = math.isqrt(self.core.config.mm_tokens_per_image)
-        return VisionTokens(
-            tokens=list(tokens),
-            taps={layer: list(output) for layer, output in taps.items()},
-            grids=[(side, side)] * len(images),
-        )
+        return [(side, side)] * len(pixels["pixel_values"])

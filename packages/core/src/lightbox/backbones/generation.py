@@ -1,14 +1,91 @@
-"""Greedy generation settings that no checkpoint can change, and stop strings."""
+"""How tokens are chosen and where a row ends: settings that no checkpoint can change, seeded draws, stop strings.
 
-from collections.abc import Callable, Sequence
+transformers' `generate` runs the loop. What it leaves open is here: a draw of a row depends on the row's own seed and
+not on its neighbours, the log-probability of each chosen token is kept in place of all logits, and each row's length.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers import GenerationConfig, StoppingCriteria
+from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
+from transformers.generation import StopStringCriteria, TemperatureLogitsWarper, TopPLogitsWarper
+
+from lightbox.backbones.conversation import Conversation
+from lightbox.errors import RequestError
 
 
-def greedy(model_config: GenerationConfig, *, max_new_tokens: int, end_id: int, pad_id: int) -> GenerationConfig:
-    """Settings of plain greedy decoding.
+@dataclass(frozen=True)
+class Sampling:
+    """How answers are drawn in place of the likeliest token.
+
+    Args:
+        seeds: one a prompt; a row's draws depend on its seed and the number of its sample alone.
+        temperature: > 0; logits are divided by it.
+        top_p: in (0, 1]; only the likeliest tokens that together have this probability are drawn.
+        samples: answers a prompt, >= 1.
+
+    Raises:
+        RequestError: a value outside its range.
+    """
+
+    seeds: Sequence[int]
+    temperature: float = 1.0
+    top_p: float = 1.0
+    samples: int = 1
+
+    def __post_init__(self) -> None:
+        if not (self.temperature > 0 and 0 < self.top_p <= 1 and self.samples >= 1):
+            raise RequestError(
+                f"temperature {self.temperature}, top_p {self.top_p}, {self.samples} samples",
+                "A draw needs a temperature above 0, a top_p in (0, 1] and at least one sample",
+                "Correct them; leave sampling out for the likeliest answer",
+            )
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a next turn continues; see `Backbone.continued`.
+
+    Args:
+        conversations: what each row has read.
+        tokens: every field of a row that has one value a token, n s, answers included; pads lie between them.
+        grids: size of each image in patches for families that place tokens by it, else None.
+        cache: keys and values of all tokens but the last.
+    """
+
+    conversations: list[Conversation]
+    tokens: dict[str, Int[Tensor, "n s"]]
+    grids: Tensor | None
+    cache: Any
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Answers, one a row; sample g of prompt i is row i * samples + g.
+
+    Args:
+        texts: what was said, cut before the first stop string.
+        ids: n t, with the end token where there is one, padded behind.
+        is_token: True where an id was chosen, False behind the end.
+        logps: of each chosen token under the model itself, before temperature and top_p, in nats; 0 behind the end.
+        states: n t d, what the head read to choose each token; None unless asked for.
+        memory: for a next turn; None unless asked for.
+    """
+
+    texts: list[str]
+    ids: Int[Tensor, "n t"]
+    is_token: Bool[Tensor, "n t"]
+    logps: Float[Tensor, "n t"]
+    states: Float[Tensor, "n t d"] | None = None
+    memory: Memory | None = None
+
+
+def neutral(model_config: GenerationConfig, *, max_new_tokens: int, end_id: int, pad_id: int) -> GenerationConfig:
+    """Settings under which logits alone decide.
 
     Every setting that would change the choice is given its neutral value, because what is left out is taken from the
     checkpoint: Qwen2-VL's penalises repetition and Florence-2's searches with three beams.
@@ -43,24 +120,66 @@ def greedy(model_config: GenerationConfig, *, max_new_tokens: int, end_id: int, 
     )
 
 
-class StopAtText(StoppingCriteria):
-    """Ends a row once its new text holds a stop string.
+class Choice(LogitsProcessor):
+    """Chooses each token itself and keeps its log-probability; what it leaves is the choice alone.
 
     Args:
-        stop: the strings.
-        read: new ids of a row -> text.
+        sampling: None takes the likeliest.
+        max_new_tokens: draws to make ready, one a row and token.
+    """
+
+    def __init__(self, sampling: Sampling | None, max_new_tokens: int) -> None:
+        self.logps: list[Tensor] = []
+        self._draws: Tensor | None = None
+        if sampling is not None:
+            self._warpers = [TemperatureLogitsWarper(sampling.temperature), TopPLogitsWarper(sampling.top_p)]
+            draws = [
+                # on the CPU, whose generator gives the same numbers beside every device
+                torch.rand(sampling.samples, max_new_tokens, generator=torch.Generator().manual_seed(seed))
+                for seed in sampling.seeds
+            ]
+            self._draws = torch.cat(draws).double()
+
+    def __call__(self, input_ids: Tensor, scores: Float[Tensor, "n v"]) -> Float[Tensor, "n v"]:
+        """See transformers; called once a step, with float32 logits."""
+        chosen = scores.argmax(dim=-1, keepdim=True)
+        if self._draws is not None:
+            warped = scores
+            for warper in self._warpers:
+                warped = warper(input_ids, warped)
+            # one number a row, looked up in the sums of probabilities: rows cannot disturb each other
+            sums = warped.softmax(dim=-1).double().cumsum(dim=-1)
+            draw = self._draws[:, len(self.logps), None].to(scores.device)
+            chosen = torch.searchsorted(sums, draw * sums[:, -1:], right=True).clamp(max=scores.shape[-1] - 1)
+        self.logps.append(scores.log_softmax(dim=-1).gather(1, chosen)[:, 0])
+        return torch.full_like(scores, -torch.inf).scatter(1, chosen, 0.0)
+
+
+class Ends(StoppingCriteria):
+    """Ends rows one by one, at an end token or a stop string, and keeps where each ended.
+
+    Args:
+        end_ids: end tokens.
+        stop: stop strings.
+        tokenizer: of the model.
         prompt_tokens: leading positions that are not new.
     """
 
-    def __init__(self, stop: Sequence[str], read: Callable[[Tensor], str], prompt_tokens: int) -> None:
-        self.stop, self.read, self.prompt_tokens = tuple(stop), read, prompt_tokens
+    def __init__(self, end_ids: Sequence[int], stop: Sequence[str], tokenizer: Any, prompt_tokens: int) -> None:
+        self._end_ids, self._prompt_tokens = torch.tensor(end_ids), prompt_tokens
+        self._strings = StopStringCriteria(tokenizer, list(stop)) if stop else None
+        self.lengths: Tensor | None = None
 
-    def __call__(self, input_ids: Tensor, scores: Tensor | None, **_: object) -> Tensor:
-        """True for each row that may end; see transformers."""
-        # decoded whole: a stop string may lie across two tokens
-        texts = [self.read(row) for row in input_ids[:, self.prompt_tokens :]]
-        ended = [any(string in text for string in self.stop) for text in texts]
-        return torch.tensor(ended, device=input_ids.device)
+    def __call__(self, input_ids: Int[Tensor, "n t"], scores: Any, **_: Any) -> Bool[Tensor, " n"]:
+        """True for each row that has ended; see transformers."""
+        new = input_ids[:, self._prompt_tokens :]  # a prompt may end with the beginning of a stop string
+        has_ended = torch.isin(new[:, -1], self._end_ids.to(new.device))
+        if self._strings is not None:
+            has_ended |= self._strings(new, scores)
+        if self.lengths is None:
+            self.lengths = torch.zeros(len(new), dtype=torch.long, device=new.device)
+        self.lengths = torch.where((self.lengths == 0) & has_ended, new.shape[1], self.lengths)
+        return self.lengths > 0
 
 
 def cut_at(text: str, stop: Sequence[str]) -> str:

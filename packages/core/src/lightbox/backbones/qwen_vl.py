@@ -1,26 +1,27 @@
 """Qwen2-VL and Qwen2.5-VL (so Lingshu): images of any shape, cut into patches of which 2 x 2 make one token.
 
 An image is resized to multiples of 28 px near its own size, within bounds on its area, so the token count follows the
-image. The language model gives text one position a token and an image three (time, row, column) from the grid; the
-model computes them itself from `image_grid_thw`, `mm_token_type_ids` and the mask, all of which `prepare` gives.
+image. The language model gives text one position a token and an image three (time, row, column) from the grid.
 """
-
-from collections.abc import Sequence
 
 import torch
 from einops import rearrange
-from PIL import Image
+from jaxtyping import Float
 from torch import Tensor
 from transformers.vision_utils import get_vision_window_index
 
-from lightbox.backbones.backbone import Backbone, VisionTokens
+from lightbox.backbones.backbone import Backbone
 from lightbox.backbones.codecs import CoordinateCodec, Pixels, resized
-from lightbox.backbones.llava import tapped
+from lightbox.backbones.rows import SharedImages
+from lightbox.backbones.vision import VisionFeatures
 from lightbox.errors import RequestError
 
 
 class Qwen2VlBackbone(Backbone):
     """Qwen2-VL: every layer of the tower sees the whole image; boxes in thousandths."""
+
+    IMAGE_FIELDS = ("pixel_values", "image_grid_thw")
+    TYPE_FIELD = "mm_token_type_ids"
 
     def limit_pixels(self, min_pixels: int, max_pixels: int) -> None:
         """Bound the area of resized images, and with it tokens and memory: 784 px of area are one token.
@@ -51,34 +52,77 @@ class Qwen2VlBackbone(Backbone):
             max_pixels=size["longest_edge"],
         )
 
-    def tokens_per_image(self, encoded: dict[str, Tensor]) -> list[int]:
+    def tokens_per_image(self, pixels: dict[str, Tensor]) -> list[int]:
         """Patches of the resized image by those that make a token."""
-        return (encoded["image_grid_thw"].prod(dim=-1) // self._merge() ** 2).tolist()
+        return [rows * columns for rows, columns in self.grids(pixels)]
 
-    def vision_tokens(self, images: Sequence[Image.Image], *, layers: Sequence[int] = ()) -> VisionTokens:
-        """See `Backbone.vision_tokens`; taps hold one row a patch, four times as many as tokens, row by row."""
-        inputs = self.pixels(images)
-        grids = [(int(rows), int(columns)) for _, rows, columns in inputs["image_grid_thw"].tolist()]
-        with tapped(self.part(self.family.vision), layers) as taps:
-            tokens = self.core.get_image_features(**inputs, return_dict=True).pooler_output
-        order = self._patch_order(inputs["image_grid_thw"])
-        merge = self._merge()
-        sizes = [rows * columns for rows, columns in grids]
-        return VisionTokens(
-            tokens=list(tokens),
-            taps={layer: list(output[order].split(sizes)) for layer, output in taps.items()},
-            grids=[(rows // merge, columns // merge) for rows, columns in grids],
+    def project(self, features: VisionFeatures) -> list[Float[Tensor, "p d"]]:
+        """See `Backbone.project`; tokens may have been left out."""
+        projector = self.part(self.family.projector)
+        return [projector(rearrange(patches, "p m c -> (p m) c")) for patches in features.patches]
+
+    def positions(self, tokens: dict[str, Tensor], grids: list[Tensor] | None) -> Tensor:
+        """Four rows of positions: one of text, then time, row and column.
+
+        The model itself would go on from the images of the last batch that it generated for.
+        """
+        mask = tokens["attention_mask"]
+        text = (mask.cumsum(dim=-1) - 1).masked_fill(mask == 0, 0)
+        in_order = torch.cat(grids or [])
+        sides, _ = self.core.model.get_rope_index(
+            tokens["input_ids"],
+            tokens[self.TYPE_FIELD],
+            image_grid_thw=in_order if len(in_order) else None,
+            attention_mask=mask,
         )
+        return torch.cat([text[None], sides])
 
-    def _patch_order(self, grid_thw: Tensor) -> Tensor:
-        """Place in the tower's rows of each patch, counted row by row, image after image."""
-        merge, start, places = self._merge(), 0, []
-        for _, rows, columns in grid_thw.tolist():
-            place = torch.arange(start, start + rows * columns, device=grid_thw.device)
-            # the tower keeps the a x b patches of a token together; a picture is read row by row
-            places.append(rearrange(place, "(h w a b) -> (h a w b)", w=columns // merge, a=merge, b=merge))
-            start += rows * columns
-        return torch.cat(places)
+    def grids(self, pixels: dict[str, Tensor]) -> list[tuple[int, int]]:
+        """Tokens of each resized image."""
+        merge = self._merge()
+        return [(rows // merge, columns // merge) for _, rows, columns in pixels["image_grid_thw"].tolist()]
+
+    def split_patches(self, rows: Tensor, pixels: dict[str, Tensor]) -> list[Tensor]:
+        """Patches by token and image; the tower keeps those of a token together."""
+        by_token = rearrange(rows, "(p m) c -> p m c", m=self._merge() ** 2)
+        return list(by_token[self._token_order(pixels["image_grid_thw"])].split(self.tokens_per_image(pixels)))
+
+    def split_layer(self, rows: Tensor, pixels: dict[str, Tensor]) -> list[Tensor]:
+        """Patches row by row: m patches a token, and a picture has m rows of patches a row of tokens."""
+        merge = self._merge()
+        return [
+            rearrange(patches, "(h w) (a b) c -> (h a w b) c", w=columns, a=merge)
+            for patches, (_, columns) in zip(self.split_patches(rows, pixels), self.grids(pixels), strict=True)
+        ]
+
+    def place_images(
+        self,
+        inputs: dict[str, Tensor],
+        pixels: dict[str, Tensor],
+        index: list[int],
+        features: list[Tensor] | None,
+    ) -> tuple[dict[str, Tensor], SharedImages | None]:
+        """See `Backbone.place_images`; positions are made from the grid of every place."""
+        inputs, shared = super().place_images(inputs, pixels, index, features)
+        if shared is None:
+            return inputs, None
+        counts = self.tokens_per_image(pixels)
+        if features is not None and [len(tokens) for tokens in features] != counts:
+            raise RequestError(
+                f"Features of {[len(tokens) for tokens in features]} tokens for images of {counts}",
+                f"{self.family.name} places a token by its row and column, which pruned tokens alone do not tell",
+                "Hand in all tokens",
+            )
+        return inputs | {"image_grid_thw": pixels["image_grid_thw"][index]}, shared
+
+    def grids_of(self, pixels: dict[str, Tensor], index: list[int], per_row: list[int]) -> list[Tensor]:
+        """See `Backbone.grids_of`."""
+        grids = pixels.get("image_grid_thw", torch.empty(0, 3, dtype=torch.long))
+        return list(grids[index].split(per_row))
+
+    def _token_order(self, grid_thw: Tensor) -> Tensor:
+        """Place among the tower's tokens of each token, counted row by row, image after image."""
+        return torch.arange(int(grid_thw.prod(dim=-1).sum()) // self._merge() ** 2, device=grid_thw.device)
 
     def _merge(self) -> int:
         return self.core.config.vision_config.spatial_merge_size
@@ -95,8 +139,8 @@ class Qwen25VlBackbone(Qwen2VlBackbone):
         """Pixels of the image as this processor resizes it."""
         return Pixels(self.seen_size)
 
-    def _patch_order(self, grid_thw: Tensor) -> Tensor:
-        """As for Qwen2-VL, after the tower has sorted its rows by window."""
+    def _token_order(self, grid_thw: Tensor) -> Tensor:
+        """The tower sorts its rows by window."""
         vision = self.core.config.vision_config
         windows, _ = get_vision_window_index(
             grid_thw,
@@ -104,7 +148,4 @@ class Qwen25VlBackbone(Qwen2VlBackbone):
             window_size=vision.window_size,
             patch_size=vision.patch_size,
         )
-        group = self._merge() ** 2
-        unsorted = torch.argsort(windows).to(grid_thw.device)  # token -> its place among the sorted
-        place = (unsorted[:, None] * group + torch.arange(group, device=grid_thw.device)).flatten()
-        return place[super()._patch_order(grid_thw)]
+        return torch.argsort(windows).to(grid_thw.device)

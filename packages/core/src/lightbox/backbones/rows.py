@@ -1,18 +1,16 @@
-"""Token rows of unequal length -> one padded batch, with labels that cover the target and its end token only."""
+"""Token rows of unequal length -> one padded batch, with labels that cover supervised answers and their end tokens."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from lightbox.backbones.conversation import Conversation
 from lightbox.errors import RequestError
 from lightbox.losses.language import IGNORED
-
-TOKEN_FIELDS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
-"""What a processor gives one value a token of; everything else is about images and is passed on as it is."""
 
 UNLIMITED = 1 << 30  # a number, so that lengths compare without a case for None
 Row = dict[str, list[int]]
@@ -20,40 +18,54 @@ Row = dict[str, list[int]]
 
 
 @dataclass(frozen=True)
+class SharedImages:
+    """Images that stand in several places, or whose features are there already.
+
+    Args:
+        pixels: what the tower reads of each distinct image.
+        index: distinct image of each place, row after row.
+        features: p d of each distinct image, as the language model reads them; None encodes `pixels`.
+    """
+
+    pixels: dict[str, Tensor]
+    index: list[int]
+    features: list[Tensor] | None = None
+
+
+@dataclass(frozen=True)
 class VlmBatch:
     """What a model sees.
 
     Args:
-        inputs: keyword arguments of the model's forward, images included.
-        labels: b t, -100 outside the target and its end token. A causal model has them beside `input_ids`, the label
-            of a position being its own token; an encoder-decoder has them beside `decoder_input_ids`, the label of a
-            position being the token after it. None where there is no target.
+        inputs: keyword arguments of the model's forward, images included unless they are `shared`.
+        labels: b t, -100 outside supervised answers and their end tokens. A causal model has them beside `input_ids`,
+            the label of a position being its own token; an encoder-decoder has them beside `decoder_input_ids`, the
+            label of a position being the token after it. None where rows are to be answered.
+        shared: see `SharedImages`; None where every image stands in one place, in `inputs`.
+        conversations: what the rows were made of.
+        cache: keys and values of what was read before, for a batch that continues.
+        grids: size in patches of each row's images, m 3, for a batch that continues in a family that needs it.
     """
 
     inputs: dict[str, Tensor]
     labels: Int[Tensor, "b t"] | None = None
+    shared: SharedImages | None = None
+    conversations: list[Conversation] = field(default_factory=list)
+    cache: Any = None
+    grids: list[Tensor] | None = None
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
         """The same batch on a device."""
-        inputs = {name: value.to(device, non_blocking=non_blocking) for name, value in self.inputs.items()}
+
+        def moved(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {name: value.to(device, non_blocking=non_blocking) for name, value in tensors.items()}
+
+        shared = self.shared
+        if shared is not None:
+            features = None if shared.features is None else [tokens.to(device) for tokens in shared.features]
+            shared = replace(shared, pixels=moved(shared.pixels), features=features)
         labels = None if self.labels is None else self.labels.to(device, non_blocking=non_blocking)
-        return replace(self, inputs=inputs, labels=labels)
-
-
-def unpadded(encoded: Mapping[str, Tensor]) -> list[Row]:
-    """Rows of a padded batch of prompts, by its attention mask."""
-    is_token = encoded["attention_mask"].bool()
-    names = [name for name in TOKEN_FIELDS if name in encoded]
-    return [{name: encoded[name][i][is_token[i]].tolist() for name in names} for i in range(len(is_token))]
-
-
-def extended(row: Row, ids: Sequence[int]) -> Row:
-    """A row with `ids` behind it; they are read (mask 1) and of type 0, which is text."""
-    rest = {name: values + [0] * len(ids) for name, values in row.items()}
-    return rest | {
-        "input_ids": row["input_ids"] + list(ids),
-        "attention_mask": row["attention_mask"] + [1] * len(ids),  # read, though the processor never saw them
-    }
+        return replace(self, inputs=moved(self.inputs), labels=labels, shared=shared)
 
 
 def padded(rows: Sequence[Row], pad_id: int, *, side: str) -> dict[str, Tensor]:
@@ -69,15 +81,6 @@ def stacked(rows: Sequence[Sequence[int]], filler: int, *, side: str) -> Int[Ten
     parts = [[filler] * (width - len(row)) for row in rows]
     pairs = zip(rows, parts, strict=True)
     return torch.tensor([[*row, *part] if side == "right" else [*part, *row] for row, part in pairs])
-
-
-def labelled(rows: Sequence[Row], targets: Sequence[Sequence[int]], *, side: str) -> Int[Tensor, "b t"]:
-    """Labels of causal rows that end with their targets: the target's ids at its own positions, -100 elsewhere."""
-    labels = [
-        [IGNORED] * (len(row["input_ids"]) - len(target)) + list(target)
-        for row, target in zip(rows, targets, strict=True)
-    ]
-    return stacked(labels, IGNORED, side=side)
 
 
 def shifted_right(labels: Int[Tensor, "b t"], *, start_id: int, pad_id: int) -> Int[Tensor, "b t"]:
@@ -110,34 +113,25 @@ def check_counts(images: Sequence[Any] | None, prompts: Sequence[str], targets: 
         )
 
 
-def check_lengths(
-    prompts: Sequence[Row],
-    targets: Sequence[list[int]] | None,
-    *,
-    max_tokens: int,
-    context_tokens: int | None,
-    is_joined: bool,
-) -> None:
+def check_lengths(lengths: Sequence[tuple[int, int]], *, limit: int, context: int | None, is_joined: bool) -> None:
     """Refuse a row that is longer than what the user allows or the model has positions for.
 
     Args:
-        prompts: with image tokens.
-        targets: with end tokens, or None.
-        max_tokens: what the user allows.
-        context_tokens: what the model has positions for; None is no limit.
+        lengths: tokens of each row's prompt, image tokens included, and of its targets, end tokens included.
+        limit: what the user allows.
+        context: what the model has positions for; None is no limit.
         is_joined: True where prompt and target make one row.
 
     Raises:
         RequestError: with the item and its lengths.
     """
     # the smaller counts: a larger setting does not make positions
-    limit = max_tokens if context_tokens is None else min(max_tokens, context_tokens)
-    for index, row in enumerate(prompts):
-        prompt, target = len(row["input_ids"]), len(targets[index]) if targets is not None else 0
-        if (prompt + target if is_joined else max(prompt, target)) > limit:
-            context = "" if context_tokens is None else f", and the model's context is {context_tokens}"
+    most = limit if context is None else min(limit, context)
+    for index, (prompt, target) in enumerate(lengths):
+        if (prompt + target if is_joined else max(prompt, target)) > most:
+            known = "" if context is None else f", and the model's context is {context}"
             raise RequestError(
                 f"Item {index} has {prompt} tokens in the prompt, image included, and {target} in the target",
-                f"The limit here is {max_tokens}{context}; a row that is cut would teach another text",
+                f"The limit here is {limit}{known}; a row that is cut would teach another text",
                 "Shorten the text, use a smaller image, or raise the limit within the context",
             )

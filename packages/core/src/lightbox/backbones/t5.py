@@ -14,6 +14,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from lightbox.backbones import rows
 from lightbox.backbones.backbone import Backbone
+from lightbox.backbones.conversation import Conversation
 from lightbox.backbones.rows import IGNORED, VlmBatch
 
 
@@ -25,18 +26,13 @@ class T5Backbone(Backbone):
         """None: positions are relative."""
         return None
 
-    def write_prompt(self, prompt: str, *, has_image: bool) -> str:
-        """The prompt itself."""
-        if has_image:
-            raise self.no_images()
-        return prompt
+    def write(self, conversation: Conversation) -> list[str]:
+        """The question itself; there is no template."""
+        return ["\n".join(turn.text for turn in conversation.turns if turn.role != "assistant")]
 
-    def encode_prompts(self, images: Sequence[Image.Image] | None, texts: Sequence[str]) -> dict[str, Tensor]:
+    def text_ids(self, text: str, *, is_first: bool) -> list[int]:
         """Ids with the end token, which T5's own tokenizer writes and one trained here may not."""
-        encoded = rows.unpadded(super().encode_prompts(images, texts))
-        end = [self.end_id]
-        ended = [row if row["input_ids"][-1:] == end else rows.extended(row, end) for row in encoded]
-        return rows.padded(ended, self.tokenizer.pad_token_id, side="right")
+        return self.target_ids(text)
 
 
 class FusedT5Backbone(T5Backbone):
@@ -77,7 +73,7 @@ class FusedT5Backbone(T5Backbone):
         inputs["decoder_input_ids"] = rows.shifted_right(labels, start_id=self.decoder_start_id, pad_id=pad_id)
         return VlmBatch(inputs, labels)
 
-    def generate(
+    def answer(
         self,
         images: Float[Tensor, "b p c"] | None,
         prompts: Sequence[str],
@@ -86,7 +82,7 @@ class FusedT5Backbone(T5Backbone):
         batch_size: int = 8,
         stop: Sequence[str] = (),
     ) -> list[str]:
-        """Answer greedily, in the order of the prompts; see `Backbone.generate`. Stop strings are not offered.
+        """Answer greedily, in the order of the prompts; see `Backbone.answer`.
 
         Prompts of one length share a batch, so padding is small; the result does not depend on it beyond rounding.
         """

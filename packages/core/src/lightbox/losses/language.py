@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 IGNORED = -100
@@ -89,6 +89,23 @@ def row_logps(
     sequence = (labels != IGNORED).nonzero()[:, 0]  # n
     logps = -F.cross_entropy(_wide(logits), targets, reduction="none")
     return logps.new_zeros(labels.shape[0]).index_add(0, sequence, logps)
+
+
+def token_logps(
+    logits: Float[Tensor, "n v"], targets: Int[Tensor, " n"], is_target: Bool[Tensor, "b t"]
+) -> Float[Tensor, "b t"]:
+    """Log-probability of each supervised token at its own place.
+
+    Args:
+        logits: of the rows that predict them, row after row.
+        targets: one id in [0, v) a row.
+        is_target: True at the n places.
+
+    Returns:
+        <= 0, with gradient; 0 at the other places.
+    """
+    logps = -F.cross_entropy(_wide(logits), targets, reduction="none")
+    return logps.new_zeros(is_target.shape).masked_scatter(is_target, logps)
 
 
 @contextmanager
