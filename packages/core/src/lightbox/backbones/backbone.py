@@ -1,15 +1,12 @@
-"""One interface for every family: prepare, loss, log-probabilities, generate, vision in two halves.
+"""What a model says: loss and log-probabilities of given text, answers of its own, features of its tower.
 
-What must be exact is here, once: labels, padding, the selection of rows before the head, what a next turn reads again.
-What a family may say differently (how a prompt is written and read, what an image costs, how features are laid out) are
-the methods under "text" and "images": it overrides some of them in its own file and gets its row in `loading.CLASSES`.
+What it reads is made by `reading.Reader`, which a family overrides in its own file together with the layout of its
+features (`grids`, `split_patches`, `project`); it gets its row in `loading.CLASSES`.
 """
 
-import copy
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Self
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -18,19 +15,10 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from lightbox.backbones import rows, vision, weights
-from lightbox.backbones.attention import AttentionChoice
-from lightbox.backbones.codecs import CODECS, CoordinateCodec
-from lightbox.backbones.conversation import (
-    Conversation,
-    Turn,
-    assistant,
-    conversations_of,
-    in_colour,
-    pieces,
-)
-from lightbox.backbones.families import Family
+from lightbox.backbones import rows, vision
+from lightbox.backbones.conversation import Conversation, Turn, assistant, pieces
 from lightbox.backbones.generation import Choice, Ends, Generated, Memory, Sampling, cut_at, neutral
+from lightbox.backbones.reading import Reader
 from lightbox.backbones.rows import IGNORED, UNLIMITED, Row, SharedImages, VlmBatch
 from lightbox.backbones.vision import LayerTaps, VisionFeatures
 from lightbox.errors import RequestError
@@ -40,230 +28,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Names of `model.dtype` -> what torch calls them."""
 
 
-class Backbone:
-    """A pretrained generator with its processor; a family is a subclass that overrides methods on text and images.
-
-    Args:
-        model: a model of transformers, or a wrapper around one (peft, data parallel); see `with_model`.
-        processor: turns text and images into inputs; a tokenizer for a text-only family.
-        family: names of parts.
-        attention: what computes attention, and why.
-        name, revision: what was loaded.
-        quant: none, nf4 or int8.
-        dtype: of weights that are not quantised, and of image inputs.
-        digest: identifies the weights; "" computes it when it is asked for, which reads every file once.
-    """
-
-    IMAGE_FIELDS = ("pixel_values",)
-    """What the tower reads of an image processor's output."""
-    TYPE_FIELD = ""
-    """Name of the row field that is 1 at image tokens and 0 elsewhere; "" where the model reads none."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        processor: Any,
-        family: Family,
-        *,
-        attention: AttentionChoice,
-        name: str,
-        revision: str,
-        quant: str,
-        dtype: torch.dtype,
-        digest: str = "",
-    ) -> None:
-        self.model, self.processor, self.family, self.attention = model, processor, family, attention
-        self.name, self.revision, self.quant, self.dtype, self._digest = name, revision, quant, dtype, digest
-        self.tokenizer = getattr(processor, "tokenizer", processor)
-        if self.tokenizer.pad_token is None:
-            self.tokenizer.pad_token = self.tokenizer.eos_token  # masks and labels say what is padding
-
-    def with_model(self, model: nn.Module) -> Self:
-        """The same backbone around a wrapped model: `forward` goes through the wrapper."""
-        other = copy.copy(self)
-        other.model = model
-        return other
-
-    @property
-    def digest(self) -> str:
-        """What identifies the weights, for job keys and adapters."""
-        return self._digest or weights.digest_of(self.name, revision=self.revision)
-
-    @property
-    def core(self) -> Any:
-        """The model of transformers inside any wrapper."""
-        model: Any = self.model
-        while True:
-            if hasattr(model, "get_base_model"):  # wrappers nest: data parallel around peft around the model
-                model = model.get_base_model()
-            elif isinstance(getattr(model, "module", None), nn.Module):
-                model = model.module
-            else:
-                return model
-
-    @property
-    def device(self) -> torch.device:
-        """Where the inputs of the model belong; the whole model is in one place."""
-        return next(self.core.parameters()).device
-
-    def part(self, path: str) -> Any:
-        """A module of the model by its path in `family`."""
-        return self.core.get_submodule(path)
-
-    # ---- rows
-
-    def prepare(
-        self,
-        images: Sequence[Image.Image] | None,
-        prompts: Sequence[str],
-        targets: Sequence[str] | None = None,
-        *,
-        max_tokens: int,
-        padding: str = "right",
-    ) -> VlmBatch:
-        """Turn questions with at most one image, in front of the text, into a batch; see `prepare_conversations`.
-
-        Args:
-            images: one an item, 8-bit grey or colour; None for text only.
-            prompts: what the user says, without the family's template.
-            targets: what the model is to answer; None for generation.
-            max_tokens, padding: see `prepare_conversations`.
-
-        Raises:
-            RequestError: counts that differ, and as `prepare_conversations`.
-        """
-        rows.check_counts(images, prompts, targets)
-        conversations = conversations_of(images, prompts, targets)
-        return self.prepare_conversations(conversations, max_tokens=max_tokens, padding=padding)
-
-    def prepare_conversations(
-        self,
-        conversations: Sequence[Conversation],
-        *,
-        max_tokens: int,
-        padding: str = "right",
-        features: Sequence[Float[Tensor, "p d"]] | None = None,
-    ) -> VlmBatch:
-        """Turn conversations into a batch on the CPU, one row each.
-
-        Prompt and answers are tokenised apart and joined, so a prompt's ids are those that generation reads, and labels
-        cover exactly the supervised answers with their end tokens. An image that stands in several places, compared by
-        identity, is encoded once.
-
-        Args:
-            conversations: all answered, for a loss, or all to be answered.
-            max_tokens: longest row, image tokens and end tokens included; prompt and target together for a causal
-                model, each for an encoder-decoder. Nothing is cut: a longer row is refused.
-            padding: side of rows of a causal model, "right" for training and "left" for generation; an encoder-decoder
-                is always padded on the right.
-            features: of `project`, maybe fewer tokens than it gave, in place of running the tower: one for each
-                distinct image in order of appearance.
-
-        Raises:
-            RequestError: a row that is too long for `max_tokens` or the context, text that holds a control token,
-                images or turns that the family does not take, or conversations of which only some are answered.
-        """
-        self._check_conversations(conversations)
-        distinct = list({id(image): image for row in conversations for image in row.images}.values())
-        places = [[next(i for i, d in enumerate(distinct) if d is image) for image in r.images] for r in conversations]
-        pixels = self.read_images(distinct) if distinct else {}
-        counts = self._token_counts(pixels, features, len(distinct))
-        prompts, answers = [], []
-        for conversation, own in zip(conversations, places, strict=True):
-            row, labels = self._row(conversation, iter([counts[place] for place in own]))
-            prompts.append(row)
-            answers.append(labels)
-        is_decoder, pad_id = self.family.is_encoder_decoder, self.tokenizer.pad_token_id
-        rows.check_lengths(
-            [_lengths(row, labels, is_joined=not is_decoder) for row, labels in zip(prompts, answers, strict=True)],
-            limit=max_tokens,
-            context=self.context_tokens,
-            is_joined=not is_decoder,
-        )
-        if is_decoder:
-            padding = "right"  # an encoder with absolute positions reads another text behind padding
-        inputs = rows.padded([self._typed(row) for row in prompts], pad_id, side=padding)
-        labels = None
-        if conversations[0].is_answered:
-            labels = rows.stacked(answers, IGNORED, side=padding)
-            if is_decoder:
-                # made here, not by the model from labels: with labels it would compute its own loss over full logits
-                inputs["decoder_input_ids"] = rows.shifted_right(labels, start_id=self.decoder_start_id, pad_id=pad_id)
-        index = [place for own in places for place in own]
-        inputs, shared = self.place_images(inputs, pixels, index, None if features is None else list(features))
-        grids = self.grids_of(pixels, index, [len(own) for own in places])
-        return VlmBatch(inputs, labels, shared=shared, conversations=list(conversations), grids=grids)
-
-    def continued(self, generated: Generated, turns: Sequence[Turn], *, max_tokens: int = UNLIMITED) -> VlmBatch:
-        """The batch of a next turn behind answers, which reads the new turn only.
-
-        Answers stay the very ids that were chosen; one that was cut off gets its end token first. The memory grows in
-        place, so it is continued once.
-
-        Args:
-            generated: with memory.
-            turns: a user's, one a row of `generated`.
-            max_tokens: longest row, all turns together.
-
-        Raises:
-            RequestError: answers without memory, another number of turns, an encoder-decoder, and as
-                `prepare_conversations`.
-        """
-        memory = generated.memory
-        if memory is None or len(turns) != len(generated.ids):
-            raise RequestError(
-                f"{len(turns)} turns behind {len(generated.ids)} answers{'' if memory else ' without memory'}",
-                "A cache holds what was read row by row, and each row goes on by one turn",
-                "Give one turn an answer, and generate with with_memory=True",
-            )
-        conversations = [
-            Conversation((*before.turns, assistant(text), turn))
-            for before, text, turn in zip(memory.conversations, generated.texts, turns, strict=True)
-        ]
-        self._check_conversations([Conversation((turn,)) for turn in turns])
-        images = [image for turn in turns for image in turn.images]
-        pixels = self.read_images(images) if images else {}
-        counts = iter(self.tokens_per_image(pixels) if images else [])
-        new: list[Row] = []
-        for index, conversation in enumerate(conversations):
-            piece = pieces(conversation, self.fill_template, end=self.tokenizer.convert_ids_to_tokens(self.end_id))[-1]
-            ids = self._expanded(self.text_ids(piece, is_first=False), counts)
-            last = generated.ids[index][generated.is_token[index]][-1]
-            new.append(self._typed({"input_ids": ids if last == self.end_id else [self.end_id, *ids]}))
-        lengths = memory.tokens["attention_mask"].sum(dim=1).tolist()
-        whole = [(before + len(row["input_ids"]), 0) for before, row in zip(lengths, new, strict=True)]
-        rows.check_lengths(whole, limit=max_tokens, context=self.context_tokens, is_joined=True)
-        behind = rows.padded(new, self.tokenizer.pad_token_id, side="left")
-        inputs = {name: torch.cat([old.cpu(), behind[name]], dim=1) for name, old in memory.tokens.items()}
-        self._check_gaps(inputs["attention_mask"])
-        index = list(range(len(images)))
-        grids = self.grids_of(pixels, index, [len(turn.images) for turn in turns])
-        if grids is not None and memory.grids is not None:
-            grids = [torch.cat(both) for both in zip(memory.grids, grids, strict=True)]
-        positions = self.positions(inputs, grids)
-        inputs |= {} if positions is None else {"position_ids": positions}
-        shared = SharedImages(pixels, index) if images else None
-        return VlmBatch(inputs, shared=shared, conversations=conversations, cache=memory.cache, grids=grids)
-
-    def check_texts(self, texts: Sequence[str], *, what: str = "text") -> None:
-        """Refuse texts that hold a control token, such as the end of a turn: they would be read as one.
-
-        Control tokens are the tokenizer's special tokens and the image's; those that the family's boxes are written
-        with are text. Data sets are checked by the same rule, before a run.
-
-        Raises:
-            RequestError: with the item and the token.
-        """
-        expression = self._control_tokens()
-        for index, text in enumerate(texts):
-            match = expression.search(text) if isinstance(text, str) else None
-            if match:
-                raise RequestError(
-                    f"The {what} of item {index} contains '{match[0]}'",
-                    "The tokenizer reads that as a control token, not as text: it could end a turn or stand for an image"
-                    ", and the image token count would not fit the prompt",
-                    "Leave it out of the text; the family writes control tokens where they belong",
-                )
+class Backbone(Reader):
+    """A pretrained generator with its processor; a family is a subclass. See `Reader` for its arguments."""
 
     # ---- what a model says of given text
 
@@ -432,53 +198,56 @@ class Backbone:
             texts += self.generate(batch, max_new_tokens=max_new_tokens, stop=stop).texts
         return [text.strip() for text in texts]
 
-    # ---- text
+    def continued(self, generated: Generated, turns: Sequence[Turn], *, max_tokens: int = UNLIMITED) -> VlmBatch:
+        """The batch of a next turn behind answers, which reads the new turn only.
 
-    @property
-    def context_tokens(self) -> int | None:
-        """Longest row that the language model has positions for; None where positions are relative."""
-        return getattr(self.core.config.get_text_config(), "max_position_embeddings", None)
+        Answers stay the very ids that were chosen; one that was cut off gets its end token first. The memory grows in
+        place, so it is continued once.
 
-    @property
-    def end_id(self) -> int:
-        """The token that ends an answer."""
-        return self.tokenizer.eos_token_id
+        Args:
+            generated: with memory.
+            turns: a user's, one a row of `generated`.
+            max_tokens: longest row, all turns together.
 
-    @property
-    def decoder_start_id(self) -> int:
-        """What the decoder of an encoder-decoder reads first."""
-        return self.core.config.get_text_config().decoder_start_token_id
-
-    def fill_template(self, messages: list[dict[str, Any]]) -> str:
-        """The processor's chat template filled in, ready for an answer."""
-        return self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-
-    def write(self, conversation: Conversation) -> list[str]:
-        """The text before each answer, with one `image_token` for each image."""
-        texts = pieces(conversation, self.fill_template, end=self.tokenizer.convert_ids_to_tokens(self.end_id))
-        images, token = len(conversation.images), self.image_token
-        if token is not None and sum(text.count(token) for text in texts) != images:
+        Raises:
+            RequestError: answers without memory, another number of turns, an encoder-decoder, and as
+                `prepare_conversations`.
+        """
+        memory = generated.memory
+        if memory is None or len(turns) != len(generated.ids):
             raise RequestError(
-                f"{self.name}: its chat template writes '{token}' {sum(text.count(token) for text in texts)} times",
-                f"The image token count does not fit the prompt: it has {images} images",
-                "Use the chat template that was published with the model",
+                f"{len(turns)} turns behind {len(generated.ids)} answers{'' if memory else ' without memory'}",
+                "A cache holds what was read row by row, and each row goes on by one turn",
+                "Give one turn an answer, and generate with with_memory=True",
             )
-        return texts
-
-    def text_ids(self, text: str, *, is_first: bool) -> list[int]:
-        """Ids of a piece of a row; the first one gets the begin token, unless its template wrote it."""
-        begin = self.tokenizer.bos_token
-        is_begun = not is_first or (begin is not None and text.startswith(begin))
-        return self.tokenizer(text, add_special_tokens=not is_begun)["input_ids"]
-
-    def target_ids(self, target: str) -> list[int]:
-        """Ids of an answer with its end token."""
-        # a begin token belongs before the prompt, not between prompt and answer
-        return [*self.tokenizer(target, add_special_tokens=False)["input_ids"], self.end_id]
-
-    def read_ids(self, ids: Tensor) -> str:
-        """The text of generated ids."""
-        return self.tokenizer.decode(ids, skip_special_tokens=True)
+        conversations = [
+            Conversation((*before.turns, assistant(text), turn))
+            for before, text, turn in zip(memory.conversations, generated.texts, turns, strict=True)
+        ]
+        self._check_conversations([Conversation((turn,)) for turn in turns])
+        images = [image for turn in turns for image in turn.images]
+        pixels = self.read_images(images) if images else {}
+        counts = iter(self.tokens_per_image(pixels) if images else [])
+        new: list[Row] = []
+        for index, conversation in enumerate(conversations):
+            piece = pieces(conversation, self.fill_template, end=self.tokenizer.convert_ids_to_tokens(self.end_id))[-1]
+            ids = self._expanded(self.text_ids(piece, is_first=False), counts)
+            last = generated.ids[index][generated.is_token[index]][-1]
+            new.append(self._typed({"input_ids": ids if last == self.end_id else [self.end_id, *ids]}))
+        lengths = memory.tokens["attention_mask"].sum(dim=1).tolist()
+        whole = [(before + len(row["input_ids"]), 0) for before, row in zip(lengths, new, strict=True)]
+        rows.check_lengths(whole, limit=max_tokens, context=self.context_tokens, is_joined=True)
+        behind = rows.padded(new, self.tokenizer.pad_token_id, side="left")
+        inputs = {name: torch.cat([old.cpu(), behind[name]], dim=1) for name, old in memory.tokens.items()}
+        self._check_gaps(inputs["attention_mask"])
+        index = list(range(len(images)))
+        grids = self.grids_of(pixels, index, [len(turn.images) for turn in turns])
+        if grids is not None and memory.grids is not None:
+            grids = [torch.cat(both) for both in zip(memory.grids, grids, strict=True)]
+        positions = self.positions(inputs, grids)
+        inputs |= {} if positions is None else {"position_ids": positions}
+        shared = SharedImages(pixels, index) if images else None
+        return VlmBatch(inputs, shared=shared, conversations=conversations, cache=memory.cache, grids=grids)
 
     def token_spans(self, ids: Int[Tensor, " t"]) -> list[tuple[int, int]]:
         """First and one past the last character in `read_ids(ids)` that each id adds; empty for what is not text."""
@@ -489,36 +258,7 @@ class Backbone:
         """Position of every token of a continued row; None leaves them to the model, which counts by the mask."""
         return None
 
-    # ---- images
-
-    @property
-    def codec(self) -> CoordinateCodec:
-        """How boxes are written in text."""
-        return CODECS[self.family.codec]
-
-    @property
-    def image_token(self) -> str | None:
-        """What `write` puts where an image is, once; None where the family has no images."""
-        return getattr(self.processor, "image_token", None)
-
-    @property
-    def image_token_id(self) -> int | None:
-        """The token whose places vision tokens take; None for a text-only family."""
-        return getattr(self.core.config, "image_token_id", None)
-
-    def tokens_per_image(self, pixels: dict[str, Tensor]) -> list[int]:
-        """How many tokens the tower and projector give for each image, from the model's config and the pixels."""
-        raise self.no_images()
-
-    def read_images(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
-        """What the tower reads of images, on the CPU; pixels in the dtype of the weights, as a 16-bit tower asks."""
-        if not self.family.has_vision:
-            raise self.no_images()
-        encoded = self.processor.image_processor([in_colour(image) for image in images], return_tensors="pt")
-        return {
-            name: encoded[name].to(self.dtype if encoded[name].is_floating_point() else None)
-            for name in self.IMAGE_FIELDS
-        }
+    # ---- vision in two halves
 
     def tower(self, images: Sequence[Image.Image], *, layers: Sequence[int] = ()) -> VisionFeatures:
         """The first half of vision: images -> features, in the mode and with the gradients that the model has.
@@ -557,10 +297,6 @@ class Backbone:
         """Leading tokens of the tower that are no patches."""
         return 0
 
-    def grids(self, pixels: dict[str, Tensor]) -> list[tuple[int, int]]:
-        """Rows and columns of each image's tokens."""
-        raise self.no_images()
-
     def split_patches(self, rows: Tensor, pixels: dict[str, Tensor]) -> list[Tensor]:
         """What the projector reads, one entry an image; see `VisionFeatures`."""
         return list(rows)
@@ -568,30 +304,6 @@ class Backbone:
     def split_layer(self, rows: Tensor, pixels: dict[str, Tensor]) -> list[Tensor]:
         """Rows of a layer of the tower, one entry an image, patches row by row."""
         return list(rows)
-
-    def place_images(
-        self,
-        inputs: dict[str, Tensor],
-        pixels: dict[str, Tensor],
-        index: list[int],
-        features: list[Tensor] | None,
-    ) -> tuple[dict[str, Tensor], SharedImages | None]:
-        """Pixels beside the rows where each image stands in one place, and apart from them where they are shared."""
-        if features is None and index == list(range(len(index))):
-            return inputs | pixels, None
-        return inputs, SharedImages(pixels, index, features)
-
-    def grids_of(self, pixels: dict[str, Tensor], index: list[int], per_row: list[int]) -> list[Tensor] | None:
-        """Sizes in patches of each row's images, for families that place tokens by them."""
-        return None
-
-    def no_images(self) -> RequestError:
-        """The error for images where the family has no tower."""
-        return RequestError(
-            f"Images for {self.name}, a {self.family.name}",
-            "It reads text only",
-            "Leave images out, or use another backbone",
-        )
 
     def inputs_of(self, batch: VlmBatch) -> dict[str, Any]:
         """Keyword arguments of the model's forward: shared images are encoded here, once each."""
@@ -613,58 +325,12 @@ class Backbone:
 
     # ---- inside
 
-    def _row(self, conversation: Conversation, counts: Iterator[int]) -> tuple[Row, list[int]]:
-        """Ids of a conversation beside its labels; of an encoder-decoder, ids of the prompt and of the target."""
-        ids: list[int] = []
-        labels: list[int] = []
-        texts, answers = self.write(conversation), conversation.answers
-        for place, text in enumerate(texts):
-            context = self._expanded(self.text_ids(text, is_first=place == 0), counts)
-            answer = self.target_ids(answers[place].text) if place < len(answers) else []
-            is_supervised = place < len(answers) and answers[place].is_supervised
-            if self.family.is_encoder_decoder:
-                return {"input_ids": context}, answer
-            ids += context + answer
-            labels += [IGNORED] * len(context) + (answer if is_supervised else [IGNORED] * len(answer))
-        return {"input_ids": ids}, labels
-
-    def _expanded(self, ids: list[int], counts: Iterator[int]) -> list[int]:
-        """Ids with the image token of each image as often as it has vision tokens."""
-        if self.image_token_id not in ids:
-            return ids
-        return [own for i in ids for own in ([i] * next(counts) if i == self.image_token_id else [i])]
-
-    def _typed(self, row: Row) -> Row:
-        """A row with its mask and its field of types."""
-        ids = row["input_ids"]
-        types = {self.TYPE_FIELD: [int(i == self.image_token_id) for i in ids]} if self.TYPE_FIELD else {}
-        return row | {"attention_mask": [1] * len(ids)} | types
-
-    def _token_counts(
-        self, pixels: dict[str, Tensor], features: Sequence[Tensor] | None, n_images: int
-    ) -> list[int]:
-        counts = self.tokens_per_image(pixels) if pixels else []
-        if features is None:
-            return counts
-        if len(features) != n_images:
-            raise RequestError(
-                f"Features of {len(features)} images for {n_images} images",
-                "Each distinct image has its own",
-                "Give one for each, in order of appearance",
-            )
-        return [len(tokens) for tokens in features]
-
     def _repeated(self, batch: VlmBatch, samples: int) -> VlmBatch:
         """Each row as often as it is sampled; its images are encoded once."""
         if samples == 1:
             return batch
-        starts = [sum(len(row.images) for row in batch.conversations[:place]) for place in range(len(batch.conversations))]
-        places = [
-            start + own
-            for start, row in zip(starts, batch.conversations, strict=True)
-            for _ in range(samples)
-            for own in range(len(row.images))
-        ]
+        counts = [len(row.images) for row in batch.conversations]
+        places = [place for own in torch.arange(sum(counts)).split(counts) for place in own.tolist() * samples]
         shared = batch.shared
         pixels = {name: batch.inputs[name] for name in self.IMAGE_FIELDS if name in batch.inputs}
         pixels = shared.pixels if shared else pixels
@@ -702,38 +368,12 @@ class Backbone:
         config = self.core.config.vision_config
         return getattr(config, "num_attention_heads", None) or config.num_heads
 
-    def _control_tokens(self) -> re.Pattern[str]:
-        special = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
-        special |= {*self.tokenizer.all_special_tokens, *([self.image_token] if self.image_token else [])}
-        written = re.compile(self.codec.control_tokens) if self.codec.control_tokens else None
-        tokens = [token for token in special if token and not (written and written.fullmatch(token))]
-        return re.compile("|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True)))
-
     def _aligned(self, batch: VlmBatch) -> Int[Tensor, "b t"]:
         if batch.labels is None:
             raise RequestError(
                 "A batch without targets", "There is nothing to compute a loss of", "Prepare it with targets"
             )
         return rows.aligned(batch.labels, is_encoder_decoder=self.family.is_encoder_decoder)
-
-    def _check_conversations(self, conversations: Sequence[Conversation]) -> None:
-        if not conversations or len({row.is_answered for row in conversations}) != 1:
-            raise RequestError(
-                f"{len(conversations)} conversations, {sum(row.is_answered for row in conversations)} of them answered",
-                "A batch has at least one, and is read for a loss or answered as a whole",
-                "Batch them apart",
-            )
-        if self.family.is_encoder_decoder:
-            longest = max(conversations, key=lambda row: len(row.turns))
-            if len(longest.turns) > 2 or any(len(row.images) > 1 for row in conversations):
-                raise RequestError(
-                    f"A conversation of {len(longest.turns)} turns with {len(longest.images)} images",
-                    f"A {self.family.name} encodes one question with at most one image and decodes one answer",
-                    "Ask in one turn, or use a causal family",
-                )
-        for what, role in (("prompt", ("system", "user")), ("target", ("assistant",))):
-            texts = [" ".join(turn.text for turn in row.turns if turn.role in role) for row in conversations]
-            self.check_texts(texts, what=what)
 
     def _check_gaps(self, mask: Int[Tensor, "n s"]) -> None:
         """Refuse padding between tokens where layers look back over a window: it counts places, padding included."""
@@ -757,34 +397,37 @@ class Backbone:
         with_memory: bool,
     ) -> None:
         self._check_answer(max_new_tokens, stop)
-        if batch.labels is not None or (with_memory and self.family.is_encoder_decoder):
+        if batch.labels is not None:
             raise RequestError(
-                "A batch with targets to be answered" if batch.labels is not None else f"Memory of a {self.family.name}",
-                "Its rows end with their answers"
-                if batch.labels is not None
-                else "An encoder-decoder encodes its prompt anew each turn",
-                "Prepare it without targets" if batch.labels is not None else "Use a causal family for several turns",
+                "A batch with targets to be answered", "Its rows end with their answers", "Prepare it without targets"
             )
-        is_token = batch.inputs["attention_mask"]
-        longest = int(is_token.sum(dim=1).max())
-        if not self.family.is_encoder_decoder:
-            if not bool(is_token[:, -1].all()):
-                raise RequestError(
-                    "Rows that end with padding",
-                    "A row goes on at its right end, so the first new token would stand behind a gap",
-                    "Prepare the batch with padding='left'",
-                )
-            if self.context_tokens is not None and longest + max_new_tokens > self.context_tokens:
-                raise RequestError(
-                    f"A prompt of {longest} tokens and max_new_tokens {max_new_tokens}",
-                    f"The model's context is {self.context_tokens}",
-                    "Shorten the prompt or the answer",
-                )
-        if sampling is not None and len(sampling.seeds) != len(is_token):
+        if with_memory and self.family.is_encoder_decoder:
             raise RequestError(
-                f"{len(sampling.seeds)} seeds for {len(is_token)} rows",
+                f"Memory of a {self.family.name}",
+                "An encoder-decoder encodes its prompt anew each turn",
+                "Use a causal family for several turns",
+            )
+        mask = batch.inputs["attention_mask"]
+        if sampling is not None and len(sampling.seeds) != len(mask):
+            raise RequestError(
+                f"{len(sampling.seeds)} seeds for {len(mask)} rows",
                 "A row's draws follow from its own seed",
                 "Give one seed a row",
+            )
+        if self.family.is_encoder_decoder:
+            return
+        if not bool(mask[:, -1].all()):
+            raise RequestError(
+                "Rows that end with padding",
+                "A row goes on at its right end, so the first new token would stand behind a gap",
+                "Prepare the batch with padding='left'",
+            )
+        longest = int(mask.sum(dim=1).max())
+        if self.context_tokens is not None and longest + max_new_tokens > self.context_tokens:
+            raise RequestError(
+                f"A prompt of {longest} tokens and max_new_tokens {max_new_tokens}",
+                f"The model's context is {self.context_tokens}",
+                "Shorten the prompt or the answer",
             )
 
     def _check_answer(self, max_new_tokens: int, stop: Sequence[str]) -> None:
@@ -796,9 +439,3 @@ class Backbone:
                 "An answer has at least one token, and its prompt must fit beside it",
                 f"Set it between 1 and {self.context_tokens - 1}, less what prompts need",
             )
-
-
-def _lengths(row: Row, labels: list[int], *, is_joined: bool) -> tuple[int, int]:
-    """Tokens of a row's prompt and of its targets."""
-    target = sum(label != IGNORED for label in labels)
-    return len(row["input_ids"]) - target * is_joined, target

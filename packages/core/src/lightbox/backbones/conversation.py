@@ -200,7 +200,9 @@ def _check_parts(turn: Turn, place: int) -> None:
             check_image(part, f"A part of turn {place}")
     if turn.images and turn.role != "user":
         raise RequestError(
-            f"Turn {place} of the {turn.role} holds an image", "Images are read, never said", "Put it into a user's turn"
+            f"Turn {place} of the {turn.role} holds an image",
+            "Images are read, never said",
+            "Give it to a user's turn",
         )
 
 
@@ -217,10 +219,9 @@ def _message(role: str, parts: Sequence[Part]) -> dict[str, Any]:
 
 def _image_text(fill: Template) -> str:
     """What a template writes for an image, in front of a text."""
-    with_image, without = (
-        _filled(fill, [_message("user", parts)]).partition(TEXT)[0] for parts in ([Image.new("L", (1, 1)), TEXT], [TEXT])
-    )
-    return with_image.removeprefix(without)
+    parts = {True: [Image.new("L", (1, 1)), TEXT], False: [TEXT]}
+    before = {has: _filled(fill, [_message("user", own)]).partition(TEXT)[0] for has, own in parts.items()}
+    return before[True].removeprefix(before[False])
 
 
 def _filled(fill: Template, messages: list[dict[str, Any]]) -> str:

@@ -15,11 +15,9 @@ from lightbox.backbones.backbone import Backbone
 from lightbox.backbones.vision import VisionFeatures
 
 PLAIN = (
-    "{% for turn in messages %}{% set text = turn['content'] | selectattr('type', 'equalto', 'text') "
-    "| map(attribute='text') | join %}{% set images = turn['content'] | selectattr('type', 'equalto', 'image') | list %}"
-    "{% if turn['role'] == 'assistant' %}{{ 'ASSISTANT: ' + text + ' ' }}"
-    "{% else %}{{ 'USER: ' + '<image>\\n' * (images | length) + text + ' ' }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+    "{% for turn in messages %}{{ 'ASSISTANT: ' if turn['role'] == 'assistant' else 'USER: ' }}"
+    "{% for part in turn['content'] %}{{ '<image>\n' if part['type'] == 'image' else part['text'] }}{% endfor %}"
+    "{{ ' ' }}{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
 """LLaVA-1.5's turns, for a processor that was saved without a template."""
 HAS_CLASS_TOKEN = ("clip_vision_model",)

@@ -6,9 +6,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from jaxtyping import Float, Int
-from PIL import Image
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
@@ -94,30 +92,22 @@ class FusedT5Backbone(T5Backbone):
         for start in range(0, len(order), batch_size):
             places = order[start : start + batch_size]
             seen = None if images is None else images[places]
-            inputs = self.prepare(seen, [prompts[place] for place in places]).to(self.device).inputs
-            ids = self._generate_ids(inputs, max_new_tokens=max_new_tokens)
-            for place, text in zip(places, self.tokenizer.batch_decode(ids, skip_special_tokens=True), strict=True):
+            batch = self.prepare(seen, [prompts[place] for place in places])
+            answers = self.generate(batch, max_new_tokens=max_new_tokens, stop=stop).texts
+            for place, text in zip(places, answers, strict=True):
                 texts[place] = text
         return texts
 
-    @torch.inference_mode()
-    def _generate_ids(self, inputs: dict[str, Tensor], *, max_new_tokens: int) -> Int[Tensor, "b t"]:
-        """Ids without the start token, padded after each end; encoder and fusion run once."""
-        ids = self.core.generate(
-            # handed over, since generate itself would call the encoder without the fusion
-            encoder_outputs=BaseModelOutput(last_hidden_state=self.core.encode(**inputs)),
-            attention_mask=inputs["attention_mask"],
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            use_cache=True,
-        )
-        return ids[:, 1:]
+    def generation_inputs(self, batch: VlmBatch) -> dict[str, Any]:
+        """What the decoder reads, made here, since `generate` itself would call the encoder without the fusion."""
+        encoded = BaseModelOutput(last_hidden_state=self.core.encode(**batch.inputs))
+        return {"encoder_outputs": encoded, "attention_mask": batch.inputs["attention_mask"]}
 
     def _rows(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of texts with the end token; each distinct text is tokenised once, since an epoch comes many times."""
         new = [text for text in dict.fromkeys(texts) if text not in self._ids]
         if new:
+            self.check_texts(new)
             ids = self.tokenizer(new, add_special_tokens=False)["input_ids"]
             self._ids |= {text: [*row, self.end_id] for text, row in zip(new, ids, strict=True)}
         return [self._ids[text] for text in texts]

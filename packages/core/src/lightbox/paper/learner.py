@@ -196,9 +196,7 @@ class Learner:
     def answer(self, prompts: Sequence[str], seen: Any, max_new_tokens: int) -> list[str]:
         """One greedy text a prompt; `seen` is what `see` or `see_file` gave."""
         self.backbone.model.eval()
-        texts = self.backbone.answer(
-            seen, prompts, max_new_tokens=max_new_tokens, batch_size=self.cfg.eval.batch_size
-        )
+        texts = self.backbone.answer(seen, prompts, max_new_tokens=max_new_tokens, batch_size=self.cfg.eval.batch_size)
         return [" ".join(text.split()) for text in texts]
 
     def force(self, prompt: str, target: str, seen: Any) -> Forced:
