@@ -146,7 +146,7 @@ class Backbone(Reader):
                 **inputs, generation_config=settings, logits_processor=[choice], stopping_criteria=[ends]
             )
         ids = out.sequences[:, old:]
-        lengths = torch.where(ends.lengths > 0, ends.lengths, ids.shape[1])
+        lengths = ends.lengths.masked_fill(ends.lengths == 0, ids.shape[1])
         is_token = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
         memory = None
         if with_memory:
@@ -291,7 +291,7 @@ class Backbone(Reader):
 
     def tower_layers(self) -> nn.ModuleList:
         """The tower's layers."""
-        return vision.layers_of(self.part(self.family.vision))
+        return vision.blocks_of(self.part(self.family.vision))
 
     def prefix_tokens(self) -> int:
         """Leading tokens of the tower that are no patches."""

@@ -58,7 +58,7 @@ class Florence2Backbone(Backbone):
                 f"Florence-2's processor refuses it: {err}",
                 "Give a task alone, a task with its own input, or plain text",
             ) from err
-        image = [self.image_token_id] if prompt != text else []
+        image = [self.core.config.image_token_id] if prompt != text else []
         return [*image, self.tokenizer.bos_token_id, *ids, self.tokenizer.eos_token_id]
 
     def target_ids(self, target: str) -> list[int]:

@@ -168,7 +168,7 @@ class Ends(StoppingCriteria):
     def __init__(self, end_ids: Sequence[int], stop: Sequence[str], tokenizer: Any, prompt_tokens: int) -> None:
         self._end_ids, self._prompt_tokens = torch.tensor(end_ids), prompt_tokens
         self._strings = StopStringCriteria(tokenizer, list(stop)) if stop else None
-        self.lengths: Tensor | None = None
+        self.lengths = torch.zeros(0, dtype=torch.long)
 
     def __call__(self, input_ids: Int[Tensor, "n t"], scores: Any, **_: Any) -> Bool[Tensor, " n"]:
         """True for each row that has ended; see transformers."""
@@ -176,7 +176,7 @@ class Ends(StoppingCriteria):
         has_ended = torch.isin(new[:, -1], self._end_ids.to(new.device))
         if self._strings is not None:
             has_ended |= self._strings(new, scores)
-        if self.lengths is None:
+        if not len(self.lengths):
             self.lengths = torch.zeros(len(new), dtype=torch.long, device=new.device)
         self.lengths = torch.where((self.lengths == 0) & has_ended, new.shape[1], self.lengths)
         return self.lengths > 0

@@ -74,7 +74,7 @@ class VisionFeatures:
         return [score.softmax(dim=-1)[..., 1:].mean(dim=-2) for score in scores]
 
 
-def layers_of(tower: nn.Module) -> nn.ModuleList:
+def blocks_of(tower: nn.Module) -> nn.ModuleList:
     """The list of a tower's layers: towers call it layers, blocks or layer, and the longest list is the one meant."""
     return max((part for part in tower.modules() if isinstance(part, nn.ModuleList)), key=len)
 
