@@ -143,14 +143,6 @@ def load_tower(name: str, revision: str = "") -> Tower:
     is_detr, request = family.model_class is DetrModel, f"{KEY} is '{name}'"
     own: dict[str, Any] = {}
     with quiet_loading():
-        try:
-            processor = AutoImageProcessor.from_pretrained(place.source, **shared)
-        except (OSError, ValueError) as err:  # no such file, or one that names no processor
-            raise RequestError(
-                request,
-                "No preprocessor_config.json beside its weights says how it sees an image",
-                "Put the file that was published with the weights there",
-            ) from err
         if is_detr:
             own["config"], own["key_mapping"] = detr_config(config, request=request)
         loaded: Any = family.model_class.from_pretrained(
@@ -168,8 +160,27 @@ def load_tower(name: str, revision: str = "") -> Tower:
         dilate_last_stage(model)
     return Tower(
         model=model.eval().requires_grad_(False),
-        processor=processor,
+        processor=image_processor(place, request),
         width=model.config.hidden_size,
         digest=weights.digest_of(name, revision=revision, key=KEY),
         prefix_tokens=family.prefix_tokens,
     )
+
+
+def image_processor(place: weights.Place, request: str) -> Any:
+    """The image processor that was published beside weights.
+
+    Raises:
+        RequestError: there is none, with the request in words.
+    """
+    with quiet_loading():
+        try:
+            return AutoImageProcessor.from_pretrained(
+                place.source, revision=place.revision or "main", trust_remote_code=False
+            )
+        except (OSError, ValueError) as err:  # no such file, or one that names no processor
+            raise RequestError(
+                request,
+                "No preprocessor_config.json beside its weights says how it sees an image",
+                "Put the file that was published with the weights there",
+            ) from err
