@@ -156,18 +156,18 @@ ONE = {"image_of": [0, 0, 0]}
         ({"boxes": BOXES[:0]}, "No prompt"),
         ({"boxes": BOXES * 1.5} | ONE, r"boxes, row 0.*fractions of the image"),
         ({"boxes": BOXES[:, [2, 1, 0, 3]]} | ONE, r"boxes, row 0.*x0 < x1"),
-        ({"points": POINTS * 100, "labels": LABELS} | ONE, r"One lies outside its image.*fractions"),
-        ({"points": POINTS * torch.nan, "labels": LABELS} | ONE, r"One lies outside its image"),
-        ({"points": POINTS, "labels": LABELS[:, :1]} | ONE, r"labels has shape \(3, 1\).*it is \(3, 2\)"),
-        ({"points": POINTS} | ONE, "Each point has a label"),
+        ({"points": POINTS * 100, "labels": LABELS} | ONE, r"points holds 25.0.*outside the image.*fractions"),
+        ({"points": POINTS * torch.nan, "labels": LABELS} | ONE, r"points holds nan.*outside the image"),
+        ({"points": POINTS, "labels": LABELS[:, :1]} | ONE, r"labels is of shape \(3, 1\).*its shape is \(3, 2\)"),
+        ({"points": POINTS} | ONE, r"points is of shape \(3, 2, 2\), labels is None.*Each point has a label"),
         ({"points": POINTS, "labels": LABELS + 1} | ONE, "Each point has a label"),
-        ({"boxes": BOXES, "masks": COARSE[:2]} | ONE, r"masks has shape \(2, 32, 32\).*\(3, 32, 32\)"),
-        ({"masks": COARSE[:, :16]} | ONE, r"masks has shape \(3, 16, 32\).*\(3, 32, 32\)"),
+        ({"boxes": BOXES, "masks": COARSE[:2]} | ONE, r"masks is of shape \(2, 32, 32\).*\(3, 32, 32\)"),
+        ({"masks": COARSE[:, :16]} | ONE, r"masks is of shape \(3, 16, 32\).*\(3, 32, 32\)"),
         ({"boxes": BOXES}, r"image_of is None, with 3 prompts and 3 images"),
         ({"boxes": BOXES, "image_of": [0, 1, 3]}, r"image_of is \[0, 1, 3\].*from 0 to 2"),
     ],
 )
-def test_prompts_that_say_nothing_are_refused(prompts, message, segmenter, embeddings):
+def test_prompts_that_are_none_are_refused(prompts, message, segmenter, embeddings):
     with pytest.raises(RequestError, match=message):
         segmenter.encode_prompts(embeddings, **prompts)
 
@@ -175,9 +175,9 @@ def test_prompts_that_say_nothing_are_refused(prompts, message, segmenter, embed
 def test_embeddings_of_another_model_are_refused(segmenter, embeddings):
     with pytest.raises(RequestError, match="No prompt: sparse and dense"):
         segmenter.decode(embeddings, None)
-    with pytest.raises(RequestError, match=r"sparse has shape \(1, 1, 48\).*\(1, any, 32\)"):
+    with pytest.raises(RequestError, match=r"sparse is of shape \(1, 1, 48\).*\(1, any, 32\)"):
         segmenter.decode(embeddings, torch.zeros(1, 1, 48), image_of=[0])
-    with pytest.raises(RequestError, match=r"dense has shape \(1, 32, 16, 16\).*\(1, 32, 8, 8\)"):
+    with pytest.raises(RequestError, match=r"dense is of shape \(1, 32, 16, 16\).*\(1, 32, 8, 8\)"):
         segmenter.decode(embeddings, torch.zeros(1, 1, 32), torch.zeros(1, 32, 16, 16), image_of=[0])
 
 
@@ -199,9 +199,6 @@ def test_folders_that_are_no_whole_sam_are_refused(folder, tmp_path):
     (copy / "config.json").write_text(json.dumps(config))
     with pytest.raises(RequestError, match=r"read as SamModel.*missing: vision_encoder.layers.2"):
         load_segmenter(str(copy))
-    settings = next(copy.glob("*processor_config.json"))
-    settings.write_text(settings.read_text().replace("128", "256"))
-    config["vision_config"]["num_hidden_layers"] = 2
-    (copy / "config.json").write_text(json.dumps(config))
-    with pytest.raises(RequestError, match="reads squares of 128 px, and its preprocessing makes 256 px"):
+    next(copy.glob("*processor_config.json")).unlink()
+    with pytest.raises(RequestError, match=r"model.segmenter is .*No preprocessor_config.json"):
         load_segmenter(str(copy))

@@ -83,7 +83,9 @@ class Segmenter:
             check_image(image, f"Image {place}")
         seen = self.processor([in_colour(image) for image in images], return_tensors="pt")
         with torch.set_grad_enabled(with_grad):
-            features = self.model.vision_encoder(seen.pixel_values.to(self.model.device)).last_hidden_state
+            features = self.model.vision_encoder(
+                seen.pixel_values.to(self.model.device, self.model.dtype)
+            ).last_hidden_state
         return ImageEmbeddings(features, seen.original_sizes.tolist(), seen.reshaped_input_sizes.tolist())
 
     def encode_prompts(
@@ -103,7 +105,7 @@ class Segmenter:
             points: x, y as fractions of the image.
             labels: of the points: 1 on the object, 0 off it, -1 for no point, where a prompt has fewer than others.
             boxes: x0, y0, x1, y1 as fractions of the image, half-open.
-            masks: logits, such as one of `Masks.low_res_logits`.
+            masks: logits, such as `Masks.low_res_logits[:, 0]`.
             image_of: index of the image of each prompt; None where there is one image.
 
         Returns:
@@ -119,24 +121,26 @@ class Segmenter:
         n = _count(prompts, shapes)
         if (points is None) != (labels is None) or (labels is not None and not (labels.abs() <= 1).all()):
             raise RequestError(
-                f"points is {points}, labels is {labels}",
+                f"points is {_shape(points)}, labels is {None if labels is None else labels.tolist()}",
                 "Each point has a label: 1 on the object, 0 off it, -1 for no point",
                 "Give both, with those labels",
             )
-        if points is not None and not ((points >= 0) & (points <= 1)).all():
+        if points is not None and not (is_inside := (points >= 0) & (points <= 1)).all():
             raise RequestError(
-                f"points is {points}", "One lies outside its image", "Give x, y as fractions of the image, 0 to 1"
+                f"points holds {float(points[~is_inside][0])}",
+                "That lies outside the image",
+                "Give x, y as fractions of the image, 0 to 1",
             )
         for place, box in enumerate([] if boxes is None else boxes.tolist()):
             check_box(Box(*box), where=f"boxes, row {place}")
-        frames_hw = torch.tensor(embeddings.frame_hw, dtype=torch.float64, device=embeddings.features.device)
+        device = embeddings.features.device
+        frames_hw = torch.tensor(embeddings.frame_hw, dtype=torch.float64, device=device)
         frames_wh = frames_hw[_images(image_of, n, embeddings)].flip(-1)[:, None]  # n 1 2
-        device = frames_wh.device
         sparse, dense = encoder(
             None if points is None else (points.to(device) * frames_wh)[:, None],
             None if labels is None else labels.to(device)[:, None],
             None if boxes is None else (boxes.to(device).view(n, 2, 2) * frames_wh).view(n, 1, 4),
-            None if masks is None else masks.to(device)[:, None],
+            None if masks is None else masks.to(embeddings.features)[:, None],
         )
         return dense.new_zeros(n, 0, dense.shape[1]) if sparse is None else sparse[:, 0], dense
 
@@ -207,11 +211,6 @@ def load_segmenter(name: str, revision: str = "") -> Segmenter:
         )
     model, loading_info = loaded
     check_tensors(loading_info, "SamModel", request, may_hold_more=True)
-    side, frame = model.config.vision_config.image_size, processor.pad_size["height"]
-    if side != frame:
-        raise RequestError(
-            request, f"It reads squares of {side} px, and its preprocessing makes {frame} px", "Make them agree"
-        )
     model.shared_image_embedding.requires_grad_(False)  # constants, which only transformers holds as a parameter
     return Segmenter(model.eval(), processor, weights.digest_of(name, revision=revision, key=KEY))
 
@@ -232,11 +231,15 @@ def _count(prompts: Mapping[str, Tensor | None], shapes: Mapping[str, tuple[int 
         if any(want not in (None, size) for want, size in sizes):
             text = ", ".join("any" if want is None else str(want) for want in wanted)
             raise RequestError(
-                f"{name} has shape {tuple(tensor.shape)}",
-                f"With {n} prompts for this model it is ({text})",
+                f"{name} is {_shape(tensor)}",
+                f"With {n} prompts for this model its shape is ({text})",
                 "Give a row for each prompt, made for this model",
             )
     return n
+
+
+def _shape(tensor: Tensor | None) -> str:
+    return "None" if tensor is None else f"of shape {tuple(tensor.shape)}"
 
 
 def _images(image_of: Sequence[int] | None, n: int, embeddings: ImageEmbeddings) -> list[int]:
