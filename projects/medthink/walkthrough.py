@@ -78,7 +78,7 @@ PAPER_MAP = (
     ("L = - sum_n log p(Y_n | X, Y_<n)", "medthink.objective.target_loss"),
     ("prompt and target of every strategy", "medthink.data.TEMPLATES"),
     ("pads in the loss (official code) or masked", "lightbox.backbones.t5.label_rows"),
-    ("greedy decoding, every strategy", "lightbox.backbones.t5.FusedT5Backbone.generate"),
+    ("greedy decoding, every strategy", "lightbox.backbones.t5.FusedT5Backbone.answer"),
     ('closed answer: one match of "The answer is (X)", else wrong', "lightbox.eval.answers.parse_letter"),
     ("Two-Stage: which rationales stage 2 is trained on", "medthink.stages.stage2_questions"),
     ("control: rationale of another item of the same kind and answer", "medthink.rationales.with_same_answer"),

@@ -99,6 +99,23 @@ def test_colour_is_luminance_and_transparency_lies_over_black(tmp_path):
     assert load_image(tmp_path / "a.png").tolist() == [[76, 76], [38, 0]]
 
 
+def test_colour_is_kept_where_it_is_asked_for_and_there(tmp_path):
+    """Arrays, files and palettes; transparency lies over black, grey keeps one value a pixel, also at 16 bits."""
+    colours = np.random.default_rng(0).integers(0, 256, (6, 4, 3), dtype=np.uint8)
+    Image.fromarray(colours).save(tmp_path / "a.png")
+    Image.fromarray(colours).quantize(256).save(tmp_path / "b.png")
+    clear = np.dstack([colours, np.zeros((6, 4), np.uint8)])
+    for image in (colours, tmp_path / "a.png", tmp_path / "b.png"):
+        assert np.array_equal(load_image(image, in_colour=True), colours)
+        assert load_image(image).shape == (6, 4)
+    assert load_image(clear, in_colour=True).tolist() == np.zeros((6, 4, 3)).tolist()
+    boxed = load_image(colours, image_px=6, in_colour=True)
+    assert np.array_equal(boxed[:, 1:5], colours)
+    assert boxed[:, [0, 5]].max() == 0
+    for grey in (RAMP, RAMP.astype(np.uint16), np.eye(4, dtype=bool).astype(np.uint8)):
+        assert np.array_equal(load_image(grey, in_colour=True), load_image(grey))
+
+
 def test_exif_orientation_is_applied_and_the_header_size_agrees(tmp_path):
     wide = np.zeros((8, 16), np.uint8)
     wide[:, :8] = 200

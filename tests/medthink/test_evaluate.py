@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from lightbox.backbones import towers
@@ -92,6 +93,18 @@ def test_features_are_the_towers_and_computed_once(tower_folder, tmp_path, monke
     monkeypatch.setattr(towers, "load_tower", None)  # a second look must not need the tower
     assert torch.equal(features.load_features(model, fake_split(), cache=tmp_path), first)
     assert [path.suffix for path in tmp_path.iterdir()] == [".safetensors"]
+
+
+def test_colour_reaches_the_tower(tower_folder, tmp_path):
+    """From a file, wide and with colours, to features: the whole of it, on black, as the tower reads a colour image."""
+    colours = np.random.default_rng(0).integers(0, 256, (40, 80, 3), dtype=np.uint8)
+    Image.fromarray(colours).save(tmp_path / "a.png")
+    model = ModelConfig(backbone="x", tower=str(tower_folder))
+    row = features.load_features(model, Split("test", [], [tmp_path / "a.png"], ["a"]), cache=tmp_path / "cache")[:1]
+    square = np.zeros((1, 80, 80, 3), np.uint8)
+    square[:, 20:60] = colours
+    assert torch.equal(row, towers.load_tower(str(tower_folder)).encode(torch.from_numpy(square)))
+    assert torch.equal(row, features.features_of(model, tmp_path / "a.png"))
 
 
 def test_other_images_get_other_features(tower_folder, tmp_path):

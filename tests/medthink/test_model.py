@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
+from lightbox.backbones.rows import VlmBatch
 from lightbox.backbones.seq2seq import load_seq2seq, quiet_loading
 from lightbox.backbones.t5 import FusedT5Backbone
 from medthink.model import MedThinkT5
@@ -34,11 +35,12 @@ def batch():
 
 
 def generate_greedy(model, input_ids, attention_mask, vision, *, max_new_tokens):
-    """What `FusedT5Backbone.generate` makes of a batch, as ids."""
+    """What `FusedT5Backbone.answer` makes of a batch, as ids."""
     backbone = FusedT5Backbone.__new__(FusedT5Backbone)
     backbone.model = model
     inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "vision": vision}
-    return backbone._generate_ids(inputs, max_new_tokens=max_new_tokens)
+    inputs = backbone.generation_inputs(VlmBatch(inputs))
+    return model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1)[:, 1:]
 
 
 def shut_gate(model):

@@ -1,5 +1,7 @@
 """Qwen2-VL and Qwen2.5-VL: token counts, positions in three dimensions, order of patches, pixels of boxes."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -59,6 +61,28 @@ def test_image_takes_rows_and_columns_and_text_goes_on_behind_the_longer_side(qw
 def test_resized_size_is_that_of_the_processor(qwen, size):
     grid = qwen.read_images([picture(*size)])["image_grid_thw"][0].tolist()
     assert qwen.seen_size(*size) == (grid[2] * 14, grid[1] * 14)
+
+
+def test_seen_sides_are_whole_tokens_near_the_image_within_the_bounds(qwen):
+    """Of 300 images of any shape; a strip has one token across, however long it is."""
+    qwen.limit_pixels(56 * 56, 224 * 224)
+    for width, height in (
+        np.exp(np.random.default_rng(0).uniform(np.log(10), np.log(1500), (300, 2))).astype(int).tolist()
+    ):
+        seen = qwen.seen_size(width, height)
+        rounded_area = math.prod(round(side / 28) * 28 for side in (width, height))
+        area = min(max(rounded_area, 56 * 56), 224 * 224)
+        scale = 1 if area == rounded_area else math.sqrt(area / (width * height))
+        for side, seen_side in zip((width, height), seen, strict=True):
+            assert seen_side % 28 == 0
+            assert abs(seen_side - side * scale) <= 28 or seen_side == 28
+        assert 56 * 56 <= math.prod(seen) <= (math.inf if 28 in seen else 224 * 224)
+
+
+@pytest.mark.parametrize("size", [(28, 5601), (5601, 28)])
+def test_strip_that_is_not_read_has_no_size(qwen, size):
+    with pytest.raises(RequestError, match=rf"{size[0]} x {size[1]} px.*must be smaller than 200.*Cut it into pieces"):
+        qwen.seen_size(*size)
 
 
 def test_pixel_bounds_decide_tokens_and_boxes(qwen):

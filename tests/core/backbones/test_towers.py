@@ -1,4 +1,4 @@
-"""Towers of published models in miniature, among them DETR with its file in two layouts and its dilated stage."""
+"""Towers of published models in miniature: features of plain transformers; DETR's two layouts and dilated stage."""
 
 import json
 import re
@@ -7,17 +7,51 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torchvision.models.resnet import Bottleneck, ResNet
-from transformers import DetrConfig, DetrModel, ResNetConfig
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, DetrConfig, DetrModel, ResNetConfig
 
+from lightbox import phantom
 from lightbox.backbones import detr, towers
 from lightbox.backbones.published import TOWERS
-from lightbox.backbones.towers import load_tower
+from lightbox.backbones.towers import FAMILIES, load_tower
 from lightbox.errors import RequestError
 from lightbox.testing.shrunk import save_shrunk
+from lightbox.testing.tiny_models import save_tower
 
-IMAGES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 64, 64), dtype=np.uint8))
+RANDOM = np.random.default_rng(0)
+IMAGES = torch.from_numpy(RANDOM.integers(0, 256, (3, 64, 64), dtype=np.uint8))
+PICTURES = {
+    "grey": Image.fromarray(RANDOM.integers(0, 256, (64, 64), dtype=np.uint8)),
+    "colour": Image.fromarray(RANDOM.integers(0, 256, (80, 80, 3), dtype=np.uint8)),
+    "wide": Image.fromarray(RANDOM.integers(0, 256, (45, 131, 3), dtype=np.uint8)),
+    "high": Image.fromarray(RANDOM.integers(0, 256, (150, 70), dtype=np.uint8)),
+}
+OTHERS = ("clip", "vit")
+"""Families without a published model in `TOWERS`: a whole CLIP's folder, and ViT."""
+
+
+@pytest.fixture(scope="module")
+def folder_of(tmp_path_factory):
+    """Name of a tower -> its folder, written once."""
+    folders = {}
+
+    def write(name):
+        if name not in folders:
+            folder = tmp_path_factory.mktemp(name)
+            folders[name] = save_tower(folder, name) if name in OTHERS else save_shrunk(name, folder)
+            if name == "clip":  # a whole CLIP has this type, and its vision half the other
+                _as_whole_clip(folder)
+        return folders[name]
+
+    return write
+
+
+def _as_whole_clip(folder):
+    config = json.loads((folder / "config.json").read_text())
+    whole = {"model_type": "clip", "vision_config": config, "text_config": {"vocab_size": 20}}
+    (folder / "config.json").write_text(json.dumps(whole))
 
 
 @pytest.mark.parametrize("name", TOWERS)
@@ -32,13 +66,90 @@ def test_published_tower_loads_and_gives_features(name, tmp_path):
     torch.testing.assert_close(tower.encode(IMAGES[1:]), features[1:], atol=1e-4, rtol=1e-4)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("name", [*TOWERS, *OTHERS])
+def test_features_are_those_of_plain_transformers(name, folder_of):
+    """Its own image processor and model, image by image; what is read of the output is written out here."""
+    folder = folder_of(name)
+    tower, processor, model = load_tower(str(folder)), AutoImageProcessor.from_pretrained(folder), _plain(name, folder)
+    for kind, picture in PICTURES.items():
+        # processors of ViT and DETR leave grey images with one colour, which their models do not read
+        shown = picture if name not in ("vit", "detr-resnet-50", "detr-resnet-101") else picture.convert("RGB")
+        expected = model(**processor(shown, return_tensors="pt")).last_hidden_state
+        if name.startswith(("clip", "vit", "dinov2")):
+            expected = expected[:, 1:]  # the class token
+        torch.testing.assert_close(tower.encode([picture]), expected, atol=1e-5, rtol=0, msg=f"{name}, {kind}")
+
+
+def _plain(name, folder):
+    if name == "medsiglip-448":
+        return AutoModel.from_pretrained(folder).vision_model
+    if name == "clip":
+        return towers.CLIPVisionModel.from_pretrained(folder)
+    return AutoModel.from_pretrained(folder).eval()
+
+
+def test_every_family_is_compared_with_plain_transformers(folder_of):
+    assert {AutoConfig.from_pretrained(folder_of(name)).model_type for name in [*TOWERS, *OTHERS]} == set(FAMILIES)
+
+
+def test_images_of_unequal_size_go_together_and_do_not_change_each_other(folder_of):
+    """DETR keeps their shapes; filled up to one size as a batch, an image's features would depend on the others."""
+    for name in ("clip-vit-l-336", "detr-resnet-50"):
+        tower = load_tower(str(folder_of(name)))
+        together = tower.encode([*PICTURES.values(), PICTURES["high"]])
+        alone = torch.cat([tower.encode([picture]) for picture in [*PICTURES.values(), PICTURES["high"]]])
+        torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+
+
+def test_tensors_are_read_as_the_pictures_they_hold(folder_of):
+    tower = load_tower(str(folder_of("dinov2-base")))
+    for kind in ("grey", "colour"):
+        tensor = torch.from_numpy(np.array(PICTURES[kind]))
+        assert torch.equal(tower.encode(tensor[None]), tower.encode([PICTURES[kind]]))
+    assert not torch.allclose(tower.encode([PICTURES["colour"]]), tower.encode([PICTURES["colour"].convert("L")]))
+
+
+def test_a_phantom_reaches_the_tiny_tower_as_it_is_drawn():
+    """Neither resized nor cropped, and with arithmetic that published scores rest on, to the last bit."""
+    cases = phantom.draw_cases(range(5_000_000, 5_000_016), phantom.Knobs(), questions_per_case=1)
+    images = torch.from_numpy(np.stack([case.images[0] for case in cases]))
+    tower = load_tower("tiny/tower")
+    pixels = (images[:, None].float() / 255).expand(-1, 3, -1, -1)
+    with torch.inference_mode():
+        expected = tower.model(pixel_values=(pixels - 0.4) / 0.25).last_hidden_state[:, 1:]
+    assert torch.equal(tower.encode(images), expected)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ([], "No images"),
+        ([Image.new("I;16", (64, 64))], r"mode 'I;16'.*8-bit"),
+        ([Image.new("L", (1, 400))], r"1 x 400 px.*over 200 times"),
+        ([None], r"An image for a tower is"),
+    ],
+)
+def test_what_no_tower_reads_is_refused(images, message, folder_of):
+    with pytest.raises(RequestError, match=message):
+        load_tower(str(folder_of("detr-resnet-50"))).encode(images)
+
+
+def test_tower_without_its_preprocessing_is_refused(folder_of, tmp_path):
+    folder = shutil.copytree(folder_of("vit"), tmp_path / "copy")
+    (folder / "preprocessor_config.json").unlink()
+    with pytest.raises(RequestError, match=r"model.tower is .*No preprocessor_config.json"):
+        load_tower(str(folder))
+
+
 def test_medsiglip_is_a_siglip_at_its_own_size(tmp_path):
     """The whole model's folder gives its vision half, which reads 448 px where its preprocessor says so."""
     folder = save_shrunk("medsiglip-448", tmp_path)
     assert json.loads((folder / "config.json").read_text())["model_type"] == "siglip"
     tower = load_tower(str(folder))
     assert type(tower.model).__name__ == "SiglipVisionModel"
-    assert (tower.image_px, tower.prefix_tokens, tower.mean) == (56, 0, (0.5, 0.5, 0.5))
+    assert tower.prefix_tokens == 0
+    assert tower.model.config.image_size == 56
 
 
 def in_timms_names(name):
@@ -74,7 +185,6 @@ def test_detr_reads_both_layouts_alike(both_layouts):
     ours, timms = (load_tower(str(folder)) for folder in both_layouts)
     assert "conv_encoder.model.layer1.0.conv1.weight" in " ".join(load_file(both_layouts[1] / "model.safetensors"))
     assert torch.equal(ours.encode(IMAGES), timms.encode(IMAGES))
-    assert ours.image_px == 64
     assert ours.digest != timms.digest
 
 
@@ -140,6 +250,6 @@ def test_large_images_are_encoded_few_at_a_time(tmp_path, monkeypatch):
         lambda _, __, inputs: sizes.append(len(inputs["pixel_values"])), with_kwargs=True
     )
     whole = tower.encode(IMAGES)
-    monkeypatch.setattr(towers, "PIXELS", 2 * tower.image_px**2)
+    monkeypatch.setattr(towers, "PIXELS", 2 * 56**2)
     torch.testing.assert_close(tower.encode(IMAGES), whole, atol=1e-5, rtol=1e-5)
     assert sizes == [3, 2, 1]

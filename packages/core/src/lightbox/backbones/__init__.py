@@ -4,6 +4,6 @@ A name is "tiny/<folder>" (shared_data/weights), a directory, or a hub id with a
 remote code. In reading order: `weights` finds folders and digests, `families` knows names of parts and `preflight`
 refuses what cannot work, all without torch; `loading.load` gives a `Backbone`, the same for every family; a family's
 own file (`llava`, `qwen_vl`, `gemma3`, `florence2`, `t5`) says what differs. `attention` and `quantisation` choose
-how it computes and is stored, `codecs` write boxes as text. `towers` gives frozen image features, `seq2seq` plain T5
-models. `convert_llava` turns the layout of LLaVA's authors into transformers' own.
+how it computes and is stored, `codecs` write boxes as text. `towers` gives frozen image features, `segmenter` masks,
+`seq2seq` plain T5 models. `convert_llava` turns the layout of LLaVA's authors into transformers' own.
 """

@@ -4,7 +4,6 @@ A codec writes a box, given as fractions of the image, for an image of a size, a
 cannot be read as a box is not one: text from a model gives fewer boxes, never an error.
 """
 
-import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -114,24 +113,9 @@ class PerMille(CoordinateCodec):
         return 0.001, 0.001
 
 
-def resized(
-    width_px: int, height_px: int, *, factor: int = 28, min_pixels: int = 3136, max_pixels: int = 12845056
-) -> tuple[int, int]:
-    """Width and height to which Qwen2-VL and Qwen2.5-VL resize an image.
-
-    Both become multiples of `factor` (patch times merge), near the given ones; where the area then lies outside
-    [min_pixels, max_pixels], both are first scaled alike to that bound.
-    """
-    # Python rounds halves to even, and so does the published preprocessing
-    width, height = (round(side / factor) * factor for side in (width_px, height_px))
-    if width * height > max_pixels:
-        shrink = math.sqrt(width_px * height_px / max_pixels)
-        width, height = (max(factor, math.floor(side / shrink / factor) * factor) for side in (width_px, height_px))
-    elif width * height < min_pixels:
-        grow = math.sqrt(min_pixels / (width_px * height_px))
-        # up, so that the area is not below the bound again
-        width, height = (math.ceil(side * grow / factor) * factor for side in (width_px, height_px))
-    return width, height
+def as_given(width_px: int, height_px: int) -> tuple[int, int]:
+    """The size itself."""
+    return width_px, height_px
 
 
 @dataclass(frozen=True)
@@ -139,15 +123,14 @@ class Pixels(CoordinateCodec):
     """Qwen2.5-VL: whole pixels of the image as the model sees it, which is not the image as it is given.
 
     Args:
-        resize: width and height of an image -> width and height that the model sees; a backbone gives that of its own
-            processor.
+        resize: width and height of an image -> those that the model sees; a backbone gives that of its processor.
 
     Example:
         >>> Pixels().encode((0.1, 0.2, 0.5, 1.0), 280, 280)
         '{"bbox_2d": [28, 56, 140, 280]}'
     """
 
-    resize: Callable[[int, int], tuple[int, int]] = resized
+    resize: Callable[[int, int], tuple[int, int]] = as_given
 
     def encode(self, box: Sequence[float], width_px: int, height_px: int) -> str:
         """See `CoordinateCodec`."""

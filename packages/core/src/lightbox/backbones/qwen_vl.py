@@ -8,10 +8,11 @@ import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 from transformers.vision_utils import get_vision_window_index
 
 from lightbox.backbones.backbone import Backbone
-from lightbox.backbones.codecs import CoordinateCodec, Pixels, resized
+from lightbox.backbones.codecs import CoordinateCodec, Pixels
 from lightbox.backbones.rows import SharedImages
 from lightbox.backbones.vision import VisionFeatures
 from lightbox.errors import RequestError
@@ -42,15 +43,21 @@ class Qwen2VlBackbone(Backbone):
         self.processor.image_processor.size = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
 
     def seen_size(self, width_px: int, height_px: int) -> tuple[int, int]:
-        """Width and height to which an image of a size is resized, in pixels."""
+        """Width and height to which an image of a size is resized, in pixels.
+
+        Raises:
+            RequestError: one side is over 200 times the other.
+        """
         size = self.processor.image_processor.size
-        return resized(
-            width_px,
-            height_px,
-            factor=self._token_side(),
-            min_pixels=size["shortest_edge"],
-            max_pixels=size["longest_edge"],
-        )
+        try:
+            height, width = smart_resize(
+                height_px, width_px, self._token_side(), size["shortest_edge"], size["longest_edge"]
+            )
+        except ValueError as err:
+            raise RequestError(
+                f"An image of {width_px} x {height_px} px", f"No {self.name} reads it: {err}", "Cut it into pieces"
+            ) from err
+        return width, height
 
     def tokens_per_image(self, pixels: dict[str, Tensor]) -> list[int]:
         """Patches of the resized image by those that make a token."""

@@ -3,22 +3,29 @@
 All give one feature a patch but DETR, which gives one an object query, so always as many.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
 from jaxtyping import Float, UInt8
+from PIL import Image
 from torch import Tensor, nn
-from transformers import CLIPVisionModel, DetrModel, Dinov2Model, PreTrainedModel, SiglipVisionModel, ViTModel
+from transformers import (
+    AutoImageProcessor,
+    CLIPVisionModel,
+    DetrModel,
+    Dinov2Model,
+    PreTrainedConfig,
+    PreTrainedModel,
+    SiglipVisionModel,
+    ViTModel,
+)
 
 from lightbox.backbones import weights
+from lightbox.backbones.conversation import check_image, in_colour
 from lightbox.backbones.detr import detr_config, dilate_last_stage
+from lightbox.backbones.matching import check_tensors
 from lightbox.backbones.seq2seq import quiet_loading
 from lightbox.errors import RequestError
 
@@ -27,10 +34,7 @@ PIXELS = BATCH * 224**2
 """Images are encoded by batches of BATCH, or fewer where they hold more pixels than this together."""
 KEY = "model.tower"
 """Config key that gives the name, for messages."""
-PREPROCESSOR = "preprocessor_config.json"
-DETR_PX = 800
-"""Side where neither configuration names one, which only DETR's may leave out."""
-UNREAD = ("pooler", "head")
+UNREAD = "pooler|head"
 """Parts that only serve pooled outputs, which are not read here; a file may lack them."""
 
 
@@ -59,42 +63,59 @@ class Tower:
 
     Args:
         model: in evaluation mode, without gradients.
+        processor: of transformers, as it was published beside the weights; it resizes and crops.
         width: channels of a feature.
-        image_px: side of the square that images are resized to.
         digest: identifies weights and preprocessing, for caches and job keys.
-        mean, std: per colour, of values in [0, 1].
         prefix_tokens: leading tokens that are no patches.
     """
 
     model: nn.Module
+    processor: Any
     width: int
-    image_px: int
     digest: str
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
     prefix_tokens: int
 
     @torch.inference_mode()
-    def encode(self, images: UInt8[Tensor, "b h w"]) -> Float[Tensor, "b p d"]:
-        """Features of the patches of grey images, row by row, from the last layer; no gradient.
+    def encode(
+        self, images: UInt8[Tensor, "b h w"] | UInt8[Tensor, "b h w c"] | Sequence[Image.Image]
+    ) -> Float[Tensor, "b p d"]:
+        """Features of the patches of images, row by row, from the last layer; no gradient.
 
         A DETR gives the last layer of its decoder instead: one feature an object query, in no order of place.
 
         Args:
-            images: 0..255 (grey); resized bilinearly where their side is not `image_px`.
-        """
-        # a whole split at once would hold all activations
-        parts = [self._encode(part) for part in images.split(max(1, min(BATCH, PIXELS // self.image_px**2)))]
-        return torch.cat(parts)
+            images: 0..255, grey or with three colours; those of a sequence may differ in size, and are asked for one
+                by one, so that a sequence can decode them late.
 
-    def _encode(self, images: Tensor) -> Tensor:
-        pixels = images.to(next(self.model.parameters()).device)[:, None].float() / 255  # b 1 h w
-        if pixels.shape[-2:] != (self.image_px, self.image_px):
-            side = (self.image_px, self.image_px)
-            # antialiased as PIL does: a shrunk image would show patterns that no tower was trained on
-            pixels = F.interpolate(pixels, side, mode="bilinear", align_corners=False, antialias=True)
-        mean, std = (pixels.new_tensor(v).view(1, -1, 1, 1) for v in (self.mean, self.std))
-        pixels = (pixels.expand(-1, len(self.mean), -1, -1) - mean) / std  # b 3 h w: grey on every colour
+        Raises:
+            RequestError: no images, or what no tower reads: 16 bits, a strip.
+        """
+        features: list[Tensor] = []
+        batch: list[Tensor] = []
+        for pixels in map(self._seen, images):
+            # a whole split at once would hold all activations; sizes are not mixed, as a DETR's features of an image
+            # that is filled up to the size of another would depend on that other
+            most = max(1, min(BATCH, PIXELS // pixels[0].numel()))
+            if batch and (pixels.shape != batch[0].shape or len(batch) == most):
+                features.append(self._encode(batch))
+                batch = []
+            batch.append(pixels)
+        if not batch:
+            raise RequestError("No images", "There is nothing to encode", "Give at least one")
+        return torch.cat([*features, self._encode(batch)])
+
+    def _seen(self, image: Tensor | Image.Image) -> UInt8[Tensor, "c h w"]:
+        """An image in colour, as the processor resizes and crops it."""
+        image = Image.fromarray(image.cpu().numpy()) if isinstance(image, Tensor) else image
+        check_image(image, "An image for a tower")
+        # what a processor makes of the values differs from `_encode` in the last bit, and results rest on that bit
+        skip = {"do_rescale": False, "do_normalize": False, "do_pad": False}
+        return self.processor(in_colour(image), return_tensors="pt", **skip).pixel_values[0]
+
+    def _encode(self, batch: list[Tensor]) -> Tensor:
+        pixels = torch.stack(batch).to(next(self.model.parameters()).device).float()  # b 3 h w
+        mean, std = (pixels.new_tensor(v).view(-1, 1, 1) for v in (self.processor.image_mean, self.processor.image_std))
+        pixels = (pixels / (1 / self.processor.rescale_factor) - mean) / std
         return self.model(pixel_values=pixels).last_hidden_state[:, self.prefix_tokens :]
 
 
@@ -106,10 +127,12 @@ def load_tower(name: str, revision: str = "") -> Tower:
         revision: full commit hash of a hub id.
 
     Raises:
-        RequestError: not there, not of a known family, or without safetensors.
+        RequestError: not there, not of a known family, without safetensors or preprocessing, or weights that do not
+            fit their config.
     """
     place = weights.locate(name, revision=revision, key=KEY)
-    config, preprocessing = _description(place, weights.CONFIG), _description(place, PREPROCESSOR)
+    shared: dict[str, Any] = {"trust_remote_code": False, "revision": place.revision or "main"}
+    config = PreTrainedConfig.get_config_dict(place.source, **shared)[0]
     family = FAMILIES.get(config.get("model_type", ""))
     if family is None:
         raise RequestError(
@@ -117,61 +140,47 @@ def load_tower(name: str, revision: str = "") -> Tower:
             f"The towers known here are {', '.join(FAMILIES)}",
             f"Set {KEY} to one of those families, or give ready features with model.features",
         )
-    is_detr = family.model_class is DetrModel
+    is_detr, request = family.model_class is DetrModel, f"{KEY} is '{name}'"
     own: dict[str, Any] = {}
     with quiet_loading():
         if is_detr:
-            own["config"], own["key_mapping"] = detr_config(config, request=f"{KEY} is '{name}'")
+            own["config"], own["key_mapping"] = detr_config(config, request=request)
         loaded: Any = family.model_class.from_pretrained(
             place.source,
-            revision=place.revision or "main",
             use_safetensors=True,
-            trust_remote_code=False,
             dtype="float32",
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # named and refused below, as are tensors that are not there
+            **shared,
             **own,
         )
     model, loading_info = loaded
-    # transformers draws them at random and only warns
-    missing = sorted(name for name in loading_info["missing_keys"] if not name.startswith(UNREAD))
-    if missing:
-        raise RequestError(
-            f"{KEY} is '{name}', read as {family.model_class.__name__}",
-            f"Its file lacks {len(missing)} tensors, the first is {missing[0]}: the tower would be random",
-            "Use weights of that architecture",
-        )
+    check_tensors(loading_info, family.model_class.__name__, request, may_lack=UNREAD, may_hold_more=True)
     if is_detr and config.get("dilation"):
         dilate_last_stage(model)
     return Tower(
         model=model.eval().requires_grad_(False),
+        processor=image_processor(place, request),
         width=model.config.hidden_size,
-        image_px=_side(preprocessing, getattr(model.config, "image_size", DETR_PX)),
         digest=weights.digest_of(name, revision=revision, key=KEY),
-        mean=_per_colour(preprocessing.get("image_mean", 0.5)),  # the default of ViT and SigLIP
-        std=_per_colour(preprocessing.get("image_std", 0.5)),
         prefix_tokens=family.prefix_tokens,
     )
 
 
-def _description(place: weights.Place, file: str) -> dict:
-    """A JSON file of a folder or hub id; empty where there is none."""
-    if place.folder is not None:
-        path = place.folder / file
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    try:
-        return json.loads(
-            Path(hf_hub_download(place.source, file, revision=place.revision)).read_text(encoding="utf-8")
-        )
-    except EntryNotFoundError:
-        return {}
+def image_processor(place: weights.Place, request: str) -> Any:
+    """The image processor that was published beside weights.
 
-
-def _side(preprocessing: dict, image_px: int) -> int:
-    size = preprocessing.get("crop_size") or preprocessing.get("size") or image_px
-    if isinstance(size, dict):
-        return int(size.get("height") or size.get("shortest_edge") or image_px)
-    return int(size)
-
-
-def _per_colour(value: float | Sequence[float]) -> tuple[float, ...]:
-    return (float(value),) * 3 if isinstance(value, int | float) else tuple(float(v) for v in value)
+    Raises:
+        RequestError: there is none, with the request in words.
+    """
+    with quiet_loading():
+        try:
+            return AutoImageProcessor.from_pretrained(
+                place.source, revision=place.revision or "main", trust_remote_code=False
+            )
+        except (OSError, ValueError) as err:  # no such file, or one that names no processor
+            raise RequestError(
+                request,
+                "No preprocessor_config.json beside its weights says how it sees an image",
+                "Put the file that was published with the weights there",
+            ) from err

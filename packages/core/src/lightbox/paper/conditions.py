@@ -62,11 +62,11 @@ class Pictures(Sequence[Image.Image]):
 
 
 def picture(image: np.ndarray | Path, image_px: int) -> Image.Image:
-    """A grey square with the image in its middle; its side is the image's longer one, `image_px` at most.
+    """A square with the image in its middle, grey or in colour; its side is the image's longer one, at most `image_px`.
 
     A square, because a processor that crops would otherwise cut the edges off.
     """
-    pixels = load_image(image)
+    pixels = load_image(image, in_colour=True)
     return Image.fromarray(letterbox(pixels, min(image_px, max(pixels.shape))))
 
 

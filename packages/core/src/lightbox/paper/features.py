@@ -6,7 +6,6 @@ appears by one rename: another process sees a whole file or none.
 """
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,10 @@ from torch import Tensor
 from lightbox.backbones import towers, weights
 from lightbox.errors import RequestError
 from lightbox.files import digest, replace_with
-from lightbox.paper.conditions import GREY
+from lightbox.paper.conditions import Pictures, picture
 from lightbox.paper.samples import Split
 from lightbox.paper.schema import NAME_MAP, ModelConfig
-from lightbox.readers.images import load_image
+from lightbox.readers.images import MAX_SIDE_PX
 from lightbox.runs.key import computing_versions
 from lightbox.runs.sources import core_digest
 
@@ -47,7 +46,7 @@ def load_features(model: ModelConfig, split: Split[Any], *, cache: Path) -> Floa
     made_by = core_digest(__name__), computing_versions(("torch", "transformers", "numpy", "PIL"))
     path = cache / f"features-{digest([split.digest(), tower_digest, made_by])[:24]}.safetensors"
     if not path.is_file():
-        rows = _encode(split.images, towers.load_tower(model.tower, model.tower_revision))
+        rows = _encode(split, towers.load_tower(model.tower, model.tower_revision))
         cache.mkdir(parents=True, exist_ok=True)
         replace_with(path, lambda staged: save_file({"features": rows.contiguous()}, staged))
     return load_file(path)["features"]
@@ -55,8 +54,7 @@ def load_features(model: ModelConfig, split: Split[Any], *, cache: Path) -> Floa
 
 def features_of(model: ModelConfig, image: Path) -> Float[Tensor, "1 p c"]:
     """Features of one image file by the tower."""
-    tower = towers.load_tower(model.tower, model.tower_revision)
-    return tower.encode(torch.from_numpy(load_image(image, image_px=tower.image_px))[None]).clone()
+    return towers.load_tower(model.tower, model.tower_revision).encode([picture(image, MAX_SIDE_PX)]).clone()
 
 
 def read_features(path: Path, split: Split[Any]) -> Float[Tensor, "n p c"]:
@@ -101,11 +99,7 @@ def _stem(image: np.ndarray | Path) -> tuple[str, ...]:
     return (image.stem,) if isinstance(image, Path) else ()
 
 
-def _encode(images: Sequence[np.ndarray | Path], tower: towers.Tower) -> Tensor:
-    """Features of the images and, last, of a mid-grey one; images are decoded a batch at a time."""
-    parts = []
-    for start in range(0, len(images), towers.BATCH):
-        pixels = [load_image(image, image_px=tower.image_px) for image in images[start : start + towers.BATCH]]
-        parts.append(tower.encode(torch.from_numpy(np.stack(pixels))))
-    blank = torch.full((1, tower.image_px, tower.image_px), GREY, dtype=torch.uint8)
-    return torch.cat([*parts, tower.encode(blank)]).clone()
+def _encode(split: Split[Any], tower: towers.Tower) -> Tensor:
+    """Features of the images, each decoded when its turn comes, and, last, of the blank one."""
+    pictures = Pictures(split, range(len(split.images) + 1), image_px=MAX_SIDE_PX)
+    return torch.cat([tower.encode(pictures[:-1]), tower.encode(pictures[-1:])]).clone()

@@ -1,11 +1,11 @@
-"""Pixels from files, safely: PNG, JPEG, DICOM -> uint8 grey, h x w. A failure is a `RequestError` naming the path.
+"""Pixels from files, safely: PNG, JPEG, DICOM -> uint8, h x w (x 3). A failure is a `RequestError` naming the path.
 
 Rules, the same for every source:
 
 * Formats are told by content, not by name; anything but PNG, JPEG and DICOM is refused.
 * An image above `MAX_PIXELS` is refused before it is decoded. Files are decoded in full; a truncated one is an error.
 * EXIF orientation is applied, so boxes are fractions of the upright image.
-* Colour becomes grey by ITU-R 601 luminance; transparency is laid over black.
+* Colour becomes grey by ITU-R 601 luminance unless it is asked for; transparency is laid over black.
 * 16-bit grey and every DICOM image are scaled linearly, the image's own minimum to 0 and maximum to 255, so nothing
   saturates and 12 bits in a 16-bit file keep their contrast; a constant image becomes 0. 8-bit PNG and JPEG are never
   rescaled.
@@ -43,8 +43,10 @@ _BROKEN = (
 _GOOD_FORMS = "Use a PNG, JPEG or DICOM file"
 
 
-def load_image(path_or_array: Path | str | np.ndarray, *, image_px: int | None = None) -> np.ndarray:
-    """Load one 2D image as grey.
+def load_image(
+    path_or_array: Path | str | np.ndarray, *, image_px: int | None = None, in_colour: bool = False
+) -> np.ndarray:
+    """Load one 2D image.
 
     With `image_px`, the image is letterboxed: scaled, keeping its aspect, until its longer side has `image_px` pixels
     (bilinear, antialiased), then centred on black; an odd pixel of margin goes right and below. `letterbox_box` moves
@@ -54,9 +56,10 @@ def load_image(path_or_array: Path | str | np.ndarray, *, image_px: int | None =
         path_or_array: a file, a row of a parquet file as ``<file>.parquet/<row>``, or an array h w, h w 3 or h w 4 of
             uint8, or h w of uint16 or int16.
         image_px: side of the square result; None keeps the size.
+        in_colour: keep the colours of an image that has some; colour DICOM becomes grey all the same.
 
     Returns:
-        uint8, h w, 0..255, own memory.
+        uint8, h w, or h w 3 for an image that keeps its colours, 0..255, own memory.
 
     Raises:
         RequestError: missing, unreadable, truncated, too large, of another format, or `image_px` outside 1..8192.
@@ -64,9 +67,9 @@ def load_image(path_or_array: Path | str | np.ndarray, *, image_px: int | None =
     if image_px is not None and not 1 <= image_px <= MAX_SIDE_PX:
         raise RequestError(f"image_px={image_px}", f"The side must lie in 1..{MAX_SIDE_PX}", "Choose it in that range")
     if isinstance(path_or_array, np.ndarray):
-        pixels = _from_array(path_or_array)
+        pixels = _from_array(path_or_array, in_colour)
     else:
-        pixels = _from_path(Path(path_or_array))
+        pixels = _from_path(Path(path_or_array), in_colour)
     return pixels if image_px is None else letterbox(pixels, image_px)
 
 
@@ -91,10 +94,12 @@ def to_uint8(values: np.ndarray) -> np.ndarray:
 
 
 def letterbox(pixels: np.ndarray, image_px: int) -> np.ndarray:
-    """Scale uint8 h w into a black square of `image_px` pixels; the rule stands at `load_image`."""
-    width, height, left, top = _letterbox_place(pixels.shape, image_px)
+    """Scale uint8 h w or h w 3 into a black square of `image_px` pixels; the rule stands at `load_image`."""
+    width, height, left, top = _letterbox_place(pixels.shape[:2], image_px)
     resized = Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR)
-    square = np.zeros((image_px, image_px), np.uint8)  # black, as the surround of most medical images
+    square = np.zeros(
+        (image_px, image_px, *pixels.shape[2:]), np.uint8
+    )  # black, as the surround of most medical images
     square[top : top + height, left : left + width] = np.asarray(resized)
     return square
 
@@ -118,10 +123,10 @@ def _letterbox_place(image_hw: tuple[int, int], image_px: int) -> tuple[int, int
     return new_width, new_height, (image_px - new_width) // 2, (image_px - new_height) // 2
 
 
-def _from_array(array: np.ndarray) -> np.ndarray:
+def _from_array(array: np.ndarray, in_colour: bool) -> np.ndarray:
     is_grey, is_colour = array.ndim == 2, array.ndim == 3 and array.shape[-1] in (3, 4)
     if array.size and array.dtype == np.uint8 and (is_grey or is_colour):
-        return _to_grey(Image.fromarray(np.ascontiguousarray(array)))
+        return _values(Image.fromarray(np.ascontiguousarray(array)), in_colour)
     if array.size and array.dtype in (np.uint16, np.int16) and is_grey:
         return to_uint8(array)
     raise RequestError(
@@ -131,7 +136,7 @@ def _from_array(array: np.ndarray) -> np.ndarray:
     )
 
 
-def _from_path(path: Path) -> np.ndarray:
+def _from_path(path: Path, in_colour: bool) -> np.ndarray:
     source = io.BytesIO(image_bytes(path)) if is_row_path(path) else path
     head = source.getvalue()[:132] if isinstance(source, io.BytesIO) else _head(path)  # DICOM says DICM at byte 128
     if head[128:132] == b"DICM":
@@ -139,7 +144,7 @@ def _from_path(path: Path) -> np.ndarray:
     with _opened(source, path, head) as image:
         try:
             image.load()
-            return _to_grey(ImageOps.exif_transpose(image))
+            return _values(ImageOps.exif_transpose(image), in_colour)
         except _BROKEN as err:
             raise RequestError(
                 f"Image '{path}'", f"It cannot be decoded in full: {err}", "Fetch the file again, or leave it out"
@@ -197,13 +202,14 @@ def _too_large(path: Path, size: str) -> RequestError:
     )
 
 
-def _to_grey(image: Image.Image) -> np.ndarray:
+def _values(image: Image.Image, in_colour: bool) -> np.ndarray:
     if image.mode.startswith(("I", "F")):  # PIL's own convert("L") would clip 16 bits at 255
         return to_uint8(np.asarray(image))
+    has_colour = image.mode not in ("1", "L", "LA", "La")
     if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
-    return np.array(image.convert("L"), dtype=np.uint8)
+    return np.array(image.convert("RGB" if in_colour and has_colour else "L"), dtype=np.uint8)
 
 
 def _from_dicom(path: Path, source: Path | io.BytesIO) -> np.ndarray:

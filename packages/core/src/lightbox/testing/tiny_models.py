@@ -22,6 +22,8 @@ from transformers import (
     SiglipVisionModel,
     T5Config,
     T5ForConditionalGeneration,
+    ViTConfig,
+    ViTModel,
 )
 
 from lightbox.backbones.seq2seq import quiet_loading
@@ -29,11 +31,12 @@ from lightbox.backbones.seq2seq import quiet_loading
 SPECIAL = ("<pad>", "</s>", "<unk>", "<extra_id_0>")
 TEMPLATE_WORDS = tuple("question options answer solution the is a b : ( ) . ? that part of image in yes no".split())
 TOWERS = {
-    "clip": (CLIPVisionConfig, CLIPVisionModel, 1),
-    "siglip": (SiglipVisionConfig, SiglipVisionModel, 0),
-    "dinov2": (Dinov2Config, Dinov2Model, 1),
+    "clip": (CLIPVisionConfig, CLIPVisionModel, 1, "CLIPImageProcessor"),
+    "siglip": (SiglipVisionConfig, SiglipVisionModel, 0, "SiglipImageProcessor"),
+    "vit": (ViTConfig, ViTModel, 1, "ViTImageProcessor"),
+    "dinov2": (Dinov2Config, Dinov2Model, 1, "BitImageProcessor"),
 }
-"""Family -> config class, model class, leading tokens that are no patches."""
+"""Family -> config class, model class, leading tokens that are no patches, image processor."""
 
 
 def save_t5(folder: Path, words: Iterable[str], *, width: int = 32, layers: int = 1, seed: int = 0) -> Path:
@@ -69,13 +72,15 @@ def save_t5(folder: Path, words: Iterable[str], *, width: int = 32, layers: int 
 
 def save_tower(folder: Path, family: str = "clip", *, width: int = 32, image_px: int = 64, seed: int = 0) -> Path:
     """Write a random vision tower of a family of `TOWERS`, patch 8, with its preprocessor settings."""
-    config_class, model_class, _ = TOWERS[family]
+    config_class, model_class, _, processor = TOWERS[family]
     sizes = {"num_hidden_layers": 1, "num_attention_heads": 2, "image_size": image_px, "patch_size": 8}
     mlp = {"mlp_ratio": 2} if family == "dinov2" else {"intermediate_size": 2 * width}
     torch.manual_seed(seed)
     with quiet_loading():
         model_class(config_class(hidden_size=width, **sizes, **mlp)).save_pretrained(folder)
-    settings = {"size": {"height": image_px, "width": image_px}, "image_mean": [0.5] * 3, "image_std": [0.25] * 3}
+    square = {"height": image_px, "width": image_px}
+    settings = {"image_processor_type": processor, "size": square, "crop_size": square}
+    settings |= {"image_mean": [0.5] * 3, "image_std": [0.25] * 3}
     (folder / "preprocessor_config.json").write_text(json.dumps(settings), encoding="utf-8")
     return folder
 
