@@ -275,6 +275,18 @@ def test_turns_that_do_not_fit_the_memory_are_refused(llava):
         llava.continued(first, [user("a</s>")] * 3)
 
 
+def test_a_memory_is_continued_once_with_as_many_rows_as_it_has(llava):
+    first = llava.generate(asked(llava), max_new_tokens=2, with_memory=True)
+    again = copy.deepcopy(first)
+    batch = llava.continued(first, [user("Why?")] * 3)
+    with pytest.raises(RequestError, match="a cache goes on with as many rows as it has"):
+        llava.generate(batch, max_new_tokens=2, sampling=Sampling(seeds=(1, 2, 3), samples=2))
+    ids = llava.generate(batch, max_new_tokens=2).ids
+    with pytest.raises(RequestError, match="it was continued before"):
+        llava.continued(first, [user("Why?")] * 3)
+    assert torch.equal(llava.generate(llava.continued(again, [user("Why?")] * 3), max_new_tokens=2).ids, ids)
+
+
 def test_memory_of_an_encoder_decoder_is_refused(folders):
     florence = load(str(folders["florence-2-base"]))
     with pytest.raises(RequestError, match="encodes its prompt anew"):
@@ -286,7 +298,7 @@ def test_batches_that_cannot_be_answered_are_refused(llava):
         llava.generate(llava.prepare(IMAGES, PROMPTS, ["a", "b", "c"], max_tokens=400), max_new_tokens=2)
     with pytest.raises(RequestError, match="Rows that end with padding"):
         llava.generate(llava.prepare(IMAGES, PROMPTS, max_tokens=400), max_new_tokens=2)
-    with pytest.raises(RequestError, match="2 seeds for 3 rows"):
+    with pytest.raises(RequestError, match="2 seeds and 1 samples for 3 rows"):
         llava.generate(asked(llava), max_new_tokens=2, sampling=Sampling(seeds=(1, 2)))
     with pytest.raises(RequestError, match="Every text holds it"):
         llava.generate(asked(llava), max_new_tokens=2, stop=["a", ""])

@@ -7,6 +7,6 @@ refuses what cannot work, all without torch; `loading.load` gives a `backbone.Ba
 `conversation` holds turns and images, `reading` makes `rows` of them and a batch, `backbone` says what a model makes of
 it (loss, log-probabilities, features by `vision`, answers by `generation`), and a family's own file (`llava`,
 `qwen_vl`, `gemma3`, `florence2`, `t5`) says what differs. `attention` and `quantisation` choose how it computes and is
-stored, `codecs` write boxes as text. `towers` gives frozen image features, `segmenter` masks, `seq2seq` plain T5 models.
+stored, `codecs` write boxes as text. `towers` gives frozen image features, `segmenter` masks, `seq2seq` plain T5s.
 `convert_llava` turns the layout of LLaVA's authors into transformers' own.
 """

@@ -5,6 +5,7 @@ features (`grids`, `split_patches`, `project`); it gets its row in `loading.CLAS
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -140,7 +141,8 @@ class Backbone(Reader):
         )
         settings.return_dict_in_generate = True
         choice, ends = Choice(sampling, max_new_tokens), Ends(settings.eos_token_id, stop, self.tokenizer, old)
-        with vision.read_by(self.part(self.family.head)) as read:
+        head = self.part(self.family.head)
+        with vision.read_by(head) if with_states else nullcontext([]) as read:
             # adapters lie inside the core, so they count; a data-parallel wrapper has no generate
             out = self.core.generate(
                 **inputs, generation_config=settings, logits_processor=[choice], stopping_criteria=[ends]
@@ -160,7 +162,7 @@ class Backbone(Reader):
             ids=ids,
             is_token=is_token,
             logps=torch.stack(choice.logps, dim=1) * is_token,
-            states=torch.stack([state[:, -1] for state in read], dim=1) if with_states else None,
+            states=torch.stack([state[:, -1] for state in read], dim=1) if read else None,
             memory=memory,
         )
 
@@ -210,8 +212,8 @@ class Backbone(Reader):
             max_tokens: longest row, all turns together.
 
         Raises:
-            RequestError: answers without memory, another number of turns, an encoder-decoder, and as
-                `prepare_conversations`.
+            RequestError: answers without memory or continued before, another number of turns, rows with gaps where
+                layers look back over a window, and as `prepare_conversations`.
         """
         memory = generated.memory
         if memory is None or len(turns) != len(generated.ids):
@@ -219,6 +221,12 @@ class Backbone(Reader):
                 f"{len(turns)} turns behind {len(generated.ids)} answers{'' if memory else ' without memory'}",
                 "A cache holds what was read row by row, and each row goes on by one turn",
                 "Give one turn an answer, and generate with with_memory=True",
+            )
+        if memory.cache.get_seq_length() != memory.tokens["input_ids"].shape[1] - 1:
+            raise RequestError(
+                f"A memory of {memory.tokens['input_ids'].shape[1]} tokens a row",
+                f"Its cache holds {memory.cache.get_seq_length()}: it was continued before, and grew in place",
+                "Copy the answers with copy.deepcopy before they are continued twice",
             )
         conversations = [
             Conversation((*before.turns, assistant(text), turn))
@@ -408,11 +416,11 @@ class Backbone(Reader):
                 "Use a causal family for several turns",
             )
         mask = batch.inputs["attention_mask"]
-        if sampling is not None and len(sampling.seeds) != len(mask):
+        if sampling is not None and (len(sampling.seeds) != len(mask) or (batch.cache and sampling.samples > 1)):
             raise RequestError(
-                f"{len(sampling.seeds)} seeds for {len(mask)} rows",
-                "A row's draws follow from its own seed",
-                "Give one seed a row",
+                f"{len(sampling.seeds)} seeds and {sampling.samples} samples for {len(mask)} rows",
+                "A row's draws follow from its own seed, and a cache goes on with as many rows as it has",
+                "Give one seed a row, and draw several samples in the first turn",
             )
         if self.family.is_encoder_decoder:
             return

@@ -7,6 +7,7 @@ is written and read, what an image costs) are the methods under "text" and "imag
 import copy
 import re
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Any, Self
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from lightbox.backbones import rows, weights
 from lightbox.backbones.attention import AttentionChoice
 from lightbox.backbones.codecs import CODECS, CoordinateCodec
-from lightbox.backbones.conversation import Conversation, conversations_of, in_colour, pieces
+from lightbox.backbones.conversation import Conversation, check_image, conversations_of, in_colour, pieces
 from lightbox.backbones.families import Family
 from lightbox.backbones.rows import IGNORED, Row, SharedImages, VlmBatch
 from lightbox.errors import RequestError
@@ -148,7 +149,8 @@ class Reader:
         """
         self._check_conversations(conversations)
         distinct = list({id(image): image for row in conversations for image in row.images}.values())
-        places = [[next(i for i, d in enumerate(distinct) if d is image) for image in r.images] for r in conversations]
+        order = {id(image): place for place, image in enumerate(distinct)}
+        places = [[order[id(image)] for image in row.images] for row in conversations]
         pixels = self.read_images(distinct) if distinct else {}
         counts = self._token_counts(pixels, features, len(distinct))
         prompts, answers = [], []
@@ -180,13 +182,13 @@ class Reader:
     def check_texts(self, texts: Sequence[str], *, what: str = "text") -> None:
         """Refuse texts that hold a control token, such as the end of a turn: they would be read as one.
 
-        Control tokens are the tokenizer's special tokens and the image's; those that the family's boxes are written
-        with are text. Data sets are checked by the same rule, before a run.
+        Control tokens are the tokenizer's special tokens and the image's, without `text_tokens`. Data sets are checked
+        by the same rule, before a run.
 
         Raises:
             RequestError: with the item and the token.
         """
-        expression = self._control_tokens()
+        expression = _control_tokens(self.tokenizer, len(self.tokenizer), self.image_token or "", self.text_tokens)
         for index, text in enumerate(texts):
             match = expression.search(text) if isinstance(text, str) else None
             if match:
@@ -262,6 +264,11 @@ class Reader:
         """The token whose places vision tokens take; None for a text-only family."""
         return getattr(self.core.config, "image_token_id", None)
 
+    @property
+    def text_tokens(self) -> str:
+        """Expression of special tokens that a text may hold: those that boxes are written with."""
+        return self.codec.control_tokens
+
     def tokens_per_image(self, pixels: dict[str, Tensor]) -> list[int]:
         """How many tokens the tower and projector give for each image, from the model's config and the pixels."""
         raise self.no_images()
@@ -270,6 +277,8 @@ class Reader:
         """What the tower reads of images, on the CPU; pixels in the dtype of the weights, as a 16-bit tower asks."""
         if not self.family.has_vision:
             raise self.no_images()
+        for place, image in enumerate(images):
+            check_image(image, f"Image {place}")
         encoded = self.processor.image_processor([in_colour(image) for image in images], return_tensors="pt")
         return {
             name: encoded[name].to(self.dtype if encoded[name].is_floating_point() else None)
@@ -345,13 +354,6 @@ class Reader:
             )
         return [len(tokens) for tokens in features]
 
-    def _control_tokens(self) -> re.Pattern[str]:
-        special = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
-        special |= {*self.tokenizer.all_special_tokens, *([self.image_token] if self.image_token else [])}
-        written = re.compile(self.codec.control_tokens) if self.codec.control_tokens else None
-        tokens = [token for token in special if token and not (written and written.fullmatch(token))]
-        return re.compile("|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True)))
-
     def _check_conversations(self, conversations: Sequence[Conversation]) -> None:
         if not conversations or len({row.is_answered for row in conversations}) != 1:
             raise RequestError(
@@ -376,3 +378,12 @@ def _lengths(row: Row, labels: list[int], *, is_joined: bool) -> tuple[int, int]
     """Tokens of a row's prompt and of its targets."""
     target = sum(label != IGNORED for label in labels)
     return len(row["input_ids"]) - target * is_joined, target
+
+
+@lru_cache(maxsize=8)
+def _control_tokens(tokenizer: Any, size: int, image_token: str, text_tokens: str) -> re.Pattern[str]:
+    """Finds special tokens in text; `size` is the tokenizer's, which may have got tokens since it was asked."""
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    special |= {*tokenizer.all_special_tokens, image_token} - {""}
+    tokens = [token for token in special if not re.fullmatch(text_tokens, token)]
+    return re.compile("|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True)))

@@ -24,6 +24,11 @@ class T5Backbone(Backbone):
         """None: positions are relative."""
         return None
 
+    @property
+    def text_tokens(self) -> str:
+        """The sentinels, which T5 was pretrained to read as gaps in a text."""
+        return r"<extra_id_\d+>"
+
     def write(self, conversation: Conversation) -> list[str]:
         """The question itself; there is no template."""
         return ["\n".join(turn.text for turn in conversation.turns if turn.role != "assistant")]
