@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from lightbox.adapters import starts
 from lightbox.backbones.families import Family
-from lightbox.backbones.quantisation import part_of
+from lightbox.backbones.quantisation import part_of, quantised_as
 from lightbox.config import LANGUAGE, AdapterConfig
 from lightbox.errors import RequestError
 
@@ -46,10 +46,11 @@ def add_lora(
 
     Raises:
         RequestError: a target pattern that matches nothing or anything but linear layers of the language model, a
-            projector without linear layers, a start that lacks what it needs.
+            projector without linear layers, what `whole_modules` refuses, a start that lacks what it needs.
     """
     pattern = target_pattern(model, family, adapter)
-    saved = [family.projector] if adapter.projector == "full" and family.projector else None
+    saved = [family.projector] if adapter.projector == "full" and family.projector else []
+    saved += whole_modules(model, family, adapter)
     # asked of the tensors: configs of wrapped models say it in several places
     is_tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
     config = LoraConfig(
@@ -59,7 +60,7 @@ def add_lora(
         use_rslora=adapter.use_rslora,
         use_dora=adapter.use_dora,
         target_modules=pattern,
-        modules_to_save=saved,
+        modules_to_save=saved or None,
         trainable_token_indices=_token_rows(family, new_token_ids, is_tied=is_tied),
         bias="none",  # a trained bias would be outside the additions that are saved, merged and switched off
     )
@@ -115,6 +116,9 @@ def target_pattern(model: nn.Module, family: Family, adapter: AdapterConfig) -> 
     if adapter.targets != LANGUAGE:
         _check_pattern(model, family, adapter.targets)
         language = adapter.targets
+    whole = "|".join(re.escape(path) for path in whole_modules(model, family, adapter))
+    if whole:  # what trains as a whole needs no additions
+        language = rf"(?!(?:{whole})(?:\.|$))(?:{language})"
     if adapter.projector == "frozen":
         return language
     inside = _linears_below(model, family.projector)
@@ -127,6 +131,53 @@ def target_pattern(model: nn.Module, family: Family, adapter: AdapterConfig) -> 
     if adapter.projector == "full":
         return language
     return "|".join([f"(?:{language})", *(re.escape(name) for name in inside)])
+
+
+def whole_modules(model: nn.Module, family: Family, adapter: AdapterConfig) -> list[str]:
+    """Paths of the modules that `adapter.modules` names, the outermost where one lies in another.
+
+    Raises:
+        RequestError: a pattern that names no module, or one that cannot be copied and trained: quantised, without
+            parameters, a list, or table, head or projector, which have settings of their own.
+    """
+    paths: dict[str, None] = {}  # in order of the settings, each once
+    for pattern in adapter.modules:
+        request = f"adapter.modules has '{pattern}'"
+        try:
+            names = [name for name, _ in model.named_modules() if name and re.fullmatch(pattern, name)]
+        except re.error as err:
+            raise RequestError(request, f"It is no regular expression: {err}", "Write the path of a module") from err
+        if not names:
+            some = ", ".join(name for name, _ in model.named_children())
+            raise RequestError(
+                request,
+                f"It matches no module as a whole; the outermost are {some}",
+                "Add the module to the model before adapters, or correct the path",
+            )
+        for name in names:
+            why = _why_not_whole(name, model.get_submodule(name), family)
+            if why:
+                raise RequestError(request, f"It matches {name}, {why}", "Name other modules")
+        paths |= dict.fromkeys(names)
+    return [name for name in paths if not any(name.startswith(other + ".") for other in paths)]
+
+
+def _why_not_whole(name: str, module: nn.Module, family: Family) -> str:
+    if isinstance(module, nn.ModuleList | nn.ModuleDict):
+        return "a list of modules, which is never called itself"
+    if next(module.parameters(), None) is None:
+        return "which has no parameters"
+    if any(quantised_as(inner) != "none" for inner in module.modules()):
+        return "which is stored in 4 or 8 bit and cannot train"
+    own = {
+        family.embeddings: "the token table, of which adapters train the rows of new tokens only",
+        family.head: "the head, of which adapters train the rows of new tokens only",
+        family.projector: "the projector: set adapter.projector=full",
+    }
+    for part, why in own.items():
+        if part and (f"{part}.".startswith(f"{name}.") or name.startswith(f"{part}.")):
+            return why
+    return ""
 
 
 def _check_pattern(model: nn.Module, family: Family, pattern: str) -> None:
