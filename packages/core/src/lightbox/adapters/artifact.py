@@ -72,6 +72,9 @@ def save(
     tokens = _trained_tokens(config, backbone)
     config.inference_mode = True
     config.base_model_name_or_path, config.revision = backbone.name, backbone.revision or None
+    if config.task_type is None:  # what peft's AutoPeftModel opens the base with
+        base = type(backbone.core)
+        config.auto_mapping = {"base_model_class": base.__name__, "parent_library": base.__module__}
     settings = manifest.settings_of(config.to_dict()) | {"quant": backbone.quant} if adapter is None else adapter
     facts = {"adapter": to_plain(settings), "new_tokens": tokens, "pruning": pruning and {**pruning}}
     with staged_folder(folder, KIND) as staged, quiet_loading():

@@ -125,18 +125,18 @@ def read_adapter(folder: Path) -> dict[str, Any]:
 
 def settings_of(plain: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of `adapter.*` that peft's own description of a LoRA amounts to, names matched as peft matches them."""
-    targets = plain["target_modules"] or []
+    targets = plain.get("target_modules") or []
     if not isinstance(targets, str):
         targets = rf"(?:.*\.)?(?:{'|'.join(re.escape(name) for name in sorted(targets))})"
     return {
         "kind": "lora",
         "r": plain["r"],
         "alpha": float(plain["lora_alpha"]),
-        "dropout_prob": plain["lora_dropout"],
-        "use_rslora": plain["use_rslora"],
-        "use_dora": plain["use_dora"],
+        "dropout_prob": plain.get("lora_dropout", 0.0),
+        "use_rslora": plain.get("use_rslora", False),  # unknown to older files
+        "use_dora": plain.get("use_dora", False),
         "targets": targets,
-        "modules": [f".*{re.escape(name)}" for name in plain["modules_to_save"] or ()],
+        "modules": [f".*{re.escape(name)}" for name in plain.get("modules_to_save") or ()],
     }
 
 

@@ -6,6 +6,7 @@ other weights.
 """
 
 import copy
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,14 @@ from peft.tuners.lora import LoraLayer
 from peft.utils import ModulesToSaveWrapper, TrainableTokensWrapper
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from transformers import GenerationConfig
 from transformers.core_model_loading import revert_weight_conversion
 
 from lightbox.adapters import guards, lora
 from lightbox.adapters.artifact import wrapped_model
 from lightbox.adapters.manifest import base_facts, staged_folder, write_manifest
 from lightbox.adapters.plain import dense_weight
+from lightbox.backbones import weights
 from lightbox.backbones.backbone import Backbone
 from lightbox.backbones.loading import DTYPES
 from lightbox.backbones.preflight import SHARDS
@@ -56,6 +59,9 @@ def merge_to_16_bit(backbone: Backbone, folder: Path, *, dtype: str = "bf16", ma
     guards.refuse_packed(model)
     with staged_folder(folder, KIND) as staged, quiet_loading():
         write_plain(model, staged, dtype=DTYPES[dtype], max_bytes=int(max_shard_gib * (1 << 30)))
+        with suppress(OSError):  # as published, where it is: a family may change settings of decoding for its own use
+            place = weights.locate(backbone.name, revision=backbone.revision)
+            GenerationConfig.from_pretrained(place.source, revision=place.revision).save_pretrained(staged)
         backbone.processor.save_pretrained(staged)
         write_manifest(staged, KIND, base_facts(backbone) | {"stored_as": dtype})
     return folder
@@ -144,13 +150,14 @@ def _with_addition(layer: Any, leaf: str) -> Tensor:
     """W + s B A, with DoRA's rows rescaled to their learned lengths, in float32.
 
     Raises:
-        RequestError: an addition that depends on the input.
+        RequestError: an addition that is no change of the weights that there are.
     """
     name = lora.ADAPTER
-    if name in layer.lora_variant and name not in layer.lora_magnitude_vector:
+    is_variant = name in layer.lora_variant and name not in layer.lora_magnitude_vector
+    if is_variant or (layer.lora_bias.get(name) and layer.get_base_layer().bias is None):
         raise RequestError(
-            f"A layer's addition is a {type(layer.lora_variant[name]).__name__}",
-            "What it adds is no fixed change of the weight",
+            f"An addition of this adapter is {layer.lora_variant[name] if is_variant else 'a bias where none was'}",
+            "It is no change of the weights that the base has",
             "Use the adapter without merging it",
         )
     if leaf == "bias" and layer.lora_bias.get(name):

@@ -24,9 +24,7 @@ DTYPES = ("bf16", "fp16", "fp32")
 def export(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run, or of an adapter.")],
     out: Annotated[Path, typer.Argument(metavar="DIR", help="New folder.")],
-    merge: Annotated[
-        bool, typer.Option("--merge", help="Write a whole model: the base with the adapter in it.")
-    ] = False,
+    merge: Annotated[bool, typer.Option("--merge", help="Write a whole model, base and adapter in one.")] = False,
     dtype: Annotated[str, typer.Option(help="bf16, fp16 or fp32 of a merged model.")] = "bf16",
 ) -> None:
     """Write a trained adapter as a folder for peft, or with --merge as a model for transformers, vLLM or llama.cpp.
@@ -40,13 +38,11 @@ def export(
         raise RequestError(
             f"DIR is '{out}'", "It is there already, and an export replaces nothing", "Name a new folder"
         )
-    base = find_pretrained(str(folder))  # refuses where the base is not here
-    if base.adapter is None:
+    if not (folder / ADAPTER).is_file():
         raise RequestError(
-            f"RUN is '{run}', which trained a whole model and no adapter",
-            "Its folder is in the layout of transformers already",
-            f"Copy '{folder}'",
+            f"RUN is '{run}', with a whole model and no adapter", "That is in transformers' layout", f"Copy '{folder}'"
         )
+    base = find_pretrained(str(folder))  # refuses where the base is not here
     if merge:
         _write_merged(folder, base, out, dtype)
     else:
@@ -87,13 +83,14 @@ def card(name: str, base: Pretrained, record: dict[str, Any], run: folders.Run |
     """
     trained, tokens = record["adapter"], record["new_tokens"]
     additions = f"LoRA of rank {trained['r']}, alpha {trained['alpha']:g}, on `{trained['targets']}`"
-    whole = [*trained.get("modules", ()), *(["the projector"] if trained.get("projector") == "full" else [])]
+    whole = [f"`{module}`" for module in trained.get("modules", ())]
+    whole += ["the projector"] if trained.get("projector") == "full" else []
     rows = [
         ("base", f"{base.name} {base.revision}".strip()),
         ("digest of the base's weights", record["base"]["digest"]),
         ("stored in training as", record["quant"]),
         ("trained", additions + (" and the projector" if trained.get("projector") == "lora" else "")),
-        ("trained as a whole", ", ".join(f"`{module}`" for module in whole)),
+        ("trained as a whole", ", ".join(whole)),
         ("new tokens", ", ".join(f"`{token}`" for token in tokens)),
     ]
     if run is not None:
