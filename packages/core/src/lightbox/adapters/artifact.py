@@ -9,7 +9,7 @@ import copy
 import json
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,11 @@ from transformers.core_model_loading import WeightRenaming, rename_source_key
 
 from lightbox.adapters import guards, kbit, lora, manifest
 from lightbox.adapters.fused import use_fused
-from lightbox.adapters.manifest import base_facts, read_adapter, staged_folder, write_manifest
+from lightbox.adapters.manifest import DTYPES, base_facts, read_adapter, staged_folder, write_manifest
 from lightbox.adapters.plain import PREFIX, plain_name
 from lightbox.adapters.tokens import add_tokens
 from lightbox.backbones import loading
-from lightbox.backbones.backbone import DTYPES, Backbone
+from lightbox.backbones.backbone import Backbone
 from lightbox.backbones.preflight import TOKENIZERS
 from lightbox.backbones.seq2seq import quiet_loading
 from lightbox.backbones.weights import digest_of_weights
@@ -38,7 +38,6 @@ from lightbox.files import to_plain
 
 WEIGHTS = "adapter_model.safetensors"
 KIND = "adapter"
-SHORT = {str(dtype).removeprefix("torch."): name for name, dtype in DTYPES.items()}
 _OWN = re.compile(r"\.(?:lora_|token_adapter\.).*|\.[^.]+$")
 """What follows the path of a module in the name of a tensor that belongs to it."""
 _log = logging.getLogger(__name__)
@@ -98,7 +97,7 @@ def load_base(folder: Path, **settings: str) -> Backbone:
     """
     record = read_adapter(folder)
     base = record["base"]
-    own = {"revision": base["revision"], "quant": record["quant"], "dtype": SHORT.get(record["dtype"])}
+    own = {"revision": base["revision"], "quant": record["quant"], "dtype": DTYPES.get(record["dtype"])}
     try:
         return loading.load(base["name"], **{key: value for key, value in own.items() if value} | settings)
     except RequestError as err:
@@ -150,8 +149,7 @@ def load(
         _check_quant(folder, record, backbone, allow_quant=allow_quant)
         manifest.check_files(folder, record)  # after the fit: a wrong base is the likelier mistake, and cheaper to see
     config = LoraConfig.from_pretrained(str(folder))
-    tensors = _renamed(load_file(folder / WEIGHTS), backbone)
-    _check_modules(folder, tensors, backbone)
+    tensors = _placed(folder, load_file(folder / WEIGHTS), backbone)
     _add_tokens(folder, record, backbone)
     _grow(config, tensors, backbone)
     kbit.prepare(backbone.core, backbone.family, checkpoint_layers=checkpoint_layers)
@@ -159,10 +157,9 @@ def load(
     config.base_model_name_or_path = None  # peft would compare it with the path of today
     with torch.random.fork_rng():  # the start that is overwritten below is drawn
         model = lora.wrap(backbone.core, config)
-    _check_shapes(folder, tensors, _state_with(model, tensors))
+    _check_tensors(folder, tensors, model)
     set_peft_model_state_dict(model, dict(tensors), adapter_name=lora.ADAPTER)
-    loaded = _state_with(model, tensors)
-    _refuse_odd(folder, [name for name in tensors if not torch.equal(tensors[name].to(loaded[name]), loaded[name])])
+    _check_tensors(folder, tensors, model, is_loaded=True)
     if not is_trainable:
         model.requires_grad_(False)
     if record["adapter"].get("use_fused", True):  # last: it replaces the classes of layers that peft has just made
@@ -223,29 +220,34 @@ def _trained_tokens(config: LoraConfig, backbone: Backbone) -> dict[str, int]:
     return dict(zip(tokens, rows, strict=True))
 
 
-def _renamed(tensors: dict[str, Tensor], backbone: Backbone) -> dict[str, Tensor]:
-    """Tensors under the names of today's transformers, which calls modules of several families otherwise than once."""
+def _placed(folder: Path, tensors: dict[str, Tensor], backbone: Backbone) -> dict[str, Tensor]:
+    """Tensors by today's names of the base's modules, which transformers once called otherwise in several families.
+
+    Raises:
+        RequestError: for modules that the base lacks.
+    """
     modules = dict(backbone.core.named_modules())
     renamings = [t for t in get_model_conversion_mapping(backbone.core) if isinstance(t, WeightRenaming)]
-
-    def today(name: str) -> str:
+    placed, missing = {}, []
+    for name, tensor in tensors.items():
         plain = name.removeprefix(PREFIX)
-        return name if _OWN.sub("", plain) in modules else PREFIX + rename_source_key(plain, renamings, [])[0]
-
-    return {today(name): tensor for name, tensor in tensors.items()}
-
-
-def _check_modules(folder: Path, tensors: Mapping[str, Tensor], backbone: Backbone) -> None:
-    modules = dict(backbone.core.named_modules())
-    paths = {_OWN.sub("", name.removeprefix(PREFIX).replace(".base_layer", "")) for name in tensors}
-    missing = sorted(paths - modules.keys())
+        if _path(plain) not in modules:
+            plain = rename_source_key(plain, renamings, [])[0]
+        if _path(plain) not in modules:
+            missing.append(_path(plain))
+        placed[PREFIX + plain] = tensor
     if missing:
         raise RequestError(
-            f"The adapter '{folder}' changes {len(paths)} modules, and '{backbone.name}' lacks {len(missing)} of them, "
-            f"the first is {missing[0]}",
+            f"{len(missing)} of {len(tensors)} tensors of the adapter '{folder}' are for modules such as {missing[0]}, "
+            f"which '{backbone.name}' lacks",
             f"It belongs to another architecture than a {backbone.family.name}, or to modules that were added to it",
             "Load the base that it was trained on, add its modules, and hand it to artifact.load",
         )
+    return placed
+
+
+def _path(name: str) -> str:
+    return _OWN.sub("", name.replace(".base_layer", ""))
 
 
 def _add_tokens(folder: Path, record: dict[str, Any], backbone: Backbone) -> None:
@@ -255,9 +257,9 @@ def _add_tokens(folder: Path, record: dict[str, Any], backbone: Backbone) -> Non
         entries = json.loads(beside.read_text(encoding="utf-8"))["added_tokens"]
     else:
         entries = [{"id": row, "content": token} for token, row in record["new_tokens"].items()]
-    rows = {entry["content"]: entry["id"] for entry in sorted(entries, key=lambda entry: entry["id"])}
-    flags = {entry["content"]: {key: flag for key, flag in entry.items() if key != "id"} for entry in entries}
-    fresh = [AddedToken(**flags[token]) for token in rows if token not in vocabulary]
+    entries.sort(key=lambda entry: entry["id"])
+    rows = {entry["content"]: entry.pop("id") for entry in entries}
+    fresh = [AddedToken(**entry) for entry in entries if entry["content"] not in vocabulary]
     ids = vocabulary | {token.content: len(backbone.tokenizer) + place for place, token in enumerate(fresh)}
     wrong = [token for token, row in rows.items() if ids[token] != row]
     if wrong:
@@ -282,30 +284,25 @@ def _grow(config: LoraConfig, tensors: Mapping[str, Tensor], backbone: Backbone)
     config.modules_to_save = [*named, *(path for path in whole if not any(path.endswith(name) for name in named))]
 
 
-def _state_with(model: PeftModel, names: Iterable[str]) -> dict[str, Tensor]:
-    """What trains, and tensors of the base that peft put into the file beside it."""
+def _check_tensors(folder: Path, saved: Mapping[str, Tensor], model: PeftModel, *, is_loaded: bool = False) -> None:
+    """Compare names and shapes of a file with the model, and values once they are loaded."""
     whole = model.state_dict()
-    return {name: whole[name].cpu() for name in names if ".base_layer." in name and name in whole} | trained_state(
-        model
-    )
-
-
-def _check_shapes(folder: Path, saved: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
-    _refuse_odd(folder, sorted(saved.keys() ^ wanted.keys()))
-    for name, tensor in saved.items():
-        own, needed = tuple(tensor.shape), tuple(wanted[name].shape)
-        if own != needed:
-            raise RequestError(
-                f"{name} of the adapter '{folder}' is {own}, and the base needs {needed}",
-                "It was trained on a model of another size",
-                "Load the base that it was trained on",
-            )
-
-
-def _refuse_odd(folder: Path, names: list[str]) -> None:
-    if names:
+    beside = [name for name in saved.keys() & whole if ".base_layer." in name]  # peft saves a table with its addition
+    own = {name: whole[name].cpu() for name in beside} | trained_state(model)
+    odd = sorted(saved.keys() ^ own.keys())
+    reshaped = [name for name in saved if not odd and saved[name].shape != own[name].shape]
+    if reshaped:
+        shapes = f"{tuple(saved[reshaped[0]].shape)}, and the base needs {tuple(own[reshaped[0]].shape)}"
+        raise RequestError(
+            f"{reshaped[0]} of the adapter '{folder}' is {shapes}",
+            "It was trained on a model of another size",
+            "Load the base that it was trained on",
+        )
+    if is_loaded:
+        odd = [name for name, tensor in saved.items() if not torch.equal(tensor.to(own[name]), own[name])]
+    if odd:
         raise WorkError(
-            f"{len(names)} tensors of '{folder}' are not in the model as saved, the first is {names[0]}",
+            f"{len(odd)} tensors of '{folder}' are not in the model as saved, the first is {odd[0]}",
             "The adapter's description and its tensors do not belong together",
             "Save the adapter again with this version",
         )

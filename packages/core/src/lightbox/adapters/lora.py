@@ -140,63 +140,47 @@ def whole_modules(model: nn.Module, family: Family, adapter: AdapterConfig) -> l
         RequestError: a pattern that names no module, or one that cannot be copied and trained: quantised, without
             parameters, a list, or table, head or projector, which have settings of their own.
     """
-    paths: dict[str, None] = {}  # in order of the settings, each once
+    paths: list[str] = []
     for pattern in adapter.modules:
         request = f"adapter.modules has '{pattern}'"
-        try:
-            names = [name for name, _ in model.named_modules() if name and re.fullmatch(pattern, name)]
-        except re.error as err:
-            raise RequestError(request, f"It is no regular expression: {err}", "Write the path of a module") from err
-        if not names:
-            some = ", ".join(name for name, _ in model.named_children())
-            raise RequestError(
-                request,
-                f"It matches no module as a whole; the outermost are {some}",
-                "Add the module to the model before adapters, or correct the path",
-            )
-        for name in names:
-            why = _why_not_whole(name, model.get_submodule(name), family)
-            if why:
-                raise RequestError(request, f"It matches {name}, {why}", "Name other modules")
-        paths |= dict.fromkeys(names)
-    return [name for name in paths if not any(name.startswith(other + ".") for other in paths)]
+        do = "Add the module to the model before adapters, or correct the path"
+        modules = _matched(model, pattern, family, request=request, do=do)
+        for name, module in modules.items():
+            parts = (part for part in (family.embeddings, family.head, family.projector) if part)
+            if isinstance(module, nn.ModuleList | nn.ModuleDict):
+                why = "a list of modules, which is never called itself"
+            elif next(module.parameters(), None) is None:
+                why = "which has no parameters"
+            elif any(quantised_as(inner) != "none" for inner in module.modules()):
+                why = "which is stored in 4 or 8 bit and cannot train"
+            elif any(f"{part}.".startswith(f"{name}.") or name.startswith(f"{part}.") for part in parts):
+                why = "and the projector, token table and head have settings of their own"
+            else:
+                continue
+            raise RequestError(request, f"It matches {name}, {why}", "Name other modules")
+        paths += modules
+    return sorted({name for name in paths if not any(name.startswith(other + ".") for other in paths)})
 
 
-def _why_not_whole(name: str, module: nn.Module, family: Family) -> str:
-    if isinstance(module, nn.ModuleList | nn.ModuleDict):
-        return "a list of modules, which is never called itself"
-    if next(module.parameters(), None) is None:
-        return "which has no parameters"
-    if any(quantised_as(inner) != "none" for inner in module.modules()):
-        return "which is stored in 4 or 8 bit and cannot train"
-    own = {
-        family.embeddings: "the token table, of which adapters train the rows of new tokens only",
-        family.head: "the head, of which adapters train the rows of new tokens only",
-        family.projector: "the projector: set adapter.projector=full",
-    }
-    for part, why in own.items():
-        if part and (f"{part}.".startswith(f"{name}.") or name.startswith(f"{part}.")):
-            return why
-    return ""
+def _matched(model: nn.Module, pattern: str, family: Family, *, request: str, do: str) -> dict[str, nn.Module]:
+    try:
+        expression = re.compile(pattern)
+    except re.error as err:
+        raise RequestError(request, f"It is no regular expression: {err}", do) from err
+    modules = {name: module for name, module in model.named_modules() if name and expression.fullmatch(name)}
+    if not modules:
+        # an example from this very model helps more than a rule
+        first = next(name for name in _linears_below(model, family.layers[0]))
+        raise RequestError(request, f"It matches no module as a whole; names look like {first}", do)
+    return modules
 
 
 def _check_pattern(model: nn.Module, family: Family, pattern: str) -> None:
     request = f"adapter.targets is '{pattern}'"
     prefix = re.escape(family.language + "." if family.language else "")
     example = f"{prefix}.*\\.({'|'.join(family.linears[:2])})"
-    try:
-        expression = re.compile(pattern)
-    except re.error as err:
-        raise RequestError(request, f"It is no regular expression: {err}", f"Write one such as '{example}'") from err
-    modules = {name: module for name, module in model.named_modules() if name and expression.fullmatch(name)}
-    if not modules:
-        # an example from this very model helps more than a rule
-        first = next(name for name in _linears_below(model, family.layers[0]))
-        raise RequestError(
-            request,
-            f"It matches no module as a whole; names look like {first}",
-            f"Set adapter.targets={LANGUAGE}, or to a pattern such as '{example}'",
-        )
+    do = f"Set adapter.targets={LANGUAGE}, or to a pattern such as '{example}'"
+    modules = _matched(model, pattern, family, request=request, do=do)
     for name, module in modules.items():
         part = part_of(name, family)
         if part == "vision":

@@ -24,6 +24,8 @@ MANIFEST = "manifest.json"
 FORMAT = 2  # the base's digest is of its tensors; 1 had one of every file that is read with them
 FORMATS = (1, FORMAT)
 CARD = "README.md"
+DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+"""What a manifest calls them -> names of `model.dtype`."""
 # what can change the meaning of the tensors
 _PACKAGES = ("lightbox-core", "torch", "transformers", "peft", "bitsandbytes")
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lightbox.adapters.manifest import MANIFEST, read_adapter
+from lightbox.adapters.manifest import DTYPES, MANIFEST, read_adapter
 from lightbox.backbones import preflight, weights
 from lightbox.backbones.families import Family
 from lightbox.config import AdapterConfig
@@ -13,7 +13,6 @@ from lightbox.errors import RequestError
 
 KEY = "model.backbone"
 OWN_TOWER = "tiny/tower"
-DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
 @dataclass(frozen=True)
