@@ -62,6 +62,7 @@ def train(base, folder, *, tokens=("<lesion>",), **settings):
     config = {"data": {"source": "vqa_rad", "n_train": 200}}
     record = {"paper": "toy", "arm": "explained", "seed": 3, "preset": "quick", "commit": "abc123", "config": config}
     (folder / folders.SCORES).write_bytes(b"")
+    (folder / folders.MODEL / "purpose.json").write_text('{"purpose": {}}')
     folders.mark_finished(folder, record)
     inputs = batch_for(backbone)
     return inputs, logits(backbone.model, inputs)
@@ -85,6 +86,7 @@ def test_a_merged_export_is_the_adapter_s_model_to_plain_transformers(bases, tmp
     assert len(getattr(processor, "tokenizer", processor)("<lesion>", add_special_tokens=False)["input_ids"]) == 1
     own, base = (json.loads((at / "generation_config.json").read_text()) for at in (tmp_path / "out", bases[name]))
     assert own == base
+    assert (tmp_path / "out" / "purpose.json").is_file()
 
 
 @pytest.mark.parametrize("name", [LLAVA, T5])

@@ -16,6 +16,7 @@ from lightbox.backbones.preflight import ADAPTER
 from lightbox.config import check_choice
 from lightbox.errors import RequestError
 from lightbox.paper.pretrained import Pretrained, find_pretrained
+from lightbox.paper.purpose import PURPOSE
 from lightbox.runs import folders
 
 DTYPES = ("bf16", "fp16", "fp32")
@@ -150,3 +151,5 @@ def _write_merged(folder: Path, base: Pretrained, out: Path, dtype: str) -> None
     settings = {"revision": base.revision, "dtype": dtype, "quant": "nf4" if is_loftq else "none"}
     backbone = artifact.load(folder, artifact.load_base(folder, **settings), allow_quant=not is_loftq)
     merge_to_16_bit(backbone, out, dtype=dtype)
+    if (folder / PURPOSE).is_file():  # a paper asks what weights were trained for, merged or not
+        shutil.copy(folder / PURPOSE, out)
