@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 
 from lightbox.config import AdapterConfig
 from lightbox.errors import RequestError
-from lightbox.paper.pretrained import find_pretrained
+from lightbox.paper.pretrained import check_pretrained, find_pretrained
 from lightbox.paper.schema import from_plain
 from medthink.cli import ENTRIES
 from medthink.config import Config, inputs, resolve
@@ -123,10 +124,41 @@ def test_adapter_without_its_base_names_it(llava_folder, tmp_path):
         find_pretrained(str(folder))
 
 
-def test_adapter_of_another_tool_is_refused(tmp_path):
-    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "some/model"}')
-    with pytest.raises(RequestError, match="a folder with an adapter and no model"):
-        check([*SMOKE, f"model.backbone={tmp_path}"])
+def write_plain_adapter(folder, base, **changes):
+    """The description that plain peft writes, as far as it is read without torch."""
+    folder.mkdir()
+    plain = {"peft_type": "LORA", "base_model_name_or_path": str(base), "revision": None, "r": 8, "lora_alpha": 16}
+    (folder / "adapter_config.json").write_text(json.dumps(plain | {"target_modules": ["q_proj"]} | changes))
+    (folder / "adapter_model.safetensors").write_bytes(b"x")
+    return folder
+
+
+def test_adapter_of_plain_peft_is_found_with_its_base_and_stored_as_configured(llava_folder, tmp_path):
+    folder = write_plain_adapter(tmp_path / "plain", llava_folder)
+    asked = ["objective.is_trained=false", "model.dtype=bf16", "adapter.kind=lora", "adapter.quant=nf4"]
+    cfg = resolve([*SMOKE, f"model.backbone={folder}", *asked])
+    base = find_pretrained(cfg.model.backbone)
+    check_pretrained(cfg, base)
+    assert (base.name, base.adapter, base.family.name) == (str(llava_folder), folder, "llava")
+    settled = base.under(cfg)
+    assert (settled.model.backbone, settled.model.dtype) == (str(llava_folder), "bf16")
+    assert (settled.adapter.r, settled.adapter.alpha, settled.adapter.quant) == (8, 16.0, "nf4")
+    assert re.fullmatch(settled.adapter.targets, "model.language_model.layers.0.self_attn.q_proj")
+
+
+def test_adapter_of_plain_peft_on_a_hub_id_takes_its_revision_from_the_settings(tmp_path):
+    folder = write_plain_adapter(tmp_path / "plain", "llava-hf/llava-1.5-7b-hf")
+    with pytest.raises(
+        RequestError, match="was trained on 'llava-hf/llava-1.5-7b-hf'.*can change, so the same command"
+    ):
+        find_pretrained(str(folder))
+    assert find_pretrained(str(folder), "0" * 40).revision == "0" * 40
+
+
+def test_adapter_of_another_kind_is_refused(tmp_path):
+    folder = write_plain_adapter(tmp_path / "plain", "some/model", peft_type="PROMPT_TUNING")
+    with pytest.raises(RequestError, match="holds an adapter of kind PROMPT_TUNING"):
+        check([*SMOKE, f"model.backbone={folder}"])
 
 
 def test_weights_without_a_tower_beside_them_are_all_that_a_vlm_reads(llava_folder, t5_folder):

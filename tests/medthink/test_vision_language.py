@@ -1,6 +1,7 @@
 """A vision-language model in the place of the T5: prompts, pictures, one run from training to an answer."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -99,6 +100,15 @@ def test_saved_adapter_scores_the_same(trained, tiny_llava, tmp_path):
     again = next((tmp_path / "runs").iterdir())
     assert folders.read_scores(again).equals(folders.read_scores(trained))
     assert (again / "generated.json").read_bytes() == (trained / "generated.json").read_bytes()
+
+
+def test_the_same_adapter_as_plain_peft_would_have_saved_it_scores_the_same(trained, tiny_llava, tmp_path):
+    plain = shutil.copytree(trained / "model", tmp_path / "plain", ignore=shutil.ignore_patterns("m*", "p*"))
+    assert sorted(path.name for path in plain.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    own = [o for o in tiny_llava if not o.startswith(("model.", "adapter."))]
+    cli.evaluate([*own, "experiment=explanation", f"model.backbone={plain}", f"run.out={tmp_path}"])
+    again = next((tmp_path / "runs").iterdir())
+    assert folders.read_scores(again).equals(folders.read_scores(trained))
 
 
 def test_saved_adapter_of_another_strategy_is_refused(trained, tiny_llava, tmp_path):

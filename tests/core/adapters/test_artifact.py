@@ -12,6 +12,7 @@ from lightbox.adapters.manifest import write_manifest
 from lightbox.adapters.merge import merge_to_16_bit
 from lightbox.adapters.tokens import add_tokens
 from lightbox.backbones.loading import load
+from lightbox.backbones.weights import digest_of_weights
 from lightbox.config import AdapterConfig
 from lightbox.errors import RequestError, WorkError
 from lightbox.testing.shrunk import save_shrunk
@@ -62,7 +63,7 @@ def test_the_manifest_says_what_the_adapter_belongs_to(kept, saved):
     assert record["base"] == {
         "name": str(saved(LLAVA)),
         "revision": "",
-        "digest": backbone.digest,
+        "digest": digest_of_weights(str(saved(LLAVA))),
         "family": "llava",
     }
     assert (record["kind"], record["quant"], record["dtype"]) == ("adapter", "nf4", "float32")
@@ -145,29 +146,25 @@ def test_a_loftq_adapter_belongs_to_one_storage(attached, loaded, tmp_path):
         artifact.load(tmp_path / "adapter", loaded(LLAVA), allow_quant=True)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_new_tokens_must_be_in_the_tokenizer(loaded, logits_of, tmp_path, name):
-    backbone = loaded(name, quant="nf4")
+def test_tokens_with_other_ids_are_refused_and_the_base_is_left_alone(loaded, tmp_path):
+    backbone = loaded(LLAVA)
     tokens = add_tokens(backbone.core, backbone.tokenizer, ["<mask_0>", "<lesion>"])
-    adapter = AdapterConfig(kind="lora", quant="nf4", r=4)
+    adapter = AdapterConfig(kind="lora", r=4)
     trained = attach(backbone, adapter, new_token_ids=list(tokens.values()))
-    with torch.no_grad():
-        for parameter_name, parameter in trained.model.named_parameters():
-            if "trainable_tokens_delta" in parameter_name:
-                parameter.add_(0.1)
-    with pytest.raises(RequestError, match=r"The new tokens have ids \[\], and rows \[\d+, \d+\] were trained"):
-        artifact.save(tmp_path / "adapter", trained, adapter)
-    artifact.save(tmp_path / "adapter", trained, adapter, new_tokens=tokens)
-    with pytest.raises(RequestError, match=r"2 new tokens, such as '<mask_0>' as \d+. The tokenizer of .* has no id"):
-        artifact.load(tmp_path / "adapter", loaded(name, quant="nf4"))
-    other = loaded(name, quant="nf4")
-    add_tokens(other.core, other.tokenizer, ["<lesion>", "<mask_0>"])
-    with pytest.raises(RequestError, match=r"such as '<mask_0>' as \d+. The tokenizer of .* has \d+ for it"):
+    artifact.save(tmp_path / "adapter", trained, adapter)
+    other = loaded(LLAVA)
+    add_tokens(other.core, other.tokenizer, ["<lesion>"])
+    known = len(other.tokenizer)
+    with pytest.raises(RequestError, match=r"with '<mask_0>' as token \d+. The tokenizer of .* has \d+ for it"):
         artifact.load(tmp_path / "adapter", other)
-    right = loaded(name, quant="nf4")
-    add_tokens(right.core, right.tokenizer, list(tokens))
-    again = artifact.load(tmp_path / "adapter", right)
-    assert torch.equal(logits_of(again), logits_of(trained))
+    assert len(other.tokenizer) == known
+
+
+def test_a_trained_row_without_a_token_is_not_saved(loaded, tmp_path):
+    backbone = loaded(LLAVA)
+    trained = attach(backbone, AdapterConfig(kind="lora", r=4), new_token_ids=[len(backbone.tokenizer) + 1])
+    with pytest.raises(RequestError, match=r"Rows \[\d+\] of the token table were trained, and their tokens are"):
+        artifact.save(tmp_path / "adapter", trained)
 
 
 @pytest.mark.parametrize("file", ["adapter_model.safetensors", "adapter_config.json"])
@@ -201,11 +198,9 @@ def test_a_missing_file_is_refused(kept, loaded):
         artifact.load(folder, loaded(LLAVA, quant="nf4"))
 
 
-def test_a_folder_without_a_manifest_is_refused(kept, loaded):
-    folder, _, _ = kept
-    (folder / "manifest.json").unlink()
-    with pytest.raises(RequestError, match=r"There is no manifest.json, so nothing says which base"):
-        artifact.load(folder, loaded(LLAVA, quant="nf4"))
+def test_a_folder_without_an_adapter_is_refused(loaded, tmp_path):
+    with pytest.raises(RequestError, match=r"There is no manifest.json, .* or one of peft, with adapter_config.json"):
+        artifact.load(tmp_path, loaded(LLAVA))
 
 
 def test_a_damaged_manifest_is_refused(kept, loaded):

@@ -14,12 +14,17 @@ from lightbox.adapters.tokens import add_tokens
 from lightbox.backbones.loading import load
 from lightbox.backbones.published import GENERATORS
 from lightbox.backbones.quantisation import quantised_as
+from lightbox.backbones.weights import digest_of_weights
 from lightbox.config import AdapterConfig
 from lightbox.errors import RequestError, WorkError
 
 LLAVA = "llava-1.5-7b"
 LIMITS = {"fp32": 1e-4, "bf16": 3e-2}
 NOISE = ("dropout", "activation_dropout", "attention_dropout")
+
+
+def tensor_names(folder):
+    return {name for file in folder.glob("*.safetensors") for name in load_file(file)}
 
 
 def in_training_mode_without_noise(backbone):
@@ -36,11 +41,12 @@ def in_training_mode_without_noise(backbone):
 @pytest.mark.parametrize("dtype", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("quant", ["none", "nf4", "int8"])
 @pytest.mark.parametrize("name", GENERATORS)
-def test_a_merged_model_computes_what_base_and_adapter_do(attached, logits_of, tmp_path, name, quant, dtype):
+def test_a_merged_model_computes_what_base_and_adapter_do(attached, saved, logits_of, tmp_path, name, quant, dtype):
     mode = "full" if name != "unifiedqa-t5-base" else "frozen"
     backbone, _ = attached(name, quant=quant, dtype=dtype, projector=mode)
     wanted = logits_of(in_training_mode_without_noise(backbone))
     merge_to_16_bit(backbone, tmp_path / "merged", dtype=dtype)
+    assert tensor_names(tmp_path / "merged") == tensor_names(saved(name))
     merged = load(str(tmp_path / "merged"), dtype=dtype)
     assert {quantised_as(m) for m in merged.core.modules()} == {"none"}
     difference = (logits_of(merged).float() - wanted.float()).abs().max()
@@ -95,7 +101,11 @@ def test_a_merged_folder_is_plain_transformers_in_the_dtype_that_was_asked(attac
     assert not found["unexpected_keys"]
     assert model.dtype == torch.float16
     record = json.loads((folder / "manifest.json").read_text())
-    assert (record["kind"], record["stored_as"], record["base"]["digest"]) == ("merged", "fp16", backbone.digest)
+    assert (record["kind"], record["stored_as"], record["base"]["digest"]) == (
+        "merged",
+        "fp16",
+        digest_of_weights(backbone.name),
+    )
     assert "model.safetensors" in record["files"]
 
 

@@ -10,6 +10,7 @@ from lightbox.errors import RequestError
     ("settings", "message"),
     [
         ({"quant": "nf4"}, "Quantised weights are frozen"),
+        ({"modules": ["router"]}, "adapter.modules is router and adapter.kind is none. Every parameter trains then"),
         ({"kind": "lora", "init": "loftq"}, "the error that 4-bit storage makes"),
         ({"kind": "lora", "quant": "int8", "use_dora": True}, "8-bit storage does not give back"),
         ({"kind": "lora", "dropout_prob": 1.0}, "some inputs must stay"),

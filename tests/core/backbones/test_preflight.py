@@ -133,7 +133,9 @@ def test_prompt_longer_than_the_context(folder, tmp_path):
 
 def test_adapter_in_place_of_its_base(tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "/models/llava"}))
-    with pytest.raises(RequestError, match="Set model.backbone to /models/llava, and load this folder as its adapter"):
+    with pytest.raises(
+        RequestError, match="Load this folder with .*artifact.load, .* set model.backbone to /models/llava"
+    ):
         check_request(str(tmp_path))
 
 

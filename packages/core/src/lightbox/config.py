@@ -112,6 +112,8 @@ class AdapterConfig:
     """language: linear layers of the language model; or a regular expression of module names, matched as a whole."""
     projector: str = "frozen"
     """Projector between vision and language: frozen, lora, or full (trained as a whole, in 32 bit)."""
+    modules: list[str] = dataclasses.field(default_factory=list)
+    """Further modules trained as a whole, in 32 bit: paths or regular expressions; 16 bytes a number with AdamW."""
     use_fused: bool = True
     """Compute base and addition of a linear layer in one autograd step; false is peft's own, slower and larger."""
 
@@ -133,6 +135,12 @@ class AdapterConfig:
                 f"adapter.quant is {self.quant} and adapter.kind is none",
                 "Quantised weights are frozen, so nothing would learn",
                 "Set adapter.kind=lora, or adapter.quant=none",
+            )
+        if self.modules and self.kind == "none":
+            raise RequestError(
+                f"adapter.modules is {', '.join(self.modules)} and adapter.kind is none",
+                "Every parameter trains then, these with it",
+                "Set adapter.kind=lora, or leave adapter.modules out",
             )
         if self.use_dora and self.quant == "int8":
             raise RequestError(

@@ -1,6 +1,7 @@
 """Checks that stop a fine-tuning run that would train the wrong thing, or nothing."""
 
 import hashlib
+import re
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +26,7 @@ class TrainableGroup:
     """Trainable parameters of one kind.
 
     Args:
-        group: "lora language", "lora projector", "projector", "new tokens", or "other <part>".
+        group: "lora language", "lora projector", "projector", "new tokens", "module <path>" or "other <part>".
         names: of the tensors.
         count: numbers in all of them.
     """
@@ -70,6 +71,9 @@ def check_trainable(
     if has_new_tokens:
         asked_groups.add("new tokens")
     trained_groups = {group.group: group for group in report}
+    for pattern in adapter.modules:
+        paths = {group for group in trained_groups if re.fullmatch(f"module (?:{pattern})", group)}
+        asked_groups |= paths or {f"module {pattern}"}
     if trained_groups.keys() == asked_groups:
         return report
     surplus = [name for group in report if group.group not in asked_groups for name in group.names]
@@ -188,7 +192,10 @@ def _group_of(name: str, family: Family) -> str:
     part = part_of(plain_name(name), family)
     if any(f".{kind}." in name for kind in LORA_PARTS):
         return f"lora {part}"
-    return "projector" if ".modules_to_save." in name and part == "projector" else f"other {part}"
+    path, _, inside = name.partition(".modules_to_save.")
+    if inside:
+        return "projector" if part == "projector" else f"module {plain_name(path)}"
+    return f"other {part}"
 
 
 def _frozen_numbers(model: nn.Module) -> int:

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from lightbox.adapters import starts
 from lightbox.backbones.families import Family
-from lightbox.backbones.quantisation import part_of
+from lightbox.backbones.quantisation import part_of, quantised_as
 from lightbox.config import LANGUAGE, AdapterConfig
 from lightbox.errors import RequestError
 
@@ -46,10 +46,11 @@ def add_lora(
 
     Raises:
         RequestError: a target pattern that matches nothing or anything but linear layers of the language model, a
-            projector without linear layers, a start that lacks what it needs.
+            projector without linear layers, what `whole_modules` refuses, a start that lacks what it needs.
     """
     pattern = target_pattern(model, family, adapter)
-    saved = [family.projector] if adapter.projector == "full" and family.projector else None
+    saved = [family.projector] if adapter.projector == "full" and family.projector else []
+    saved += whole_modules(model, family, adapter)
     # asked of the tensors: configs of wrapped models say it in several places
     is_tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
     config = LoraConfig(
@@ -59,7 +60,7 @@ def add_lora(
         use_rslora=adapter.use_rslora,
         use_dora=adapter.use_dora,
         target_modules=pattern,
-        modules_to_save=saved,
+        modules_to_save=saved or None,
         trainable_token_indices=_token_rows(family, new_token_ids, is_tied=is_tied),
         bias="none",  # a trained bias would be outside the additions that are saved, merged and switched off
     )
@@ -115,6 +116,9 @@ def target_pattern(model: nn.Module, family: Family, adapter: AdapterConfig) -> 
     if adapter.targets != LANGUAGE:
         _check_pattern(model, family, adapter.targets)
         language = adapter.targets
+    whole = "|".join(re.escape(path) for path in whole_modules(model, family, adapter))
+    if whole:  # what trains as a whole needs no additions
+        language = rf"(?!(?:{whole})(?:\.|$))(?:{language})"
     if adapter.projector == "frozen":
         return language
     inside = _linears_below(model, family.projector)
@@ -129,23 +133,54 @@ def target_pattern(model: nn.Module, family: Family, adapter: AdapterConfig) -> 
     return "|".join([f"(?:{language})", *(re.escape(name) for name in inside)])
 
 
-def _check_pattern(model: nn.Module, family: Family, pattern: str) -> None:
-    request = f"adapter.targets is '{pattern}'"
-    prefix = re.escape(family.language + "." if family.language else "")
-    example = f"{prefix}.*\\.({'|'.join(family.linears[:2])})"
+def whole_modules(model: nn.Module, family: Family, adapter: AdapterConfig) -> list[str]:
+    """Paths of the modules that `adapter.modules` names, the outermost where one lies in another.
+
+    Raises:
+        RequestError: a pattern that names no module, or one that cannot be copied and trained: quantised, without
+            parameters, a list, or table, head or projector, which have settings of their own.
+    """
+    paths: list[str] = []
+    for pattern in adapter.modules:
+        request = f"adapter.modules has '{pattern}'"
+        do = "Add the module to the model before adapters, or correct the path"
+        modules = _matched(model, pattern, family, request=request, do=do)
+        for name, module in modules.items():
+            parts = (part for part in (family.embeddings, family.head, family.projector) if part)
+            if isinstance(module, nn.ModuleList | nn.ModuleDict):
+                why = "a list of modules, which is never called itself"
+            elif next(module.parameters(), None) is None:
+                why = "which has no parameters"
+            elif any(quantised_as(inner) != "none" for inner in module.modules()):
+                why = "which is stored in 4 or 8 bit and cannot train"
+            elif any(f"{part}.".startswith(f"{name}.") or name.startswith(f"{part}.") for part in parts):
+                why = "and the projector, token table and head have settings of their own"
+            else:
+                continue
+            raise RequestError(request, f"It matches {name}, {why}", "Name other modules")
+        paths += modules
+    return sorted({name for name in paths if not any(name.startswith(other + ".") for other in paths)})
+
+
+def _matched(model: nn.Module, pattern: str, family: Family, *, request: str, do: str) -> dict[str, nn.Module]:
     try:
         expression = re.compile(pattern)
     except re.error as err:
-        raise RequestError(request, f"It is no regular expression: {err}", f"Write one such as '{example}'") from err
+        raise RequestError(request, f"It is no regular expression: {err}", do) from err
     modules = {name: module for name, module in model.named_modules() if name and expression.fullmatch(name)}
     if not modules:
         # an example from this very model helps more than a rule
         first = next(name for name in _linears_below(model, family.layers[0]))
-        raise RequestError(
-            request,
-            f"It matches no module as a whole; names look like {first}",
-            f"Set adapter.targets={LANGUAGE}, or to a pattern such as '{example}'",
-        )
+        raise RequestError(request, f"It matches no module as a whole; names look like {first}", do)
+    return modules
+
+
+def _check_pattern(model: nn.Module, family: Family, pattern: str) -> None:
+    request = f"adapter.targets is '{pattern}'"
+    prefix = re.escape(family.language + "." if family.language else "")
+    example = f"{prefix}.*\\.({'|'.join(family.linears[:2])})"
+    do = f"Set adapter.targets={LANGUAGE}, or to a pattern such as '{example}'"
+    modules = _matched(model, pattern, family, request=request, do=do)
     for name, module in modules.items():
         part = part_of(name, family)
         if part == "vision":

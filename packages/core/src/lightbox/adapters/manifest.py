@@ -1,24 +1,31 @@
 """What a folder of trained weights says about itself: what it belongs to, what is in it, and its files' digests.
 
-`manifest.json` has a `kind`: "adapter" (to be put on a base) or "merged" (a whole model). No torch.
+`manifest.json` has a `kind`: "adapter" (to be put on a base) or "merged" (a whole model). An adapter that plain peft
+saved has none; what its `adapter_config.json` does not say stays None. No torch.
 """
 
 import json
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightbox.backbones.weights import digest_of_file
+from lightbox.backbones.preflight import ADAPTER
+from lightbox.backbones.weights import digest_of_file, digest_of_weights
 from lightbox.errors import RequestError, WorkError
 
 if TYPE_CHECKING:
     from lightbox.backbones.backbone import Backbone
 
 MANIFEST = "manifest.json"
-FORMAT = 1
+FORMAT = 2  # the base's digest is of its tensors; 1 had one of every file that is read with them
+FORMATS = (1, FORMAT)
+CARD = "README.md"
+DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+"""What a manifest calls them -> names of `model.dtype`."""
 # what can change the meaning of the tensors
 _PACKAGES = ("lightbox-core", "torch", "transformers", "peft", "bitsandbytes")
 
@@ -57,7 +64,7 @@ def base_facts(backbone: "Backbone") -> dict[str, Any]:
         "base": {
             "name": backbone.name,
             "revision": backbone.revision,
-            "digest": backbone.digest,
+            "digest": digest_of_weights(backbone.name, revision=backbone.revision),
             "family": backbone.family.name,
         },
         "quant": backbone.quant,
@@ -68,8 +75,8 @@ def base_facts(backbone: "Backbone") -> dict[str, Any]:
 
 def write_manifest(folder: Path, kind: str, facts: dict[str, Any]) -> dict[str, Any]:
     """Record facts, versions, and size and SHA-256 of every other file of a folder, and return the record."""
-    # without itself, since it cannot hold its own digest
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    # without itself, since it cannot hold its own digest, and without a text that people edit
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in (MANIFEST, CARD))
     record = {
         "format": FORMAT,
         "kind": kind,
@@ -85,6 +92,56 @@ def write_manifest(folder: Path, kind: str, facts: dict[str, Any]) -> dict[str, 
     return record
 
 
+def read_adapter(folder: Path) -> dict[str, Any]:
+    """The manifest of an adapter, or the like of one for a folder that plain peft saved.
+
+    There `format`, `quant`, `dtype` and the base's `digest` and `family` are None: peft says nothing of them.
+
+    Raises:
+        RequestError: a folder without an adapter, or an adapter that is no LoRA.
+        WorkError: a damaged description.
+    """
+    if (folder / MANIFEST).is_file() or not (folder / ADAPTER).is_file():
+        return read_manifest(folder, "adapter")
+    try:
+        plain = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
+        kind = plain["peft_type"]
+    except (ValueError, KeyError, TypeError) as err:
+        raise WorkError(f"{folder / ADAPTER} cannot be read", repr(err), "Fetch the adapter again") from err
+    if kind != "LORA":
+        raise RequestError(
+            f"'{folder}' holds an adapter of kind {kind}", "Here LoRA is read and merged", "Load it with peft itself"
+        )
+    name, revision = plain.get("base_model_name_or_path") or "unnamed", plain.get("revision") or ""
+    return {
+        "format": None,
+        "kind": "adapter",
+        "base": {"name": name, "revision": revision, "digest": None, "family": None},
+        "quant": None,
+        "dtype": None,
+        "adapter": settings_of(plain),
+        "new_tokens": {},
+        "files": {},
+    }
+
+
+def settings_of(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of `adapter.*` that peft's own description of a LoRA amounts to, names matched as peft matches them."""
+    targets = plain.get("target_modules") or []
+    if not isinstance(targets, str):
+        targets = rf"(?:.*\.)?(?:{'|'.join(re.escape(name) for name in sorted(targets))})"
+    return {
+        "kind": "lora",
+        "r": plain["r"],
+        "alpha": float(plain["lora_alpha"]),
+        "dropout_prob": plain.get("lora_dropout", 0.0),
+        "use_rslora": plain.get("use_rslora", False),  # unknown to older files
+        "use_dora": plain.get("use_dora", False),
+        "targets": targets,
+        "modules": [f".*{re.escape(name)}" for name in plain.get("modules_to_save") or ()],
+    }
+
+
 def read_manifest(folder: Path, kind: str) -> dict[str, Any]:
     """Read the record of a folder of this kind, without looking at its files.
 
@@ -97,14 +154,14 @@ def read_manifest(folder: Path, kind: str) -> dict[str, Any]:
         raise RequestError(
             f"'{folder}'",
             f"There is no {MANIFEST}, so nothing says which base these weights belong to",
-            "Name a folder that lightbox saved; adapters of other tools load with peft itself",
+            f"Name a folder that lightbox saved, or one of peft, with {ADAPTER}",
         )
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         format_and_kind = record["format"], record["kind"]
     except (ValueError, KeyError, TypeError) as err:
         raise WorkError(f"{path} cannot be read", repr(err), "Save the weights again, or use another copy") from err
-    if format_and_kind != (FORMAT, kind):
+    if format_and_kind[0] not in FORMATS or format_and_kind[1] != kind:
         raise RequestError(
             f"'{folder}' holds {format_and_kind[1]} weights of format {format_and_kind[0]}",
             f"Here {kind} weights of format {FORMAT} are read",

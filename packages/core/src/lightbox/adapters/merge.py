@@ -1,10 +1,12 @@
 """A plain model out of a base and its adapter: dequantised, added in float32, stored in 16 or 32 bit.
 
 Nothing is merged in memory and nothing is quantised again: merging into 4 bit rounds small learned changes away. The
-result has no trace of bitsandbytes or peft in it and loads as any other weights.
+result has no trace of bitsandbytes or peft in it, its tensors are named as in the base's own files, and it loads as any
+other weights.
 """
 
 import copy
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +17,21 @@ from peft.tuners.lora import LoraLayer
 from peft.utils import ModulesToSaveWrapper, TrainableTokensWrapper
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from transformers import GenerationConfig
+from transformers.core_model_loading import revert_weight_conversion
 
 from lightbox.adapters import guards, lora
 from lightbox.adapters.artifact import wrapped_model
 from lightbox.adapters.manifest import base_facts, staged_folder, write_manifest
 from lightbox.adapters.plain import dense_weight
+from lightbox.backbones import weights
 from lightbox.backbones.backbone import Backbone
 from lightbox.backbones.loading import DTYPES
 from lightbox.backbones.preflight import SHARDS
 from lightbox.backbones.quantisation import quantised_as
 from lightbox.backbones.seq2seq import quiet_loading
 from lightbox.config import check_choice
+from lightbox.errors import RequestError
 from lightbox.files import write_json
 
 KIND = "merged"
@@ -43,7 +49,8 @@ def merge_to_16_bit(backbone: Backbone, folder: Path, *, dtype: str = "bf16", ma
         max_shard_gib: largest file; a larger tensor has one to itself.
 
     Raises:
-        RequestError: no adapter, adapters merged already, or a folder with other content.
+        RequestError: no adapter, adapters merged already, additions that are no sum, tied tables that were trained
+            apart, or a folder with other content.
         WorkError: 4-bit weights that were repacked.
     """
     check_choice("dtype", dtype, tuple(DTYPES))
@@ -52,6 +59,9 @@ def merge_to_16_bit(backbone: Backbone, folder: Path, *, dtype: str = "bf16", ma
     guards.refuse_packed(model)
     with staged_folder(folder, KIND) as staged, quiet_loading():
         write_plain(model, staged, dtype=DTYPES[dtype], max_bytes=int(max_shard_gib * (1 << 30)))
+        with suppress(OSError):  # as published, where it is: a family may change settings of decoding for its own use
+            place = weights.locate(backbone.name, revision=backbone.revision)
+            GenerationConfig.from_pretrained(place.source, revision=place.revision).save_pretrained(staged)
         backbone.processor.save_pretrained(staged)
         write_manifest(staged, KIND, base_facts(backbone) | {"stored_as": dtype})
     return folder
@@ -67,18 +77,22 @@ def write_plain(model: PeftModel, folder: Path, *, dtype: torch.dtype, max_bytes
     with torch.device("meta"):
         bare = type(base)(config)  # names and shapes of the plain model, without peft's and bitsandbytes' own
     layout: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for name, tensor in bare.state_dict(keep_vars=True).items():
-        if id(tensor) not in seen:  # a tied table is stored once
-            seen.add(id(tensor))
-            layout[name] = tensor.to(dtype) if tensor.is_floating_point() else tensor
+    names: dict[str, str] = {}  # in the file -> in the model
+    first: dict[int, str] = {}
+    for name, tensor in [*bare.state_dict(keep_vars=True).items(), *_added(base, bare)]:
+        if id(tensor) in first:  # a tied table is stored once
+            _check_tied(base, name, first[id(tensor)])
+            continue
+        first[id(tensor)] = name
+        stored = next(iter(revert_weight_conversion(base, {name: tensor})))
+        names[stored], layout[stored] = name, tensor.to(dtype) if tensor.is_floating_point() else tensor
     config.save_pretrained(folder)
     if getattr(base, "generation_config", None) is not None:
         base.generation_config.save_pretrained(folder)
     plan = split_torch_state_dict_into_shards(layout, max_shard_size=max_bytes)
-    for file, names in plan.filename_to_tensors.items():
+    for file, inside in plan.filename_to_tensors.items():
         save_file(
-            {name: merged_tensor(base, name).to("cpu", layout[name].dtype).contiguous() for name in names},
+            {key: merged_tensor(base, names[key]).to("cpu", layout[key].dtype).contiguous() for key in inside},
             folder / file,
             {"format": "pt"},
         )
@@ -90,25 +104,68 @@ def write_plain(model: PeftModel, folder: Path, *, dtype: torch.dtype, max_bytes
 def merged_tensor(base: nn.Module, name: str) -> Tensor:
     """One tensor of the plain model, by its name there; float32 where an addition was made."""
     path, _, leaf = name.rpartition(".")
-    owner: Any = base
-    for part in path.split("."):
-        owner = _trained(getattr(owner, part))
+    owner = _owner(base, path)
     if isinstance(owner, TrainableTokensWrapper):
         return _with_new_rows(owner.token_adapter, leaf)
     if isinstance(owner, LoraLayer):
-        return _with_addition(owner) if leaf == "weight" else getattr(owner.get_base_layer(), leaf)
+        return _with_addition(owner, leaf)
     if leaf == "weight" and quantised_as(owner) != "none":
         return dense_weight(owner)
     return getattr(owner, leaf)
 
 
-def _trained(module: Any) -> Any:
-    return module.modules_to_save[lora.ADAPTER] if isinstance(module, ModulesToSaveWrapper) else module
+def _owner(base: Any, path: str) -> Any:
+    """The module at a path of the plain model; the trained copy of one that trained as a whole."""
+    for part in path.split("."):
+        base = getattr(base, part)
+        if isinstance(base, ModulesToSaveWrapper):
+            base = base.modules_to_save[lora.ADAPTER]
+    return base
 
 
-def _with_addition(layer: Any) -> Tensor:
-    """W + s B A, with DoRA's rows rescaled to their learned lengths, in float32."""
+def _added(base: nn.Module, bare: nn.Module) -> list[tuple[str, Tensor]]:
+    """Names of trained tensors that the class does not make itself, such as a router's, with their shapes."""
+    wrapped = ((path, module) for path, module in base.named_modules() if isinstance(module, ModulesToSaveWrapper))
+    own = bare.state_dict().keys()
+    return [
+        (f"{path}.{leaf}", tensor.to("meta"))
+        for path, module in wrapped
+        for leaf, tensor in module.modules_to_save[lora.ADAPTER].state_dict().items()
+        if f"{path}.{leaf}" not in own
+    ]
+
+
+def _check_tied(base: nn.Module, name: str, other: str) -> None:
+    """Raise `RequestError` where two names of one tensor were given different values by training."""
+    is_whole = [isinstance(base.get_submodule(n.rpartition(".")[0]), ModulesToSaveWrapper) for n in (name, other)]
+    if any(is_whole) and not torch.equal(merged_tensor(base, name), merged_tensor(base, other)):
+        raise RequestError(
+            f"{name} and {other} are one tensor in the base, and were trained apart",
+            "The merged model would have one of the two in both places",
+            "Use the adapter without merging it",
+        )
+
+
+def _with_addition(layer: Any, leaf: str) -> Tensor:
+    """W + s B A, with DoRA's rows rescaled to their learned lengths, in float32.
+
+    Raises:
+        RequestError: an addition that is no change of the weights that there are.
+    """
     name = lora.ADAPTER
+    is_variant = name in layer.lora_variant and name not in layer.lora_magnitude_vector
+    if is_variant or (layer.lora_bias.get(name) and layer.get_base_layer().bias is None):
+        raise RequestError(
+            f"An addition of this adapter is {layer.lora_variant[name] if is_variant else 'a bias where none was'}",
+            "It is no change of the weights that the base has",
+            "Use the adapter without merging it",
+        )
+    if leaf == "bias" and layer.lora_bias.get(name):
+        return layer.get_base_layer().bias.float() + layer.lora_B[name].bias.float() * layer.scaling[name]
+    if leaf != "weight":
+        return getattr(layer.get_base_layer(), leaf)
+    if not isinstance(layer.get_base_layer(), nn.Linear):
+        return layer.get_base_layer().weight.float() + layer.get_delta_weight(name).float()
     a, b = layer.lora_A[name].weight.float(), layer.lora_B[name].weight.float()
     weight = torch.addmm(dense_weight(layer.get_base_layer()), b, a, alpha=layer.scaling[name])
     if name in layer.lora_magnitude_vector:

@@ -125,7 +125,7 @@ def _check_adapter_folder(name: str, key: str) -> None:
     raise RequestError(
         f"{key} is '{name}', a folder with an adapter and no model",
         "An adapter is a change of a base model and means nothing without it",
-        f"Set {key} to {base}, and load this folder as its adapter",
+        f"Load this folder with lightbox.adapters.artifact.load, which finds its base, or set {key} to {base}",
     )
 
 

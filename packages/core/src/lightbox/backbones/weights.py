@@ -86,6 +86,19 @@ def digest_of(name: str, *, revision: str = "", key: str = "model.backbone") -> 
     return digest_of_folder(place.folder, suffixes=_READ_AS_WEIGHTS, without=(CARD,))
 
 
+def digest_of_weights(name: str, *, revision: str = "") -> str:
+    """What identifies the tensors alone, whatever lies beside them: SHA-256 over the safetensors, or id and revision.
+
+    Files count by name and content, so the same tensors cut into other files are taken for others.
+    """
+    place = locate(name, revision=revision)
+    if place.folder is None:
+        return digest_of(name, revision=revision)
+    files = sorted(path for path in place.folder.glob("*.safetensors") if not path.name.startswith("adapter_"))
+    lines = [f"{path.name} {digest_of_file(path)}" for path in files]
+    return hashlib.sha256("\n".join(lines).encode("utf-8")).hexdigest()
+
+
 def digest_of_folder(
     folder: Path, *, suffixes: Sequence[str], without: Sequence[str] = (), may_be_empty: bool = False
 ) -> str:

@@ -30,6 +30,7 @@ COMMANDS = {
     "explain": Entry("lightbox.cli.reproduce:explain", "Show a claim and its verdict, or what a job was made from."),
     "train": Entry("lightbox.cli.train:train", "Train one model of a paper."),
     "evaluate": Entry("lightbox.cli.train:evaluate", "Score a trained model, item by item."),
+    "export": Entry("lightbox.cli.export:export", "Write a trained adapter as a folder for peft or transformers."),
     "predict": Entry("lightbox.cli.train:predict", "Answer one question about one image."),
     "pretrain": Entry("lightbox.cli.train:pretrain", "Rebuild the tiny foundation models."),
     "data": Entry("lightbox.cli.data:app", "List, validate, show, render and convert datasets."),

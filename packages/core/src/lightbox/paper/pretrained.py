@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lightbox.adapters.manifest import MANIFEST, read_manifest
+from lightbox.adapters.manifest import DTYPES, MANIFEST, read_adapter
 from lightbox.backbones import preflight, weights
 from lightbox.backbones.families import Family
 from lightbox.config import AdapterConfig
@@ -13,7 +13,6 @@ from lightbox.errors import RequestError
 
 KEY = "model.backbone"
 OWN_TOWER = "tiny/tower"
-DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
 @dataclass(frozen=True)
@@ -23,8 +22,8 @@ class Pretrained:
     Args:
         name, revision: of the model, as `weights.locate` takes them; a local folder by its full path.
         family: None for a hub id, whose config.json is not here yet.
-        adapter: folder of the adapter; None for a model without one.
-        manifest: of the adapter.
+        adapter: folder of the adapter, ours or of plain peft; None for a model without one.
+        manifest: of the adapter, see `read_adapter`.
     """
 
     name: str
@@ -53,12 +52,16 @@ class Pretrained:
         return f"{own} + {weights.digest_of_folder(self.adapter, suffixes=('.safetensors', '.json'))}"
 
     def under(self, cfg: Any) -> Any:
-        """A configuration with this model in the place of the adapter's folder, stored as in the adapter's training."""
+        """A configuration with this model in the place of the adapter's folder, stored as in the adapter's training.
+
+        Plain peft does not say how the model was stored, so that stays as it is configured.
+        """
         model = dataclasses.replace(cfg.model, backbone=self.name, backbone_revision=self.revision)
         if self.adapter is None:
             return dataclasses.replace(cfg, model=model)
-        model = dataclasses.replace(model, dtype=DTYPES[self.manifest["dtype"]])
-        return dataclasses.replace(cfg, model=model, adapter=AdapterConfig(**self.manifest["adapter"]))
+        model = dataclasses.replace(model, dtype=DTYPES.get(self.manifest["dtype"], model.dtype))
+        adapter = AdapterConfig(**{"quant": cfg.adapter.quant} | self.manifest["adapter"])
+        return dataclasses.replace(cfg, model=model, adapter=adapter)
 
 
 def find_pretrained(name: str, revision: str = "") -> Pretrained:
@@ -70,12 +73,13 @@ def find_pretrained(name: str, revision: str = "") -> Pretrained:
     if not name:
         return Pretrained("", "", None)
     folder = Path(name).expanduser()
-    if not (folder / MANIFEST).is_file() or (folder / weights.CONFIG).is_file():
+    descriptions = (folder / MANIFEST, folder / preflight.ADAPTER)
+    if not any(path.is_file() for path in descriptions) or (folder / weights.CONFIG).is_file():
         return _model(name, revision)
-    manifest = read_manifest(folder, "adapter")
+    manifest = read_adapter(folder)
     under = manifest["base"]
     try:
-        base = _model(under["name"], under["revision"])
+        base = _model(under["name"], under["revision"] or revision)  # plain peft seldom says a revision
     except RequestError as err:
         raise RequestError(
             f"{KEY} is '{name}', an adapter that was trained on '{under['name']}'",
@@ -101,7 +105,7 @@ def check_pretrained(cfg: Any, base: Pretrained) -> None:
     preflight.check_request(
         base.name,
         base.revision,
-        quant=base.manifest.get("quant", cfg.adapter.quant),
+        quant=base.manifest.get("quant") or cfg.adapter.quant,
         max_tokens=max(cfg.data.source_tokens, cfg.target_tokens),
         tokens_key="data.source_tokens" if is_source else "data.target_tokens",
     )
@@ -112,9 +116,9 @@ def check_pretrained(cfg: Any, base: Pretrained) -> None:
         raise RequestError(
             f"{named}, and objective.is_trained is true",
             f"A second adapter on top of it could not be told from the first in what is saved ({MANIFEST})",
-            f"Train on '{base.name}', or merge the adapter into a model first with lightbox.adapters.merge",
+            f"Train on '{base.name}', or merge the adapter into a model first with 'lightbox export --merge'",
         )
-    if cfg.adapter.kind != "none" and cfg.adapter.quant != base.manifest["quant"]:
+    if cfg.adapter.kind != "none" and base.manifest["quant"] not in (None, cfg.adapter.quant):
         raise RequestError(
             f"{named} stored as {base.manifest['quant']}, and adapter.quant is {cfg.adapter.quant}",
             "The same adapter gives other numbers on a base that is stored otherwise",
