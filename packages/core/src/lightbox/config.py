@@ -156,6 +156,11 @@ class TrainConfig:
     """Where memory runs out, halve the micro-batch and go on with the same effective batch; costs time per step."""
     checkpoint_layers: bool = False
     """Keep only the inputs of decoder layers and compute the rest again; about a third more time, far less memory."""
+    workers: int = 0
+    """Processes that read, decode and tokenize ahead of the step, >= 0; 0 does it in line; each costs a core."""
+
+    def __post_init__(self) -> None:
+        check_at_least("train.workers", self.workers, 0)
 
 
 @dataclass(kw_only=True)
