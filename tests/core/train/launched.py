@@ -228,6 +228,7 @@ def main(out):
     saw = {
         "tagger": train_tagger(out / "tagger", evaluate=accuracy, save_every_steps=CUT),
         "one row": train_tagger(out / "one-row", optim=one_row),
+        "ahead": train_tagger(out / "ahead", extras={"train": TrainConfig(workers=1)}),
         "t5": train_t5(out / "t5"),
         "llava": train_llava(out / "llava", quant="nf4"),
         "twice": train_twice(out / "twice"),

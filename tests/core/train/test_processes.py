@@ -107,6 +107,15 @@ def test_evaluation_sees_the_model_of_one_process(one, two):
     assert two[1][0]["llava"]["history"]["val/characters"] == one[1]["llava"]["history"]["val/characters"]
 
 
+def test_a_worker_of_each_process_changes_no_bit(two):
+    """Each prepares the share of its own process, also of short last batches."""
+    out, saw = two
+    for run in saw:
+        assert run["ahead"]["squares"] == run["tagger"]["squares"]
+        assert run["ahead"]["history"]["train/loss"] == run["tagger"]["history"]["train/loss"]
+    assert json.loads((out / "ahead" / "card.json").read_text())["notes"] == []
+
+
 def test_one_process_writes_and_says_that_there_were_two(two):
     out, _ = two
     card = json.loads((out / "tagger" / "card.json").read_text())

@@ -141,8 +141,8 @@ class Learner:
             split: holds their images.
 
         Returns:
-            [prompt with its image, target] of an encoder-decoder, [all of it] of a causal model, the latter up to what
-            every row has.
+            [prompt with its image, target] of an encoder-decoder, [all of it] of a causal model, up to what all rows
+            have alike.
         """
         prompts, targets = zip(*self._texts(samples, self.tokenizer), strict=True)
         counts = [[len(ids) for ids in self.tokenizer(list(texts))["input_ids"]] for texts in (prompts, targets)]
@@ -197,7 +197,7 @@ class Learner:
                 seed=cfg.run.seed,
                 # not bucketed by length: a target's length may tell its answer, so batches would differ by arm
                 ids=[sample.id for sample in samples],
-                row_lengths=functools.partial(self.row_lengths, samples, split),
+                row_lengths=functools.cache(functools.partial(self.row_lengths, samples, split)),
             ),
             optim=cfg.optim,
             run=cfg.run,

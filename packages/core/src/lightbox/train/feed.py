@@ -13,7 +13,7 @@ import signal
 import sys
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -57,8 +57,9 @@ class Feed:
         self._end()
         # torch says so in `next`, or wherever the signal of the death arrives
         if isinstance(err, RuntimeError) and str(err).startswith(_DIED):
+            names = self._named(itertools.chain.from_iterable(self._ahead))
             raise WorkError(
-                f"A worker process that prepared {self._named(itertools.chain.from_iterable(self._ahead))} died ({err})",
+                f"A worker process that prepared {names} died ({err})",
                 "Most often the system ends it where memory, or shared memory in /dev/shm, runs out",
                 "Set fewer train.workers, or 0, and run the same command again; it continues from the last checkpoint",
             ) from err
@@ -117,7 +118,7 @@ class Feed:
             self._loader._shutdown_workers()  # a loader without end has no public way, and a traceback may hold it
             self._loader = None
 
-    def _named(self, indices: Iterator[int] | list[int]) -> str:
+    def _named(self, indices: Iterable[int]) -> str:
         names = self._batches.names(list(indices))
         return "items " + ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
