@@ -75,8 +75,8 @@ def fit(
     share each batch, so losses are those of one process up to rounding; only what is drawn in a step, such as dropout,
     differs, since each process draws from seeds of its own. The first process writes, all return the same curves.
 
-    Micro-batches are made in line, or by `train.workers` processes ahead of the step; a checkpoint's position is that of
-    the steps taken, so both give the same bits. Where memory may be short (`Training.tries_longest`) and `batches` has
+    Micro-batches are made in line, or by `train.workers` processes ahead of the step; a checkpoint's position is that
+    of the steps taken, so both give the same bits. Where memory may be short (`Training.tries_longest`) and `batches` has
     row lengths, forward and backward over the longest rows come before the first step, and again beside the moments of
     the optimiser once it has made them; generators, buffers and gradients are then as they were.
 
