@@ -76,9 +76,9 @@ def fit(
     differs, since each process draws from seeds of its own. The first process writes, all return the same curves.
 
     Micro-batches are made in line, or by `train.workers` processes ahead of the step; a checkpoint's position is that
-    of the steps taken, so both give the same bits. Where memory may be short (`Training.tries_longest`) and `batches` has
-    row lengths, forward and backward over the longest rows come before the first step, and again beside the moments of
-    the optimiser once it has made them; generators, buffers and gradients are then as they were.
+    of the steps taken, so both give the same bits. Where memory may be short (`Training.tries_longest`) and `batches`
+    has row lengths, forward and backward over the longest rows come before the first step, and again beside the
+    moments of the optimiser once it has made them; generators, buffers and gradients are then as they were.
 
     A step may begin with a stage before the micro-batches, `prepare`. It is called once per optimiser step with the
     indices of the whole step (with several processes, of this process's share, if it has one) and gives one item per
