@@ -1,3 +1,4 @@
+import itertools
 import json
 import random
 
@@ -113,3 +114,28 @@ def test_lengths_and_ids_must_cover_the_items(options):
 def test_no_items_or_an_empty_batch_is_refused(n_items, batch_size):
     with pytest.raises(RequestError, match=f"{n_items} items in batches of {batch_size}"):
         source(n_items, batch_size)
+
+
+def test_what_is_upcoming_is_what_will_be_taken_and_is_not_moved_by_taking():
+    batches = source()
+    take(batches, 4)
+    upcoming = batches.upcoming()
+    assert next(upcoming) == batches.order(0)[4]
+    assert take(batches, 15) == [batches.order(0)[4], *itertools.islice(upcoming, 14)]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "n", "longest"),
+    [
+        ([3, 9, 5, 9], 1, [1]),
+        ([3, 9, 5, 9], 3, [1, 3, 2]),
+        ([3, 9, 5, 9], 8, [1, 3, 2, 0]),
+        ([[9, 1], [6, 6], [1, 8], [5, 6]], 1, [1]),  # one item: the longest in all
+        ([[9, 1], [6, 6], [1, 8], [5, 6]], 3, [0, 2, 1]),  # several, padded to the longest of each kind
+        ([[9, 9], [6, 6]], 2, [0, 1]),
+    ],
+)
+def test_the_longest_items_are_those_that_no_batch_exceeds(lengths, n, longest):
+    batches = source(len(lengths))
+    batches.row_lengths = lambda: lengths
+    assert batches.longest(n) == longest

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from lightbox.errors import WorkError
+
 pytestmark = pytest.mark.slow
 
 
@@ -63,3 +65,16 @@ def test_cached_features_are_what_the_tower_gives(bench):
         given = model(**cached | {"features": features})["logits"]
         assert torch.equal(given, model(**live)["logits"])
         assert not torch.equal(given, model(**cached | {"features": features.flip(0)})["logits"])
+
+
+def test_workers_are_measured_against_a_run_in_line_that_learns_the_same(monkeypatch):
+    workers = pytest.importorskip("lightbox.bench.workers")
+    monkeypatch.setattr(workers, "IMAGE_PX", 64)
+    (row,) = workers.run(repeats=1, steps=2)
+    assert (row["case"], row["peer"]) == ("rows prepared by 2 workers", "in line, train.workers=0")
+    assert row["ratio"] > 0
+    assert "1 pairs of 2 steps of 4" in row["notes"]
+    assert "64 px" in row["notes"]
+    monkeypatch.setattr(workers, "rate", lambda files, steps, *, workers: (1.0, [[1, float(workers)]]))
+    with pytest.raises(WorkError, match="The losses with workers are not those in line"):
+        workers.run(repeats=1, steps=2)

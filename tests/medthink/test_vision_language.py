@@ -17,8 +17,10 @@ from lightbox.paper.learner import open_backbone, tokens_of
 from lightbox.paper.pretrained import find_pretrained
 from lightbox.paper.prompts import fitted_texts
 from lightbox.paper.purpose import read_purpose
+from lightbox.paper.samples import Split
 from lightbox.runs import folders
-from medthink import cli
+from lightbox.testing.shrunk import save_shrunk
+from medthink import cli, train
 from medthink.config import resolve
 from medthink.data import CUT_FIRST, TEMPLATES, fields_of, load_splits, texts_of, written_fields
 from medthink.predict import load_run, predict
@@ -200,3 +202,27 @@ def test_reader_reads_text_only(tiny_llava, tmp_path):
     batch = own.prepare(None, prompts, targets, max_tokens=512)
     assert "pixel_values" not in batch.inputs
     assert own.image_token_id not in batch.inputs["input_ids"]
+
+
+@pytest.mark.parametrize("name", ["qwen2.5-vl-7b", "t5"])
+def test_lengths_of_rows_grow_as_those_of_their_batches(tiny, make_item, tmp_path, monkeypatch, name):
+    """Up to what every row has, image tokens too, though no image is decoded."""
+    folder = f"model.backbone={save_shrunk(name, tmp_path / name)}" if name != "t5" else ""
+    cfg = resolve([*(o for o in tiny if name == "t5" or not o.startswith("model.")), *([folder] if folder else [])])
+    samples = [make_item(image=0), make_item(image=1, text="is there a dense nodule or none ?"), make_item(image=2)]
+    files = []
+    for px in (64, 64, 192):
+        files.append(tmp_path / f"{len(files)}.png")
+        Image.fromarray(np.zeros((px // 2, px), np.uint8)).save(files[-1])
+    split = Split("train", samples, files, ["a", "b", "c"])
+    own = train.open_learner(cfg, find_pretrained(cfg.model.backbone), (split,), cache=tmp_path)
+    batches = [own.collate(samples, split)([place]) for place in range(3)]
+    expected = [[batch.inputs["input_ids"].shape[1], batch.labels.shape[1]] for batch in batches]
+    monkeypatch.setattr("lightbox.paper.conditions.load_image", None)
+    lengths = own.row_lengths(samples, split)
+    parts = len(lengths[0])  # a causal row is one length, and its labels are as long as it is
+    surplus = {
+        tuple(np.subtract(rows[:parts], own_lengths)) for rows, own_lengths in zip(expected, lengths, strict=True)
+    }
+    assert (len(surplus), parts) == (1, 2 if name == "t5" else 1)
+    assert (lengths[2] > lengths[0]) == (name != "t5")  # the same text, and the T5 reads features

@@ -40,13 +40,15 @@ class CutError(Exception):
     """Ends a training from outside, as a kill would."""
 
 
-def train_tagger(out, *, dropout=0.0, step=tagger_step, batch_size=BATCH, cuts=False, **options):
+def train_tagger(out, *, dropout=0.0, step=tagger_step, batch_size=BATCH, cuts=False, has_lengths=False, **options):
     """20 steps of 8 of 21 rows of unequal lengths: each third batch has 5 rows, so the shares are 3 and 2."""
     model = make_tagger(dropout=dropout, is_tied=True)
     if processes.rank() == 1:
         nn.init.zeros_(model.norm.weight)  # the first process's weights count
     optim = {"max_steps": STEPS, "batch_size": batch_size, "lr": 1e-2} | options.pop("optim", {})
     source = rows(batch_size=batch_size, cuts=cuts)
+    if has_lengths:
+        source.row_lengths = lambda: [len(row) for row in make_rows(ITEMS)]
     model, history = fit_tagger(out, model=model, source=source, step=step, optim=optim, log_every_steps=1, **options)
     return summary(model, history)
 
@@ -228,6 +230,7 @@ def main(out):
     saw = {
         "tagger": train_tagger(out / "tagger", evaluate=accuracy, save_every_steps=CUT),
         "one row": train_tagger(out / "one-row", optim=one_row),
+        "ahead": train_tagger(out / "ahead", extras={"train": TrainConfig(workers=1)}),
         "t5": train_t5(out / "t5"),
         "llava": train_llava(out / "llava", quant="nf4"),
         "twice": train_twice(out / "twice"),
@@ -249,6 +252,7 @@ def main(out):
     saw["odd"] = ended(train_tagger, out / "odd", batch_size=7)
     auto = {"extras": {"train": TrainConfig(auto_batch=True)}}
     saw["auto"] = ended(train_tagger, out / "auto", step=narrow, **auto)
+    saw["tried"] = ended(train_tagger, out / "tried", step=narrow, has_lengths=True, **auto)
     saw["short"] = ended(train_tagger, out / "short", step=narrow)
     os.environ["ACCELERATE_USE_FSDP"] = "true"
     saw["shards"] = ended(train_tagger, out / "shards")

@@ -107,6 +107,15 @@ def test_evaluation_sees_the_model_of_one_process(one, two):
     assert two[1][0]["llava"]["history"]["val/characters"] == one[1]["llava"]["history"]["val/characters"]
 
 
+def test_a_worker_of_each_process_changes_no_bit(two):
+    """Each prepares the share of its own process, also of short last batches."""
+    out, saw = two
+    for run in saw:
+        assert run["ahead"]["squares"] == run["tagger"]["squares"]
+        assert run["ahead"]["history"]["train/loss"] == run["tagger"]["history"]["train/loss"]
+    assert json.loads((out / "ahead" / "card.json").read_text())["notes"] == []
+
+
 def test_one_process_writes_and_says_that_there_were_two(two):
     out, _ = two
     card = json.loads((out / "tagger" / "card.json").read_text())
@@ -180,10 +189,12 @@ def test_a_launch_that_asks_for_shards_is_refused(two):
         assert "Launch with --multi_gpu, where each card holds the whole model" in saw["shards"]
 
 
-def test_a_shortage_in_one_process_halves_the_micro_batches_of_both(one, two):
+@pytest.mark.parametrize(("training", "place"), [("auto", "step 1"), ("tried", "the trial of the longest items")])
+def test_a_shortage_in_one_process_halves_the_micro_batches_of_both(one, two, training, place):
     out, both = two
-    assert [saw["auto"] for saw in both] == ["finished", "finished"]
-    history = json.loads((out / "auto" / "history.json").read_text())
+    assert [saw[training] for saw in both] == ["finished", "finished"]
+    assert all(note.startswith(place) for note in json.loads((out / training / "card.json").read_text())["notes"])
+    history = json.loads((out / training / "history.json").read_text())
     assert history.pop("train/micro_batch_size") == [[1, 2.0], [1, 1.0]]
     assert history == both[0]["one row"]["history"]
     for saw in both:

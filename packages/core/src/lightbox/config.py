@@ -161,9 +161,15 @@ class TrainConfig:
     """How a step fits the machine; none of it changes the gradient beyond rounding."""
 
     auto_batch: bool = False
-    """Where memory runs out, halve the micro-batch and go on with the same effective batch; costs time per step."""
+    """Where memory runs out, halve the micro-batch and keep the batch of a step; costs time per step. Tries the longest
+    rows first, as a GPU always does, at the cost of up to two steps."""
     checkpoint_layers: bool = False
     """Keep only the inputs of decoder layers and compute the rest again; about a third more time, far less memory."""
+    workers: int = 0
+    """Processes that read, decode and tokenize ahead of the step, >= 0; 0 does it in line; each costs a core."""
+
+    def __post_init__(self) -> None:
+        check_at_least("train.workers", self.workers, 0)
 
 
 @dataclass(kw_only=True)

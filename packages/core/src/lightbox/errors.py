@@ -72,6 +72,8 @@ def guard(call: Callable[[], Any]) -> int:
 def _show(err: LightboxError) -> int:
     for label, text in (("What was given", err.given), ("Why", err.why), ("What to do", err.do)):
         sys.stderr.write(f"{label}: {text}\n")
+    for note in getattr(err, "__notes__", ()):
+        sys.stderr.write(f"Where: {note}\n")
     return err.exit_code
 
 

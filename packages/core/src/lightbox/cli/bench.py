@@ -18,7 +18,7 @@ from lightbox.paths import repo_root
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Measure ratios against named peers.")
 
-PARTS = {"driver": "train_throughput", "qlora": "training_step"}
+PARTS = {"driver": "train_throughput", "qlora": "training_step", "workers": "train_workers"}
 """What `lightbox bench train` measures -> its name in the table of rows."""
 
 Repeats = Annotated[int, typer.Option(help="Measurements of each side; the median counts.")]
@@ -44,11 +44,11 @@ def data(
 def train(
     epochs: Annotated[int, typer.Option(help="Passes over 512 items in each measurement.")] = 2,
     repeats: Repeats = 7,
-    only: Annotated[str, typer.Option(help="driver: the loop, bucketing, cached features; qlora: one step.")] = "",
+    only: Annotated[str, typer.Option(help=f"One of {', '.join(PARTS)}.")] = "",
     record: Record = False,
     as_json: AsJson = False,
 ) -> None:
-    """Training steps per second on one core: the loop against a Trainer, a QLoRA step against peft's helpers."""
+    """Training steps per second: the loop against a Trainer, a QLoRA step against peft's, workers against in line."""
     _check_counts(epochs=epochs, repeats=repeats)
     if only and only not in PARTS:
         raise RequestError(f"--only is '{only}'", f"What can be measured is {', '.join(PARTS)}", "Name one of them")
@@ -84,9 +84,13 @@ def _train_rows(part: str, *, epochs: int, repeats: int) -> list[dict[str, Any]]
         from lightbox.bench.train import run
 
         return run(epochs=epochs, repeats=repeats)
-    from lightbox.bench import step
+    if part == "qlora":
+        from lightbox.bench import step
 
-    return step.run(repeats=repeats)
+        return step.run(repeats=repeats)
+    from lightbox.bench import workers
+
+    return workers.run(repeats=repeats)
 
 
 def _check_counts(**counts: int) -> None:

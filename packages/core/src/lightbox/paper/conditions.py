@@ -11,8 +11,9 @@ from typing import Any, overload
 import numpy as np
 from PIL import Image
 
+from lightbox.errors import RequestError
 from lightbox.paper.samples import Split
-from lightbox.readers.images import letterbox, load_image
+from lightbox.readers.images import image_size_wh, letterbox, load_image
 
 IMAGE, BLANK, SHUFFLED = "image", "blank", "shuffled"
 GREY = 128
@@ -68,6 +69,15 @@ def picture(image: np.ndarray | Path, image_px: int) -> Image.Image:
     """
     pixels = load_image(image, in_colour=True)
     return Image.fromarray(letterbox(pixels, min(image_px, max(pixels.shape))))
+
+
+def shown_px(image: np.ndarray | Path, image_px: int) -> int:
+    """Side of `picture` without decoding a file; `image_px`, the most there can be, where its header is no PNG's."""
+    try:
+        size = image.shape[:2] if isinstance(image, np.ndarray) else image_size_wh(image)
+    except RequestError:  # DICOM, or a row of a table
+        return image_px
+    return min(image_px, max(size))
 
 
 def grey(like: np.ndarray | Path, image_px: int) -> Image.Image:

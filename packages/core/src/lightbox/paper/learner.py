@@ -6,12 +6,14 @@ rows of cached features of a frozen tower, and a text model gets nothing.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, T5ForConditionalGeneration
 
@@ -28,7 +30,7 @@ from lightbox.config import AdapterConfig
 from lightbox.errors import RequestError
 from lightbox.files import write_json
 from lightbox.paper import features
-from lightbox.paper.conditions import Pictures, picture
+from lightbox.paper.conditions import Pictures, picture, shown_px
 from lightbox.paper.pretrained import Pretrained, find_pretrained
 from lightbox.paper.purpose import PURPOSE, check_purpose, check_width, read_purpose
 from lightbox.paper.samples import Sample, Split
@@ -133,6 +135,31 @@ class Learner:
 
         return batch_of
 
+    def row_lengths(self, samples: Sequence[Sample[Any]], split: Split[Any]) -> list[list[int]]:
+        """What grows with each sample's memory, without decoding an image: tokens that are padded apart.
+
+        Args:
+            samples: with the targets of the arm.
+            split: holds their images.
+
+        Returns:
+            [prompt with its image, target] of an encoder-decoder, [all of it] of a causal model, up to what all rows
+            have alike.
+        """
+        prompts, targets = zip(*self._texts(samples, self.tokenizer), strict=True)
+        counts = [[len(ids) for ids in self.tokenizer(list(texts))["input_ids"]] for texts in (prompts, targets)]
+        if self.cfg.has_vision and self._vision is None:
+            # the processor says what an image of a size costs: one blank of each size, with the template around it
+            sides = [shown_px(split.images[sample.image], self.cfg.model.image_px) for sample in samples]
+            costs = {px: self._tokens_of_blank(px) for px in set(sides)}
+            counts[0] = [count + costs[px] for count, px in zip(counts[0], sides, strict=True)]
+        pairs = [list(pair) for pair in zip(*counts, strict=True)]
+        return pairs if self.backbone.family.is_encoder_decoder else [[sum(pair)] for pair in pairs]
+
+    def _tokens_of_blank(self, px: int) -> int:
+        blank = Image.new("L", (px, px))
+        return self.backbone.prepare([blank], ["-"], max_tokens=UNLIMITED).inputs["input_ids"].shape[1]
+
     def fit(
         self,
         samples: Sequence[Sample[Any]],
@@ -172,6 +199,7 @@ class Learner:
                 seed=cfg.run.seed,
                 # not bucketed by length: a target's length may tell its answer, so batches would differ by arm
                 ids=[sample.id for sample in samples],
+                row_lengths=functools.cache(functools.partial(self.row_lengths, samples, split)),
             ),
             optim=cfg.optim,
             run=cfg.run,

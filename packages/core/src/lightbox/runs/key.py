@@ -21,6 +21,7 @@ WITHOUT_EFFECT = (
     "run.save_every_steps",  # a resumed run has the bits of an uninterrupted one
     "run.log_every_steps",
     "run.resume",
+    "train.workers",  # who prepares a batch; its bits are the same
     "experiment",  # a label; what an arm sets is in keys of their own
     "tuned",  # rates of every arm; this arm's is optim.lr
     "needs",  # folders; the runs in them are named by their keys

@@ -1,11 +1,12 @@
 """What comes when: a deterministic order of examples that depends on the seed and the epoch and nothing else.
 
-There are no worker processes, so their number cannot change anything. Position and order are saved with a checkpoint,
-and a resumed run continues with the very next batch.
+Position and order are saved with a checkpoint, and a resumed run continues with the very next batch. Worker processes
+(`feed`) read the order ahead and move nothing here, so their number cannot change anything.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,12 +27,15 @@ class BatchSource:
 
     Args:
         n_items: number of items, >= 1.
-        collate: turns a list of item indices into one batch; called once per micro-batch. Where a step prepares its
-            items first (`driver.fit`), it gets a list of these in their place.
+        collate: turns a list of item indices into one batch, on the CPU and without a draw, once per micro-batch or
+            ahead of it in another process. Where a step prepares its items first (`driver.fit`), it gets a list of
+            these in their place.
         batch_size: items per optimiser step, >= 1.
         seed: >= 0.
         lengths: one length per item (tokens) for bucketing; None shuffles plainly.
         ids: one name per item for messages; None numbers them. Names enter the hash of the order.
+        row_lengths: gives what grows with an item's memory, n or n k where k kinds are padded apart (such as prompt
+            and target); asked only where the longest are tried first (`driver.fit`), and without effect on the order.
     """
 
     n_items: int
@@ -40,6 +44,7 @@ class BatchSource:
     seed: int
     lengths: Sequence[int] | None = None
     ids: Sequence[str] | None = None
+    row_lengths: Callable[[], Sequence[Any]] | None = None
     epoch: int = field(default=0, init=False)
     position: int = field(default=0, init=False)
     _drawn: tuple[int, list[list[int]]] | None = field(default=None, init=False, repr=False)
@@ -65,6 +70,20 @@ class BatchSource:
             batches = self._current()
         self.position += 1
         return batches[self.position - 1]
+
+    def upcoming(self) -> Iterator[list[int]]:
+        """Batches from the next one on, without end; moves nothing, and is not moved."""
+        first = self.order(self.epoch)[self.position :]
+        later = (self.order(epoch) for epoch in itertools.count(self.epoch + 1))
+        return itertools.chain(first, itertools.chain.from_iterable(later))
+
+    def longest(self, n: int) -> list[int]:
+        """Indices of at most `n` items that no others of their number need more memory than; wants `row_lengths`."""
+        assert self.row_lengths is not None
+        lengths = np.asarray(self.row_lengths()).reshape(self.n_items, -1)
+        by_sum = np.argsort(-lengths.sum(axis=1), kind="stable").tolist()
+        of_each_kind = lengths.argmax(axis=0).tolist() if n >= lengths.shape[1] else []
+        return list(dict.fromkeys([*of_each_kind, *by_sum]))[:n]
 
     def rewind(self) -> None:
         """Go back to the first batch of the first epoch."""

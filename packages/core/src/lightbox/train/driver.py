@@ -7,7 +7,7 @@ or gradient that is not finite stops the run before the weights change; a killed
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -47,6 +47,10 @@ class Pass(NamedTuple):
     means: dict[str, float]
 
 
+Passes = tuple[list[Pass], float]
+"""Passes, and what their losses were divided by, which is a guess until all tokens are known."""
+
+
 def fit(
     model: nn.Module,
     step: Step,
@@ -70,6 +74,11 @@ def fit(
     Under `accelerate launch` every process calls this with the same arguments and an `out` that all can read. They
     share each batch, so losses are those of one process up to rounding; only what is drawn in a step, such as dropout,
     differs, since each process draws from seeds of its own. The first process writes, all return the same curves.
+
+    Micro-batches are made in line, or by `train.workers` processes ahead of the step; a checkpoint's position is that
+    of the steps taken, so both give the same bits. Where memory may be short (`Training.tries_longest`) and `batches`
+    has row lengths, forward and backward over the longest rows come before the first step, and again beside the
+    moments of the optimiser once it has made them; generators, buffers and gradients are then as they were.
 
     A step may begin with a stage before the micro-batches, `prepare`. It is called once per optimiser step with the
     indices of the whole step (with several processes, of this process's share, if it has one) and gives one item per
@@ -122,11 +131,19 @@ def fit(
     watch = Watch(model)
     state = resume(training)
     notes = [f"continued from step {state.step}"] if state.step else []
+    if training.feed.in_line_because:
+        notes.append(f"train.workers={training.train.workers} had no effect: {training.feed.in_line_because}")
     card_facts = describe(model, training.device, run, notes=notes) | {"optimizer": optim.optimizer} | dict(facts or {})
     failures = 0
+    is_tried = not training.tries_longest
 
-    with RunCard(out, card_facts, is_resumed=state.step > 0) as card, StopSignals() as signals:
+    with RunCard(out, card_facts, is_resumed=state.step > 0) as card, StopSignals() as signals, training.feed:
         while state.step < optim.max_steps:
+            # ---- the longest items first, so that memory runs out now or never
+            if not is_tried:
+                _try_longest(training, state, card)
+                is_tried = bool(training.optimizer.state)  # else again beside the moments that the first update makes
+
             # ---- prepare, forward, backward
             lr = _set_lr(training, state.step)
             items = _prepare(training, state)
@@ -193,23 +210,13 @@ def _accumulate(training: Training, state: ResumeState, items: dict[int, Any], c
     divided once by the tokens of the step, so 8 micro-batches of 1 give the gradient of 1 of 8, and two processes with
     half a batch each give that of one with all of it. Gives the passes of all processes, in the order of the batch.
     """
-    start = shortage.Start(training.model) if training.train.auto_batch else None
-    while True:
-        size = training.micro_batch_size(state)
-        passes, divisor, message = [], 1.0, ""
-        try:
-            passes, divisor = _forward_backward(training, items, size)
-        except (RuntimeError, MemoryError) as err:
-            if not shortage.is_shortage(err):
-                raise
-            message = str(err) or type(err).__name__
-        everyone = processes.gather((passes, message))
-        message = next((message for _, message in everyone if message), "")
-        if not message:
-            break
-        # out here no frame of the failed pass is left, which would hold its tensors
-        shortage.halve(training, state, card, message=message, start=start)
-    passes = [one for own, _ in everyone for one in own]
+    passes, divisor = _until_it_fits(
+        training,
+        state,
+        card,
+        f"step {state.step + 1}",
+        lambda size: _forward_backward(training, training.feed.micro_batches(items, size), -(-len(items) // size)),
+    )
     correction = divisor / max(sum(one.tokens for one in passes), 1)
     if correction != 1.0:
         for parameter in training.parameters:
@@ -219,18 +226,51 @@ def _accumulate(training: Training, state: ResumeState, items: dict[int, Any], c
     return passes
 
 
-def _forward_backward(training: Training, items: dict[int, Any], size: int) -> tuple[list[Pass], float]:
-    """Forward and backward over micro-batches of `size` items; gives also what their gradients are too small by."""
-    micro_batches = [list(items)[at : at + size] for at in range(0, len(items), size)]
+def _until_it_fits(
+    training: Training, state: ResumeState, card: RunCard, place: str, passes_of: Callable[[int], Passes]
+) -> Passes:
+    """Take passes in micro-batches of the size that fits, in every process alike; gives the passes of all of them."""
+    start = shortage.Start(training.model) if training.train.auto_batch else None
+    while True:
+        passes, divisor, message = [], 1.0, ""
+        try:
+            passes, divisor = passes_of(training.micro_batch_size(state))
+        except (RuntimeError, MemoryError) as err:
+            if not shortage.is_shortage(err):
+                raise
+            message = str(err) or type(err).__name__
+        everyone = processes.gather((passes, message))
+        message = next((message for _, message in everyone if message), "")
+        if not message:
+            return [one for own, _ in everyone for one in own], divisor
+        # out here no frame of the failed pass is left, which would hold its tensors
+        shortage.halve(training, state, card, place=place, message=message, start=start)
+
+
+def _try_longest(training: Training, state: ResumeState, card: RunCard) -> None:
+    """Forward and backward over the items that need most memory, then everything as it was before."""
+    start = shortage.Start(training.model)
+
+    def longest(size: int) -> Passes:
+        indices = training.batches.longest(size)
+        return _forward_backward(training, [(indices, training.batches.collate(indices))], 1)
+
+    _until_it_fits(training, state, card, f"the trial of the longest items before step {state.step + 1}", longest)
+    training.optimizer.zero_grad(set_to_none=True)
+    start.restore()
+
+
+def _forward_backward(training: Training, micro_batches: Iterable[tuple[list[int], Any]], n: int) -> Passes:
+    """Forward and backward over `n` micro-batches."""
     passes: list[Pass] = []
     divisor = 0.0
-    for indices in micro_batches:
-        batch = on_device(training.batches.collate([items[index] for index in indices]), training.accelerator)
+    for indices, made in micro_batches:
+        batch = on_device(made, training.accelerator)
         with training.accelerator.autocast():
             loss_sum, n_tokens, means = training.step(training.model, batch)
         tokens = int(n_tokens)
         # all tokens are known after the last pass only; a first guess keeps fp16 losses in range and is corrected later
-        divisor = divisor or float(max(tokens, 1) * len(micro_batches))
+        divisor = divisor or float(max(tokens, 1) * n)
         training.accelerator.backward(loss_sum / divisor)
         passes.append(Pass(indices, _number(loss_sum), tokens, {name: _number(mean) for name, mean in means.items()}))
     return passes, divisor or 1.0

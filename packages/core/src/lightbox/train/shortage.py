@@ -64,11 +64,14 @@ def half(micro_batch_size: int, share: int) -> int:
     return max((size for size in range(1, micro_batch_size // 2 + 1) if share % size == 0), default=0)
 
 
-def halve(training: Training, state: ResumeState, card: RunCard, *, message: str, start: Start | None) -> None:
+def halve(
+    training: Training, state: ResumeState, card: RunCard, *, place: str, message: str, start: Start | None
+) -> None:
     """Make the micro-batch smaller, for this step and all later ones, and go back to where its passes began.
 
     Args:
         training, state, card: of the run; what was tried is noted.
+        place: such as "step 3".
         message: of the allocator.
         start: of this step; None where `train.auto_batch` is off.
 
@@ -84,12 +87,12 @@ def halve(training: Training, state: ResumeState, card: RunCard, *, message: str
     if start is None or not smaller:
         do = "Set train.auto_batch=true or a smaller optim.micro_batch_size; the effective batch stays the same"
         items = "1 item" if size == 1 else f"{size} items"
-        place = f"at step {state.step + 1} with {items} in a forward pass"
+        place = f"at {place} with {items} in a forward pass"
         raise _error(training, state, place, message, do=do if smaller else None)
     start.restore()
     state.micro_batch_size = smaller
     state.history.setdefault(SIZES, []).append([state.step + 1, float(smaller)])
-    card.note(f"step {state.step + 1}: memory ran out with {size} items in a forward pass, {smaller} from here on")
+    card.note(f"{place}: memory ran out with {size} items in a forward pass, {smaller} from here on")
 
 
 @contextlib.contextmanager

@@ -23,6 +23,7 @@ from lightbox.runs import folders
 from lightbox.train import checkpoint, processes, seeds, weights
 from lightbox.train.batches import BatchSource
 from lightbox.train.checkpoint import ResumeState
+from lightbox.train.feed import Feed
 from lightbox.train.precision import make_accelerator, plain_device
 from lightbox.train.updates import decay_groups
 
@@ -47,6 +48,7 @@ class Training:
     step: Step
     prepare: Prepare | None
     batches: BatchSource
+    feed: Feed
     optim: OptimConfig
     run: RunConfig
     train: TrainConfig
@@ -56,6 +58,16 @@ class Training:
     device: torch.device
     optimizer: Optimizer
     parameters: list[nn.Parameter]
+
+    @property
+    def tries_longest(self) -> bool:
+        """True where the longest items are tried first: their lengths are at hand and memory is what may be short.
+
+        That is on a GPU, or where `train.auto_batch` says so; a CPU with room to spare need not pay for it. What a
+        step prepares, such as a group of sampled answers, has no length before it is prepared.
+        """
+        may_be_short = self.device.type == "cuda" or self.train.auto_batch
+        return may_be_short and self.batches.row_lengths is not None and self.prepare is None
 
     @property
     def share(self) -> int:
@@ -113,6 +125,7 @@ def build(
         step=step,
         prepare=prepare,
         batches=batches,
+        feed=Feed(batches, workers=train.workers, has_prepare=prepare is not None),
         optim=optim,
         run=run,
         train=train,
