@@ -177,7 +177,9 @@ class Reader:
         index = [place for own in places for place in own]
         inputs, shared = self.place_images(inputs, pixels, index, None if features is None else list(features))
         grids = self.grids_of(pixels, index, [len(own) for own in places])
-        return VlmBatch(inputs, labels, shared=shared, conversations=list(conversations), grids=grids)
+        # pictures of rows that are learnt from would travel from worker processes for nothing
+        read = [] if conversations[0].is_answered else list(conversations)
+        return VlmBatch(inputs, labels, shared=shared, conversations=read, grids=grids)
 
     def check_texts(self, texts: Sequence[str], *, what: str = "text") -> None:
         """Refuse texts that hold a control token, such as the end of a turn: they would be read as one.

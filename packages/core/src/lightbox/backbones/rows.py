@@ -42,7 +42,7 @@ class VlmBatch:
             the label of a position being its own token; an encoder-decoder has them beside `decoder_input_ids`, the
             label of a position being the token after it. None where rows are to be answered.
         shared: see `SharedImages`; None where every image stands in one place, in `inputs`.
-        conversations: what the rows were made of.
+        conversations: what the rows were made of, where they are to be answered; empty for rows with labels.
         cache: keys and values of what was read before, for a batch that continues.
         grids: size in patches of each row's images, m 3, for a batch that continues in a family that needs it.
     """
