@@ -107,3 +107,26 @@ def test_log_probabilities_are_those_of_plain_transformers(backbone):
         logps = backbone.model(**plain, use_cache=False).logits[0, -len(answer) - 1 : -1].log_softmax(dim=-1)
         wanted = logps.gather(1, more.T).sum()
         assert (have[row] - wanted).abs() <= LIMIT * len(answer)
+
+
+@torch.no_grad()
+def test_encoder_decoders_read_and_say_what_plain_transformers_does(tmp_path):
+    """Florence-2 with an image a row, T5 with none: inputs, logits of an answer, greedy ids."""
+    texts = [text for _, text in ROWS]
+    for name in ("florence-2-base", "unifiedqa-t5-base"):
+        own = load(str(save_shrunk(name, tmp_path / name)))
+        pictures = {"images": IMAGES} if own.family.has_vision else {}
+        plain = dict(own.processor(text=texts, **pictures, padding=True, padding_side="right", return_tensors="pt"))
+        batch = own.prepare(IMAGES if pictures else None, texts, ["left", "right", "no"], max_tokens=400)
+        for key, value in plain.items():
+            assert torch.equal(batch.inputs[key], value), (name, key)
+        answers = batch.inputs["decoder_input_ids"]
+        wanted = own.model(**plain, decoder_input_ids=answers, use_cache=False).logits
+        have = own.model(**own.inputs_of(batch), use_cache=False).logits
+        assert (have - wanted).abs().max() <= LIMIT
+        settings = copy.deepcopy(own.core.generation_config)
+        settings.update(do_sample=False, num_beams=1, no_repeat_ngram_size=0, early_stopping=False)
+        settings.max_new_tokens = STEPS
+        ids = own.core.generate(**plain, generation_config=settings)[:, 1:]
+        asked = own.prepare(IMAGES if pictures else None, texts, max_tokens=400)
+        assert torch.equal(own.generate(asked, max_new_tokens=STEPS).ids, ids)
