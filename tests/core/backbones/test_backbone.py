@@ -336,10 +336,12 @@ def test_the_model_decides_how_many_tokens_an_image_has(llava):
     assert (batch.inputs["input_ids"] == llava.image_token_id).sum() == 16
 
 
-def test_a_template_without_an_image_is_refused(tmp_path):
-    template = "{% for m in messages %}{% for c in m['content'] %}{{ c.get('text', '') }}{% endfor %}{% endfor %}"
+@pytest.mark.parametrize(("written", "times"), [("", 0), ("<image><image>", 2)])
+def test_a_template_with_fewer_or_more_images_than_there_are_is_refused(tmp_path, written, times):
+    part = "{{ '%s' if c['type'] == 'image' else c['text'] }}" % written  # noqa: UP031  Jinja is full of braces
+    template = "{% for m in messages %}{% for c in m['content'] %}" + part + "{% endfor %}{% endfor %}"
     backbone = load(str(save_llava(tmp_path, template=template)))
-    with pytest.raises(RequestError, match="chat template writes '<image>' 0 times"):
+    with pytest.raises(RequestError, match=f"chat template writes '<image>' {times} times.* it has 1 images"):
         backbone.prepare(IMAGES[:1], ["Side?"], max_tokens=100)
 
 
