@@ -15,19 +15,19 @@ import torch
 from torch import Tensor
 
 from lightbox.adapters.attach import attach
-from lightbox.adapters.live_bytes import held_by, peak_bytes
 from lightbox.adapters.memory.prediction import predict
-from lightbox.adapters.memory.request import Request, describe, load_of
-from lightbox.adapters.memory_trace import trace
+from lightbox.adapters.memory.request import Request
 from lightbox.adapters.optimizers import make_optimizer
-from lightbox.adapters.random_models import build, make_batch
 from lightbox.backbones.families import family_of
 from lightbox.backbones.named import NAMED
 from lightbox.backbones.published import merged, shrunk_values
 from lightbox.backbones.sizes import Images
+from lightbox.bench.live_bytes import held_by, peak_bytes
+from lightbox.bench.memory_trace import trace
+from lightbox.bench.random_models import build, make_batch
 from lightbox.config import AdapterConfig
 from lightbox.errors import RequestError
-from lightbox.report.gpus import PEER
+from lightbox.report.gpus import PEER, describe
 
 MIB = 1024**2
 TRACED, CLOSED = "traced peak of tensors", PEER
@@ -124,7 +124,7 @@ def _step_of(request: Request) -> tuple[Callable[[], None], Callable[[], list[Te
     backbone = build(request.config, quant=request.adapter.quant, dtype=request.dtype, device=request.device)
     backbone = attach(backbone, request.adapter, checkpoint_layers=request.checkpoint_layers)
     model = backbone.model.train()
-    batch = make_batch(backbone, request.config, load_of(request))
+    batch = make_batch(backbone, request)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = make_optimizer(request.optimizer, [{"params": trained}], lr=1e-4, weight_decay=0.0)
 

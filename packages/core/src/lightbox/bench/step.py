@@ -21,13 +21,13 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoProcessor, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from lightbox.adapters.attach import attach
-from lightbox.adapters.live_bytes import held_by, peak_bytes
 from lightbox.adapters.lora import target_pattern
 from lightbox.backbones.loading import DTYPES, load
 from lightbox.backbones.quantisation import config_for, keep_unpacked
 from lightbox.backbones.rows import VlmBatch
 from lightbox.backbones.seq2seq import quiet_loading
 from lightbox.backbones.weights import locate
+from lightbox.bench.live_bytes import held_by, peak_bytes
 from lightbox.config import AdapterConfig
 from lightbox.errors import WorkError
 from lightbox.losses.language import IGNORED

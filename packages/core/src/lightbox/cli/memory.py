@@ -9,14 +9,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from lightbox.adapters.memory.advice import advice
-from lightbox.adapters.memory.prediction import GIB, PARTS, SPREAD, MemoryReport, largest_batches, predict
-from lightbox.adapters.memory.request import ITEMS, Request, describe
+from lightbox.adapters.memory.prediction import GIB, PARTS, SPREAD, MemoryReport, predict
+from lightbox.adapters.memory.request import ITEMS, Request
 from lightbox.backbones.families import family_of
 from lightbox.backbones.named import config_of
 from lightbox.backbones.sizes import Images, context_of, sizes_of
 from lightbox.config import OPTIMIZERS, AdapterConfig, check_at_least, check_choice
 from lightbox.errors import RequestError
+from lightbox.paper.forecast import advice
 from lightbox.paths import repo_root
 from lightbox.report import gpus
 
@@ -79,11 +79,11 @@ def memory(
     report = predict(request)
     traced = _traced(request) if exact else None
     sizes = (card,) if card else gpus.GPUS_GB
-    largest = dict(zip(sizes, largest_batches(request, [gpus.usable_bytes(size) for size in sizes]), strict=True))
+    largest = dict(zip(sizes, gpus.largest_batches(request, [gpus.usable_bytes(size) for size in sizes]), strict=True))
     total = report.total if traced is None else report.total - report.tensors + traced
     if card and total > gpus.usable_bytes(card):
         raise _too_small(card, total, report, request, largest[card])
-    name = describe(model, request)
+    name = gpus.describe(model, request)
     status = gpus.said_of(gpus.recorded(repo_root() / "benchmarks" / "results.csv", name))
     show = _print_json if as_json else _print_table
     show(name, report, traced, largest, status)
@@ -91,7 +91,7 @@ def memory(
 
 def _traced(request: Request) -> int:
     """Peak bytes of tensors of the real model's step; the only place that imports torch."""
-    from lightbox.adapters.memory_trace import trace
+    from lightbox.bench.memory_trace import trace
 
     return trace(request)
 
