@@ -82,7 +82,7 @@ def run(*, device: str = "cpu", models: Sequence[str] = (), sizes: Sequence[str]
     Raises:
         RequestError: for cuda where torch finds no card.
     """
-    _check_device(device)
+    check_device(device)
     torch.set_num_threads(1)
     if device == "cuda":
         wanted = [case for case in card_cases() if _is_wanted(case, models)]
@@ -97,7 +97,8 @@ def run(*, device: str = "cpu", models: Sequence[str] = (), sizes: Sequence[str]
     return rows
 
 
-def _check_device(device: str) -> None:
+def check_device(device: str) -> None:
+    """Refuse cuda where torch finds no card."""
     if device == "cuda" and not torch.cuda.is_available():
         raise RequestError("The device is cuda", "torch finds no CUDA device on this machine", "Use --device cpu")
 
@@ -181,5 +182,10 @@ def _rows(name: str, cases: list[tuple[Any, ...]]) -> Iterator[dict]:
         errors = sorted(100 * (one[place] / one[1] - 1) for one in cases)
         notes = f"{verb} {other / MIB:.2f} MiB; errors {errors[0]:+.1f} to {errors[-1]:+.1f} % in {len(cases)} cases"
         worst = "" if case.name == name else f", worst: {case.name}"
-        shown = {"value": round(measured / MIB, 3), "unit": "MiB", "ratio": round(other / measured, 4)}
-        yield {"case": name, "peer": peer} | shown | {"notes": notes + worst}
+        yield compared_row(name, peer, measured, other, notes + worst)
+
+
+def compared_row(case: str, peer: str, measured: int, other: int, notes: str) -> dict:
+    """A row of measured bytes, as MiB, and how the peer's relate to them."""
+    shown = {"value": round(measured / MIB, 3), "unit": "MiB", "ratio": round(other / measured, 4)}
+    return {"case": case, "peer": peer} | shown | {"notes": notes}

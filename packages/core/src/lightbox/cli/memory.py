@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from lightbox.adapters.memory.prediction import GIB, PARTS, SPREAD, MemoryReport, predict
+from lightbox.adapters.memory.prediction import GIB, SPREAD, MemoryReport, predict
 from lightbox.adapters.memory.request import ITEMS, Request
 from lightbox.backbones.families import family_of
 from lightbox.backbones.named import config_of
@@ -27,6 +27,24 @@ KINDS = {
     "qlora": AdapterConfig(kind="lora", quant="nf4"),
 }
 DEVICES = ("cuda", "cpu")
+FORMULAS = {
+    "quantised weights": "0.5159 bytes a weight in NF4 with double quantisation, 1 in int8",
+    "language weights": "w bytes a weight that is not quantised, norms too",
+    "table and head": "w·V·D, twice where the head is not the table",
+    "vision weights": "w bytes a weight of tower and projector",
+    "adapters": "4 bytes a number; r·(in + out) numbers for each adapted linear layer",
+    "gradients": "4 bytes a number of adapters, or w a weight in full training",
+    "optimiser": "8 bytes a number with AdamW, about 2 with 8 bits",
+    "inputs and masks": "the batch, attention masks, tables of positions",
+    "kept layer inputs": "w·M·D·L with checkpointing: the input of each layer",
+    "layers": "about w·M·(12·D + 4·F) for one layer with checkpointing, of every layer without",
+    "adapter copies": "4·M·(6·D + F) where adapters in float32 are not fused; w·r·(in + out) where they are",
+    "dequantised weights": "w·in·out of the largest quantised matrix",
+    "logits": "n·V·(w + 8), n supervised tokens, backward n·V·12",
+    "vision": "features of the tower, and its largest layer while it runs",
+    "context": "CUDA's own 0.6 GiB, and 5 % of values for gaps between them; nothing on a CPU",
+}
+"""Part of a prediction -> its formula, see `lightbox.adapters.memory.prediction`."""
 BUDGET = (
     f"Error budget: closed form ± {SPREAD:.0%} of tensors at published widths, where --exact traces the real model; "
     "context 0.6 GiB and gaps 5 % of values are allowances for a GPU's own use and are not measured here"
@@ -137,7 +155,7 @@ def _too_small(card: float, total: int, report: MemoryReport, request: Request, 
 
 def _rows(report: MemoryReport) -> Iterator[tuple[str, float, str]]:
     for part, size in report.parts.items():
-        yield part, size / GIB, PARTS[part]
+        yield part, size / GIB, FORMULAS[part]
 
 
 def _print_table(name: str, report: MemoryReport, traced: int | None, largest: dict[float, int], status: str) -> None:

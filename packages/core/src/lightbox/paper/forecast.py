@@ -42,8 +42,8 @@ def check_fits(cfg: PaperConfig, base: Pretrained) -> None:
     raise RequestError(
         f"model.backbone is '{cfg.model.backbone}' with adapter.kind={cfg.adapter.kind} and adapter.quant="
         f"{cfg.adapter.quant}, and the largest card here has {usable / GIB:.0f} GiB",
-        f"One short item is predicted to take {report.total / GIB:.1f} GiB, most of it {report.largest} "
-        f"({report.parts[report.largest] / GIB:.1f} GiB)",
+        f"One short item is predicted to take {report.total / GIB:.1f} GiB, most of it {largest(report)} "
+        f"({report.parts[largest(report)] / GIB:.1f} GiB)",
         fits or "Use a smaller model or a larger card; 'lightbox memory' says what fits where",
     )
 
@@ -104,7 +104,7 @@ def advice(report: MemoryReport, request: Request, usable_bytes: float) -> str:
         request: what does not fit.
         usable_bytes: what there is.
     """
-    said = f"Of {_gib(report.total)} predicted most are {report.largest} ({_gib(report.parts[report.largest])})"
+    said = f"Of {_gib(report.total)} predicted most are {largest(report)} ({_gib(report.parts[largest(report)])})"
     best: tuple[int, str] | None = None
     for settings, smaller in reductions(request):
         total = predict(smaller).total
@@ -114,6 +114,11 @@ def advice(report: MemoryReport, request: Request, usable_bytes: float) -> str:
     if best is None:
         return f"{said}; no setting makes it smaller"
     return f"{said}; nothing fits {_gib(usable_bytes)}, the smallest is {best[1]} with {_gib(best[0])}"
+
+
+def largest(report: MemoryReport) -> str:
+    """The part that takes most."""
+    return max(report.parts, key=lambda part: report.parts[part])
 
 
 def adviser(request: Request, usable_bytes: float) -> Callable[[int], str]:

@@ -13,6 +13,18 @@ from lightbox.adapters.memory.request import ITEMS, Request
 from lightbox.backbones.sizes import Shape
 
 FLOAT32 = 4
+BLOCK, NESTED_BLOCK = 64, 256
+LANGUAGE_WEIGHTS = "language weights"
+Outs = Mapping[str, int]
+"""Name of a linear layer -> its outputs."""
+
+
+def packed_bytes(quant: str, count: int, rows: int) -> int:
+    """Bytes of a quantised matrix: int8 with a float32 a row, or NF4 with nested scales and their tables."""
+    if quant == "int8":
+        return count + FLOAT32 * rows
+    blocks = -(-count // BLOCK)
+    return -(-count // 2) + blocks + FLOAT32 * (-(-blocks // NESTED_BLOCK) + 16 + NESTED_BLOCK + 1)
 
 
 @dataclass
@@ -20,10 +32,13 @@ class Layer:
     """One layer of M `rows` of `width` numbers in `sequences`; what has no rows only holds `others` numbers.
 
     It `learns` where its own weights do, adapters are at `targets`, `is_reached` where a gradient comes by. `stays` and
-    `extra` are bytes by part that it adds from here on, and while it is computed back. `matrices` are path, in and out
-    of linear layers. Sums of bytes: of `saved`, `copies` is for adapters only, `inner` of the feed-forward part,
-    `clinging` kept even where a layer is computed again. `widest` is the largest result, `dense` the largest quantised
-    matrix in full, `scores` and `probs` attention before and after softmax, `made` both while a frozen layer runs.
+    `extra` are bytes by part that it adds from here on, and while it is computed back. Of the `numbers` in its linear
+    layers `plain` are not quantised, `last` are the last one's; `trained` has those of each tensor that learns.
+
+    Sums of bytes: `packed` of quantised layers; of `saved`, `copies` is for adapters only, `inner` of the feed-forward
+    part, `clinging` kept even where a layer is computed again. `widest` is the largest result, `dense` the largest
+    quantised matrix in full, `scores` and `probs` attention before and after softmax, `made` both while a frozen layer
+    runs.
     """
 
     request: Request
@@ -38,7 +53,8 @@ class Layer:
     targets: Pattern[str] | None = None
     stays: Mapping[str, int] = field(default_factory=dict)
     extra: Mapping[str, int] = field(default_factory=dict)
-    matrices: list[tuple[str, int, int]] = field(default_factory=list)
+    trained: list[int] = field(default_factory=list)
+    numbers = plain = packed = last = 0
     saved = copies = inner = clinging = widest = dense = scores = probs = made = 0
     times = 2
 
@@ -47,7 +63,7 @@ class Layer:
         # a projector beside a frozen base is trained in float32
         self.item = FLOAT32 if self.learns and not self.request.is_full else ITEMS[self.request.dtype]
         self.is_narrow, self.is_noisy = self.item < FLOAT32, adapter.dropout_prob > 0
-        self.quant = adapter.quant if self.group == "linears" else "none"
+        self.quant = adapter.quant if self.group == LANGUAGE_WEIGHTS else "none"
         self.is_fused = adapter.use_fused and not adapter.use_dora and not self.is_noisy
 
     def keep(self, width: int, *, rows: int | None = None, item: int | None = None) -> None:
@@ -65,17 +81,23 @@ class Layer:
         """Dropout keeps its noise: as numbers on a CPU, one byte each on a GPU."""
         self.keep(width * (prob > 0), item=1 if self.is_on_gpu else None)
 
-    def linears(self, n_in: int, outs: Mapping[str, int], *, rows: int = 0, is_kept: bool = False) -> None:
+    def linears(self, n_in: int, outs: Outs, *, rows: int = 0, is_kept: bool = False) -> None:
         """Linear layers that read one tensor, kept once (unless something else keeps it) where any of them needs it."""
         r, rows, is_int8 = self.request.adapter.r, rows or self.rows, self.quant == "int8"
         is_shared = self.learns or is_int8
         for name, n_out in outs.items():
-            path = f"{self.path}.{name}"
-            self.matrices.append((path, n_in, n_out))
+            path, self.last, is_packed = f"{self.path}.{name}", n_in * n_out, self.quant != "none"
+            self.numbers += self.last
+            if is_packed and not path.endswith(".wo"):  # T5's is never quantised
+                self.packed += packed_bytes(self.quant, self.last, n_out)
+            else:
+                self.plain += self.last
+            self.trained += [self.last] * self.learns
             self.widest = max(self.widest, rows * n_out * self.item)
-            self.dense = max(self.dense, n_in * n_out * self.item * (self.quant != "none"))
+            self.dense = max(self.dense, self.last * self.item * is_packed)
             if not (self.targets and self.targets.fullmatch(path)):
                 continue
+            self.trained += [r * n_in, r * n_out, *[n_out] * self.request.adapter.use_dora]
             self.keep(r, rows=rows, item=self.item if self.is_fused else FLOAT32)
             is_shared |= self.is_fused or not (self.is_narrow or self.is_noisy)
             noise = self.is_noisy * (1 if self.is_on_gpu else FLOAT32)
@@ -83,15 +105,17 @@ class Layer:
             if self.is_fused:
                 copies = r * (n_in + n_out) * self.item * self.is_narrow
             if self.request.adapter.use_dora:
-                copies += rows * n_out * (self.item + FLOAT32) + FLOAT32 * n_in * n_out * self.is_noisy
+                copies += rows * n_out * (self.item + FLOAT32) + FLOAT32 * self.last * self.is_noisy
                 self.dense = max(self.dense, FLOAT32 * n_in * (n_in + 4 * n_out))  # B·A of an identity, and its sums
             self.saved += copies
             self.copies += copies
         self.keep(n_in * (is_shared and not is_kept), rows=rows)
         self.clinging += rows * n_in * self.item * (is_int8 and not self.is_fused)
 
-    def attend(self, wide: int, heads: int, *, keys: int = 0, others: int = 0, mask: int = 0, prob: float = 0) -> bool:
-        """Queries, keys, values, result and a number a row; or scores, where they are made, which is what it returns.
+    def attend(
+        self, wide: int, heads: int, out: Outs, *, keys: int = 0, others: int = 0, mask: int = 0, prob: float = 0
+    ) -> None:
+        """Queries, keys, values, result and a number a row; or scores, where they are made; then the layer `out`.
 
         Keys and values have width `keys` until a mask repeats them to that of the queries, and `others` rows, 0 for the
         layer's own. There are `mask` masks of numbers: a sequence each, in T5 a head each. Scores of encoder-decoders
@@ -100,19 +124,20 @@ class Layer:
         others, family = others or self.rows, self.request.family
         is_eager, has_places = self.request.attention == "eager", self.learns and family.name == "t5"
         is_grouped = not (self.is_narrow or mask) and 0 < keys < wide  # no fused kernel of a GPU takes these
+        is_made = is_eager or (is_grouped if self.is_on_gpu else prob > 0 or has_places)
         t, s = self.rows // max(1, self.sequences), others // max(1, self.sequences)
         self.keep(wide)
         self.keep(2 * (keys if keys and not mask else wide), rows=others)
-        if not (is_eager or (is_grouped if self.is_on_gpu else prob > 0 or has_places)):
+        if is_made:
+            scores, number = self.sequences * heads * t * s, self.item if is_eager else FLOAT32
+            softmax = number if family.is_encoder_decoder else FLOAT32
+            noise = (1 if self.is_on_gpu else number) * (prob > 0)
+            self.scores, self.made = scores * softmax, scores * (2 * softmax + self.item * self.is_narrow)
+            self.probs = scores * (number * (prob > 0 or number < softmax) + noise)
+            self.saved += self.scores + self.probs
+        else:
             self.saved += self.rows * (wide * self.item + heads * FLOAT32) + self.item * t * s * mask
-            return False
-        scores, number = self.sequences * heads * t * s, self.item if is_eager else FLOAT32
-        softmax = number if family.is_encoder_decoder else FLOAT32
-        noise = (1 if self.is_on_gpu else number) * (prob > 0)
-        self.scores, self.made = scores * softmax, scores * (2 * softmax + self.item * self.is_narrow)
-        self.probs = scores * (number * (prob > 0 or number < softmax) + noise)
-        self.saved += self.scores + self.probs
-        return True
+        self.linears(wide, out, is_kept=not is_made)
 
     def feed_forward(self, width: int, inner: int, act: str, ups: tuple[str, ...], down: str, prob: float = 0) -> None:
         """down(act(up(x))), or down(act(gate(x))·up(x)) where `ups` are two; dropout before down."""
@@ -132,8 +157,8 @@ def decoder_layer(layer: Layer, shape: Shape, mask: int) -> None:
     wide, is_gemma = heads * shape.head_width, shape.model_type == "gemma3_text"
     layer.norm("gemma" if is_gemma else "rms", *[width] * (4 if is_gemma else 2), *[wide, keys] * is_gemma)
     layer.linears(width, {"self_attn.q_proj": wide, "self_attn.k_proj": keys, "self_attn.v_proj": keys})
-    has_scores = layer.attend(wide, heads, keys=keys, mask=mask, prob=shape.attention_dropout)
-    layer.linears(wide, {"self_attn.o_proj": width}, is_kept=not has_scores)
+    out, prob = {"self_attn.o_proj": width}, shape.attention_dropout
+    layer.attend(wide, heads, out, keys=keys, mask=mask, prob=prob)
     act = shape.get("hidden_act") or shape.hidden_activation
     layer.feed_forward(width, shape.intermediate_size, act, ("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj")
 
@@ -158,8 +183,7 @@ def paired_layer(layer: Layer, shape: Shape, mask: int, place: int, encoded: int
         layer.norm(kind, width)
         layer.linears(width, {query: wide} | ({} if others else {key: wide, value: wide}))
         layer.linears(width, {key: wide, value: wide} if others else {}, rows=others, is_kept=True)
-        has_scores = layer.attend(wide, heads, others=others, mask=mask, prob=probs[1])
-        layer.linears(wide, {out: width}, is_kept=not has_scores)
+        layer.attend(wide, heads, {out: width}, others=others, mask=mask, prob=probs[1])
         layer.drop(width, probs[0])
     layer.norm(kind, width)
     layer.feed_forward(width, inner, act, ups, down, probs[2])
@@ -175,11 +199,11 @@ def tower_layer(layer: Layer, shape: Shape, heads: int, window: int) -> None:
     width, is_newer, is_florence = layer.width, shape.model_type == "qwen2_5_vl_vision", window > 0
     layer.norm("rms" if is_newer else "layer", *[width] * (4 if is_florence else 2))
     layer.linears(width, {"qkv": 3 * width})
-    # Qwen's values lie in one tensor with what was turned; channels are turned back before they are projected
-    layer.keep(width * (3 * ("depth" in shape) + (window == 1)))
+    is_qwen = "depth" in shape  # turns queries and keys in float32, and its values lie in one tensor with the result
+    layer.extra = {"vision": 6 * FLOAT32 * layer.rows * width * is_qwen}
+    layer.keep(width * (3 * is_qwen + (window == 1)))  # channels are turned back before they are projected
     layer.sequences = layer.rows // window if is_florence else layer.sequences
-    has_scores = layer.attend(width, heads)
-    layer.linears(width, {"out": width}, is_kept=not has_scores)
+    layer.attend(width, heads, {"out": width})
     inner = int(width * shape.mlp_ratio) if "mlp_ratio" in shape else shape.intermediate_size
     act = shape.get("hidden_act") or shape.activation_function
     layer.feed_forward(width, inner, act, ("gate", "up") if is_newer else ("up",), "down")

@@ -56,7 +56,6 @@ class Request:
 
     @property
     def is_full(self) -> bool:
-        """True where every weight learns."""
         return self.adapter.kind == "none"
 
     @property
