@@ -180,9 +180,11 @@ class Stage:
 class Tower:
     """A vision tower and what maps its `rows` to the language model: in and out of the projector's linear layers.
 
-    `others` are further numbers of the projector, `unread` the place of the layer behind the features that are read.
+    `pixels` are the numbers that it is given for a row of text, `others` further numbers of the projector, `unread` the
+    place of the layer behind the features that are read.
     """
 
+    pixels: int
     stages: tuple[Stage, ...]
     rows: int
     projector: tuple[tuple[int, int], ...]
@@ -195,10 +197,10 @@ def tower_of(config: Config, family: Family, images: ImageSizes, width: int) -> 
     shape, tiles = vision_of(config), images.tiles
     if family.name.startswith("qwen"):
         inside, joined = shape.get("embed_dim") or shape.hidden_size, shape.spatial_merge_size**2
-        numbers = shape.in_channels * shape.patch_size**2 * shape.temporal_patch_size * inside
+        patch = shape.in_channels * shape.patch_size**2 * shape.temporal_patch_size
         steps = (inside * joined, inside * joined), (inside * joined, shape.get("out_hidden_size") or shape.hidden_size)
-        stage = Stage(images.patches, inside, numbers, shape.depth, shape.num_heads)
-        return Tower((stage,), images.patches // joined, steps)
+        stage = Stage(images.patches, inside, patch * inside, shape.depth, shape.num_heads)
+        return Tower(images.patches * patch, (stage,), images.patches // joined, steps)
     if family.name == "florence2":
         stages, side, before = [], images.image_px, shape.in_channels
         keys = ("embed_dim", "patch_size", "patch_stride", "patch_padding", "depths", "num_heads")
@@ -208,12 +210,14 @@ def tower_of(config: Config, family: Family, images: ImageSizes, width: int) -> 
             stages.append(Stage(tiles * side * side, inside, numbers, 2 * depth, heads, shape.window_size**2))
             before = inside
         steps = ((before, shape.projection_dim),)
-        return Tower(tuple(stages), stages[-1].rows, steps, shape.max_position_embeddings * before)
+        pixels = tiles * shape.in_channels * images.image_px**2
+        return Tower(pixels, tuple(stages), stages[-1].rows, steps, shape.max_position_embeddings * before)
     patches, inside, is_gemma = (shape.image_size // shape.patch_size) ** 2, shape.hidden_size, family.name == "gemma3"
     numbers = (shape.num_channels * shape.patch_size**2 + patches) * inside
     rows = tiles * (patches + (not is_gemma))  # CLIP has a class token
     stage = Stage(rows, inside, numbers, shape.num_hidden_layers, shape.num_attention_heads)
+    pixels = tiles * shape.num_channels * shape.image_size**2
     if is_gemma:
-        return Tower((stage,), tiles * whole(config).mm_tokens_per_image, ((inside, width),))
+        return Tower(pixels, (stage,), tiles * whole(config).mm_tokens_per_image, ((inside, width),))
     unread = stage.depth + 1 + whole(config).get("vision_feature_layer", -1)
-    return Tower((stage,), tiles * patches, ((inside, width), (width, width)), unread=unread)
+    return Tower(pixels, (stage,), tiles * patches, ((inside, width), (width, width)), unread=unread)

@@ -131,7 +131,7 @@ def _layers(request: Request) -> Iterator[Layer]:
     is_paired, is_t5, tokens = family.is_encoder_decoder, family.name == "t5", request.row_tokens
     text, tied = whole(request.config) if is_t5 else text_of(request.config), is_tied(request.config)
     width, vocabulary = text.d_model if is_paired else text.hidden_size, text.vocab_size
-    item, has_mask = Layer(request, "").item, request.has_padding or family.name == "gemma3"
+    item, has_mask = ITEMS[request.dtype], request.has_padding or family.name == "gemma3"
     # the gradient of a table that is the head too is there already, and the sum is a third tensor
     tables = {"gradients": (2 + request.accumulates) * vocabulary * width * item * learns * tied}
     stays = {"inputs and masks": b * tokens * (3 * INTEGER + tokens * has_mask)}
@@ -163,6 +163,9 @@ def _vision(request: Request, width: int) -> Iterator[Layer]:
     mode = "full" if request.is_full else request.adapter.projector
     shape, images = vision_of(request.config), request.row_images
     tower, tiles = tower_of(request.config, request.family, images, width), request.batch * images.tiles
+    yield Layer(
+        request, VISION_WEIGHTS, stays={"inputs and masks": request.batch * tower.pixels * ITEMS[request.dtype]}
+    )
     for stage in tower.stages:
         for place in range(-1, stage.depth):
             learns = request.is_full and tiles > 0 and place != tower.unread
