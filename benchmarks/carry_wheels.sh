@@ -10,7 +10,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 
 NAMES=(bitsandbytes hydra-core omegaconf pydantic pydantic-core annotated-types typing-inspection typing-extensions
   einops jaxtyping wadler-lindig beartype psutil filelock pyyaml
-  pytest pytest-xdist pytest-timeout pluggy iniconfig execnet)
+  nltk pytest pytest-xdist pytest-timeout pluggy iniconfig execnet)
 LIMIT_MIB=40  # with the checkout less than the 64 MiB that travel
 version=${1:-3.12}
 shift || true
@@ -29,7 +29,9 @@ for name in "${NAMES[@]}"; do pins+=("${name}==$(locked "$name")"); done
 python3 -m pip download --quiet --no-deps --only-binary=:all: --implementation cp --python-version "$version" \
   "${platforms[@]}" --dest wheels "${pins[@]}"
 # published as source only, without compiled code: built here
-python3 -m pip wheel --quiet --no-deps --wheel-dir wheels "antlr4-python3-runtime==$(locked antlr4-python3-runtime)"
+for name in antlr4-python3-runtime rouge-score; do
+  python3 -m pip wheel --quiet --no-deps --wheel-dir wheels "${name}==$(locked "$name")"
+done
 python3 - "${kept[@]}" <<'PY'
 import glob, re, sys, zipfile
 (path,) = glob.glob("wheels/bitsandbytes-*.whl")

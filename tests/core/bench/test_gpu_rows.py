@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from lightbox.bench import gpu
+from lightbox.bench import gpu, step
 
 
 @pytest.fixture
@@ -46,15 +46,18 @@ def test_a_row_is_written_with_device_versions_and_commit(monkeypatch, tmp_path)
     assert (row["benchmark"], row["commit"], row["case"]) == ("memory", "abc", line["case"])
 
 
-@pytest.mark.parametrize("choice", ["ours", "stock"])
-def test_a_step_has_a_speed_and_a_peak(monkeypatch, tmp_path, choice):
+def test_a_step_has_a_speed_and_a_peak_and_the_second_side_a_ratio(monkeypatch, tmp_path):
     monkeypatch.setattr(gpu, "TIMED", 1)
-    assert ask(monkeypatch, tmp_path, "step", "qwen2.5-vl-7b", "--choice", choice) == 0
-    speed, peak = lines_of(tmp_path)
-    assert (speed["unit"], peak["unit"]) == ("tokens/s", "MiB")
-    assert speed["value"] > 0
-    assert peak["value"] > 0
-    assert speed["case"].startswith(f"QLoRA step {choice}, tiny qwen2.5-vl-7b")
+    for choice in ("ours", "stock"):
+        assert ask(monkeypatch, tmp_path, "step", "qwen2.5-vl-7b", "--choice", choice) == 0
+    lines = lines_of(tmp_path)
+    assert [line["unit"] for line in lines] == ["tokens/s", "MiB"] + ["tokens/s"] * 2 + ["MiB"] * 2
+    ours, stock = lines[1], lines[4]
+    assert stock["case"] == ours["case"].replace("ours", "stock")
+    with (tmp_path / "rows.csv").open() as file:
+        speed, peak = csv.DictReader(file)
+    assert speed["peer"] == peak["peer"] == step.PEER
+    assert float(peak["ratio"]) == pytest.approx(ours["value"] / stock["value"], rel=1e-3)
 
 
 def test_new_tokens_are_counted_by_the_second(monkeypatch, tmp_path):

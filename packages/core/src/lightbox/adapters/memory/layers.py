@@ -204,6 +204,7 @@ def tower_layer(layer: Layer, shape: Shape, heads: int, window: int) -> None:
     layer.keep(width * (3 * is_qwen + (window == 1)))  # channels are turned back before they are projected
     layer.sequences = layer.rows // window if is_florence else layer.sequences
     layer.attend(width, heads, {"out": width})
+    layer.made //= max(1, layer.sequences) if is_qwen else 1  # one image after the other
     inner = int(width * shape.mlp_ratio) if "mlp_ratio" in shape else shape.intermediate_size
     act = shape.get("hidden_act") or shape.activation_function
     layer.feed_forward(width, inner, act, ("gate", "up") if is_newer else ("up",), "down")

@@ -72,7 +72,9 @@ def predict(request: Request) -> MemoryReport:
     """
     layers, is_on_gpu = list(_layers(request)), request.device == "cuda"
     held, counts, kept = Counter[str](), Counter[str](), Counter[str]()
-    trained = [[*layer.trained, layer.others * layer.learns] for layer in layers]
+    owned = [[*layer.trained, layer.others * layer.learns] for layer in layers]
+    # what no row comes by has neither gradient nor moments
+    trained = [own if layer.rows or not layer.width else [] for layer, own in zip(layers, owned, strict=True)]
     sizes, item = [*chain.from_iterable(trained)], ITEMS[request.dtype] if request.is_full else FLOAT32
     behind = gradients = item * sum(sizes)
     moments = list[Counter[str]]()
@@ -84,7 +86,7 @@ def predict(request: Request) -> MemoryReport:
         counts[layer.group] += layer.numbers + layer.others
         held["quantised weights"] += layer.packed
         held[layer.group] += (layer.plain + layer.others) * ITEMS[request.dtype]
-    held["adapters"] = FLOAT32 * sum(sizes) * (not request.is_full)
+    held["adapters"] = FLOAT32 * sum(chain.from_iterable(owned)) * (not request.is_full)
     held["optimiser"] = sum(state_bytes(request.optimizer, size, item) for size in sizes)
     # bitsandbytes on a CPU widens a tensor five times, and its gradient where that is in 16 bit
     times = (5 + (request.is_full and request.dtype != "fp32")) * (not is_on_gpu and request.optimizer != "adamw")
@@ -168,7 +170,7 @@ def _vision(request: Request, width: int) -> Iterator[Layer]:
     )
     for stage in tower.stages:
         for place in range(-1, stage.depth):
-            learns = request.is_full and tiles > 0 and place != tower.unread
+            learns = request.is_full and place != tower.unread
             layer = Layer(
                 request, VISION_WEIGHTS, request.batch * stage.rows, stage.width, max(1, tiles), learns=learns
             )
