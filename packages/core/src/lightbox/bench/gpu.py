@@ -44,7 +44,7 @@ GAPS_PEER = "predicted peak with context and gaps"
 Row = dict[str, Any]
 
 
-def request_of(options: argparse.Namespace) -> Request:
+def request_for(options: argparse.Namespace) -> Request:
     """The step that is measured: QLoRA of rank 16, 1,024 tokens a row."""
     name, is_tiny = options.model, options.tiny
     config = shrunk_values(name) if is_tiny else NAMED[name]
@@ -57,7 +57,7 @@ def request_of(options: argparse.Namespace) -> Request:
 
 def memory_rows(options: argparse.Namespace) -> Iterator[Row]:
     """Peak of tensors, and of all that the process takes of the card, against the closed form."""
-    request = request_of(options)
+    request = request_for(options)
     case, report = _case(options), predict(request)
     peak = memory.measure(request)
     yield memory.compared_row(case, PEER, peak, report.tensors, "")
@@ -72,7 +72,7 @@ def step_rows(options: argparse.Namespace) -> Iterator[Row]:
     """A QLoRA step, `--choice` ours or stock: supervised tokens' own path, or peft's helpers with full logits."""
     if options.choice not in ("ours", "stock"):
         raise RequestError(f"--choice is '{options.choice}'", "A step is ours or stock", "Name one of the two")
-    request = request_of(options)
+    request = request_for(options)
     backbone = build(request.config, quant="nf4", dtype=request.dtype, device=options.device)
     batch = make_batch(backbone, request)
     is_ours = options.choice == "ours"
@@ -87,7 +87,7 @@ def step_rows(options: argparse.Namespace) -> Iterator[Row]:
 
 def attention_rows(options: argparse.Namespace) -> Iterator[Row]:
     """Our QLoRA step with each way to compute attention, `--choice` sdpa, eager, xformers or flash."""
-    request = request_of(options)
+    request = request_for(options)
     kind = request.config["model_type"]
     choice = choose(options.choice, device=options.device, dtype=request.dtype, model_type=kind)
     backbone = build(
@@ -102,7 +102,7 @@ def attention_rows(options: argparse.Namespace) -> Iterator[Row]:
 
 def generate_rows(options: argparse.Namespace) -> Iterator[Row]:
     """New tokens a second, greedy, from a cache; reading the prompt is taken off."""
-    request = request_of(options)
+    request = request_for(options)
     backbone = build(request.config, quant="nf4", dtype=request.dtype, device=options.device)
     inputs, count = make_batch(backbone, request).inputs, 8 if options.tiny else NEW_TOKENS
 
@@ -166,7 +166,7 @@ def _earlier(folder: Path, case: str) -> float | None:
 
 
 def _case(options: argparse.Namespace) -> str:
-    return describe(f"tiny {options.model}" if options.tiny else options.model, request_of(options))
+    return describe(f"tiny {options.model}" if options.tiny else options.model, request_for(options))
 
 
 def _speed(case: str, value: float, unit: str, notes: str) -> Row:

@@ -83,18 +83,17 @@ class Layer:
 
     def linears(self, n_in: int, outs: Outs, *, rows: int = 0, is_kept: bool = False) -> None:
         """Linear layers that read one tensor, kept once (unless something else keeps it) where any of them needs it."""
-        r, rows, is_int8 = self.request.adapter.r, rows or self.rows, self.quant == "int8"
+        quant = "none" if any(name.endswith(".wo") for name in outs) else self.quant  # T5's is never quantised
+        r, rows, is_int8 = self.request.adapter.r, rows or self.rows, quant == "int8"
         is_shared = self.learns or is_int8
         for name, n_out in outs.items():
-            path, self.last, is_packed = f"{self.path}.{name}", n_in * n_out, self.quant != "none"
+            path, self.last = f"{self.path}.{name}", n_in * n_out
             self.numbers += self.last
-            if is_packed and not path.endswith(".wo"):  # T5's is never quantised
-                self.packed += packed_bytes(self.quant, self.last, n_out)
-            else:
-                self.plain += self.last
+            self.plain += self.last * (quant == "none")
+            self.packed += packed_bytes(quant, self.last, n_out) if quant != "none" else 0
             self.trained += [self.last] * self.learns
             self.widest = max(self.widest, rows * n_out * self.item)
-            self.dense = max(self.dense, self.last * self.item * is_packed)
+            self.dense = max(self.dense, self.last * self.item * (quant != "none"))
             if not (self.targets and self.targets.fullmatch(path)):
                 continue
             self.trained += [r * n_in, r * n_out, *[n_out] * self.request.adapter.use_dora]
