@@ -113,12 +113,14 @@ def _bytes(layer: Layer) -> tuple[Counter[str], Counter[str]]:
         return stays, now
     # the gradient of the last matrix is there before anything of the layer is gone
     matrix = layer.last * layer.item * layer.learns
-    inner = matrix + layer.widest * (layer.times - 1)
-    if layer.is_noisy and not request.is_full and layer.is_narrow:
-        inner = matrix + 3 * (layer.widest + arriving) * (1 + request.adapter.use_dora)
-    inner = max(inner, max(layer.scores, 2 * layer.scores - layer.probs) - layer.inner)
-    now["layers"] += arriving + inner
-    now["dequantised weights"] += max(0, matrix + layer.widest + layer.dense - inner)
+    inner, is_noisy = layer.widest * (layer.times - 1), layer.is_noisy and layer.is_narrow and not request.is_full
+    if is_noisy:
+        inner = 3 * (layer.widest + arriving)
+    inner = max(inner, max(layer.scores, 2 * layer.scores - layer.probs) - layer.inner - matrix)
+    # a dequantised matrix takes the place of what is wider than a result; DoRA's sums are there beside dropout's copies
+    beside = 0 if is_noisy and request.adapter.use_dora else inner - layer.widest
+    now["layers"] += arriving + matrix + inner
+    now["dequantised weights"] += max(0, layer.dense - beside)
     saved = Counter({part: layer.saved - layer.copies, "adapter copies": layer.copies})
     if layer.group != LANGUAGE_WEIGHTS or not request.checkpoint_layers:
         return stays + saved, now
