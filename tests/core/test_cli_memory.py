@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lightbox.adapters.memory.prediction import SPREAD, predict
-from lightbox.adapters.memory.request import Request, describe
+from lightbox.adapters.memory.request import Request
 from lightbox.backbones.families import family_of
 from lightbox.backbones.named import NAMED, config_of
 from lightbox.bench import ledger
@@ -66,7 +66,7 @@ def test_every_model_known_by_name_is_in_the_table():
 def test_a_recorded_measurement_of_this_very_step_is_named(tmp_path):
     rows, step = tmp_path / "results.csv", a_request()
     row = {
-        "case": describe("qwen2.5-vl-7b", step),
+        "case": gpus.describe("qwen2.5-vl-7b", step),
         "peer": gpus.PEER,
         "value": 7168.0,
         "unit": "MiB",
@@ -76,7 +76,7 @@ def test_a_recorded_measurement_of_this_very_step_is_named(tmp_path):
     traced = row | {"peer": "traced peak of tensors", "value": 1.0}
     ledger.append(rows, gpus.BENCHMARK, [row, traced])
     assert gpus.said_of(gpus.recorded(rows, row["case"])).startswith("measured 7.00 GiB of tensors")
-    assert gpus.recorded(rows, describe("qwen2.5-vl-7b", a_request(tokens=512))) is None
+    assert gpus.recorded(rows, gpus.describe("qwen2.5-vl-7b", a_request(tokens=512))) is None
 
 
 @pytest.mark.parametrize(

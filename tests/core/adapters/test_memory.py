@@ -7,17 +7,9 @@ import torch
 import transformers
 from transformers import AutoConfig
 
-from lightbox.adapters.memory.advice import advice, adviser, reductions
-from lightbox.adapters.memory.prediction import (
-    GIB,
-    PARTS,
-    largest_batch,
-    largest_batches,
-    packed_bytes,
-    predict,
-    state_bytes,
-)
-from lightbox.adapters.memory.request import Request, load_of
+from lightbox.adapters.memory.layers import packed_bytes
+from lightbox.adapters.memory.prediction import GIB, PARTS, predict, state_bytes
+from lightbox.adapters.memory.request import Request
 from lightbox.backbones import sizes
 from lightbox.backbones.families import BY_MODEL_TYPE, family_of
 from lightbox.backbones.named import NAMED
@@ -26,6 +18,8 @@ from lightbox.backbones.seq2seq import quiet_loading
 from lightbox.backbones.sizes import DEFAULTS, Images, sizes_of
 from lightbox.config import AdapterConfig, OptimConfig, TrainConfig
 from lightbox.errors import RequestError
+from lightbox.paper.forecast import advice, adviser, largest, reductions
+from lightbox.report.gpus import largest_batches
 
 QLORA = AdapterConfig(kind="lora", quant="nf4")
 
@@ -42,22 +36,20 @@ def bare_model(name):
 
 def group_of(path, family):
     part = part_of(path, family)
-    if part != "language":
-        return part
-    is_layer_matrix = path.startswith(family.layers) and path.split(".")[-2] in family.linears
-    if is_layer_matrix and path.endswith(".weight"):
-        return "linears"
-    is_table = path == f"{family.embeddings}.weight" or "embed_positions" in path
-    return "embeddings" if is_table else "norms"
+    if part in ("vision", "projector"):
+        return "vision weights"
+    is_table = part == "head" or path == f"{family.embeddings}.weight" or "embed_positions" in path
+    return "table and head" if is_table else "language weights"
 
 
 @pytest.mark.parametrize("name", [name for name in NAMED if name != "lingshu-7b"])  # the same as Qwen2.5-VL
 def test_numbers_of_every_part_are_those_of_the_model_itself(name):
+    """Up to biases and small tables, which are left out."""
     family, wanted = family_of(NAMED[name], name=name), {}
     for path, parameter in bare_model(name).named_parameters():
-        group = "projector" if path == "model.image_newline" else group_of(path, family)
+        group = "vision weights" if path == "model.image_newline" else group_of(path, family)
         wanted[group] = wanted.get(group, 0) + parameter.numel()
-    assert predict(request_of(name, tokens=4096, device="cpu")).counts == wanted
+    assert predict(request_of(name, tokens=4096, device="cpu")).counts == pytest.approx(wanted, rel=5e-3)
 
 
 @pytest.mark.parametrize("kind", DEFAULTS)
@@ -81,10 +73,10 @@ def test_adapters_have_the_counts_that_others_print():
 
 def test_nf4_with_double_quantisation_takes_half_a_byte_and_the_scales():
     report = predict(request_of("llava-1.5-7b"))
-    assert report.parts["quantised weights"] / report.counts["linears"] == pytest.approx(0.5159, abs=2e-4)
+    assert report.parts["quantised weights"] / report.counts["language weights"] == pytest.approx(0.5159, abs=3e-4)
     assert packed_bytes("nf4", 64 * 256, 64) == 64 * 128 + 256 + 4 * (1 + 16 + 256 + 1)
     eight = predict(request_of("llava-1.5-7b", adapter=replace(QLORA, quant="int8")))
-    assert eight.parts["quantised weights"] / eight.counts["linears"] == pytest.approx(1.0, abs=2e-3)
+    assert eight.parts["quantised weights"] / eight.counts["language weights"] == pytest.approx(1.0, abs=2e-3)
 
 
 def by_hand(name, batch, tokens, supervised=64):
@@ -92,9 +84,9 @@ def by_hand(name, batch, tokens, supervised=64):
     report, config = predict(request_of(name)), sizes.text_of(NAMED[name])
     rows, width, inner, layers = batch * tokens, config.hidden_size, config.intermediate_size, config.num_hidden_layers
     counts = report.counts
-    rest = sum(counts.values()) - counts["linears"]
+    rest = sum(counts.values()) - counts["language weights"]
     largest = width * max(inner, config.num_attention_heads * config.head_width)
-    weights = 0.5159 * counts["linears"] + 2 * rest
+    weights = 0.5159 * counts["language weights"] + 2 * rest
     adapters = 12 * report.trained
     layer = 2 * rows * (12 * width + 4 * inner)
     logits = 12 * batch * supervised * config.vocab_size
@@ -153,15 +145,15 @@ def test_a_setting_moves_the_peak_in_the_direction_that_it_should(changes, less)
 def test_logits_of_all_positions_take_more_than_a_layer():
     chosen, whole = (predict(request_of("qwen2.5-vl-7b", supervised=count)) for count in (32, 1000))
     assert whole.parts["logits"] == pytest.approx(12 * 1000 * 152064, rel=0.01)
-    assert whole.largest == "quantised weights"
+    assert largest(whole) == "quantised weights"
     assert whole.total - chosen.total > GIB
 
 
 def test_pruned_visual_tokens_leave_the_row_and_not_the_tower():
     base = request_of("llava-1.5-7b")
-    kept = load_of(replace(base, keep=0.25))
-    assert (kept.tokens, kept.visual, kept.images) == (1024 - 432, 144, 1)
-    assert load_of(base).visual == 576
+    kept = replace(base, keep=0.25)
+    assert (kept.row_tokens, kept.row_images.visual, kept.row_images.tiles) == (1024 - 432, 144, 1)
+    assert (base.row_tokens, base.row_images.visual) == (1024, 576)
 
 
 @pytest.mark.parametrize(
@@ -189,9 +181,9 @@ def test_a_row_without_an_image_runs_no_tower():
 
 def test_the_largest_batch_is_the_last_that_fits():
     request, usable = request_of("qwen2.5-vl-7b"), 11 * GIB
-    largest = largest_batch(request, usable)
+    largest, none = largest_batches(request, [usable, 6 * GIB])
+    assert none == 0
     assert predict(replace(request, batch=largest)).total <= usable < predict(replace(request, batch=largest + 1)).total
-    assert largest_batches(request, [usable, 6 * GIB]) == [largest, 0]
 
 
 def test_parts_are_known_and_only_a_card_has_a_context():

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lightbox.adapters.live_bytes import held_by, peak_bytes, storage_bytes
+from lightbox.bench.live_bytes import held_by, peak_bytes, storage_bytes
 
 MEGA = 250_000  # float32 numbers in a megabyte
 

@@ -8,12 +8,12 @@ import torch
 
 from lightbox.adapters.memory.prediction import predict
 from lightbox.adapters.memory.request import Request
-from lightbox.adapters.memory_trace import trace
-from lightbox.adapters.random_models import build, make_batch
 from lightbox.backbones.families import family_of
 from lightbox.backbones.published import GENERATORS, merged, shrunk_values
 from lightbox.backbones.sizes import Images
 from lightbox.bench import memory
+from lightbox.bench.memory_trace import trace
+from lightbox.bench.random_models import build, make_batch
 from lightbox.config import AdapterConfig
 from lightbox.errors import RequestError
 
@@ -141,7 +141,7 @@ def test_a_random_model_is_stored_as_asked_and_its_values_are_finite():
     backbone = build(config, quant="nf4", dtype="bf16", device="cpu")
     request = Request(config, backbone.family, AdapterConfig(kind="lora", quant="nf4"), tokens=48, supervised=8)
     request = replace(request, batch=2, device="cpu", images=Images(visual_tokens=16))
-    batch = make_batch(backbone, config, memory.load_of(request))
+    batch = make_batch(backbone, request)
     loss, tokens, _ = backbone.loss(batch)
     assert int(tokens) == 16
     assert torch.isfinite(loss)

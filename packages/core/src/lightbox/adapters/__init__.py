@@ -4,8 +4,7 @@
 other than zero, `tokens` that are new), `fused` is the faster linear layer, `guards` checks what will train.
 `artifact` saves what was trained and loads it on its own base only (`manifest`: what a folder says about itself);
 `merge` writes a plain model, whose names and weights `plain` finds inside a wrapped one. `optimizers` holds the 8-bit
-ones. `memory` predicts peak memory without torch; `memory_trace` runs the real model's step without memory, on
-`random_models`, and `live_bytes` counts what is in memory at the peak of a step, traced or real.
+ones. `memory` predicts peak memory without torch.
 """
 
 import logging

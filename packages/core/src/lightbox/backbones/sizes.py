@@ -156,3 +156,68 @@ def sizes_of(config: Config, family: Family, images: Images) -> ImageSizes:
     usual = images.count * (side * side + 2 * side * (2 * side + 1))
     visual = usual if images.visual_tokens is None else images.visual_tokens
     return ImageSizes(visual, images.count * NEXT_TILES if visual == usual else -(-visual // (side * side)))
+
+
+# ---- towers
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Layers of one width: `rows` of a row of text, its layers' `heads`, patches of an attention `window` (0: all).
+
+    `numbers` are those of what makes its rows (patches, positions).
+    """
+
+    rows: int
+    width: int
+    numbers: int
+    depth: int
+    heads: int
+    window: int = 0
+
+
+@dataclass(frozen=True)
+class Tower:
+    """A vision tower and what maps its `rows` to the language model: in and out of the projector's linear layers.
+
+    `pixels` are the numbers that it is given for a row of text, `others` further numbers of the projector, `unread` the
+    place of the layer behind the features that are read.
+    """
+
+    pixels: int
+    stages: tuple[Stage, ...]
+    rows: int
+    projector: tuple[tuple[int, int], ...]
+    others: int = 0
+    unread: int | None = None
+
+
+def tower_of(config: Config, family: Family, images: ImageSizes, width: int) -> Tower:
+    """Sizes of a tower for the images of a row, and of a projector to `width`."""
+    shape, tiles = vision_of(config), images.tiles
+    if family.name.startswith("qwen"):
+        inside, joined = shape.get("embed_dim") or shape.hidden_size, shape.spatial_merge_size**2
+        patch = shape.in_channels * shape.patch_size**2 * shape.temporal_patch_size
+        steps = (inside * joined, inside * joined), (inside * joined, shape.get("out_hidden_size") or shape.hidden_size)
+        stage = Stage(images.patches, inside, patch * inside, shape.depth, shape.num_heads)
+        return Tower(images.patches * patch, (stage,), images.patches // joined, steps)
+    if family.name == "florence2":
+        stages, side, before = [], images.image_px, shape.in_channels
+        keys = ("embed_dim", "patch_size", "patch_stride", "patch_padding", "depths", "num_heads")
+        for inside, kernel, stride, padding, depth, heads in zip(*(shape[key] for key in keys), strict=True):
+            side, numbers = (side + 2 * padding - kernel) // stride + 1, before * kernel**2 * inside
+            # a block attends inside of windows, then between channels
+            stages.append(Stage(tiles * side * side, inside, numbers, 2 * depth, heads, shape.window_size**2))
+            before = inside
+        steps = ((before, shape.projection_dim),)
+        pixels = tiles * shape.in_channels * images.image_px**2
+        return Tower(pixels, tuple(stages), stages[-1].rows, steps, shape.max_position_embeddings * before)
+    patches, inside, is_gemma = (shape.image_size // shape.patch_size) ** 2, shape.hidden_size, family.name == "gemma3"
+    numbers = (shape.num_channels * shape.patch_size**2 + patches) * inside
+    rows = tiles * (patches + (not is_gemma))  # CLIP has a class token
+    stage = Stage(rows, inside, numbers, shape.num_hidden_layers, shape.num_attention_heads)
+    pixels = tiles * shape.num_channels * shape.image_size**2
+    if is_gemma:
+        return Tower(pixels, (stage,), tiles * whole(config).mm_tokens_per_image, ((inside, width),))
+    unread = stage.depth + 1 + whole(config).get("vision_feature_layer", -1)
+    return Tower(pixels, (stage,), tiles * patches, ((inside, width), (width, width)), unread=unread)

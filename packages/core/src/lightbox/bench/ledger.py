@@ -12,12 +12,13 @@ from lightbox.errors import WorkError
 HEADER = ("date", "commit", "machine", "benchmark", "case", "peer", "value", "unit", "ratio", "notes")
 
 
-def append(path: Path, benchmark: str, rows: Sequence[Mapping[str, Any]]) -> None:
+def append(path: Path, benchmark: str, rows: Sequence[Mapping[str, Any]], *, commit: str = "") -> None:
     """Add rows below those recorded before, with date, commit and machine; a new file gets the header first.
 
     Args:
         path: the table.
         benchmark: name of the benchmark.
+        commit: of the code; "" means that of the checkout, which a machine without git does not know.
         rows: as `run(...)` of a benchmark gives them, with keys case, peer, value, unit, ratio, notes.
 
     Raises:
@@ -30,7 +31,7 @@ def append(path: Path, benchmark: str, rows: Sequence[Mapping[str, Any]]) -> Non
         )
     facts = {
         "date": datetime.date.today().isoformat(),
-        "commit": machine.commit(),
+        "commit": commit or machine.commit(),
         "machine": machine.hardware(),
         "benchmark": benchmark,
     }

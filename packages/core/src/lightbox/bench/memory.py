@@ -15,19 +15,19 @@ import torch
 from torch import Tensor
 
 from lightbox.adapters.attach import attach
-from lightbox.adapters.live_bytes import held_by, peak_bytes
 from lightbox.adapters.memory.prediction import predict
-from lightbox.adapters.memory.request import Request, describe, load_of
-from lightbox.adapters.memory_trace import trace
+from lightbox.adapters.memory.request import Request
 from lightbox.adapters.optimizers import make_optimizer
-from lightbox.adapters.random_models import build, make_batch
 from lightbox.backbones.families import family_of
 from lightbox.backbones.named import NAMED
 from lightbox.backbones.published import merged, shrunk_values
 from lightbox.backbones.sizes import Images
+from lightbox.bench.live_bytes import held_by, peak_bytes
+from lightbox.bench.memory_trace import trace
+from lightbox.bench.random_models import build, make_batch
 from lightbox.config import AdapterConfig
 from lightbox.errors import RequestError
-from lightbox.report.gpus import PEER
+from lightbox.report.gpus import PEER, describe
 
 MIB = 1024**2
 TRACED, CLOSED = "traced peak of tensors", PEER
@@ -82,7 +82,7 @@ def run(*, device: str = "cpu", models: Sequence[str] = (), sizes: Sequence[str]
     Raises:
         RequestError: for cuda where torch finds no card.
     """
-    _check_device(device)
+    check_device(device)
     torch.set_num_threads(1)
     if device == "cuda":
         wanted = [case for case in card_cases() if _is_wanted(case, models)]
@@ -97,7 +97,8 @@ def run(*, device: str = "cpu", models: Sequence[str] = (), sizes: Sequence[str]
     return rows
 
 
-def _check_device(device: str) -> None:
+def check_device(device: str) -> None:
+    """Refuse cuda where torch finds no card."""
     if device == "cuda" and not torch.cuda.is_available():
         raise RequestError("The device is cuda", "torch finds no CUDA device on this machine", "Use --device cpu")
 
@@ -124,7 +125,7 @@ def _step_of(request: Request) -> tuple[Callable[[], None], Callable[[], list[Te
     backbone = build(request.config, quant=request.adapter.quant, dtype=request.dtype, device=request.device)
     backbone = attach(backbone, request.adapter, checkpoint_layers=request.checkpoint_layers)
     model = backbone.model.train()
-    batch = make_batch(backbone, request.config, load_of(request))
+    batch = make_batch(backbone, request)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = make_optimizer(request.optimizer, [{"params": trained}], lr=1e-4, weight_decay=0.0)
 
@@ -181,5 +182,10 @@ def _rows(name: str, cases: list[tuple[Any, ...]]) -> Iterator[dict]:
         errors = sorted(100 * (one[place] / one[1] - 1) for one in cases)
         notes = f"{verb} {other / MIB:.2f} MiB; errors {errors[0]:+.1f} to {errors[-1]:+.1f} % in {len(cases)} cases"
         worst = "" if case.name == name else f", worst: {case.name}"
-        shown = {"value": round(measured / MIB, 3), "unit": "MiB", "ratio": round(other / measured, 4)}
-        yield {"case": name, "peer": peer} | shown | {"notes": notes + worst}
+        yield compared_row(name, peer, measured, other, notes + worst)
+
+
+def compared_row(case: str, peer: str, measured: int, other: int, notes: str) -> dict:
+    """A row of measured bytes, as MiB, and how the peer's relate to them."""
+    shown = {"value": round(measured / MIB, 3), "unit": "MiB", "ratio": round(other / measured, 4)}
+    return {"case": case, "peer": peer} | shown | {"notes": notes}

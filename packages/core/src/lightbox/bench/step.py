@@ -18,16 +18,25 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoProcessor, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import (
+    AutoConfig,
+    AutoProcessor,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    PreTrainedModel,
+)
 
 from lightbox.adapters.attach import attach
-from lightbox.adapters.live_bytes import held_by, peak_bytes
 from lightbox.adapters.lora import target_pattern
+from lightbox.backbones.backbone import Backbone
+from lightbox.backbones.families import Family
 from lightbox.backbones.loading import DTYPES, load
 from lightbox.backbones.quantisation import config_for, keep_unpacked
 from lightbox.backbones.rows import VlmBatch
 from lightbox.backbones.seq2seq import quiet_loading
 from lightbox.backbones.weights import locate
+from lightbox.bench.live_bytes import held_by, peak_bytes
 from lightbox.config import AdapterConfig
 from lightbox.errors import WorkError
 from lightbox.losses.language import IGNORED
@@ -121,16 +130,19 @@ def make_row(folder: Path, dtype: torch.dtype) -> VlmBatch:
 def our_side(folder: Path, dtype: str, device: str) -> Side:
     """`load`, `attach` and `Backbone.loss`."""
     backbone = load(str(folder), quant=ADAPTER.quant, dtype=dtype, device=device)
+    return ours(backbone, make_row(folder, DTYPES[dtype]).to(backbone.device))
+
+
+def ours(backbone: Backbone, batch: VlmBatch) -> Side:
+    """Our path on a frozen model in NF4, whatever it was filled with."""
     torch.manual_seed(0)
     backbone = attach(backbone, ADAPTER, checkpoint_layers=True)
-    model = backbone.model.train()
-    batch = make_row(folder, DTYPES[dtype]).to(backbone.device)
 
     def loss() -> Tensor:
         total, tokens, _ = backbone.loss(batch)
         return total / tokens
 
-    return _side(model, loss, batch)
+    return _side(backbone.model.train(), loss, batch)
 
 
 def stock_side(folder: Path, dtype: str, device: str) -> Side:
@@ -144,17 +156,23 @@ def stock_side(folder: Path, dtype: str, device: str) -> Side:
             dtype=DTYPES[dtype],
         )
     keep_unpacked(model)
-    model = prepare_model_for_kbit_training(model)
+    return stock(model, family, make_row(folder, DTYPES[dtype]).to(torch.device(device)))
+
+
+def stock(model: PreTrainedModel, family: Family, batch: VlmBatch) -> Side:
+    """The stock path on a frozen model in NF4, whatever it was filled with."""
+    is_bf16 = model.dtype == torch.bfloat16
+    # its default, said because torch warns where it is not
+    model = prepare_model_for_kbit_training(model, gradient_checkpointing_kwargs={"use_reentrant": True})
     torch.manual_seed(0)
     lora = LoraConfig(r=ADAPTER.r, lora_alpha=ADAPTER.alpha, target_modules=target_pattern(model, family, ADAPTER))
-    model = get_peft_model(model, lora).train()
-    batch = make_row(folder, DTYPES[dtype]).to(torch.device(device))
+    adapted = get_peft_model(model, lora).train()
 
     def loss() -> Tensor:
-        with torch.autocast(device, torch.bfloat16, enabled=dtype == "bf16"):
-            return model(**batch.inputs, labels=batch.labels, use_cache=False).loss
+        with torch.autocast(batch.labels.device.type, torch.bfloat16, enabled=is_bf16):
+            return adapted(**batch.inputs, labels=batch.labels, use_cache=False).loss
 
-    return _side(model, loss, batch)
+    return _side(adapted, loss, batch)
 
 
 def _side(model: nn.Module, loss: Callable[[], Tensor], batch: VlmBatch) -> Side:
@@ -178,7 +196,7 @@ def compare(folder: Path, dtype: str, *, repeats: int, steps: int, device: str) 
     rates, ratios = [], []
     for number in range(repeats):
         pair = (ours, stock) if number % 2 == 0 else (stock, ours)
-        taken = {id(side): _seconds(side, steps) for side in pair}
+        taken = {id(side): seconds(side, steps) for side in pair}
         rates.append(steps / taken[id(ours)])
         ratios.append(taken[id(stock)] / taken[id(ours)])
     ratio = statistics.median(ratios)
@@ -216,7 +234,8 @@ def _check_sides(ours: Side, stock: Side, dtype: str) -> None:
         )
 
 
-def _seconds(side: Side, steps: int) -> float:
+def seconds(side: Side, steps: int) -> float:
+    """Seconds of `steps` steps, each of which waits for the device."""
     gc.collect()
     started = time.perf_counter()
     for _ in range(steps):

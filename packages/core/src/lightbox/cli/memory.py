@@ -9,14 +9,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from lightbox.adapters.memory.advice import advice
-from lightbox.adapters.memory.prediction import GIB, PARTS, SPREAD, MemoryReport, largest_batches, predict
-from lightbox.adapters.memory.request import ITEMS, Request, describe
+from lightbox.adapters.memory.prediction import GIB, SPREAD, MemoryReport, predict
+from lightbox.adapters.memory.request import ITEMS, Request
 from lightbox.backbones.families import family_of
 from lightbox.backbones.named import config_of
 from lightbox.backbones.sizes import Images, context_of, sizes_of
 from lightbox.config import OPTIMIZERS, AdapterConfig, check_at_least, check_choice
 from lightbox.errors import RequestError
+from lightbox.paper.forecast import advice
 from lightbox.paths import repo_root
 from lightbox.report import gpus
 
@@ -27,6 +27,24 @@ KINDS = {
     "qlora": AdapterConfig(kind="lora", quant="nf4"),
 }
 DEVICES = ("cuda", "cpu")
+FORMULAS = {
+    "quantised weights": "0.5159 bytes a weight in NF4 with double quantisation, 1 in int8",
+    "language weights": "w bytes a weight that is not quantised, norms too",
+    "table and head": "w·V·D, twice where the head is not the table",
+    "vision weights": "w bytes a weight of tower and projector",
+    "adapters": "4 bytes a number; r·(in + out) numbers for each adapted linear layer",
+    "gradients": "4 bytes a number of adapters, or w a weight in full training",
+    "optimiser": "8 bytes a number with AdamW, about 2 with 8 bits",
+    "inputs and masks": "the batch, attention masks, tables of positions",
+    "kept layer inputs": "w·M·D·L with checkpointing: the input of each layer",
+    "layers": "about w·M·(12·D + 4·F) for one layer with checkpointing, of every layer without",
+    "adapter copies": "4·M·(6·D + F) where adapters in float32 are not fused; w·r·(in + out) where they are",
+    "dequantised weights": "w·in·out of the largest quantised matrix",
+    "logits": "n·V·(w + 8), n supervised tokens, backward n·V·12",
+    "vision": "features of the tower, and its largest layer while it runs",
+    "context": "CUDA's own 0.6 GiB, and 5 % of values for gaps between them; nothing on a CPU",
+}
+"""Part of a prediction -> its formula, see `lightbox.adapters.memory.prediction`."""
 BUDGET = (
     f"Error budget: closed form ± {SPREAD:.0%} of tensors at published widths, where --exact traces the real model; "
     "context 0.6 GiB and gaps 5 % of values are allowances for a GPU's own use and are not measured here"
@@ -79,11 +97,11 @@ def memory(
     report = predict(request)
     traced = _traced(request) if exact else None
     sizes = (card,) if card else gpus.GPUS_GB
-    largest = dict(zip(sizes, largest_batches(request, [gpus.usable_bytes(size) for size in sizes]), strict=True))
+    largest = dict(zip(sizes, gpus.largest_batches(request, [gpus.usable_bytes(size) for size in sizes]), strict=True))
     total = report.total if traced is None else report.total - report.tensors + traced
     if card and total > gpus.usable_bytes(card):
         raise _too_small(card, total, report, request, largest[card])
-    name = describe(model, request)
+    name = gpus.describe(model, request)
     status = gpus.said_of(gpus.recorded(repo_root() / "benchmarks" / "results.csv", name))
     show = _print_json if as_json else _print_table
     show(name, report, traced, largest, status)
@@ -91,7 +109,7 @@ def memory(
 
 def _traced(request: Request) -> int:
     """Peak bytes of tensors of the real model's step; the only place that imports torch."""
-    from lightbox.adapters.memory_trace import trace
+    from lightbox.bench.memory_trace import trace
 
     return trace(request)
 
@@ -137,7 +155,7 @@ def _too_small(card: float, total: int, report: MemoryReport, request: Request, 
 
 def _rows(report: MemoryReport) -> Iterator[tuple[str, float, str]]:
     for part, size in report.parts.items():
-        yield part, size / GIB, PARTS[part]
+        yield part, size / GIB, FORMULAS[part]
 
 
 def _print_table(name: str, report: MemoryReport, traced: int | None, largest: dict[float, int], status: str) -> None:

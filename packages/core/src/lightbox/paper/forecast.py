@@ -1,15 +1,16 @@
-"""Will a training step fit the card? The memory model, asked with a paper's rows. No torch.
+"""Will a training step fit the card? The memory model, asked with a paper's rows, and what to change. No torch.
 
 It changes no number of a run, so nothing that trains imports it: `entries` asks it and hands its advice in. A fusion
 beside a text model and the features of its tower are left out: they are small.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
 
 from lightbox import machine
-from lightbox.adapters.memory.advice import adviser, reductions
-from lightbox.adapters.memory.prediction import GIB, predict
+from lightbox.adapters.memory.prediction import GIB, MemoryReport, predict
 from lightbox.adapters.memory.request import Request
 from lightbox.backbones import weights
 from lightbox.backbones.sizes import Images, sizes_of
@@ -17,6 +18,7 @@ from lightbox.errors import RequestError
 from lightbox.paper.pretrained import Pretrained
 from lightbox.paper.schema import PaperConfig
 
+FEWEST_TOKENS = 512
 SHORTEST_TOKENS, SHORTEST_TARGET = 64, 8
 """A prompt and a target that no item falls below by much."""
 
@@ -40,8 +42,8 @@ def check_fits(cfg: PaperConfig, base: Pretrained) -> None:
     raise RequestError(
         f"model.backbone is '{cfg.model.backbone}' with adapter.kind={cfg.adapter.kind} and adapter.quant="
         f"{cfg.adapter.quant}, and the largest card here has {usable / GIB:.0f} GiB",
-        f"One short item is predicted to take {report.total / GIB:.1f} GiB, most of it {report.largest} "
-        f"({report.parts[report.largest] / GIB:.1f} GiB)",
+        f"One short item is predicted to take {report.total / GIB:.1f} GiB, most of it {largest(report)} "
+        f"({report.parts[largest(report)] / GIB:.1f} GiB)",
         fits or "Use a smaller model or a larger card; 'lightbox memory' says what fits where",
     )
 
@@ -92,3 +94,65 @@ def gpu_bytes() -> list[int]:
     """Memory of each NVIDIA card here."""
     sizes = (re.search(r"(\d+) MiB", name) for name in machine.gpu_names())
     return [int(match[1]) << 20 for match in sizes if match]
+
+
+def advice(report: MemoryReport, request: Request, usable_bytes: float) -> str:
+    """One sentence: what takes most, and the first setting that fits, or the smallest that there is.
+
+    Args:
+        report: the prediction for `request`.
+        request: what does not fit.
+        usable_bytes: what there is.
+    """
+    said = f"Of {_gib(report.total)} predicted most are {largest(report)} ({_gib(report.parts[largest(report)])})"
+    best: tuple[int, str] | None = None
+    for settings, smaller in reductions(request):
+        total = predict(smaller).total
+        if total <= usable_bytes:
+            return f"{said}; {settings} would take {_gib(total)}"
+        best = (total, settings) if best is None or total < best[0] else best
+    if best is None:
+        return f"{said}; no setting makes it smaller"
+    return f"{said}; nothing fits {_gib(usable_bytes)}, the smallest is {best[1]} with {_gib(best[0])}"
+
+
+def largest(report: MemoryReport) -> str:
+    """The part that takes most."""
+    return max(report.parts, key=lambda part: report.parts[part])
+
+
+def adviser(request: Request, usable_bytes: float) -> Callable[[int], str]:
+    """`advice` as a step driver asks for it: by the items that its forward pass had when memory ran out."""
+
+    def say(items: int) -> str:
+        there = replace(request, batch=items)
+        return advice(predict(there), there, usable_bytes)
+
+    return say
+
+
+def reductions(request: Request) -> Iterator[tuple[str, Request]]:
+    """Settings that take less memory, those that do not change the result first, each on top of those before it."""
+    chosen: dict[str, str] = {}
+
+    def smaller(key: str, value: str, **changes: Any) -> tuple[str, Request]:
+        nonlocal request
+        chosen[key], request = value, replace(request, **changes)
+        return " and ".join(f"{key}={value}" for key, value in chosen.items()), request
+
+    if not request.checkpoint_layers:
+        yield smaller("train.checkpoint_layers", "true", checkpoint_layers=True)
+    while request.batch > 1:
+        yield smaller("optim.micro_batch_size", str(request.batch // 2), batch=request.batch // 2, accumulates=True)
+    if request.adapter.kind == "none":
+        yield smaller("adapter.kind", "lora", adapter=replace(request.adapter, kind="lora"))
+    if request.adapter.quant != "nf4":
+        yield smaller("adapter.quant", "nf4", adapter=replace(request.adapter, quant="nf4"))
+    if request.optimizer == "adamw":
+        yield smaller("optim.optimizer", "adamw_8bit", optimizer="adamw_8bit")
+    while request.tokens >= 2 * FEWEST_TOKENS:
+        yield smaller("tokens a row", str(request.tokens // 2), tokens=request.tokens // 2)
+
+
+def _gib(size: float) -> str:
+    return f"{size / GIB:.1f} GiB"

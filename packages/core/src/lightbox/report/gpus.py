@@ -1,11 +1,13 @@
 """GPUs of consumers: what of them a training may take, what was measured, and how many rows of published models fit."""
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
-from lightbox.adapters.memory.prediction import GIB, SPREAD, largest_batches, predict
-from lightbox.adapters.memory.request import Request, describe
+from lightbox.adapters.memory.prediction import GIB, SPREAD, predict
+from lightbox.adapters.memory.request import Request
 from lightbox.backbones.families import family_of
 from lightbox.backbones.named import NAMED
 from lightbox.config import AdapterConfig
@@ -73,3 +75,39 @@ def said_of(row: dict[str, str] | None) -> str:
         return PREDICTED
     measured, error = float(row["value"]) / 1024, 100 * (float(row["ratio"]) - 1)
     return f"measured {measured:.2f} GiB of tensors, prediction {error:+.1f} % ({row['machine']}; {row['date']})"
+
+
+def describe(name: str, request: Request) -> str:
+    """One line that names a step: what a recorded measurement is found by."""
+    adapter = request.adapter
+    kind = "full" if adapter.kind == "none" else f"{'lora' if adapter.quant == 'none' else adapter.quant} r{adapter.r}"
+    layers = ", checkpointed" if request.checkpoint_layers else ""
+    pruning = f", {request.keep:g} of the visual tokens" if request.keep < 1 else ""
+    return (
+        f"{name}, {kind}, {request.dtype}, batch {request.batch}, {request.tokens} tokens{pruning}, "
+        f"{request.supervised} supervised, {request.optimizer}{layers}, {request.device}"
+    )
+
+
+def largest_batches(request: Request, usable_bytes: Sequence[float], *, at_most: int = 4096) -> list[int]:
+    """For each card the largest batch that is predicted to fit; 0 where not even one row does.
+
+    Beyond a few rows the peak grows evenly, so few steps are tried.
+    """
+
+    @cache
+    def total(batch: int) -> int:
+        return predict(replace(request, batch=batch)).total
+
+    def largest(usable: float) -> int:
+        if total(1) > usable:
+            return 0
+        batch = 2 + int(2 * (usable - total(2)) / max(1, total(4) - total(2)))
+        batch = max(1, min(batch, at_most))
+        while batch > 1 and total(batch) > usable:
+            batch -= 1
+        while batch < at_most and total(batch + 1) <= usable:
+            batch += 1
+        return batch
+
+    return [largest(usable) for usable in usable_bytes]

@@ -30,6 +30,8 @@ WITHOUT_EFFECT = (
 COMPUTING = {
     "torch": ("torch", "xformers", "flash-attn"),
     "transformers": ("transformers", "tokenizers"),
+    "tokenizers": ("tokenizers",),
+    "jinja2": ("jinja2",),  # fills chat templates
     "peft": ("peft",),
     "bitsandbytes": ("bitsandbytes",),
     "accelerate": ("accelerate",),

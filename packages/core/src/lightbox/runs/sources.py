@@ -37,7 +37,6 @@ OUTSIDE = {
     "lightbox.paper.examples": "what the page shows of a run",
     "lightbox.paper.purpose": "refuses weights that were trained for something else",
     "lightbox.adapters.memory": "a forecast of memory",
-    "lightbox.adapters.memory_trace": "likewise",
     "lightbox.adapters.guards": "refuses a model that would not train as asked",
     "lightbox.backbones.matching": "refuses weights that do not fit their model",
     "lightbox.backbones.preflight": "refuses a request; the family that it returns is found by `families`",

@@ -1,297 +1,209 @@
-"""What one layer of each kind has in numbers and keeps for the backward pass, as sums of products of its sizes.
+"""What one layer has in numbers and keeps for the backward pass, as sums of products of its sizes.
 
 M is rows (tokens or patches), D a width, F that of the feed-forward part, w bytes a number. Only what autograd keeps is
-counted, each tensor once: a norm keeps its input (in float32 where w is 2), linear layers that read one tensor keep it
+counted, each tensor once: a norm keeps its input (RMSNorm in float32), linear layers that read one tensor keep it
 together, attention keeps queries, keys, values and result, an activation its input.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from re import Pattern
 
+from lightbox.adapters.memory.request import ITEMS, Request
 from lightbox.backbones.sizes import Shape
-from lightbox.config import AdapterConfig
 
 FLOAT32 = 4
+BLOCK, NESTED_BLOCK = 64, 256
+LANGUAGE_WEIGHTS = "language weights"
+Outs = Mapping[str, int]
+"""Name of a linear layer -> its outputs."""
 
 
-@dataclass(frozen=True)
-class How:
-    """How a model is trained: w, `adapter.*`, the pattern of adapted layers (None: all learns), and its device.
-
-    `kept` are last names of layers that are never quantised; in fp16, T5 clamps values and computes `wo` in float32.
-    """
-
-    item: int
-    adapter: AdapterConfig
-    targets: re.Pattern[str] | None
-    is_cuda: bool
-    is_eager: bool = False
-    kept: tuple[str, ...] = ()
-    is_fp16: bool = False
+def packed_bytes(quant: str, count: int, rows: int) -> int:
+    """Bytes of a quantised matrix: int8 with a float32 a row, or NF4 with nested scales and their tables."""
+    if quant == "int8":
+        return count + FLOAT32 * rows
+    blocks = -(-count // BLOCK)
+    return -(-count // 2) + blocks + FLOAT32 * (-(-blocks // NESTED_BLOCK) + 16 + NESTED_BLOCK + 1)
 
 
 @dataclass
 class Layer:
-    """One layer of `rows` rows of `width` numbers in `sequences` sequences; sums are bytes.
+    """One layer of M `rows` of `width` numbers in `sequences`; what has no rows only holds `others` numbers.
 
-    `matrices` are path, in and out of linear layers, `others` numbers of biases and norms. It `learns` where its own
-    weights do, `is_reached` where a gradient comes by. Of `saved`, `copies` is for adapters only, `inner` of the
-    feed-forward part, `clinging` kept even where a layer is computed again. `widest` is the largest result, `dense` the
-    largest quantised matrix in full, `scores` attention scores, `probs` what they became, `made` both while a frozen
-    layer runs.
+    It `learns` where its own weights do, adapters are at `targets`, `is_reached` where a gradient comes by. `stays` and
+    `extra` are bytes by part that it adds from here on, and while it is computed back. Of the `numbers` in its linear
+    layers `plain` are not quantised, `last` are the last one's; `trained` has those of each tensor that learns.
+
+    Sums of bytes: `packed` of quantised layers; of `saved`, `copies` is for adapters only, `inner` of the feed-forward
+    part, `clinging` kept even where a layer is computed again. `widest` is the largest result, `dense` the largest
+    quantised matrix in full, `scores` and `probs` attention before and after softmax, `made` both while a frozen layer
+    runs.
     """
 
-    how: How
-    path: str
-    rows: int
-    sequences: int
-    width: int
+    request: Request
+    group: str
+    rows: int = 0
+    width: int = 0
+    sequences: int = 1
+    path: str = ""
     learns: bool = False
     is_reached: bool = False
-    matrices: list[tuple[str, int, int]] = field(default_factory=list)
     others: int = 0
-    saved: int = 0
-    copies: int = 0
-    inner: int = 0
-    clinging: int = 0
-    gradients: int = 0
-    widest: int = 0
-    dense: int = 0
-    scores: int = 0
-    probs: int = 0
-    made: int = 0
-    is_gated: bool = False
-    turns: bool = False
-    kind: str = ""
+    targets: Pattern[str] | None = None
+    stays: Mapping[str, int] = field(default_factory=dict)
+    extra: Mapping[str, int] = field(default_factory=dict)
+    trained: list[int] = field(default_factory=list)
+    numbers = plain = packed = last = 0
+    saved = copies = inner = clinging = widest = dense = scores = probs = made = 0
+    times = 2
 
-    @property
-    def numbers(self) -> int:
-        """All of them."""
-        return sum(n_in * n_out for _, n_in, n_out in self.matrices) + self.others
+    def __post_init__(self) -> None:
+        adapter, self.is_on_gpu = self.request.adapter, self.request.device == "cuda"
+        # a projector beside a frozen base is trained in float32
+        self.item = FLOAT32 if self.learns and not self.request.is_full else ITEMS[self.request.dtype]
+        self.is_narrow, self.is_noisy = self.item < FLOAT32, adapter.dropout_prob > 0
+        self.quant = adapter.quant if self.group == LANGUAGE_WEIGHTS else "none"
+        self.is_fused = adapter.use_fused and not adapter.use_dora and not self.is_noisy
 
-    def keep(self, width: float, *, rows: int | None = None, item: int | None = None) -> None:
+    def keep(self, width: int, *, rows: int | None = None, item: int | None = None) -> None:
         """Keep a tensor of `rows` by `width`."""
-        self.saved += int((self.rows if rows is None else rows) * width * (item or self.how.item))
+        self.saved += (self.rows if rows is None else rows) * width * (item or self.item)
 
-    def rms_norm(self, width: int, *, numbers: int | None = None, is_t5: bool = False) -> None:
-        """Keep the input in float32, in T5 as it is too; where the factor learns, also what it multiplies."""
-        self.others += numbers or width
-        self.keep(width, item=FLOAT32)
-        self.keep(width * ((is_t5 and self.how.item < FLOAT32) + self.learns))
+    def norm(self, kind: str, *widths: int) -> None:
+        """LayerNorm keeps its input, RMSNorm in float32, T5's as it is too; a factor that learns what it multiplies."""
+        factor = self.learns * (FLOAT32 if kind == "gemma" else self.item)
+        as_is = self.item * (kind == "t5" and self.is_narrow)
+        self.others += sum(widths) * (1 + (kind == "layer"))
+        self.keep(sum(widths), item=self.item if kind == "layer" else FLOAT32 + factor + as_is)
 
-    def layer_norm(self, width: int) -> None:
-        """Keep the input."""
-        self.others += 2 * width
-        self.keep(width)
+    def drop(self, width: int, prob: float) -> None:
+        """Dropout keeps its noise: as numbers on a CPU, one byte each on a GPU."""
+        self.keep(width * (prob > 0), item=1 if self.is_on_gpu else None)
 
-    def dropout(self, width: int, prob: float) -> None:
-        """Keep the noise: as numbers on a CPU, one byte each on a GPU."""
-        self.keep(width * (prob > 0), item=1 if self.how.is_cuda else None)
-
-    def linears(
-        self, n_in: int, outs: Mapping[str, int], *, has_bias: bool = False, rows: int = 0, is_kept: bool = False
-    ) -> None:
-        """Linear layers that read one tensor of `rows`, kept once (unless `is_kept`) where any of them needs it."""
-        how, adapter, rows = self.how, self.how.adapter, rows or self.rows
-        is_fused = adapter.use_fused and not adapter.use_dora and adapter.dropout_prob == 0
-        is_shared, is_narrow = self.learns, how.item < FLOAT32
+    def linears(self, n_in: int, outs: Outs, *, rows: int = 0, is_kept: bool = False) -> None:
+        """Linear layers that read one tensor, kept once (unless something else keeps it) where any of them needs it."""
+        quant = "none" if any(name.endswith(".wo") for name in outs) else self.quant  # T5's is never quantised
+        r, rows, is_int8 = self.request.adapter.r, rows or self.rows, quant == "int8"
+        is_shared = self.learns or is_int8
         for name, n_out in outs.items():
-            path = f"{self.path}.{name}"
-            self.matrices.append((path, n_in, n_out))
-            self.others += n_out * has_bias
-            self.widest = max(self.widest, rows * n_out * how.item)
-            is_packed = adapter.quant != "none" and name.rpartition(".")[2] not in how.kept
-            if is_packed:
-                # int8 on a GPU multiplies in 8 bit: the input in 16 and in 8, the result in 32
-                integers = rows * (3 * n_in + FLOAT32 * n_out) if how.is_cuda and adapter.quant == "int8" else 0
-                self.dense = max(self.dense, n_in * n_out * how.item, integers)
-                is_shared |= adapter.quant == "int8"
-            if how.targets is None or not how.targets.fullmatch(path):
+            path, self.last = f"{self.path}.{name}", n_in * n_out
+            self.numbers += self.last
+            self.plain += self.last * (quant == "none")
+            self.packed += packed_bytes(quant, self.last, n_out) if quant != "none" else 0
+            self.trained += [self.last] * self.learns
+            self.widest = max(self.widest, rows * n_out * self.item)
+            self.dense = max(self.dense, self.last * self.item * (quant != "none"))
+            if not (self.targets and self.targets.fullmatch(path)):
                 continue
-            self.gradients += FLOAT32 * adapter.r * (n_in + n_out)
-            self.keep(adapter.r, rows=rows, item=how.item if is_fused else FLOAT32)
-            is_shared |= is_fused or (not is_narrow and adapter.dropout_prob == 0)
-            if is_fused:
-                copies = adapter.r * (n_in + n_out) * how.item * is_narrow
-            elif adapter.dropout_prob:
-                copies = rows * n_in * (FLOAT32 + (1 if how.is_cuda else FLOAT32))
-            else:
-                copies = rows * n_in * FLOAT32 * is_narrow
-            if adapter.use_dora:
-                copies += rows * n_out * (how.item + FLOAT32)
-                copies += n_in * n_out * FLOAT32 * (adapter.dropout_prob > 0 and (is_packed or is_narrow))
+            self.trained += [r * n_in, r * n_out, *[n_out] * self.request.adapter.use_dora]
+            self.keep(r, rows=rows, item=self.item if self.is_fused else FLOAT32)
+            is_shared |= self.is_fused or not (self.is_narrow or self.is_noisy)
+            noise = self.is_noisy * (1 if self.is_on_gpu else FLOAT32)
+            copies = rows * n_in * (FLOAT32 * (self.is_narrow or self.is_noisy) + noise)
+            if self.is_fused:
+                copies = r * (n_in + n_out) * self.item * self.is_narrow
+            if self.request.adapter.use_dora:
+                copies += rows * n_out * (self.item + FLOAT32) + FLOAT32 * self.last * self.is_noisy
                 self.dense = max(self.dense, FLOAT32 * n_in * (n_in + 4 * n_out))  # B·A of an identity, and its sums
             self.saved += copies
             self.copies += copies
-        if is_shared and not is_kept:
-            self.keep(n_in, rows=rows)
-        self.clinging += rows * n_in * how.item * (is_shared and adapter.quant == "int8" and not is_fused)
+        self.keep(n_in * (is_shared and not is_kept), rows=rows)
+        self.clinging += rows * n_in * self.item * (is_int8 and not self.is_fused)
 
-    def attention(
-        self,
-        width: int,
-        heads: int,
-        out: Mapping[str, int],
-        *,
-        has_bias: bool = False,
-        key_width: int | None = None,
-        others: int = 0,
-        has_mask: bool = False,
-        has_places: bool = False,
-        is_paired: bool = False,
-        dropout_prob: float = 0.0,
+    def attend(
+        self, wide: int, heads: int, out: Outs, *, keys: int = 0, others: int = 0, mask: int = 0, prob: float = 0
     ) -> None:
         """Queries, keys, values, result and a number a row; or scores, where they are made; then the layer `out`.
 
-        Keys and values have `key_width`, until a mask repeats them to that of the queries, and `others` rows, 0 for the
-        layer's own. Each layer has a mask as numbers of its own; `has_places` for T5, which has one a head. Scores of
-        both pairs of encoder and decoder stay in 16 bit.
+        Keys and values have width `keys` until a mask repeats them to that of the queries, and `others` rows, 0 for the
+        layer's own. There are `mask` masks of numbers: a sequence each, in T5 a head each. Scores of encoder-decoders
+        stay in 16 bit.
         """
-        how, item, others = self.how, self.how.item, others or self.rows
-        key_width = width if key_width is None or has_mask else key_width
+        others, family = others or self.rows, self.request.family
+        is_eager, has_places = self.request.attention == "eager", self.learns and family.name == "t5"
+        is_grouped = not (self.is_narrow or mask) and 0 < keys < wide  # no fused kernel of a GPU takes these
+        is_made = is_eager or (is_grouped if self.is_on_gpu else prob > 0 or has_places)
         t, s = self.rows // max(1, self.sequences), others // max(1, self.sequences)
-        scores = self.sequences * heads * t * s
-        is_learned = has_places and self.learns
-        is_grouped = how.is_cuda and item == FLOAT32 and key_width < width
-        is_made = how.is_eager or is_grouped or (not how.is_cuda and (dropout_prob > 0 or is_learned))
-        self.keep(width)
-        self.keep(2 * key_width, rows=others)
+        self.keep(wide)
+        self.keep(2 * (keys if keys and not mask else wide), rows=others)
         if is_made:
-            number = item if how.is_eager else FLOAT32
-            softmax = number if is_paired else FLOAT32
-            noise = (1 if how.is_cuda else number) + number * (number == softmax)
-            self.scores = scores * softmax
-            self.probs = scores * (number * (number < softmax) + noise * (dropout_prob > 0))
-            self.made = scores * (2 * FLOAT32 + item * (item < FLOAT32))
+            scores, number = self.sequences * heads * t * s, self.item if is_eager else FLOAT32
+            softmax = number if family.is_encoder_decoder else FLOAT32
+            noise = (1 if self.is_on_gpu else number) * (prob > 0)
+            self.scores, self.made = scores * softmax, scores * (2 * softmax + self.item * self.is_narrow)
+            self.probs = scores * (number * (prob > 0 or number < softmax) + noise)
             self.saved += self.scores + self.probs
         else:
-            self.keep(width)
-            self.keep(heads, item=FLOAT32)
-            count = (self.sequences if has_mask else 1) * (heads if has_places else 1)
-            self.saved += item * t * s * count * (has_mask or has_places)
-        self.linears(width, out, has_bias=has_bias, is_kept=not is_made)
+            self.saved += self.rows * (wide * self.item + heads * FLOAT32) + self.item * t * s * mask
+        self.linears(wide, out, is_kept=not is_made)
 
-    def feed_forward(
-        self, name: str, width: int, inner: int, kind: str, names: tuple[str, ...], *, prob: float = 0.0, **bias: bool
-    ) -> None:
-        """down(act(up(x))), or down(act(gate(x))·up(x)) where there are three names; dropout before down."""
-        before, self.kind, self.is_gated = self.saved, kind, len(names) > 2
-        self.linears(width, {name + up: inner for up in names[:-1]}, **bias)
+    def feed_forward(self, width: int, inner: int, act: str, ups: tuple[str, ...], down: str, prob: float = 0) -> None:
+        """down(act(up(x))), or down(act(gate(x))·up(x)) where `ups` are two; dropout before down."""
+        before, is_gated = self.saved, len(ups) > 1
+        self.times = 3 if is_gated or act == "quick_gelu" else 2
+        self.linears(width, dict.fromkeys(ups, inner))
         # quick GELU is x·sigmoid(1.702 x), T5's GELU a chain of five operations
-        self.keep(inner * ({"quick_gelu": 2, "gelu_new": 4}.get(kind, 1) + 2 * self.is_gated))
-        self.dropout(inner, prob)
-        self.linears(inner, {name + names[-1]: width}, **bias)
+        self.keep(inner * ({"quick_gelu": 2, "gelu_new": 4}.get(act, 1) + 2 * is_gated))
+        self.drop(inner, prob)
+        self.linears(inner, {down: width})
         self.inner = self.saved - before
 
-    def passing(self) -> int:
-        """Bytes while a frozen layer runs: what it reads, its norms, and the widest of its results or scores."""
-        times = 3 if self.is_gated or self.kind == "quick_gelu" else 2
-        turned = self.rows * self.width * (self.how.item * 4 + 24 * self.turns)
-        return turned + max(times * self.widest, self.made)
 
-
-def decoder_layer(layer: Layer, shape: Shape, *, has_mask: bool) -> Layer:
+def decoder_layer(layer: Layer, shape: Shape, mask: int) -> None:
     """Llama, Mistral, Qwen2; Gemma 3 with four norms, and norms of queries and keys."""
-    width, wide, key_width = shape.hidden_size, shape.num_attention_heads * shape.head_width, shape.key_width
-    is_gemma, is_qwen = shape.model_type == "gemma3_text", shape.model_type.startswith("qwen2")
-    for _ in range(4 if is_gemma else 2):
-        layer.rms_norm(width)
-    outs = {"self_attn.q_proj": wide, "self_attn.k_proj": key_width, "self_attn.v_proj": key_width}
-    layer.linears(width, outs, has_bias=is_qwen or shape.attention_bias)
-    for norm in (wide, key_width) if is_gemma else ():
-        layer.rms_norm(norm, numbers=shape.head_width)
-    layer.attention(
-        wide,
-        shape.num_attention_heads,
-        {"self_attn.o_proj": width},
-        has_bias=shape.attention_bias and not is_qwen,
-        key_width=key_width,
-        has_mask=has_mask,
-        dropout_prob=shape.attention_dropout,
-    )
-    kind, names = shape.get("hidden_act") or shape.hidden_activation, ("gate_proj", "up_proj", "down_proj")
-    layer.feed_forward("mlp.", width, shape.intermediate_size, kind, names, has_bias=bool(shape.mlp_bias))
-    return layer
+    width, heads, keys = shape.hidden_size, shape.num_attention_heads, shape.key_width
+    wide, is_gemma = heads * shape.head_width, shape.model_type == "gemma3_text"
+    layer.norm("gemma" if is_gemma else "rms", *[width] * (4 if is_gemma else 2), *[wide, keys] * is_gemma)
+    layer.linears(width, {"self_attn.q_proj": wide, "self_attn.k_proj": keys, "self_attn.v_proj": keys})
+    out, prob = {"self_attn.o_proj": width}, shape.attention_dropout
+    layer.attend(wide, heads, out, keys=keys, mask=mask, prob=prob)
+    act = shape.get("hidden_act") or shape.hidden_activation
+    layer.feed_forward(width, shape.intermediate_size, act, ("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj")
 
 
-def paired_layer(layer: Layer, shape: Shape, *, place: int, has_mask: bool, encoded: int = 0) -> Layer:
+def paired_layer(layer: Layer, shape: Shape, mask: int, place: int, encoded: int) -> None:
     """T5 and BART, place 0 for the encoder and 1 for the decoder, which attends to `encoded` rows too."""
-    is_t5, width = shape.model_type == "t5", shape.d_model
-    side = ("encoder", "decoder")[place]
-    heads = shape.num_heads if is_t5 else shape[f"{side}_attention_heads"]
-    wide, prob = (heads * shape.d_kv, shape.dropout_rate) if is_t5 else (width, shape.dropout)
-    letters = ("q", "k", "v", "o") if is_t5 else ("q_proj", "k_proj", "v_proj", "out_proj")
-    norm, clamped = layer.rms_norm if is_t5 else layer.layer_norm, is_t5 and layer.how.is_fp16
-    for number, rows in enumerate((0, encoded)[: 1 + place]):
-        below = ("layer.0.SelfAttention", "layer.1.EncDecAttention") if is_t5 else ("self_attn", "encoder_attn")
-        query, key, value, out = (f"{below[number]}.{letter}" for letter in letters)
-        norm(width, **({"is_t5": True} if is_t5 else {}))
-        pair = {key: wide, value: wide}
-        layer.linears(width, {query: wide} | ({} if rows else pair), has_bias=not is_t5)
-        layer.linears(width, pair if rows else {}, has_bias=not is_t5, rows=rows, is_kept=True)
-        attention_prob = prob if is_t5 else shape.attention_dropout
-        layer.attention(
-            wide,
-            heads,
-            {out: width},
-            has_bias=not is_t5,
-            others=rows,
-            has_mask=has_mask,
-            has_places=is_t5,
-            is_paired=True,
-            dropout_prob=attention_prob,
-        )
-        layer.dropout(width, prob)
-        layer.keep(width * clamped)
-    norm(width, **({"is_t5": True} if is_t5 else {}))
-    if is_t5:
-        inner, kind = shape.d_ff, shape.feed_forward_proj.removeprefix("gated-")
-        is_gated = kind != shape.feed_forward_proj
-        names = ("wi_0", "wi_1", "wo") if is_gated else ("wi", "wo")
-        kind = "gelu_new" if is_gated and kind == "gelu" else kind
-        layer.feed_forward(f"layer.{1 + place}.DenseReluDense.", width, inner, kind, names, prob=prob)
-        layer.keep((width + 2 * inner) * clamped)
+    side, kind, width = ("encoder", "decoder")[place], "layer", shape.d_model
+    if shape.model_type == "t5":
+        heads, kind, inner, act = shape.num_heads, "t5", shape.d_ff, shape.feed_forward_proj
+        wide, is_gated, down = heads * shape.d_kv, act.startswith("gated"), f"layer.{1 + place}.DenseReluDense."
+        probs, act = [shape.dropout_rate] * 3, "gelu_new" if act == "gated-gelu" else act
+        names, ends = ["layer.0.SelfAttention.", "layer.1.EncDecAttention."], ("q", "k", "v", "o")
+        ups, down = tuple(down + up for up in (("wi_0", "wi_1") if is_gated else ("wi",))), f"{down}wo"
+        mask = heads * max(mask, layer.sequences * place, 1)  # positions, which the decoder makes for each sequence
     else:
-        inner, kind = shape[f"{side}_ffn_dim"], shape.activation_function
-        layer.feed_forward("", width, inner, kind, ("fc1", "fc2"), prob=shape.activation_dropout, has_bias=True)
-    layer.dropout(width, prob)
-    return layer
+        heads, wide, inner = shape[f"{side}_attention_heads"], width, shape[f"{side}_ffn_dim"]
+        probs, act = [shape.dropout, shape.attention_dropout, shape.activation_dropout], shape.activation_function
+        names, ends = ["self_attn.", "encoder_attn."], ("q_proj", "k_proj", "v_proj", "out_proj")
+        ups, down = ("fc1",), "fc2"
+    for name, others in list(zip(names, (0, encoded), strict=True))[: 1 + place]:
+        query, key, value, out = (name + end for end in ends)
+        layer.norm(kind, width)
+        layer.linears(width, {query: wide} | ({} if others else {key: wide, value: wide}))
+        layer.linears(width, {key: wide, value: wide} if others else {}, rows=others, is_kept=True)
+        layer.attend(wide, heads, {out: width}, others=others, mask=mask, prob=probs[1])
+        layer.drop(width, probs[0])
+    layer.norm(kind, width)
+    layer.feed_forward(width, inner, act, ups, down, probs[2])
+    layer.drop(width, probs[0])
 
 
-def vit_layer(layer: Layer, shape: Shape) -> Layer:
-    """CLIP, SigLIP, and the towers of Qwen, which turn queries and keys in float32; the newer has gates."""
-    width, is_qwen, is_newer = layer.width, "depth" in shape, shape.model_type == "qwen2_5_vl_vision"
-    norm = layer.rms_norm if is_newer else layer.layer_norm
-    norm(width)
-    norm(width)
-    layer.turns = is_qwen
-    layer.linears(width, {"qkv": 3 * width}, has_bias=True)
-    layer.keep(3 * width * is_qwen)  # values lie in one tensor with what was turned, results are pieces put together
-    heads, prob = (shape.num_heads, 0) if is_qwen else (shape.num_attention_heads, shape.attention_dropout)
-    layer.attention(width, heads, {"out": width}, has_bias=True, dropout_prob=prob)
+def tower_layer(layer: Layer, shape: Shape, heads: int, window: int) -> None:
+    """CLIP, SigLIP, the towers of Qwen (the newer has gates), and blocks of Florence-2's.
+
+    Florence-2 attends inside of windows of `window` patches or, where that is 1, between channels; each of its two
+    convolutions keeps as much as a norm.
+    """
+    width, is_newer, is_florence = layer.width, shape.model_type == "qwen2_5_vl_vision", window > 0
+    layer.norm("rms" if is_newer else "layer", *[width] * (4 if is_florence else 2))
+    layer.linears(width, {"qkv": 3 * width})
+    is_qwen = "depth" in shape  # turns queries and keys in float32, and its values lie in one tensor with the result
+    layer.extra = {"vision": 6 * FLOAT32 * layer.rows * width * is_qwen}
+    layer.keep(width * (3 * is_qwen + (window == 1)))  # channels are turned back before they are projected
+    layer.sequences = layer.rows // window if is_florence else layer.sequences
+    layer.attend(width, heads, {"out": width})
+    layer.made //= max(1, layer.sequences) if is_qwen else 1  # one image after the other
     inner = int(width * shape.mlp_ratio) if "mlp_ratio" in shape else shape.intermediate_size
-    names = ("gate", "up", "down") if is_newer else ("fc1", "fc2")
-    layer.feed_forward("", width, inner, shape.hidden_act, names, has_bias=True)
-    return layer
-
-
-def davit_block(layer: Layer, shape: Shape, side: int, *, is_window: bool) -> Layer:
-    """A block of Florence-2's tower: attention inside of padded windows, or between channels; two convolutions."""
-    width, window = layer.width, shape.window_size
-    padded = layer.sequences * (-(-side // window) * window) ** 2 if is_window else layer.rows
-    for _ in range(2):
-        layer.others += 10 * width  # a convolution of each channel by itself
-        layer.keep(width)
-        layer.layer_norm(width)
-    layer.linears(width, {"qkv": 3 * width}, has_bias=bool(shape.qkv_bias))
-    layer.keep(3 * width, rows=padded)
-    layer.keep(width)
-    if layer.how.is_eager and is_window:
-        layer.scores = padded * window * window * shape.num_attention_heads * layer.how.item
-        layer.saved += layer.scores
-        layer.made = 3 * layer.scores
-    layer.linears(width, {"proj": width}, has_bias=True, is_kept=is_window)
-    kind = shape.activation_function
-    layer.feed_forward("", width, int(width * shape.mlp_ratio), kind, ("fc1", "fc2"), has_bias=True)
-    return layer
+    act = shape.get("hidden_act") or shape.activation_function
+    layer.feed_forward(width, inner, act, ("gate", "up") if is_newer else ("up",), "down")

@@ -1,13 +1,15 @@
 """What is to be trained and how, and what of it one forward pass is given. No torch."""
 
 import math
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from lightbox.backbones.families import Family
-from lightbox.backbones.sizes import Images, sizes_of
-from lightbox.config import AdapterConfig
+from lightbox.backbones.sizes import Images, ImageSizes, sizes_of
+from lightbox.config import LANGUAGE, AdapterConfig
 
 ITEMS = {"fp32": 4, "bf16": 2, "fp16": 2}
 """dtype -> bytes a number, w."""
@@ -52,55 +54,29 @@ class Request:
     accumulates: bool = False
     is_padded: bool | None = None
 
+    @property
+    def is_full(self) -> bool:
+        return self.adapter.kind == "none"
 
-@dataclass(frozen=True)
-class Load:
-    """What one micro-batch is; everything but `sequences` is a row's.
+    @property
+    def has_padding(self) -> bool:
+        """True where rows differ in length, so that attention needs a mask."""
+        return self.batch > 1 if self.is_padded is None else self.is_padded
 
-    Args:
-        sequences: rows, b.
-        tokens: length of each, image tokens included; of the prompt for an encoder-decoder.
-        supervised: target tokens.
-        visual: image tokens that the language model reads.
-        images: images (or tiles).
-        patches: what Qwen's tower makes of the images.
-        image_px: side of an image, for Florence-2's tower.
-        is_padded: True where rows differ in length, so that attention needs a mask.
-    """
+    @cached_property
+    def adapted(self) -> re.Pattern[str]:
+        """Paths of adapted layers, of which full training has none."""
+        lists, names = ("|".join(map(re.escape, part)) for part in (self.family.layers, self.family.linears))
+        own = rf"(?:{lists})\.\d+\.(?:.+\.)?(?:{names})"
+        return re.compile("(?!)" if self.is_full else own if self.adapter.targets == LANGUAGE else self.adapter.targets)
 
-    sequences: int
-    tokens: int
-    supervised: int
-    visual: int = 0
-    images: int = 1
-    patches: int = 0
-    image_px: int = 0
-    is_padded: bool = False
+    @cached_property
+    def row_images(self) -> ImageSizes:
+        """Images of a row, with the image tokens that pruning leaves."""
+        sizes = sizes_of(self.config, self.family, self.images)
+        return replace(sizes, visual=math.ceil(sizes.visual * self.keep))
 
-
-def load_of(request: Request) -> Load:
-    """What one forward pass is given; pruning takes visual tokens away from the row."""
-    sizes = sizes_of(request.config, request.family, request.images)
-    visual_tokens = math.ceil(sizes.visual * request.keep)
-    return Load(
-        sequences=request.batch,
-        tokens=request.tokens - (sizes.visual - visual_tokens),
-        supervised=request.supervised,
-        visual=visual_tokens,
-        images=sizes.tiles,
-        patches=sizes.patches,
-        image_px=sizes.image_px,
-        is_padded=request.batch > 1 if request.is_padded is None else request.is_padded,
-    )
-
-
-def describe(name: str, request: Request) -> str:
-    """One line that names a step: what a recorded measurement is found by."""
-    adapter = request.adapter
-    kind = "full" if adapter.kind == "none" else f"{'lora' if adapter.quant == 'none' else adapter.quant} r{adapter.r}"
-    layers = ", checkpointed" if request.checkpoint_layers else ""
-    pruning = f", {request.keep:g} of the visual tokens" if request.keep < 1 else ""
-    return (
-        f"{name}, {kind}, {request.dtype}, batch {request.batch}, {request.tokens} tokens{pruning}, "
-        f"{request.supervised} supervised, {request.optimizer}{layers}, {request.device}"
-    )
+    @property
+    def row_tokens(self) -> int:
+        """Length of a row after pruning."""
+        return self.tokens - sizes_of(self.config, self.family, self.images).visual + self.row_images.visual

@@ -20,10 +20,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lightbox.adapters.attach import attach
-from lightbox.adapters.live_bytes import COMPOSED, COMPOSED_ON_CPU, held_by, peak_bytes, storage_bytes
-from lightbox.adapters.memory.request import Request, load_of
+from lightbox.adapters.memory.request import Request
 from lightbox.adapters.optimizers import make_optimizer
-from lightbox.adapters.random_models import build, make_batch
+from lightbox.bench.live_bytes import COMPOSED, COMPOSED_ON_CPU, held_by, peak_bytes, storage_bytes
+from lightbox.bench.random_models import build, make_batch
 
 _INTEGERS = (torch.int64, torch.int32, torch.bool)
 _aten = torch.ops.aten
@@ -43,7 +43,7 @@ def trace(request: Request) -> int:
         )
         backbone = attach(backbone, request.adapter, checkpoint_layers=request.checkpoint_layers)
         model = backbone.model.train()
-        batch = make_batch(backbone, request.config, load_of(request))
+        batch = make_batch(backbone, request)
 
         def step() -> None:
             total, tokens, _ = backbone.loss(batch)

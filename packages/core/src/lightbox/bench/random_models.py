@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 
-from lightbox.adapters.memory.request import Load
+from lightbox.adapters.memory.request import Request
 from lightbox.backbones import quantisation
 from lightbox.backbones.backbone import Backbone
 from lightbox.backbones.families import Family, family_of
@@ -97,14 +97,14 @@ def _set_packed(module: Any, parameter: Any, device: torch.device, dtype: torch.
         module.quant_state = module.weight.quant_state
 
 
-def make_batch(backbone: Backbone, config: Mapping[str, Any], load: Load, *, seed: int = 0) -> VlmBatch:
-    """Random rows that fit a load: image tokens first, then words, of which the last carry the loss.
+def make_batch(backbone: Backbone, request: Request, *, seed: int = 0) -> VlmBatch:
+    """Random rows of a request: image tokens first, then words, of which the last carry the loss.
 
-    With `load.is_padded` the last row is an eighth shorter than the others.
+    With padding the last row is an eighth shorter than the others.
     """
     generator = torch.Generator().manual_seed(seed)
-    sizes = whole(config) if backbone.family.name == "t5" else text_of(config)
-    rows, length, end = load.sequences, load.tokens, load.supervised
+    sizes = whole(request.config) if backbone.family.name == "t5" else text_of(request.config)
+    rows, length, end, visual = request.batch, request.row_tokens, request.supervised, request.row_images.visual
     special = backbone.image_token_id or sizes.vocab_size
     # ids of special tokens are the last ones, but for tiny models, where they are the first
     low, high = (10, special - 10) if special > sizes.vocab_size // 2 else (special + 10, sizes.vocab_size)
@@ -113,7 +113,7 @@ def make_batch(backbone: Backbone, config: Mapping[str, Any], load: Load, *, see
         return torch.randint(low, high, (rows, count), generator=generator)
 
     ids, mask = words(length), torch.ones(rows, length, dtype=torch.long)
-    if load.is_padded:
+    if request.has_padding:
         mask[-1, length - max(1, length // 8) :] = 0
     inputs = {"input_ids": ids, "attention_mask": mask}
     if backbone.family.is_encoder_decoder:
@@ -122,37 +122,35 @@ def make_batch(backbone: Backbone, config: Mapping[str, Any], load: Load, *, see
         labels = torch.full_like(ids, IGNORED)
         for row, count in enumerate(mask.sum(dim=1).tolist()):
             labels[row, count - end : count] = ids[row, count - end : count]
-    if load.visual:
+    if visual:
         start = 0 if backbone.family.is_encoder_decoder else 1
-        ids[:, start : start + load.visual] = backbone.image_token_id
-        inputs |= _images(backbone, config, load, ids, generator)
+        ids[:, start : start + visual] = backbone.image_token_id
+        inputs |= _images(backbone, request, ids, generator)
     return VlmBatch(inputs, labels).to(backbone.device)
 
 
-def _images(
-    backbone: Backbone, config: Mapping[str, Any], load: Load, ids: Tensor, generator: torch.Generator
-) -> dict[str, Tensor]:
+def _images(backbone: Backbone, request: Request, ids: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
     """Pixels of random images and what a processor says of them."""
-    name, shape, rows = backbone.family.name, vision_of(config), load.sequences
+    name, shape, rows, images = backbone.family.name, vision_of(request.config), request.batch, request.row_images
     is_image = (ids == backbone.image_token_id).long()
 
     def noise(*size: int) -> Tensor:
         return torch.randn(*size, generator=generator).to(backbone.dtype)
 
     if name.startswith("qwen"):
-        each = load.patches // load.images
+        each = images.patches // images.tiles
         high = max(n for n in range(2, int(each**0.5) + 1, 2) if each % n == 0 and each // n % 2 == 0)
-        grid = torch.tensor([[1, high, each // high]] * (rows * load.images))
+        grid = torch.tensor([[1, high, each // high]] * (rows * images.tiles))
         width = shape.in_channels * shape.temporal_patch_size * shape.patch_size**2
         return {
-            "pixel_values": noise(rows * load.patches, width),
+            "pixel_values": noise(rows * images.patches, width),
             "image_grid_thw": grid,
             "mm_token_type_ids": is_image,
         }
     if name == "llava_next":
         side = shape.image_size
         sizes = torch.tensor([[2 * side, 2 * side]] * rows)
-        return {"pixel_values": noise(rows, load.images, 3, side, side), "image_sizes": sizes}
-    side = load.image_px or shape.image_size
-    inputs = {"pixel_values": noise(rows * load.images, 3, side, side)}
+        return {"pixel_values": noise(rows, images.tiles, 3, side, side), "image_sizes": sizes}
+    side = images.image_px or shape.image_size
+    inputs = {"pixel_values": noise(rows * images.tiles, 3, side, side)}
     return inputs | {"token_type_ids": is_image} if name == "gemma3" else inputs

@@ -46,6 +46,7 @@ def peak_bytes(
     gc.collect()  # a cycle that the garbage collector ends in the middle of the work would lower its peak
     if device == "cuda":
         torch.cuda.synchronize()
+        torch.cuda.empty_cache()  # what building left in the allocator would count as reserved
         torch.cuda.reset_peak_memory_stats()
         work()
         torch.cuda.synchronize()
