@@ -19,7 +19,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from lightbox.backbones import rows, vision
 from lightbox.backbones.conversation import Conversation, Turn, assistant, pieces
 from lightbox.backbones.generation import Choice, Ends, Generated, Memory, Sampling, cut_at, neutral
-from lightbox.backbones.reading import Reader
+from lightbox.backbones.reading import ImageFields, Reader
 from lightbox.backbones.rows import IGNORED, UNLIMITED, Row, SharedImages, VlmBatch
 from lightbox.backbones.vision import LayerTaps, VisionFeatures
 from lightbox.errors import RequestError
@@ -305,11 +305,11 @@ class Backbone(Reader):
         """Leading tokens of the tower that are no patches."""
         return 0
 
-    def split_patches(self, rows: Tensor, pixels: dict[str, Tensor]) -> list[Tensor]:
+    def split_patches(self, rows: Tensor, pixels: ImageFields) -> list[Tensor]:
         """What the projector reads, one entry an image; see `VisionFeatures`."""
         return list(rows)
 
-    def split_layer(self, rows: Tensor, pixels: dict[str, Tensor]) -> list[Tensor]:
+    def split_layer(self, rows: Tensor, pixels: ImageFields) -> list[Tensor]:
         """Rows of a layer of the tower, one entry an image, patches row by row."""
         return list(rows)
 
@@ -348,17 +348,17 @@ class Backbone(Reader):
             if name not in self.IMAGE_FIELDS
         }
         index = [shared.index[place] for place in places] if shared else places
-        inputs, shared = self.place_images(tokens, pixels, index, shared.features if shared else None)
+        fields, shared = self.image_fields(pixels, index, shared.features if shared else None)
         rows_again = [place for place in range(len(batch.conversations)) for _ in range(samples)]
         return replace(
             batch,
-            inputs=inputs,
+            inputs=tokens | fields,
             shared=shared,
             conversations=[batch.conversations[place] for place in rows_again],
             grids=None if batch.grids is None else [batch.grids[place] for place in rows_again],
         )
 
-    def layer_taps(self, tap: dict[str, Tensor], pixels: dict[str, Tensor]) -> LayerTaps:
+    def layer_taps(self, tap: dict[str, Tensor], pixels: ImageFields) -> LayerTaps:
         prefix, heads = self.prefix_tokens(), self._tower_heads()
         query, key = tap.get(vision.QUERIES), tap.get(vision.KEYS)
         if vision.BOTH in tap:

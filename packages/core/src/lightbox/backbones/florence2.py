@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lightbox.backbones.backbone import Backbone
 from lightbox.backbones.codecs import CoordinateCodec, FlorenceBins
 from lightbox.backbones.conversation import Conversation
-from lightbox.backbones.rows import SharedImages
+from lightbox.backbones.reading import ImageFields, Placed
 from lightbox.backbones.vision import LayerTaps, VisionFeatures
 from lightbox.errors import RequestError
 
@@ -72,7 +72,7 @@ class Florence2Backbone(Backbone):
         frame = {self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id}
         return self.tokenizer.decode([i for i in ids.tolist() if i not in frame], skip_special_tokens=False)
 
-    def tokens_per_image(self, pixels: dict[str, Tensor]) -> list[int]:
+    def tokens_per_image(self, pixels: ImageFields) -> list[int]:
         """The mean of all patches, then each patch of the last stage."""
         # one more than the grid: the mean of all patches stands first
         return [rows * columns + 1 for rows, columns in self.grids(pixels)]
@@ -90,7 +90,7 @@ class Florence2Backbone(Backbone):
         """The last block of each of the four stages, whose patches grow."""
         return nn.ModuleList([stage[-1] for stage in self.part(self.family.vision).blocks])
 
-    def grids(self, pixels: dict[str, Tensor]) -> list[tuple[int, int]]:
+    def grids(self, pixels: ImageFields) -> list[tuple[int, int]]:
         """Rows and columns after the four strided convolutions."""
         vision = self.core.config.vision_config
         count, _, *sides = pixels["pixel_values"].shape
@@ -98,21 +98,15 @@ class Florence2Backbone(Backbone):
             sides = [(side + 2 * padding - size) // stride + 1 for side in sides]
         return [(sides[0], sides[1])] * count
 
-    def split_patches(self, rows: Tensor, pixels: dict[str, Tensor]) -> list[Tensor]:
+    def split_patches(self, rows: Tensor, pixels: ImageFields) -> list[Tensor]:
         """Patches row by row."""
         return list(rearrange(rows, "b c h w -> b (h w) c"))
 
-    def layer_taps(self, tap: dict[str, Tensor], pixels: dict[str, Tensor]) -> LayerTaps:
+    def layer_taps(self, tap: dict[str, Tensor], pixels: ImageFields) -> LayerTaps:
         """Outputs alone: half of the attention is between channels."""
         return LayerTaps(self.split_patches(tap["output"], pixels))
 
-    def place_images(
-        self,
-        inputs: dict[str, Tensor],
-        pixels: dict[str, Tensor],
-        index: list[int],
-        features: list[Tensor] | None,
-    ) -> tuple[dict[str, Tensor], SharedImages | None]:
+    def image_fields(self, pixels: ImageFields, index: list[int], features: list[Tensor] | None) -> Placed:
         """Pixels in every place: transformers' Florence-2 takes no features in their stead."""
         if features is not None:
             raise RequestError(
@@ -120,4 +114,4 @@ class Florence2Backbone(Backbone):
                 "Its model encodes image and prompt in one call",
                 "Hand in the images",
             )
-        return inputs | {name: value[index] for name, value in pixels.items()}, None
+        return {name: value[index] for name, value in pixels.items()}, None

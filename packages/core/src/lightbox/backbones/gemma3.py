@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from lightbox.backbones.backbone import Backbone
+from lightbox.backbones.reading import ImageFields
 from lightbox.backbones.vision import VisionFeatures
 
 END_OF_TURN = "<end_of_turn>"
@@ -34,7 +35,7 @@ class Gemma3Backbone(Backbone):
         image = f"\n\n{self.tokenizer.boi_token}{self.tokenizer.image_token}{self.tokenizer.eoi_token}\n\n"
         return super().text_ids(text.replace(self.tokenizer.boi_token, image), is_first=is_first)
 
-    def tokens_per_image(self, pixels: dict[str, Tensor]) -> list[int]:
+    def tokens_per_image(self, pixels: ImageFields) -> list[int]:
         """The same count for every image."""
         return [self.core.config.mm_tokens_per_image] * len(pixels["pixel_values"])
 
@@ -46,7 +47,7 @@ class Gemma3Backbone(Backbone):
         """As one tensor, which this model takes."""
         return BaseModelOutputWithPooling(pooler_output=torch.cat(tokens))
 
-    def grids(self, pixels: dict[str, Tensor]) -> list[tuple[int, int]]:
+    def grids(self, pixels: ImageFields) -> list[tuple[int, int]]:
         """The pooled square."""
         side = math.isqrt(self.core.config.mm_tokens_per_image)
         return [(side, side)] * len(pixels["pixel_values"])

@@ -12,6 +12,7 @@ from transformers.models.llava_next.modeling_llava_next import (
 )
 
 from lightbox.backbones.backbone import Backbone
+from lightbox.backbones.reading import ImageFields
 from lightbox.backbones.vision import VisionFeatures
 
 PLAIN = (
@@ -32,7 +33,7 @@ class LlavaBackbone(Backbone):
         own = {} if getattr(self.processor, "chat_template", None) else {"chat_template": PLAIN}
         return self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, **own)
 
-    def tokens_per_image(self, pixels: dict[str, Tensor]) -> list[int]:
+    def tokens_per_image(self, pixels: ImageFields) -> list[int]:
         """Patches of the square, and the class token where the config keeps it."""
         return [rows * columns + self._extra_tokens() for rows, columns in self.grids(pixels)]
 
@@ -45,7 +46,7 @@ class LlavaBackbone(Backbone):
         """The class token of CLIP."""
         return int(self.core.config.vision_config.model_type in HAS_CLASS_TOKEN)
 
-    def grids(self, pixels: dict[str, Tensor]) -> list[tuple[int, int]]:
+    def grids(self, pixels: ImageFields) -> list[tuple[int, int]]:
         """Patches of the square."""
         count, _, height, width = pixels["pixel_values"].shape
         patch = self.core.config.vision_config.patch_size
@@ -67,7 +68,7 @@ class LlavaNextBackbone(LlavaBackbone):
 
     IMAGE_FIELDS = ("pixel_values", "image_sizes")
 
-    def tokens_per_image(self, pixels: dict[str, Tensor]) -> list[int]:
+    def tokens_per_image(self, pixels: ImageFields) -> list[int]:
         """Tokens of the whole, of the rows of the tiles within the image, and a newline a row."""
         whole = self._side() ** 2 + self._extra_tokens()
         return [whole + rows * (columns + 1) for rows, columns in self.grids(pixels)]
@@ -83,11 +84,11 @@ class LlavaNextBackbone(LlavaBackbone):
         )
         return list(tokens)
 
-    def grids(self, pixels: dict[str, Tensor]) -> list[tuple[int, int]]:
+    def grids(self, pixels: ImageFields) -> list[tuple[int, int]]:
         """Rows and columns of the tiles' tokens within each image, without the whole and newlines."""
         return [self._tile_grid(size) for size in pixels["image_sizes"]]
 
-    def split_patches(self, rows: Tensor, pixels: dict[str, Tensor]) -> list[Tensor]:
+    def split_patches(self, rows: Tensor, pixels: ImageFields) -> list[Tensor]:
         """The tiles of each image."""
         config = self.core.config
         return list(
@@ -99,7 +100,7 @@ class LlavaNextBackbone(LlavaBackbone):
             )
         )
 
-    def split_layer(self, rows: Tensor, pixels: dict[str, Tensor]) -> list[Tensor]:
+    def split_layer(self, rows: Tensor, pixels: ImageFields) -> list[Tensor]:
         """The tiles of each image."""
         return self.split_patches(rows, pixels)
 

@@ -13,7 +13,7 @@ from transformers.vision_utils import get_vision_window_index
 
 from lightbox.backbones.backbone import Backbone
 from lightbox.backbones.codecs import CoordinateCodec, Pixels
-from lightbox.backbones.rows import SharedImages
+from lightbox.backbones.reading import ImageFields, Placed
 from lightbox.backbones.vision import VisionFeatures
 from lightbox.errors import RequestError
 
@@ -59,7 +59,7 @@ class Qwen2VlBackbone(Backbone):
             ) from err
         return width, height
 
-    def tokens_per_image(self, pixels: dict[str, Tensor]) -> list[int]:
+    def tokens_per_image(self, pixels: ImageFields) -> list[int]:
         """Patches of the resized image by those that make a token."""
         return [rows * columns for rows, columns in self.grids(pixels)]
 
@@ -84,17 +84,17 @@ class Qwen2VlBackbone(Backbone):
         )
         return torch.cat([text[None], sides])
 
-    def grids(self, pixels: dict[str, Tensor]) -> list[tuple[int, int]]:
+    def grids(self, pixels: ImageFields) -> list[tuple[int, int]]:
         """Tokens of each resized image."""
         merge = self._merge()
         return [(rows // merge, columns // merge) for _, rows, columns in pixels["image_grid_thw"].tolist()]
 
-    def split_patches(self, rows: Tensor, pixels: dict[str, Tensor]) -> list[Tensor]:
+    def split_patches(self, rows: Tensor, pixels: ImageFields) -> list[Tensor]:
         """Patches by token and image; the tower keeps those of a token together."""
         by_token = rearrange(rows, "(p m) c -> p m c", m=self._merge() ** 2)
         return list(by_token[self._token_order(pixels["image_grid_thw"])].split(self.tokens_per_image(pixels)))
 
-    def split_layer(self, rows: Tensor, pixels: dict[str, Tensor]) -> list[Tensor]:
+    def split_layer(self, rows: Tensor, pixels: ImageFields) -> list[Tensor]:
         """Patches row by row: m patches a token, and a picture has m rows of patches a row of tokens."""
         merge = self._merge()
         return [
@@ -102,17 +102,11 @@ class Qwen2VlBackbone(Backbone):
             for patches, (_, columns) in zip(self.split_patches(rows, pixels), self.grids(pixels), strict=True)
         ]
 
-    def place_images(
-        self,
-        inputs: dict[str, Tensor],
-        pixels: dict[str, Tensor],
-        index: list[int],
-        features: list[Tensor] | None,
-    ) -> tuple[dict[str, Tensor], SharedImages | None]:
-        """See `Backbone.place_images`; positions are made from the grid of every place."""
-        inputs, shared = super().place_images(inputs, pixels, index, features)
+    def image_fields(self, pixels: ImageFields, index: list[int], features: list[Tensor] | None) -> Placed:
+        """See `Reader.image_fields`; positions are made from the grid of every place."""
+        fields, shared = super().image_fields(pixels, index, features)
         if shared is None:
-            return inputs, None
+            return fields, None
         counts = self.tokens_per_image(pixels)
         if features is not None and [len(tokens) for tokens in features] != counts:
             raise RequestError(
@@ -120,9 +114,9 @@ class Qwen2VlBackbone(Backbone):
                 f"{self.family.name} places a token by its row and column, which pruned tokens alone do not tell",
                 "Hand in all tokens",
             )
-        return inputs | {"image_grid_thw": pixels["image_grid_thw"][index]}, shared
+        return {"image_grid_thw": pixels["image_grid_thw"][index]}, shared
 
-    def grids_of(self, pixels: dict[str, Tensor], index: list[int], per_row: list[int]) -> list[Tensor]:
+    def grids_of(self, pixels: ImageFields, index: list[int], per_row: list[int]) -> list[Tensor]:
         """See `Backbone.grids_of`."""
         grids = pixels.get("image_grid_thw", torch.empty(0, 3, dtype=torch.long))
         return list(grids[index].split(per_row))

@@ -23,6 +23,11 @@ from lightbox.backbones.families import Family
 from lightbox.backbones.rows import IGNORED, Row, SharedImages, VlmBatch
 from lightbox.errors import RequestError
 
+ImageFields = dict[str, Tensor]
+"""What a tower reads of images, by field of the image processor."""
+Placed = tuple[dict[str, Tensor], SharedImages | None]
+"""Fields of images that stand beside the rows, and images that stand apart."""
+
 
 class Reader:
     """A pretrained model with its processor; `Backbone` adds what it says.
@@ -175,11 +180,11 @@ class Reader:
                 # made here, not by the model from labels: with labels it would compute its own loss over full logits
                 inputs["decoder_input_ids"] = rows.shifted_right(labels, start_id=self.decoder_start_id, pad_id=pad_id)
         index = [place for own in places for place in own]
-        inputs, shared = self.place_images(inputs, pixels, index, None if features is None else list(features))
+        fields, shared = self.image_fields(pixels, index, None if features is None else list(features))
         grids = self.grids_of(pixels, index, [len(own) for own in places])
         # pictures of rows that are learnt from would travel from worker processes for nothing
         read = [] if conversations[0].is_answered else list(conversations)
-        return VlmBatch(inputs, labels, shared=shared, conversations=read, grids=grids)
+        return VlmBatch(inputs | fields, labels, shared=shared, conversations=read, grids=grids)
 
     def check_texts(self, texts: Sequence[str], *, what: str = "text") -> None:
         """Refuse texts that hold a control token, such as the end of a turn: they would be read as one.
@@ -271,11 +276,11 @@ class Reader:
         """Expression of special tokens that a text may hold: those that boxes are written with."""
         return self.codec.control_tokens
 
-    def tokens_per_image(self, pixels: dict[str, Tensor]) -> list[int]:
+    def tokens_per_image(self, pixels: ImageFields) -> list[int]:
         """How many tokens the tower and projector give for each image, from the model's config and the pixels."""
         raise self.no_images()
 
-    def read_images(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
+    def read_images(self, images: Sequence[Image.Image]) -> ImageFields:
         """What the tower reads of images, on the CPU; pixels in the dtype of the weights, as a 16-bit tower asks."""
         if not self.family.has_vision:
             raise self.no_images()
@@ -287,23 +292,17 @@ class Reader:
             for name in self.IMAGE_FIELDS
         }
 
-    def grids(self, pixels: dict[str, Tensor]) -> list[tuple[int, int]]:
+    def grids(self, pixels: ImageFields) -> list[tuple[int, int]]:
         """Rows and columns of each image's tokens."""
         raise self.no_images()
 
-    def place_images(
-        self,
-        inputs: dict[str, Tensor],
-        pixels: dict[str, Tensor],
-        index: list[int],
-        features: list[Tensor] | None,
-    ) -> tuple[dict[str, Tensor], SharedImages | None]:
+    def image_fields(self, pixels: ImageFields, index: list[int], features: list[Tensor] | None) -> Placed:
         """Pixels beside the rows where each image stands in one place, and apart from them where they are shared."""
         if features is None and index == list(range(len(index))):
-            return inputs | pixels, None
-        return inputs, SharedImages(pixels, index, features)
+            return pixels, None
+        return {}, SharedImages(pixels, index, features)
 
-    def grids_of(self, pixels: dict[str, Tensor], index: list[int], per_row: list[int]) -> list[Tensor] | None:
+    def grids_of(self, pixels: ImageFields, index: list[int], per_row: list[int]) -> list[Tensor] | None:
         """Sizes in patches of each row's images, for families that place tokens by them."""
         return None
 
@@ -344,7 +343,7 @@ class Reader:
         types = {self.TYPE_FIELD: [int(i == self.image_token_id) for i in ids]} if self.TYPE_FIELD else {}
         return row | {"attention_mask": [1] * len(ids)} | types
 
-    def _token_counts(self, pixels: dict[str, Tensor], features: Sequence[Tensor] | None, n_images: int) -> list[int]:
+    def _token_counts(self, pixels: ImageFields, features: Sequence[Tensor] | None, n_images: int) -> list[int]:
         counts = self.tokens_per_image(pixels) if pixels else []
         if features is None:
             return counts
