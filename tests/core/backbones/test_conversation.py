@@ -1,5 +1,6 @@
 """Turns, images at given places, several supervised answers; what is refused before a model sees it."""
 
+import functools
 import re
 
 import numpy as np
@@ -19,27 +20,30 @@ def picture(seed, height=60, width=80):
 
 
 ONE, TWO = picture(0), picture(1, 70, 56)
-CAUSAL = ["llava-1.5-7b", "llava-med", "llava-next", "qwen2-vl-7b", "qwen2.5-vl-7b", "medgemma-4b"]
+CAUSAL = ["llava-1.5-7b", "llava-next", "qwen2.5-vl-7b", "medgemma-4b", "llava-med", "qwen2-vl-7b"]
+TWINS = CAUSAL[-2:]  # of the first and third in all but body and positions: in the slow lane
+PARAMS = [pytest.param(name, marks=pytest.mark.slow) if name in TWINS else name for name in CAUSAL]
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    return {name: save_shrunk(name, tmp_path_factory.mktemp(name)) for name in (*CAUSAL, "florence-2-base")}
+def folder_of(tmp_path_factory):
+    """Name -> folder of the miniature, written when it is first asked for."""
+    return functools.cache(lambda name: str(save_shrunk(name, tmp_path_factory.mktemp(name))))
 
 
-@pytest.fixture(scope="module", params=CAUSAL)
-def causal(request, folders):
-    return load(str(folders[request.param]))
-
-
-@pytest.fixture(scope="module")
-def llava(folders):
-    return load(str(folders["llava-1.5-7b"]))
+@pytest.fixture(scope="module", params=PARAMS)
+def causal(request, folder_of):
+    return load(folder_of(request.param))
 
 
 @pytest.fixture(scope="module")
-def qwen(folders):
-    return load(str(folders["qwen2.5-vl-7b"]))
+def llava(folder_of):
+    return load(folder_of("llava-1.5-7b"))
+
+
+@pytest.fixture(scope="module")
+def qwen(folder_of):
+    return load(folder_of("qwen2.5-vl-7b"))
 
 
 def two_turns(*, first=True, second=True):
@@ -222,8 +226,8 @@ def test_batch_is_answered_or_to_be_answered_as_a_whole(llava):
         llava.prepare_conversations([], max_tokens=400)
 
 
-def test_encoder_decoders_take_one_turn_and_one_image(folders, tmp_path):
-    florence = load(str(folders["florence-2-base"]))
+def test_encoder_decoders_take_one_turn_and_one_image(folder_of, tmp_path):
+    florence = load(folder_of("florence-2-base"))
     with pytest.raises(RequestError, match="encodes one question with at most one image"):
         florence.prepare_conversations([two_turns()], max_tokens=400)
     with pytest.raises(RequestError, match="encodes one question with at most one image"):
