@@ -240,3 +240,44 @@ def test_encoder_decoders_take_one_turn_and_one_image(folder_of, tmp_path):
 def test_template_that_drops_answers_is_refused():
     with pytest.raises(RequestError, match="The chat template writes 0 of them"):
         pieces(two_turns(), lambda messages: "always the same", end="</s>")
+
+
+def test_templates_that_leave_out_or_rewrite_a_turn_are_refused():
+    def without_system(messages):
+        return "".join(f"[{part['text']}]" for m in messages if m["role"] != "system" for part in m["content"])
+
+    def system_last(messages):
+        system, *rest = messages
+        texts = [part["text"] for message in rest for part in message["content"]]
+        return "".join(f"[{text}]" for text in [*texts[:-1], system["content"][0]["text"], texts[-1]])
+
+    system = Turn("system", ("Be brief.",))
+    asked = Conversation((system, user("one"), assistant("yes"), user("two")))
+    with pytest.raises(RequestError, match="The chat template leaves its text out"):
+        pieces(asked, without_system, end="</s>")
+    with pytest.raises(RequestError, match="writes earlier turns otherwise once others follow"):
+        pieces(asked, system_last, end="</s>")
+    with pytest.raises(RequestError, match="chat template refuses them"):
+        pieces(asked, lambda messages: "[INST] " + messages[0]["content"], end="</s>")
+
+
+def test_end_that_a_template_writes_behind_a_space_is_the_answers():
+    def llama_2(messages):
+        texts = [
+            ("[INST] %s [/INST]" if m["role"] == "user" else " %s </s><s>") % m["content"][0]["text"] for m in messages
+        ]
+        return "".join(texts)
+
+    rows = Conversation((user("one"), assistant("yes"), user("two")))
+    assert pieces(rows, llama_2, end="</s>") == ["[INST] one [/INST]", "<s>[INST] two [/INST]"]
+
+
+def test_features_of_rows_without_images_are_none(llava):
+    batch = llava.prepare_conversations([Conversation((user("Side?"), assistant("left")))], max_tokens=99, features=[])
+    assert batch.shared is None
+
+
+def test_an_encoder_decoders_answer_is_supervised(tmp_path):
+    t5 = load(str(save_t5(tmp_path, ["side", "left"])))
+    with pytest.raises(RequestError, match="An answer without loss for a t5"):
+        t5.prepare_conversations([Conversation((user("a"), assistant("b", is_supervised=False)))], max_tokens=99)

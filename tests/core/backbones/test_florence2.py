@@ -71,8 +71,12 @@ def test_location_tokens_stay_in_what_is_read(florence):
 
 def test_answer_that_is_cut_off_does_not_get_an_end(florence):
     """The published settings force the end token into the last place, and a begin token into the first."""
-    assert florence.core.generation_config.forced_eos_token_id is None
-    assert florence.core.generation_config.forced_bos_token_id == florence.tokenizer.bos_token_id
+    own = florence.core.generation_config
+    assert own.forced_eos_token_id == florence.tokenizer.eos_token_id
+    ids = florence.generate(florence.prepare([IMAGE], ["Where?"], max_tokens=100), max_new_tokens=3).ids[0]
+    assert ids[0] == florence.tokenizer.bos_token_id == own.forced_bos_token_id
+    assert ids[-1] != florence.tokenizer.eos_token_id
+    assert florence.core.generation_config is own
 
 
 def test_taps_are_the_four_stages(florence):

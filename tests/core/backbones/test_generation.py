@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from lightbox.adapters.kbit import checkpoint_language
 from lightbox.backbones.conversation import Conversation, user
 from lightbox.backbones.generation import Choice, Sampling
 from lightbox.backbones.loading import load
@@ -315,3 +316,44 @@ def test_a_conversation_without_images_goes_on(llava):
     batch = other.prepare_conversations([Conversation((user("Side?"),))], max_tokens=100, padding="left")
     first = other.generate(batch, max_new_tokens=3, with_memory=True)
     assert other.generate(other.continued(first, [user("Why?")]), max_new_tokens=3).ids.shape == (1, 3)
+
+
+def test_settings_of_the_checkpoint_decide_nothing(llava):
+    wanted = llava.generate(asked(llava), max_new_tokens=4)
+    other = llava.with_model(copy.deepcopy(llava.model))
+    config = other.core.generation_config
+    config.update(suppress_tokens=wanted.ids.flatten().tolist(), guidance_scale=3.0, max_time=1e-6, stop_strings=["a"])
+    assert torch.equal(other.generate(asked(other), max_new_tokens=4).ids, wanted.ids)
+    assert other.core.generation_config is config
+
+
+def test_draws_do_not_depend_on_how_long_an_answer_may_be(llava):
+    sampling = Sampling(seeds=(5,), samples=2)
+    short, long = (llava.generate(asked(llava, (0,)), max_new_tokens=n, sampling=sampling).ids for n in (3, 6))
+    assert torch.equal(long[:, :3], short)
+
+
+def test_what_would_be_read_wrongly_is_refused(llava):
+    first = llava.generate(asked(llava), max_new_tokens=2, with_memory=True)
+    batch = llava.continued(first, [user("Why?")] * 3)
+    with pytest.raises(RequestError, match="Its earlier turns, with their images, are in its cache"):
+        llava.hidden_rows(batch, torch.ones_like(batch.inputs["input_ids"], dtype=torch.bool))
+    llava.generate(batch, max_new_tokens=2)
+    with pytest.raises(RequestError, match="was answered before"):
+        llava.generate(batch, max_new_tokens=2)
+    with pytest.raises(RequestError, match="It is a list of strings"):
+        llava.generate(asked(llava), max_new_tokens=2, stop="lung")
+    other = llava.with_model(copy.deepcopy(llava.model))
+    checkpoint_language(other.core, other.family)
+    assert other.generate(asked(other), max_new_tokens=2).ids.shape == (3, 2)
+    other.model.train()
+    with pytest.raises(RequestError, match="each token would be read alone"):
+        other.generate(asked(other), max_new_tokens=2)
+
+
+def test_signs_of_several_bytes_have_spans_that_go_forward(llava):
+    ids = torch.tensor(llava.target_ids("a \u2014 \u00fc \U0001f600 b"))
+    spans = llava.token_spans(ids)
+    assert all(begin <= end for begin, end in spans)
+    text = llava.read_ids(ids)
+    assert "".join(text[begin:end] for begin, end in spans) == text

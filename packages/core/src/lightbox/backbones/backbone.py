@@ -7,6 +7,7 @@ features (`grids`, `split_patches`, `project`); it gets its row in `loading.CLAS
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -17,8 +18,8 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from lightbox.backbones import rows, vision
-from lightbox.backbones.conversation import Conversation, Turn, assistant, pieces
-from lightbox.backbones.generation import Choice, Ends, Generated, Memory, Sampling, cut_at, neutral
+from lightbox.backbones.conversation import Conversation, Turn, assistant
+from lightbox.backbones.generation import Choice, Ends, Generated, Memory, Sampling, apart_from, cut_at, settings_of
 from lightbox.backbones.reading import ImageFields, Reader
 from lightbox.backbones.rows import IGNORED, UNLIMITED, Row, SharedImages, VlmBatch
 from lightbox.backbones.vision import LayerTaps, VisionFeatures
@@ -84,8 +85,14 @@ class Backbone(Reader):
                 The state behind a token is the one at its own position; the one that predicts it stands before it.
 
         Raises:
-            RequestError: places of another shape.
+            RequestError: places of another shape, or a batch that continues, whose earlier images are in its cache.
         """
+        if batch.cache is not None:
+            raise RequestError(
+                "States of a batch that continues",
+                "Its earlier turns, with their images, are in its cache and would not be read",
+                "Ask generate for states, or prepare the whole conversation",
+            )
         name = "decoder_input_ids" if self.family.is_encoder_decoder else "input_ids"
         if places.shape != batch.inputs[name].shape or not places.any():
             raise RequestError(
@@ -120,7 +127,7 @@ class Backbone(Reader):
             max_new_tokens: longest answer.
             sampling: draws answers; None takes the likeliest token each time.
             stop: a row ends with the first of these.
-            with_states: keep what the head read, 4 bytes times the width a token.
+            with_states: keep what the head read, as many bytes a token as a row of the width has.
             with_memory: keep the cache for a next turn; a causal model only.
 
         Raises:
@@ -133,16 +140,15 @@ class Backbone(Reader):
         is_causal = not self.family.is_encoder_decoder
         # a causal model repeats its prompt, a decoder its start token
         old = batch.inputs["input_ids"].shape[1] if is_causal else 1
-        settings = neutral(
+        settings = settings_of(
             self.core.generation_config,
             max_new_tokens=max_new_tokens,
             end_id=self.end_id,
             pad_id=self.tokenizer.pad_token_id,
         )
-        settings.return_dict_in_generate = True
         choice, ends = Choice(sampling, max_new_tokens), Ends(settings.eos_token_id, stop, self.tokenizer, old)
         head = self.part(self.family.head)
-        with vision.read_by(head) if with_states else nullcontext([]) as read:
+        with vision.read_by(head) if with_states else nullcontext([]) as read, apart_from(self.core):
             # adapters lie inside the core, so they count; a data-parallel wrapper has no generate
             out = self.core.generate(
                 **inputs, generation_config=settings, logits_processor=[choice], stopping_criteria=[ends]
@@ -238,8 +244,7 @@ class Backbone(Reader):
         counts = iter(self.tokens_per_image(pixels) if images else [])
         new: list[Row] = []
         for index, conversation in enumerate(conversations):
-            piece = pieces(conversation, self.fill_template, end=self.tokenizer.convert_ids_to_tokens(self.end_id))[-1]
-            ids = self._expanded(self.text_ids(piece, is_first=False), counts)
+            ids = self._expanded(self.text_ids(self.write(conversation)[-1], is_first=False), counts)
             last = generated.ids[index][generated.is_token[index]][-1]
             new.append(self._typed({"input_ids": ids if last == self.end_id else [self.end_id, *ids]}))
         lengths = memory.tokens["attention_mask"].sum(dim=1).tolist()
@@ -258,8 +263,12 @@ class Backbone(Reader):
         return VlmBatch(inputs, shared=shared, conversations=conversations, cache=memory.cache, grids=grids)
 
     def token_spans(self, ids: Int[Tensor, " t"]) -> list[tuple[int, int]]:
-        """First and one past the last character in `read_ids(ids)` that each id adds; empty for what is not text."""
-        ends = [len(self.read_ids(ids[: place + 1])) for place in range(len(ids))]
+        """First and one past the last character in `read_ids(ids)` that each id adds; empty for what is not text.
+
+        Of a sign that several ids make byte by byte, the last one adds it.
+        """
+        lengths = [len(self.read_ids(ids[: place + 1])) for place in range(len(ids))]
+        ends = list(accumulate(reversed(lengths), min))[::-1]  # an unfinished sign reads as several
         return list(zip([0, *ends], ends, strict=False))
 
     def positions(self, tokens: dict[str, Tensor], grids: list[Tensor] | None) -> Tensor | None:
@@ -311,7 +320,7 @@ class Backbone(Reader):
 
     def split_layer(self, rows: Tensor, pixels: ImageFields) -> list[Tensor]:
         """Rows of a layer of the tower, one entry an image, patches row by row."""
-        return list(rows)
+        return self.split_patches(rows, pixels)
 
     def inputs_of(self, batch: VlmBatch) -> dict[str, Any]:
         """Keyword arguments of the model's forward: shared images are encoded here, once each."""
@@ -415,7 +424,19 @@ class Backbone(Reader):
                 "An encoder-decoder encodes its prompt anew each turn",
                 "Use a causal family for several turns",
             )
+        if any(module.training and getattr(module, "gradient_checkpointing", False) for module in self.core.modules()):
+            raise RequestError(
+                "A model in training mode whose layers are computed again",
+                "Such layers keep no cache, so each token would be read alone",
+                "Call model.eval() first",
+            )
         mask = batch.inputs["attention_mask"]
+        if batch.cache is not None and batch.cache.get_seq_length() >= mask.shape[1]:
+            raise RequestError(
+                "A batch that continues and was answered before",
+                "Its cache has grown by that answer",
+                "Make the batch anew, from a copy of the answers",
+            )
         if sampling is not None and (len(sampling.seeds) != len(mask) or (batch.cache and sampling.samples > 1)):
             raise RequestError(
                 f"{len(sampling.seeds)} seeds and {sampling.samples} samples for {len(mask)} rows",
@@ -439,11 +460,14 @@ class Backbone(Reader):
             )
 
     def _check_answer(self, max_new_tokens: int, stop: Sequence[str]) -> None:
+        if isinstance(stop, str) or not all(isinstance(string, str) for string in stop):
+            raise RequestError(f"stop is {stop!r}", "It is a list of strings", "Write stop=[...]")
         if "" in stop:
             raise RequestError("An empty stop string", "Every text holds it, so no answer is left", "Leave it out")
-        if self.context_tokens is not None and not 0 < max_new_tokens < self.context_tokens:
+        most = UNLIMITED if self.context_tokens is None else self.context_tokens
+        if not 0 < max_new_tokens < most:
             raise RequestError(
                 f"max_new_tokens is {max_new_tokens}, and the model's context is {self.context_tokens}",
                 "An answer has at least one token, and its prompt must fit beside it",
-                f"Set it between 1 and {self.context_tokens - 1}, less what prompts need",
+                f"Set it between 1 and {most - 1}, less what prompts need",
             )

@@ -18,7 +18,17 @@ from lightbox.errors import RequestError
 ROLES = ("system", "user", "assistant")
 ANSWER = "\u241eanswer\u241e"  # stands for answers while a template is filled in; the sign is a record separator
 TEXT = "\u241etext\u241e"
-EIGHT_BIT_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")  # PIL also has I;16, I and F, whose values are wider
+EIGHT_BIT_MODES = (
+    "1",
+    "L",
+    "LA",
+    "P",
+    "RGB",
+    "RGBA",
+    "CMYK",
+    "YCbCr",
+    "HSV",
+)  # PIL also has I;16, I and F, whose values are wider
 MOST_EXTREME_ASPECT = 200
 Part = str | Image.Image
 Template = Callable[[list[dict[str, Any]]], str]
@@ -144,8 +154,20 @@ def pieces(conversation: Conversation, fill: Template, *, end: str) -> list[str]
                 f"The chat template writes {len(parts) - 1} of them",
                 "Use the chat template that was published with the model, or ask in one turn",
             )
+    silent = [turn.role for turn in conversation.turns if turn.role != "assistant" and not _is_in(turn, texts[-1])]
+    if silent:
+        raise RequestError(
+            f"A turn of the {silent[0]}", "The chat template leaves its text out", "Say it in the first user's turn"
+        )
+    for before, after in pairwise([[], *last]):
+        if [text.rstrip() for text in after[:-1]] != [text.rstrip() for text in before]:
+            raise RequestError(
+                f"A conversation of {len(conversation.turns)} turns",
+                "The chat template writes earlier turns otherwise once others follow, so what was read would not stand",
+                "Use the chat template that was published with the model, or ask in one turn",
+            )
     first, *later = [parts[-1] for parts in last]
-    return [first, *(piece.removeprefix(end) for piece in later)]
+    return [first, *(_behind(piece, end) for piece in later)]
 
 
 def in_colour(image: Image.Image) -> Image.Image:
@@ -169,7 +191,7 @@ def check_image(image: Any, where: str) -> None:
             "Towers read 8-bit images, and cutting wider values off would lose the picture",
             "Window it to 0..255 first",
         )
-    if max(image.size) > MOST_EXTREME_ASPECT * min(image.size):
+    if not min(image.size) or max(image.size) > MOST_EXTREME_ASPECT * min(image.size):
         raise RequestError(
             f"{where} is {image.width} x {image.height} px",
             f"One side is over {MOST_EXTREME_ASPECT} times the other, and no tower keeps anything of such a strip",
@@ -206,6 +228,10 @@ def _check_parts(turn: Turn, place: int) -> None:
         )
 
 
+def _is_in(turn: Turn, text: str) -> bool:
+    return all(part.strip() in text for part in turn.parts if isinstance(part, str))
+
+
 def _is_mixed(turn: Turn) -> bool:
     """True where an image stands behind a text."""
     kinds = [isinstance(part, str) for part in turn.parts]
@@ -224,10 +250,16 @@ def _image_text(fill: Template) -> str:
     return before[True].removeprefix(before[False])
 
 
+def _behind(piece: str, end: str) -> str:
+    """A piece behind an answer without its end token, before which templates may write a space."""
+    return piece.lstrip(" ").removeprefix(end) if piece.lstrip(" ").startswith(end) else piece
+
+
 def _filled(fill: Template, messages: list[dict[str, Any]]) -> str:
     try:
         return fill(messages)
-    except TemplateError as err:  # templates raise it themselves, for roles that a model was not trained with
+    # templates raise it themselves, for roles that a model was not trained with; those that want one text add to it
+    except (TemplateError, TypeError) as err:
         raise RequestError(
             f"Turns of {', '.join(message['role'] for message in messages)}",
             f"The model's chat template refuses them: {err}",

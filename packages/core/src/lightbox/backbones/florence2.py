@@ -4,8 +4,6 @@ A prompt is plain text, or a task of the published model such as `<OD>`, which i
 puts the image tokens, a begin and an end token around it.
 """
 
-from typing import Any
-
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -21,17 +19,17 @@ from lightbox.errors import RequestError
 class Florence2Backbone(Backbone):
     """Florence-2 with its DaViT tower and BART body."""
 
-    def __init__(self, *arguments: Any, **settings: Any) -> None:
-        super().__init__(*arguments, **settings)
-        # the published setting would put the end token in the last place of an answer that is cut off
-        self.core.generation_config.forced_eos_token_id = None
-
     @property
     def codec(self) -> CoordinateCodec:
         """As many bins as the tokenizer has location tokens."""
         # the tiny model has 64, the published ones 1,000
         bins = sum(token.startswith("<loc_") for token in self.tokenizer.get_vocab())
         return FlorenceBins(bins)
+
+    @property
+    def text_tokens(self) -> str:
+        """Location tokens; without counting them, as `codec` does."""
+        return FlorenceBins.control_tokens
 
     @property
     def image_token(self) -> None:

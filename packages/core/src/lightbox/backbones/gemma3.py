@@ -27,8 +27,9 @@ class Gemma3Backbone(Backbone):
     @property
     def end_id(self) -> int:
         """The end of a turn, which closes an answer of the chat models; the end of a text where there is none."""
-        turn_end = self.tokenizer.get_vocab().get(END_OF_TURN)
-        return self.tokenizer.eos_token_id if turn_end is None else turn_end  # a plain text model has no turns
+        # not by get_vocab, which makes a table of 262,144 tokens each time; a plain text model has no turns
+        turn_end = self.tokenizer.convert_tokens_to_ids(END_OF_TURN)
+        return self.tokenizer.eos_token_id if turn_end in (None, self.tokenizer.unk_token_id) else turn_end
 
     def text_ids(self, text: str, *, is_first: bool) -> list[int]:
         """See `Backbone.text_ids`; an image has a begin, an end and empty lines around its tokens."""

@@ -4,7 +4,8 @@ transformers' `generate` runs the loop. What it leaves open is here: a draw of a
 not on its neighbours, the log-probability of each chosen token is kept in place of all logits, and each row's length.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,8 @@ from transformers.generation import StopStringCriteria, TemperatureLogitsWarper,
 from lightbox.backbones.conversation import Conversation
 from lightbox.errors import RequestError
 
+MOST_SAMPLES = 1 << 16
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -26,7 +29,7 @@ class Sampling:
         seeds: one a prompt; a row's draws depend on its seed and the number of its sample alone.
         temperature: > 0; logits are divided by it.
         top_p: in (0, 1]; only the likeliest tokens that together have this probability are drawn.
-        samples: answers a prompt, >= 1.
+        samples: answers a prompt, 1 to 65,536.
 
     Raises:
         RequestError: a value outside its range.
@@ -38,10 +41,10 @@ class Sampling:
     samples: int = 1
 
     def __post_init__(self) -> None:
-        if not (self.temperature > 0 and 0 < self.top_p <= 1 and self.samples >= 1):
+        if not (self.temperature > 0 and 0 < self.top_p <= 1 and 1 <= self.samples <= MOST_SAMPLES):
             raise RequestError(
                 f"temperature {self.temperature}, top_p {self.top_p}, {self.samples} samples",
-                "A draw needs a temperature above 0, a top_p in (0, 1] and at least one sample",
+                f"A draw needs a temperature above 0, a top_p in (0, 1] and 1 to {MOST_SAMPLES} samples",
                 "Correct them; leave sampling out for the likeliest answer",
             )
 
@@ -59,7 +62,7 @@ class Memory:
 
     conversations: list[Conversation]
     tokens: dict[str, Int[Tensor, "n s"]]
-    grids: Tensor | None
+    grids: list[Tensor] | None
     cache: Any
 
 
@@ -71,7 +74,8 @@ class Generated:
         texts: what was said, cut before the first stop string.
         ids: n t, with the end token where there is one, padded behind.
         is_token: True where an id was chosen, False behind the end.
-        logps: of each chosen token under the model itself, before temperature and top_p, in nats; 0 behind the end.
+        logps: of each chosen token under the model itself, before temperature and top_p, in nats; 0 behind the end, and
+            for a token that the checkpoint forces (the first of Florence-2).
         states: n t d, what the head read to choose each token; None unless asked for.
         memory: for a next turn; None unless asked for.
     """
@@ -84,40 +88,40 @@ class Generated:
     memory: Memory | None = None
 
 
-def neutral(model_config: GenerationConfig, *, max_new_tokens: int, end_id: int, pad_id: int) -> GenerationConfig:
-    """Settings under which logits alone decide.
-
-    Every setting that would change the choice is given its neutral value, because what is left out is taken from the
-    checkpoint: Qwen2-VL's penalises repetition and Florence-2's searches with three beams.
+def settings_of(own: GenerationConfig, *, max_new_tokens: int, end_id: int, pad_id: int) -> GenerationConfig:
+    """Settings under which logits alone decide; see `apart_from`.
 
     Args:
-        model_config: the checkpoint's; its end tokens stay end tokens.
+        own: the checkpoint's; its end tokens stay end tokens, and the first token that its decoder is forced to say
+            stays (Florence-2).
         max_new_tokens: longest output.
         end_id: the end token of a target.
         pad_id: what fills rows that have ended.
     """
-    end_ids = model_config.eos_token_id
+    end_ids = own.eos_token_id
     # a chat model names several ends, and the one that targets are trained with must be among them
     ends = {end_id, *([] if end_ids is None else [end_ids] if isinstance(end_ids, int) else end_ids)}
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
-        do_sample=False,
-        num_beams=1,
-        num_return_sequences=1,
-        temperature=1.0,
-        top_k=50,  # the default: unread without sampling, and any other value draws a warning
-        top_p=1.0,
-        repetition_penalty=1.0,
-        encoder_repetition_penalty=1.0,
-        no_repeat_ngram_size=0,
-        encoder_no_repeat_ngram_size=0,
-        min_length=0,
-        early_stopping=False,
-        length_penalty=1.0,
         eos_token_id=sorted(ends),
         pad_token_id=pad_id,
-        use_cache=True,
+        decoder_start_token_id=own.decoder_start_token_id,
+        forced_bos_token_id=own.forced_bos_token_id,
+        return_dict_in_generate=True,
     )
+
+
+@contextmanager
+def apart_from(model: Any) -> Iterator[None]:
+    """Put the checkpoint's generation settings aside, since transformers fills in from them whatever is left open.
+
+    Qwen2-VL's penalise repetition and Florence-2's search with three beams and end an answer that is cut off.
+    """
+    own, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 class Choice(LogitsProcessor):
@@ -135,10 +139,11 @@ class Choice(LogitsProcessor):
             self._warpers = [TemperatureLogitsWarper(sampling.temperature), TopPLogitsWarper(sampling.top_p)]
             draws = [
                 # on the CPU, whose generator gives the same numbers beside every device
-                torch.rand(sampling.samples, max_new_tokens, generator=torch.Generator().manual_seed(seed))
+                torch.rand(max_new_tokens, generator=torch.Generator().manual_seed(seed * MOST_SAMPLES + sample))
                 for seed in sampling.seeds
+                for sample in range(sampling.samples)
             ]
-            self._draws = torch.cat(draws).double()
+            self._draws = torch.stack(draws).double()
 
     def __call__(self, input_ids: Tensor, scores: Float[Tensor, "n v"]) -> Float[Tensor, "n v"]:
         """See transformers; called once a step, with float32 logits."""

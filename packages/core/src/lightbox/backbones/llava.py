@@ -16,7 +16,7 @@ from lightbox.backbones.reading import ImageFields
 from lightbox.backbones.vision import VisionFeatures
 
 PLAIN = (
-    "{% for turn in messages %}{{ 'ASSISTANT: ' if turn['role'] == 'assistant' else 'USER: ' }}"
+    "{% for turn in messages %}{{ {'assistant': 'ASSISTANT: ', 'user': 'USER: '}.get(turn['role'], '') }}"
     "{% for part in turn['content'] %}{{ '<image>\n' if part['type'] == 'image' else part['text'] }}{% endfor %}"
     "{{ ' ' }}{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
@@ -99,10 +99,6 @@ class LlavaNextBackbone(LlavaBackbone):
                 ]
             )
         )
-
-    def split_layer(self, rows: Tensor, pixels: ImageFields) -> list[Tensor]:
-        """The tiles of each image."""
-        return self.split_patches(rows, pixels)
 
     def _side(self) -> int:
         vision = self.core.config.vision_config

@@ -298,7 +298,7 @@ class Reader:
 
     def image_fields(self, pixels: ImageFields, index: list[int], features: list[Tensor] | None) -> Placed:
         """Pixels beside the rows where each image stands in one place, and apart from them where they are shared."""
-        if features is None and index == list(range(len(index))):
+        if not index or (features is None and index == list(range(len(index)))):
             return pixels, None
         return {}, SharedImages(pixels, index, features)
 
@@ -364,6 +364,13 @@ class Reader:
             )
         if self.family.is_encoder_decoder:
             longest = max(conversations, key=lambda row: len(row.turns))
+            answers = [answer for row in conversations for answer in row.answers]
+            if not all(answer.is_supervised for answer in answers):
+                raise RequestError(
+                    f"An answer without loss for a {self.family.name}",
+                    "It decodes one answer, and the loss is of that",
+                    "Leave is_supervised as it is",
+                )
             if len(longest.turns) > 2 or any(len(row.images) > 1 for row in conversations):
                 raise RequestError(
                     f"A conversation of {len(longest.turns)} turns with {len(longest.images)} images",
@@ -371,7 +378,7 @@ class Reader:
                     "Ask in one turn, or use a causal family",
                 )
         for what, role in (("prompt", ("system", "user")), ("target", ("assistant",))):
-            texts = [" ".join(turn.text for turn in row.turns if turn.role in role) for row in conversations]
+            texts = ["".join(turn.text for turn in row.turns if turn.role in role) for row in conversations]
             self.check_texts(texts, what=what)
 
 

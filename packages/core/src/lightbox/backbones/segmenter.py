@@ -103,7 +103,8 @@ class Segmenter:
         Args:
             embeddings: of the images.
             points: x, y as fractions of the image.
-            labels: of the points: 1 on the object, 0 off it, -1 for no point, where a prompt has fewer than others.
+            labels: of the points: 1 on the object, 0 off it, -1 for no point, where a prompt has fewer than others; SAM
+                reads that as a prompt of its own, so a mask differs a little from that of the points alone.
             boxes: x0, y0, x1, y1 as fractions of the image, half-open.
             masks: logits, such as `Masks.low_res_logits[:, 0]`.
             image_of: index of the image of each prompt; None where there is one image.

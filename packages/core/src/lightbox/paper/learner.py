@@ -124,8 +124,9 @@ class Learner:
     def collate(self, samples: Sequence[Sample[Any]], split: Split[Any]) -> Callable[[list[int]], VlmBatch]:
         """The function that makes a batch of places in `samples`: prompts are read, targets carry the loss."""
         texts = self._texts(samples, self.tokenizer)
-        for what, column in zip(("prompt", "target"), zip(*texts, strict=True), strict=True):
-            self.backbone.check_texts(column, what=what)  # of a data set, before the first step and not in the middle
+        for place, what in enumerate(("prompt", "target")):
+            # of a data set, before the first step and not in the middle
+            self.backbone.check_texts([pair[place] for pair in texts], what=what)
 
         def batch_of(places: list[int]) -> VlmBatch:
             prompts, targets = zip(*(texts[place] for place in places), strict=True)
