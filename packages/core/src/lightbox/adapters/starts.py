@@ -18,10 +18,8 @@ from peft.tuners.lora.eva import get_eva_state_dict
 from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightRenaming, rename_source_key
 
-from lightbox.adapters.plain import dense_weight, plain_name
+from lightbox.adapters.plain import dense_weight, plain_name, todays_name
 from lightbox.backbones.quantisation import quantised_as
 from lightbox.errors import RequestError
 
@@ -71,26 +69,21 @@ def start_from_directions(model: PeftModel, directions: Mapping[str, Tensor], ad
 
 
 @torch.no_grad()
-def start_from_error(model: PeftModel, adapter: str) -> dict[str, tuple[float, float]]:
+def start_from_error(model: PeftModel, adapter: str) -> None:
     """LoftQ, one iteration: s B A is the best rank-r approximation of W - Q, by singular values.
 
     With W - Q = U S V^T, A = sqrt(S_r) V_r^T and B = U_r sqrt(S_r) / s. W is read from the files of the base, one layer
     at a time.
 
-    Returns:
-        By layer, the Frobenius norm of W - Q, and of W - Q - s B A, which is smaller.
-
     Raises:
         RequestError: where the files of the base are not here.
     """
-    base = model.get_base_model()
-    places = _places_of(base)
-    errors: dict[str, tuple[float, float]] = {}
+    places = _places_of(model.get_base_model())
     for name, layer in _lora_layers(model):
         if quantised_as(layer.get_base_layer()) != "nf4":
             continue  # a projector in 16 bit has no error to start from
         name, r, scale = plain_name(name), layer.r[adapter], layer.scaling[adapter]
-        file, key = _place(places, name + ".weight")
+        file, key = places[f"{name}.weight"]
         with safe_open(file, framework="pt") as tensors:
             whole = tensors.get_tensor(key)  # from the file: the loaded base holds Q only
         stored = dense_weight(layer.get_base_layer())
@@ -99,8 +92,6 @@ def start_from_error(model: PeftModel, adapter: str) -> dict[str, tuple[float, f
         root = values[:r].sqrt()  # half to either side, so that A and B begin at one scale
         layer.lora_A[adapter].weight.copy_(root[:, None] * right[:r])
         layer.lora_B[adapter].weight.copy_(left[:, :r] * root / scale)  # divided by s, since the layer multiplies by it
-        errors[name] = (float(values.norm()), float(values[r:].norm()))
-    return errors
 
 
 def _places_of(base: PreTrainedModel) -> dict[str, tuple[Path, str]]:
@@ -117,24 +108,12 @@ def _places_of(base: PreTrainedModel) -> dict[str, tuple[Path, str]]:
             "LoftQ compares quantised weights with those in the base's safetensors files, and none are there",
             "Load the base from a directory, or set adapter.init=default",
         )
-    renamings = [t for t in get_model_conversion_mapping(base) if isinstance(t, WeightRenaming)]
+    renamed = todays_name(base)  # older files name their tensors otherwise than the loaded model
     places: dict[str, tuple[Path, str]] = {}
     for file in files:
         with safe_open(file, framework="pt") as tensors:
-            for key in tensors.keys():
-                # older files name their tensors otherwise than the loaded model
-                places[rename_source_key(key, renamings, [])[0]] = (file, key)
+            places |= {renamed(key): (file, key) for key in tensors.keys()}
     return places
-
-
-def _place(places: Mapping[str, tuple[Path, str]], name: str) -> tuple[Path, str]:
-    if name not in places:
-        raise RequestError(
-            f"adapter.init is loftq and the base's files hold no {name}",
-            f"LoftQ needs the weight as it was before quantisation; names there look like {min(places)}",
-            "Set adapter.init=default",
-        )
-    return places[name]
 
 
 def _lora_layers(model: PeftModel) -> list[tuple[str, Any]]:
