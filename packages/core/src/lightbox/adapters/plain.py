@@ -1,9 +1,10 @@
 """The plain model inside a wrapped or quantised one: names as transformers has them, weights of layers in full.
 
-bitsandbytes' own dequantisation of a model that was loaded in bf16 rounds to bf16; here the operators are called with
-the dtype that is wanted, so that a merged layer is rounded once, when it is stored.
+bitsandbytes dequantises to the dtype that a model was loaded in; here to the one that is wanted, so that a merged layer
+is rounded once, when it is stored.
 """
 
+import copy
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -36,8 +37,7 @@ def plain_name(name: str) -> str:
 def dense_weight(layer: nn.Module, dtype: torch.dtype = torch.float32) -> Tensor:
     """The weight of a linear layer, out in, in `dtype`, on its device, without gradient.
 
-    NF4: w = code[index] * scale of its block of 64; scales are code2[index2] * scale2 + offset where they are
-    quantised themselves. int8: w = index * scale of its row / 127.
+    NF4: w = code[index] * scale of its block of 64; int8: w = index * scale of its row / 127.
 
     Raises:
         WorkError: where an evaluation repacked the weights (see `quantisation.keep_unpacked`).
@@ -48,19 +48,12 @@ def dense_weight(layer: nn.Module, dtype: torch.dtype = torch.float32) -> Tensor
         return weight.detach().to(dtype)
     if way == "int8":
         return weight.detach().to(dtype) * (row_scales(layer) / 127).to(dtype).unsqueeze(1)
-    state = weight.quant_state
     refuse_packed({"a layer": layer})
-    operators = torch.ops.bitsandbytes
-    scales = state.absmax
-    if state.nested:
-        second = state.state2
-        scales = operators.dequantize_blockwise.default(
-            state.absmax, second.absmax, second.code, second.blocksize, torch.float32
-        )
-        scales = scales + state.offset
-    return operators.dequantize_4bit.default(
-        weight.detach(), scales.float(), state.blocksize, state.quant_type, state.shape, dtype
-    )
+    from bitsandbytes.functional import dequantize_4bit  # noqa: PLC0415  a model in 16 bit never imports it
+
+    state = copy.copy(weight.quant_state)
+    state.dtype = dtype
+    return dequantize_4bit(weight.detach(), state)
 
 
 def row_scales(layer: Any) -> Tensor:

@@ -32,20 +32,21 @@ class Count(NamedTuple):
     quantised: int
 
 
-def config_for(quant: str, family: Family, *, dtype: torch.dtype) -> BitsAndBytesConfig | None:
-    """What to hand to `from_pretrained` as `quantization_config`.
+def settings_for(quant: str, family: Family, *, dtype: torch.dtype, device: str) -> dict[str, Any]:
+    """Arguments of `from_pretrained`: `quantization_config` and, with it, `device_map`; empty for none.
 
     NF4 stores 4 bit a weight in blocks of 64; the blocks' scales are quantised a second time, 4.127 bit a weight in
-    all. Products are computed in `dtype`.
+    all. The device is always named: left open, transformers moves quantised weights to a GPU where it finds one.
 
     Args:
         quant: none, nf4 or int8.
         family: names what stays as it is.
         dtype: of computation and of weights that are not quantised.
+        device: cpu, cuda or cuda:N.
     """
     if quant == "none":
-        return None
-    return BitsAndBytesConfig(
+        return {}
+    config = BitsAndBytesConfig(
         load_in_4bit=quant == "nf4",
         load_in_8bit=quant == "int8",
         bnb_4bit_quant_type="nf4",
@@ -53,15 +54,7 @@ def config_for(quant: str, family: Family, *, dtype: torch.dtype) -> BitsAndByte
         bnb_4bit_compute_dtype=dtype,
         llm_int8_skip_modules=list(family.kept_in_16_bit),  # the key says int8 and serves 4 bit too
     )
-
-
-def settings_for(quant: str, family: Family, *, dtype: torch.dtype, device: str) -> dict[str, Any]:
-    """Arguments of `from_pretrained` for `quant`; empty for none.
-
-    The device is always named: left open, transformers moves quantised weights to a GPU where it finds one.
-    """
-    config = config_for(quant, family, dtype=dtype)
-    return {} if config is None else {"quantization_config": config, "device_map": {"": device}}
+    return {"quantization_config": config, "device_map": {"": device}}
 
 
 def settle(model: PreTrainedModel, family: Family, quant: str) -> None:

@@ -84,7 +84,7 @@ class Layer:
         self.keep(width * (prob > 0), item=1 if self.is_on_gpu else None)
 
     def linears(self, n_in: int, outs: Mapping[str, int], *, rows: int = 0, is_kept: bool = False) -> None:
-        """Linear layers (name -> outputs) that read one tensor, kept once where one must, unless `is_kept` elsewhere."""
+        """Linear layers, name -> outputs, that read one tensor, kept once (unless `is_kept`) where one needs it."""
         quant = "none" if any(name.endswith(".wo") for name in outs) else self.quant  # T5's is never quantised
         r, rows, is_int8 = self.request.adapter.r, rows or self.rows, quant == "int8"
         is_shared = self.learns or is_int8
