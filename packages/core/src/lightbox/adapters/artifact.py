@@ -42,11 +42,7 @@ _log = logging.getLogger(__name__)
 
 
 def save(
-    folder: Path,
-    backbone: Backbone,
-    adapter: AdapterConfig | None = None,
-    *,
-    pruning: Mapping[str, Any] | None = None,
+    folder: Path, backbone: Backbone, adapter: AdapterConfig | None = None, *, pruning: Mapping[str, Any] | None = None
 ) -> Path:
     """Write the trained part of a backbone to a new folder, or replace one that holds an adapter.
 

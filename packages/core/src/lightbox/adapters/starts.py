@@ -41,24 +41,17 @@ def eva_directions(
         RequestError: without batches, or where one holds fewer than r tokens.
     """
     batch_list = [{**batch} for batch in batches or ()]
-    fewest = min((_tokens(batch) for batch in batch_list), default=0)
+    fewest = min((int(_masks(batch)[0].sum()) for batch in batch_list), default=0)
     if fewest < r:
         raise RequestError(
             f"adapter.init is eva, adapter.r is {r}, and the smallest batch for it has {fewest} tokens",
             "EVA takes r directions out of the inputs that the layers see, so each batch needs r tokens or more",
             "Give larger batches, lower adapter.r, or set adapter.init=default",
         )
-    config = LoraConfig(
-        r=r, target_modules=pattern, init_lora_weights="eva", eva_config=EvaConfig(rho=1.0, use_label_mask=False)
-    )
-    return get_eva_state_dict(
-        model,
-        batch_list,
-        config,
-        prepare_model_inputs_fn=_masks,
-        prepare_layer_inputs_fn=_real_rows,
-        show_progress_bar=False,
-    )
+    eva = EvaConfig(rho=1.0, use_label_mask=False)
+    config = LoraConfig(r=r, target_modules=pattern, init_lora_weights="eva", eva_config=eva)
+    readers = {"prepare_model_inputs_fn": _masks, "prepare_layer_inputs_fn": _real_rows}
+    return get_eva_state_dict(model, batch_list, config, **readers, show_progress_bar=False)
 
 
 @torch.no_grad()
@@ -120,17 +113,11 @@ def _lora_layers(model: PeftModel) -> list[tuple[str, Any]]:
     return [(name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer)]
 
 
-def _tokens(batch: Mapping[str, Tensor]) -> int:
-    return int(batch.get("attention_mask", torch.ones_like(batch["input_ids"])).sum())
-
-
-def _masks(batch: Mapping[str, Tensor], config: LoraConfig) -> list[Tensor]:
+def _masks(batch: Mapping[str, Tensor], config: LoraConfig | None = None) -> list[Tensor]:
     """Which positions are text, b t: of the prompt, and of what a decoder reads."""
-    masks = [batch.get("attention_mask", torch.ones_like(batch["input_ids"])).bool()]
-    if "decoder_input_ids" in batch:
-        decoder_mask = batch.get("decoder_attention_mask", torch.ones_like(batch["decoder_input_ids"]))
-        masks.append(decoder_mask.bool())
-    return masks
+    sides = [side for side in ("", "decoder_") if f"{side}input_ids" in batch]
+    whole = {side: torch.ones_like(batch[f"{side}input_ids"]) for side in sides}
+    return [batch.get(f"{side}attention_mask", whole[side]).bool() for side in sides]
 
 
 def _real_rows(inputs: tuple[Tensor, ...], masks: list[Tensor], name: str) -> Tensor:
