@@ -61,13 +61,13 @@ def test_a_quantised_class_around_full_weights_is_refused(loaded):
     layer = backbone.part("model.language_model.layers.1.mlp.up_proj")
     layer.weight = nn.Parameter(torch.zeros(128, 64), requires_grad=False)
     with pytest.raises(WorkError, match=r"1 layers .*layers\.1\.mlp\.up_proj \(nf4\)"):
-        quantisation.check_layout(backbone.core, backbone.family, "nf4")
+        quantisation.settle(backbone.core, backbone.family, "nf4")
 
 
 def test_files_that_are_quantised_are_refused_where_16_bit_is_asked(loaded):
     backbone = loaded("llava-1.5-7b", quant="int8")
     with pytest.raises(RequestError, match="stored as int8 .14 layers., and adapter.quant is none"):
-        quantisation.check_layout(backbone.core, backbone.family, "none")
+        quantisation.settle(backbone.core, backbone.family, "none")
 
 
 def test_every_part_of_every_family_is_told_from_the_others():

@@ -72,26 +72,28 @@ def test_a_folder_of_plain_peft_loads_by_name_and_is_saved_as_it_came(loaded, lo
 
 
 @pytest.mark.parametrize(
-    "settings",
+    ("settings", "refusal"),
     [
-        {"target_modules": r".*language_model\..*\.(q_proj|up_proj)"},
-        {"target_modules": "all-linear"},  # reaches the vision tower, which our own settings refuse
-        {"target_modules": ["fc1"], "lora_bias": True},
-        {"target_modules": ["embed_tokens", "v_proj"]},
-        {
-            "target_modules": ["q_proj", "patch_embedding"],
-            "rank_pattern": {"q_proj": 2},
-            "alpha_pattern": {"q_proj": 9},
-        },
-        {"target_modules": ["q_proj", "fc2"], "bias": "all"},
+        ({"target_modules": r".*language_model\..*\.(q_proj|up_proj)"}, ""),
+        ({"target_modules": "all-linear"}, ""),  # reaches the vision tower, which our own settings refuse
+        ({"target_modules": ["q_proj", "fc2"], "bias": "all"}, ""),
+        ({"target_modules": ["q_proj"], "rank_pattern": {"q_proj": 2}, "alpha_pattern": {"q_proj": 9}}, ""),
+        ({"target_modules": ["fc1"], "lora_bias": True}, "is one with a bias, on a layer of class Linear"),
+        ({"target_modules": ["embed_tokens", "v_proj"]}, "is LoRA, on a layer of class Embedding"),
+        ({"target_modules": ["q_proj", "patch_embedding"]}, "is LoRA, on a layer of class Conv2d"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:Adapter 'default'.* LoRA tensor")  # peft takes a bias for a broken matrix
-def test_targets_of_plain_peft_are_what_they_were(loaded, logits_of, tmp_path, settings):
+def test_targets_of_plain_peft_are_what_they_were(loaded, logits_of, tmp_path, settings, refusal):
     plain = save_plain(tmp_path / "plain", loaded(LLAVA), saves_tables=False, **settings)
     base = loaded(LLAVA)
     ours = artifact.load(tmp_path / "plain", base)
     assert (logits_of(ours) - logits_of(plain)).abs().max() < 1e-5
+    if refusal:
+        with pytest.raises(RequestError, match=f"{refusal}. LoRA without a bias and DoRA are merged here"):
+            merge_to_16_bit(ours, tmp_path / "merged", dtype="fp32")
+        assert not (tmp_path / "merged").exists()
+        return
     merge_to_16_bit(ours, tmp_path / "merged", dtype="fp32")
     assert (logits_of(load(str(tmp_path / "merged"))) - logits_of(plain)).abs().max() < 1e-4
 

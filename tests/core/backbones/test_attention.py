@@ -1,5 +1,7 @@
 """The choice of attention, and xformers' masks and layouts against eager, with a stand-in where there is no GPU."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import transformers
@@ -26,6 +28,13 @@ def packages(monkeypatch):
     return install
 
 
+class LowerTriangularMask:
+    """xformers' causal mask, of which models see only that there is one."""
+
+    def materialize(self, shape, dtype):
+        return torch.full(shape, float("-inf"), dtype=dtype).triu(1)
+
+
 @pytest.fixture
 def stand_in(monkeypatch):
     """xformers' operator as its documentation defines it, with its rules on shapes and alignment; records its calls."""
@@ -47,7 +56,8 @@ def stand_in(monkeypatch):
         calls.append(attn_bias)
         return torch.einsum("bkts,bske->btke", nn.functional.dropout(scores.softmax(-1), p), value)
 
-    monkeypatch.setattr(attention, "_memory_efficient", lambda: operator)
+    operators = SimpleNamespace(memory_efficient_attention=operator, LowerTriangularMask=LowerTriangularMask)
+    monkeypatch.setattr(attention, "_operators", lambda: operators)
     register_xformers()
     return calls
 
@@ -192,7 +202,7 @@ def test_causal_without_padding_takes_xformers_own_mask_and_one_query_none(stand
     expected = nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
     torch.testing.assert_close(mixed, expected.transpose(1, 2), atol=1e-6, rtol=1e-5)
     assert weights is None
-    assert type(stand_in[-1]).__name__ == "LowerTriangularMask"
+    assert type(stand_in[-1]) is LowerTriangularMask
     xformers_attention(layer, query[:, :, -1:], key, value, None, is_causal=True)
     assert stand_in[-1] is None
 

@@ -19,13 +19,11 @@ from peft.utils import ModulesToSaveWrapper
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken
 from torch import Tensor
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightRenaming, rename_source_key
 
 from lightbox.adapters import guards, kbit, lora, manifest
 from lightbox.adapters.fused import use_fused
 from lightbox.adapters.manifest import DTYPES, base_facts, read_adapter, staged_folder, write_manifest
-from lightbox.adapters.plain import PREFIX, plain_name
+from lightbox.adapters.plain import PREFIX, plain_name, todays_name
 from lightbox.adapters.tokens import add_tokens
 from lightbox.backbones import loading
 from lightbox.backbones.backbone import Backbone
@@ -44,11 +42,7 @@ _log = logging.getLogger(__name__)
 
 
 def save(
-    folder: Path,
-    backbone: Backbone,
-    adapter: AdapterConfig | None = None,
-    *,
-    pruning: Mapping[str, Any] | None = None,
+    folder: Path, backbone: Backbone, adapter: AdapterConfig | None = None, *, pruning: Mapping[str, Any] | None = None
 ) -> Path:
     """Write the trained part of a backbone to a new folder, or replace one that holds an adapter.
 
@@ -174,14 +168,14 @@ def wrapped_model(backbone: Backbone) -> PeftModel:
         RequestError: where there is none.
     """
     model: Any = backbone.model
-    while not isinstance(model, PeftModel) and hasattr(model, "module"):
+    while not isinstance(model, PeftModel):
+        if not hasattr(model, "module"):
+            raise RequestError(
+                f"The model '{backbone.name}' has no adapter",
+                "Only what adapters hold is saved or merged here",
+                "Train with adapter.kind=lora, or save the whole model with save_pretrained",
+            )
         model = model.module
-    if not isinstance(model, PeftModel):
-        raise RequestError(
-            f"The model '{backbone.name}' has no adapter",
-            "Only what adapters hold is saved or merged here",
-            "Train with adapter.kind=lora, or save the whole model with save_pretrained",
-        )
     return model
 
 
@@ -227,12 +221,11 @@ def _placed(folder: Path, tensors: dict[str, Tensor], backbone: Backbone) -> dic
         RequestError: for modules that the base lacks.
     """
     modules = dict(backbone.core.named_modules())
-    renamings = [t for t in get_model_conversion_mapping(backbone.core) if isinstance(t, WeightRenaming)]
-    placed, missing = {}, []
+    renamed, placed, missing = todays_name(backbone.core), {}, []
     for name, tensor in tensors.items():
         plain = name.removeprefix(PREFIX)
         if _path(plain) not in modules:
-            plain = rename_source_key(plain, renamings, [])[0]
+            plain = renamed(plain)
         if _path(plain) not in modules:
             missing.append(_path(plain))
         placed[PREFIX + plain] = tensor
@@ -314,8 +307,7 @@ def _check_base(folder: Path, record: dict[str, Any], backbone: Backbone) -> Non
     own = backbone.digest if record["format"] == 1 else digest_of_weights(backbone.name, revision=backbone.revision)
     if base["digest"] == own:  # the digest decides and not the name: folders move, and names are used again
         return
-    place = Path(backbone.name)
-    if place.is_dir() and manifest.is_merged(place):
+    if (Path(backbone.name) / manifest.MANIFEST).is_file():
         why = "That base is already merged with an adapter, so this one would be added to something it never saw"
     else:
         why = f"It was trained on '{base['name']}' ({_short(base['digest'])}), a {base['family']}"

@@ -24,12 +24,10 @@ def attach(
     """Freeze the base, add what trains, check it and log it by name and count.
 
     Args:
-        backbone: as loaded, on its device; its model is changed in place. Nothing happens for adapter.kind=none but
-            checkpointing.
-        adapter: settings.
+        backbone: as loaded, on its device; its model is changed in place.
+        adapter: settings; with kind=none all goes on training.
         checkpoint_layers: see `kbit.prepare`.
-        new_token_ids: see `lora.add_lora`.
-        batches: see `lora.add_lora`.
+        new_token_ids, batches: see `lora.add_lora`.
 
     Raises:
         RequestError, WorkError: as `lora.add_lora`, `guards.check_trainable` and `guards.check_no_bulk_fp32`.

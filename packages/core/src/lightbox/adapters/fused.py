@@ -83,9 +83,10 @@ class _Fused:
     """The forward that is put before a LoRA layer's own."""
 
     def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        name = _only_adapter(self)
-        if name is None or args or kwargs:
+        active = [name for name in self.active_adapters if name in self.lora_A]
+        if self.disable_adapters or self.merged or len(active) != 1 or args or kwargs:
             return super().forward(x, *args, **kwargs)  # type: ignore[misc]
+        name = active[0]
         kind = x.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
         a, b = self.lora_A[name].weight.to(dtype), self.lora_B[name].weight.to(dtype)
@@ -95,14 +96,6 @@ class _Fused:
 @lru_cache(maxsize=16)
 def _fused_class(kind: type) -> type:
     return type(f"Fused{kind.__name__}", (_Fused, kind), {})
-
-
-def _only_adapter(layer: Any) -> str | None:
-    """The one active adapter of a layer; None where peft must decide."""
-    active = [name for name in layer.active_adapters if name in layer.lora_A]
-    if layer.disable_adapters or layer.merged or len(active) != 1:
-        return None
-    return active[0]
 
 
 def _why_not(layer: Any) -> str:

@@ -2,9 +2,7 @@
 
 import hashlib
 import re
-from collections import Counter
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,14 +19,10 @@ STEPS_TO_REACH = 2
 SHOWN = 5
 
 
-@dataclass(frozen=True)
-class TrainableGroup:
-    """Trainable parameters of one kind.
+class TrainableGroup(NamedTuple):
+    """Trainable parameters of one kind, with the names of their tensors and the count of numbers in all of them.
 
-    Args:
-        group: "lora language", "lora projector", "projector", "new tokens", "module <path>" or "other <part>".
-        names: of the tensors.
-        count: numbers in all of them.
+    A `group` is "lora language", "lora projector", "projector", "new tokens", "module <path>" or "other <part>".
     """
 
     group: str
@@ -38,14 +32,11 @@ class TrainableGroup:
 
 def trainable_report(model: nn.Module, family: Family) -> list[TrainableGroup]:
     """What will train, by kind, in order of first appearance."""
-    names: dict[str, list[str]] = {}
-    counts: Counter[str] = Counter()
+    groups: dict[str, dict[str, int]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            group = _group_of(name, family)
-            names.setdefault(group, []).append(name)
-            counts[group] += parameter.numel()
-    return [TrainableGroup(group, tuple(members), counts[group]) for group, members in names.items()]
+            groups.setdefault(_group_of(name, family), {})[name] = parameter.numel()
+    return [TrainableGroup(group, tuple(counts), sum(counts.values())) for group, counts in groups.items()]
 
 
 def trainable_lines(model: nn.Module, family: Family) -> list[str]:
@@ -111,25 +102,18 @@ def quantised_digest(model: nn.Module) -> str:
     Packed weights, scales, and the second level of scales count, under the names of the base, so adapters do not
     change it. Training must not change it either.
     """
-    digest, is_empty = hashlib.sha256(), True
-    for name, module in model.named_modules():
-        if quantised_as(module) != "none":
-            is_empty = False
-            for part, tensor in _stored_state(module):
-                digest.update(f"{plain_name(name)}.{part} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-                digest.update(tensor.detach().contiguous().view(-1).view(torch.uint8).cpu().numpy())
-    return "" if is_empty else digest.hexdigest()
+    layers = [(plain_name(name), module) for name, module in model.named_modules() if quantised_as(module) != "none"]
+    digest = hashlib.sha256()
+    for name, layer in layers:
+        for part, tensor in _stored_state(layer):
+            digest.update(f"{name}.{part} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.detach().contiguous().view(-1).view(torch.uint8).cpu().numpy())
+    return digest.hexdigest() if layers else ""
 
 
 def refuse_packed(model: nn.Module) -> None:
     """Raise `WorkError` where an evaluation has repacked 4-bit weights, which cannot be undone without loss."""
-    packed = [
-        plain_name(name)
-        for name, module in model.named_modules()
-        if quantised_as(module) == "nf4" and plain.is_packed(module)
-    ]
-    if packed:
-        raise plain.packed_error(len(packed), packed[0])
+    plain.refuse_packed({plain_name(name): m for name, m in model.named_modules() if quantised_as(m) == "nf4"})
 
 
 def refuse_merged(model: nn.Module) -> None:

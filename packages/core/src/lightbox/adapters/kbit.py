@@ -11,10 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lightbox.backbones.families import Family
-from lightbox.errors import WorkError
 
 
 def prepare(model: nn.Module, family: Family, *, checkpoint_layers: bool = False) -> None:
@@ -37,18 +35,9 @@ def checkpoint_language(model: nn.Module, family: Family) -> None:
 
     The non-reentrant form is used: it gives gradients where no input of a layer requires one, as in the first layer of
     a frozen base, and draws dropout again as it was. It works in training mode only.
-
-    Raises:
-        WorkError: where a layer is not of the class of transformers that can be checkpointed.
     """
     for path in family.layers:
         for layer in model.get_submodule(path).children():
-            if not isinstance(layer, GradientCheckpointingLayer):
-                raise WorkError(
-                    f"{path} holds a {type(layer).__name__}",
-                    "Layers of this kind cannot be computed again in the backward pass",
-                    "Set train.checkpoint_layers=false",
-                )
             layer.gradient_checkpointing = True
             # set by hand: gradient_checkpointing_enable would turn on the tower's layers too
             layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
@@ -76,12 +65,6 @@ def _parts_without_projector(model: nn.Module, family: Family) -> list[nn.Module
     inside, _, rest = family.projector.partition(family.vision + ".")
     if inside or not rest:
         return [tower]
-    if "." in rest:
-        raise WorkError(
-            f"The projector of {family.name} is {family.projector}",
-            "It is known how to spare a tower around a projector that is its direct child only",
-            "Correct the family's part names",
-        )
     parts: list[nn.Module] = []
     for name, child in tower.named_children():
         if name != rest:  # a list of blocks is never called itself

@@ -53,6 +53,7 @@ def add_lora(
     saved += whole_modules(model, family, adapter)
     # asked of the tensors: configs of wrapped models say it in several places
     is_tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    tables = [family.embeddings] if is_tied else [family.embeddings, family.head]  # peft follows a tie itself
     config = LoraConfig(
         r=adapter.r,
         lora_alpha=adapter.alpha,
@@ -61,7 +62,7 @@ def add_lora(
         use_dora=adapter.use_dora,
         target_modules=pattern,
         modules_to_save=saved or None,
-        trainable_token_indices=_token_rows(family, new_token_ids, is_tied=is_tied),
+        trainable_token_indices={table: list(new_token_ids) for table in tables} if new_token_ids else None,
         bias="none",  # a trained bias would be outside the additions that are saved, merged and switched off
     )
     directions = starts.eva_directions(model, pattern, adapter.r, batches) if adapter.init == "eva" else {}
@@ -198,12 +199,6 @@ def _check_pattern(model: nn.Module, family: Family, pattern: str) -> None:
 
 def _linears_below(model: nn.Module, path: str) -> list[str]:
     return [name for name, m in model.named_modules() if isinstance(m, nn.Linear) and name.startswith(path + ".")]
-
-
-def _token_rows(family: Family, ids: Sequence[int], *, is_tied: bool) -> dict[str, list[int]] | None:
-    """Rows by table; where the head is the token table, peft follows the tie itself."""
-    tables = [family.embeddings] if is_tied else [family.embeddings, family.head]
-    return {table: list(ids) for table in tables} if ids else None
 
 
 def _widen_inputs(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:

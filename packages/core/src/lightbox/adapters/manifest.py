@@ -9,13 +9,14 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightbox.backbones.preflight import ADAPTER
 from lightbox.backbones.weights import digest_of_file, digest_of_weights
 from lightbox.errors import RequestError, WorkError
+from lightbox.files import to_plain
 
 if TYPE_CHECKING:
     from lightbox.backbones.backbone import Backbone
@@ -59,7 +60,6 @@ def staged_folder(folder: Path, kind: str) -> Iterator[Path]:
 
 def base_facts(backbone: "Backbone") -> dict[str, Any]:
     """What a manifest says about the base and how it is held."""
-    attention = backbone.attention
     return {
         "base": {
             "name": backbone.name,
@@ -69,19 +69,19 @@ def base_facts(backbone: "Backbone") -> dict[str, Any]:
         },
         "quant": backbone.quant,
         "dtype": str(backbone.dtype).removeprefix("torch."),
-        "attention": None if attention is None else {"name": attention.name, "reason": attention.reason},
+        "attention": to_plain(backbone.attention),
     }
 
 
-def write_manifest(folder: Path, kind: str, facts: dict[str, Any]) -> dict[str, Any]:
-    """Record facts, versions, and size and SHA-256 of every other file of a folder, and return the record."""
+def write_manifest(folder: Path, kind: str, facts: dict[str, Any]) -> None:
+    """Record facts, versions, and size and SHA-256 of every other file of a folder."""
     # without itself, since it cannot hold its own digest, and without a text that people edit
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in (MANIFEST, CARD))
     record = {
         "format": FORMAT,
         "kind": kind,
         **facts,
-        "versions": {name: _version(name) for name in _PACKAGES},
+        "versions": {name: version(name) for name in _PACKAGES},
         "files": {
             path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": digest_of_file(path)}
             for path in files
@@ -89,7 +89,6 @@ def write_manifest(folder: Path, kind: str, facts: dict[str, Any]) -> dict[str, 
     }
     text = json.dumps(record, indent=2, sort_keys=True, allow_nan=False)
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
-    return record
 
 
 def read_adapter(folder: Path) -> dict[str, Any]:
@@ -103,26 +102,15 @@ def read_adapter(folder: Path) -> dict[str, Any]:
     """
     if (folder / MANIFEST).is_file() or not (folder / ADAPTER).is_file():
         return read_manifest(folder, "adapter")
-    try:
-        plain = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
-        kind = plain["peft_type"]
-    except (ValueError, KeyError, TypeError) as err:
-        raise WorkError(f"{folder / ADAPTER} cannot be read", repr(err), "Fetch the adapter again") from err
+    plain, kind = _read(folder / ADAPTER, "peft_type")
     if kind != "LORA":
         raise RequestError(
             f"'{folder}' holds an adapter of kind {kind}", "Here LoRA is read and merged", "Load it with peft itself"
         )
     name, revision = plain.get("base_model_name_or_path") or "unnamed", plain.get("revision") or ""
-    return {
-        "format": None,
-        "kind": "adapter",
-        "base": {"name": name, "revision": revision, "digest": None, "family": None},
-        "quant": None,
-        "dtype": None,
-        "adapter": settings_of(plain),
-        "new_tokens": {},
-        "files": {},
-    }
+    base = {"name": name, "revision": revision, "digest": None, "family": None}
+    facts = {"base": base, "adapter": settings_of(plain), "new_tokens": {}, "files": {}}
+    return {"kind": "adapter", **dict.fromkeys(("format", "quant", "dtype")), **facts}
 
 
 def settings_of(plain: Mapping[str, Any]) -> dict[str, Any]:
@@ -156,16 +144,12 @@ def read_manifest(folder: Path, kind: str) -> dict[str, Any]:
             f"There is no {MANIFEST}, so nothing says which base these weights belong to",
             f"Name a folder that lightbox saved, or one of peft, with {ADAPTER}",
         )
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        format_and_kind = record["format"], record["kind"]
-    except (ValueError, KeyError, TypeError) as err:
-        raise WorkError(f"{path} cannot be read", repr(err), "Save the weights again, or use another copy") from err
-    if format_and_kind[0] not in FORMATS or format_and_kind[1] != kind:
+    record, version_read, kind_read = _read(path, "format", "kind")
+    if version_read not in FORMATS or kind_read != kind:
         raise RequestError(
-            f"'{folder}' holds {format_and_kind[1]} weights of format {format_and_kind[0]}",
+            f"'{folder}' holds {kind_read} weights of format {version_read}",
             f"Here {kind} weights of format {FORMAT} are read",
-            "Name another folder" if format_and_kind[1] != kind else "Read it with the version that wrote it",
+            "Name another folder" if kind_read != kind else "Read it with the version that wrote it",
         )
     return record
 
@@ -187,16 +171,10 @@ def check_files(folder: Path, record: dict[str, Any]) -> None:
             )
 
 
-def is_merged(folder: Path) -> bool:
-    """True for a folder with a whole model that adapters were merged into."""
+def _read(path: Path, *keys: str) -> tuple[Any, ...]:
+    """What a JSON file holds, and its values of `keys`."""
     try:
-        return json.loads((folder / MANIFEST).read_text(encoding="utf-8")).get("kind") == "merged"
-    except (OSError, ValueError, AttributeError):
-        return False
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return record, *(record[key] for key in keys)
+    except (ValueError, KeyError, TypeError) as err:
+        raise WorkError(f"{path} cannot be read", repr(err), "Save or fetch the folder again") from err

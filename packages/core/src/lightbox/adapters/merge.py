@@ -14,6 +14,8 @@ import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
+from peft.tuners.trainable_tokens import TrainableTokensLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper, TrainableTokensWrapper
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -104,23 +106,22 @@ def write_plain(model: PeftModel, folder: Path, *, dtype: torch.dtype, max_bytes
 def merged_tensor(base: nn.Module, name: str) -> Tensor:
     """One tensor of the plain model, by its name there; float32 where an addition was made."""
     path, _, leaf = name.rpartition(".")
-    owner = _owner(base, path)
-    if isinstance(owner, TrainableTokensWrapper):
-        return _with_new_rows(owner.token_adapter, leaf)
-    if isinstance(owner, LoraLayer):
-        return _with_addition(owner, leaf)
-    if leaf == "weight" and quantised_as(owner) != "none":
-        return dense_weight(owner)
-    return getattr(owner, leaf)
-
-
-def _owner(base: Any, path: str) -> Any:
-    """The module at a path of the plain model; the trained copy of one that trained as a whole."""
+    layer: Any = base
     for part in path.split("."):
-        base = getattr(base, part)
-        if isinstance(base, ModulesToSaveWrapper):
-            base = base.modules_to_save[lora.ADAPTER]
-    return base
+        layer = getattr(layer, part)
+        if isinstance(layer, ModulesToSaveWrapper):
+            layer = layer.modules_to_save[lora.ADAPTER]
+    layer = layer.token_adapter if isinstance(layer, TrainableTokensWrapper) else layer
+    inner: Any = layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
+    if leaf != "weight":
+        return getattr(inner, leaf)
+    if isinstance(layer, TrainableTokensLayer):
+        table = inner.weight.float().clone()
+        table[layer.token_indices[lora.ADAPTER]] = layer.trainable_tokens_delta[lora.ADAPTER].float()
+        return table
+    if isinstance(layer, LoraLayer):
+        return _with_addition(layer)
+    return dense_weight(inner) if quantised_as(inner) != "none" else inner.weight
 
 
 def _added(base: nn.Module, bare: nn.Module) -> list[tuple[str, Tensor]]:
@@ -146,39 +147,25 @@ def _check_tied(base: nn.Module, name: str, other: str) -> None:
         )
 
 
-def _with_addition(layer: Any, leaf: str) -> Tensor:
+def _with_addition(layer: Any) -> Tensor:
     """W + s B A, with DoRA's rows rescaled to their learned lengths, in float32.
 
     Raises:
-        RequestError: an addition that is no change of the weights that there are.
+        RequestError: an addition of another form, or to another kind of layer.
     """
-    name = lora.ADAPTER
+    name, base = lora.ADAPTER, layer.get_base_layer()
     is_variant = name in layer.lora_variant and name not in layer.lora_magnitude_vector
-    if is_variant or (layer.lora_bias.get(name) and layer.get_base_layer().bias is None):
+    if is_variant or layer.lora_bias.get(name) or not isinstance(base, nn.Linear):
+        form = layer.lora_variant[name] if is_variant else "one with a bias" if layer.lora_bias.get(name) else "LoRA"
         raise RequestError(
-            f"An addition of this adapter is {layer.lora_variant[name] if is_variant else 'a bias where none was'}",
-            "It is no change of the weights that the base has",
-            "Use the adapter without merging it",
+            f"An addition of this adapter is {form}, on a layer of class {type(base).__name__}",
+            "LoRA without a bias and DoRA are merged here, in linear layers",
+            "Use the adapter without merging it, or merge it with peft's merge_and_unload",
         )
-    if leaf == "bias" and layer.lora_bias.get(name):
-        return layer.get_base_layer().bias.float() + layer.lora_B[name].bias.float() * layer.scaling[name]
-    if leaf != "weight":
-        return getattr(layer.get_base_layer(), leaf)
-    if not isinstance(layer.get_base_layer(), nn.Linear):
-        return layer.get_base_layer().weight.float() + layer.get_delta_weight(name).float()
     a, b = layer.lora_A[name].weight.float(), layer.lora_B[name].weight.float()
-    weight = torch.addmm(dense_weight(layer.get_base_layer()), b, a, alpha=layer.scaling[name])
+    weight = torch.addmm(dense_weight(base), b, a, alpha=layer.scaling[name])
     if name in layer.lora_magnitude_vector:
         lengths = layer.lora_magnitude_vector[name].weight.float()
         # DoRA trains direction and length of each row apart
         weight = weight * (lengths / weight.norm(dim=1)).unsqueeze(1)
     return weight
-
-
-def _with_new_rows(tokens: Any, leaf: str) -> Tensor:
-    base = tokens.get_base_layer()
-    if leaf != "weight":
-        return getattr(base, leaf)
-    table = base.weight.detach().float().clone()
-    table[tokens.token_indices[lora.ADAPTER]] = tokens.trainable_tokens_delta[lora.ADAPTER].float()
-    return table

@@ -14,7 +14,6 @@ from torch.optim import Optimizer
 
 from lightbox.errors import RequestError
 
-_PLAIN = "adamw"
 _EIGHT_BIT = {"adamw_8bit": "AdamW8bit", "paged_adamw_8bit": "PagedAdamW8bit"}
 
 
@@ -30,11 +29,16 @@ def make_optimizer(name: str, groups: Sequence[dict[str, Any]], *, lr: float, we
     Raises:
         RequestError: where the paged one is asked for and a parameter is not on a CUDA device.
     """
-    if name == _PLAIN:
+    if name == "adamw":
         # fused: one call for all tensors, which decides the time of small models
         return torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay, fused=True)
-    if name.startswith("paged"):
-        _refuse_paged_without_cuda(name, groups)
+    devices = {parameter.device.type for group in groups for parameter in group["params"]}
+    if name.startswith("paged") and devices != {"cuda"}:
+        raise RequestError(
+            f"optim.optimizer is {name} and the model trains on {', '.join(sorted(devices))}",
+            "Paged moments lie in CUDA's unified memory",
+            "Set optim.optimizer=adamw_8bit, or run.device=cuda on a machine with a card",
+        )
     import bitsandbytes  # noqa: PLC0415  10 s that only the 8-bit choices pay
 
     return getattr(bitsandbytes.optim, _EIGHT_BIT[name])(groups, lr=lr, weight_decay=weight_decay)
@@ -51,14 +55,10 @@ def restore_slots(optimizer: Optimizer, parameter: nn.Parameter, slots: dict[str
         slots: tensors and numbers by slot name, as its `state` held them.
     """
     plain = _unwrapped(optimizer)
-    group_index, index = next(
-        (group_index, index)
-        for group_index, group in enumerate(plain.param_groups)
-        for index, candidate in enumerate(group["params"])
-        if candidate is parameter
-    )
-    # by its own method, which alone knows where paged memory comes from
-    plain.init_state(plain.param_groups[group_index], parameter, group_index, index)
+    for group_index, group in enumerate(plain.param_groups):
+        for index, candidate in enumerate(group["params"]):
+            if candidate is parameter:  # by its own method, which alone knows where paged memory comes from
+                plain.init_state(group, parameter, group_index, index)
     state = plain.state[parameter]
     for slot, value in slots.items():
         if isinstance(value, Tensor):
@@ -75,13 +75,3 @@ def has_own_slots(optimizer: Optimizer) -> bool:
 def _unwrapped(optimizer: Any) -> Any:
     """The optimiser inside the wrapper that serves the loss scale of fp16."""
     return getattr(optimizer, "optimizer", optimizer)
-
-
-def _refuse_paged_without_cuda(name: str, groups: Sequence[dict[str, Any]]) -> None:
-    devices = {parameter.device.type for group in groups for parameter in group["params"]}
-    if devices != {"cuda"}:
-        raise RequestError(
-            f"optim.optimizer is {name} and the model trains on {', '.join(sorted(devices))}",
-            "Paged moments lie in CUDA's unified memory",
-            "Set optim.optimizer=adamw_8bit, or run.device=cuda on a machine with a card",
-        )

@@ -1,14 +1,19 @@
 """The plain model inside a wrapped or quantised one: names as transformers has them, weights of layers in full.
 
-bitsandbytes' own dequantisation of a model that was loaded in bf16 rounds to bf16; here the operators are called with
-the dtype that is wanted, so that a merged layer is rounded once, when it is stored.
+bitsandbytes dequantises to the dtype that a model was loaded in; here to the one that is wanted, so that a merged layer
+is rounded once, when it is stored.
 """
 
+import copy
 import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming, rename_source_key
 
 from lightbox.backbones.quantisation import quantised_as
 from lightbox.errors import WorkError
@@ -32,8 +37,7 @@ def plain_name(name: str) -> str:
 def dense_weight(layer: nn.Module, dtype: torch.dtype = torch.float32) -> Tensor:
     """The weight of a linear layer, out in, in `dtype`, on its device, without gradient.
 
-    NF4: w = code[index] * scale of its block of 64; scales are code2[index2] * scale2 + offset where they are
-    quantised themselves. int8: w = index * scale of its row / 127.
+    NF4: w = code[index] * scale of its block of 64; int8: w = index * scale of its row / 127.
 
     Raises:
         WorkError: where an evaluation repacked the weights (see `quantisation.keep_unpacked`).
@@ -44,20 +48,12 @@ def dense_weight(layer: nn.Module, dtype: torch.dtype = torch.float32) -> Tensor
         return weight.detach().to(dtype)
     if way == "int8":
         return weight.detach().to(dtype) * (row_scales(layer) / 127).to(dtype).unsqueeze(1)
-    state = weight.quant_state
-    if is_packed(layer):
-        raise packed_error(1, "a layer")
-    operators = torch.ops.bitsandbytes
-    scales = state.absmax
-    if state.nested:
-        second = state.state2
-        scales = operators.dequantize_blockwise.default(
-            state.absmax, second.absmax, second.code, second.blocksize, torch.float32
-        )
-        scales = scales + state.offset
-    return operators.dequantize_4bit.default(
-        weight.detach(), scales.float(), state.blocksize, state.quant_type, state.shape, dtype
-    )
+    refuse_packed({"a layer": layer})
+    from bitsandbytes.functional import dequantize_4bit  # noqa: PLC0415  a model in 16 bit never imports it
+
+    state = copy.copy(weight.quant_state)
+    state.dtype = dtype
+    return dequantize_4bit(weight.detach(), state)
 
 
 def row_scales(layer: Any) -> Tensor:
@@ -66,16 +62,21 @@ def row_scales(layer: Any) -> Tensor:
     return layer.weight.SCB if scales is None else scales
 
 
-def is_packed(layer: nn.Module) -> bool:
-    """True where an evaluation on the CPU rewrote a 4-bit layer's weights for its kernel."""
-    return bool(getattr(getattr(layer.weight, "quant_state", None), "packing_format_for_cpu", False))
+def refuse_packed(layers: Mapping[str, Any]) -> None:
+    """Raise `WorkError` where an evaluation on the CPU rewrote the weights of 4-bit layers for its kernel."""
+    states = {name: getattr(layer.weight, "quant_state", None) for name, layer in layers.items()}
+    packed = [name for name, state in states.items() if getattr(state, "packing_format_for_cpu", False)]
+    if packed:
+        raise WorkError(
+            f"The 4-bit weights of {len(packed)} layers were repacked by an evaluation on the CPU, "
+            f"the first is {packed[0]}",
+            "Repacking rounds their scales, so they are no longer the weights that the adapter was trained on",
+            "Load the base again with lightbox.backbones.loading.load, or call quantisation.keep_unpacked before the "
+            "first forward",
+        )
 
 
-def packed_error(count: int, first: str) -> WorkError:
-    """What to raise for packed weights."""
-    return WorkError(
-        f"The 4-bit weights of {count} layers were repacked by an evaluation on the CPU, the first is {first}",
-        "Repacking rounds their scales, so they are no longer the weights that the adapter was trained on",
-        "Load the base again with lightbox.backbones.loading.load, or call quantisation.keep_unpacked before the "
-        "first forward",
-    )
+def todays_name(model: PreTrainedModel) -> Callable[[str], str]:
+    """What turns a name of an older file into that of the loaded model, by the renaming that transformers applies."""
+    renamings = [step for step in get_model_conversion_mapping(model) if isinstance(step, WeightRenaming)]
+    return lambda name: rename_source_key(name, renamings, [])[0]

@@ -18,10 +18,8 @@ from peft.tuners.lora.eva import get_eva_state_dict
 from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightRenaming, rename_source_key
 
-from lightbox.adapters.plain import dense_weight, plain_name
+from lightbox.adapters.plain import dense_weight, plain_name, todays_name
 from lightbox.backbones.quantisation import quantised_as
 from lightbox.errors import RequestError
 
@@ -43,24 +41,17 @@ def eva_directions(
         RequestError: without batches, or where one holds fewer than r tokens.
     """
     batch_list = [{**batch} for batch in batches or ()]
-    fewest = min((_tokens(batch) for batch in batch_list), default=0)
+    fewest = min((int(_masks(batch)[0].sum()) for batch in batch_list), default=0)
     if fewest < r:
         raise RequestError(
             f"adapter.init is eva, adapter.r is {r}, and the smallest batch for it has {fewest} tokens",
             "EVA takes r directions out of the inputs that the layers see, so each batch needs r tokens or more",
             "Give larger batches, lower adapter.r, or set adapter.init=default",
         )
-    config = LoraConfig(
-        r=r, target_modules=pattern, init_lora_weights="eva", eva_config=EvaConfig(rho=1.0, use_label_mask=False)
-    )
-    return get_eva_state_dict(
-        model,
-        batch_list,
-        config,
-        prepare_model_inputs_fn=_masks,
-        prepare_layer_inputs_fn=_real_rows,
-        show_progress_bar=False,
-    )
+    eva = EvaConfig(rho=1.0, use_label_mask=False)
+    config = LoraConfig(r=r, target_modules=pattern, init_lora_weights="eva", eva_config=eva)
+    readers = {"prepare_model_inputs_fn": _masks, "prepare_layer_inputs_fn": _real_rows}
+    return get_eva_state_dict(model, batch_list, config, **readers, show_progress_bar=False)
 
 
 @torch.no_grad()
@@ -71,26 +62,21 @@ def start_from_directions(model: PeftModel, directions: Mapping[str, Tensor], ad
 
 
 @torch.no_grad()
-def start_from_error(model: PeftModel, adapter: str) -> dict[str, tuple[float, float]]:
+def start_from_error(model: PeftModel, adapter: str) -> None:
     """LoftQ, one iteration: s B A is the best rank-r approximation of W - Q, by singular values.
 
     With W - Q = U S V^T, A = sqrt(S_r) V_r^T and B = U_r sqrt(S_r) / s. W is read from the files of the base, one layer
     at a time.
 
-    Returns:
-        By layer, the Frobenius norm of W - Q, and of W - Q - s B A, which is smaller.
-
     Raises:
         RequestError: where the files of the base are not here.
     """
-    base = model.get_base_model()
-    places = _places_of(base)
-    errors: dict[str, tuple[float, float]] = {}
+    places = _places_of(model.get_base_model())
     for name, layer in _lora_layers(model):
         if quantised_as(layer.get_base_layer()) != "nf4":
             continue  # a projector in 16 bit has no error to start from
         name, r, scale = plain_name(name), layer.r[adapter], layer.scaling[adapter]
-        file, key = _place(places, name + ".weight")
+        file, key = places[f"{name}.weight"]
         with safe_open(file, framework="pt") as tensors:
             whole = tensors.get_tensor(key)  # from the file: the loaded base holds Q only
         stored = dense_weight(layer.get_base_layer())
@@ -99,8 +85,6 @@ def start_from_error(model: PeftModel, adapter: str) -> dict[str, tuple[float, f
         root = values[:r].sqrt()  # half to either side, so that A and B begin at one scale
         layer.lora_A[adapter].weight.copy_(root[:, None] * right[:r])
         layer.lora_B[adapter].weight.copy_(left[:, :r] * root / scale)  # divided by s, since the layer multiplies by it
-        errors[name] = (float(values.norm()), float(values[r:].norm()))
-    return errors
 
 
 def _places_of(base: PreTrainedModel) -> dict[str, tuple[Path, str]]:
@@ -117,41 +101,23 @@ def _places_of(base: PreTrainedModel) -> dict[str, tuple[Path, str]]:
             "LoftQ compares quantised weights with those in the base's safetensors files, and none are there",
             "Load the base from a directory, or set adapter.init=default",
         )
-    renamings = [t for t in get_model_conversion_mapping(base) if isinstance(t, WeightRenaming)]
+    renamed = todays_name(base)  # older files name their tensors otherwise than the loaded model
     places: dict[str, tuple[Path, str]] = {}
     for file in files:
         with safe_open(file, framework="pt") as tensors:
-            for key in tensors.keys():
-                # older files name their tensors otherwise than the loaded model
-                places[rename_source_key(key, renamings, [])[0]] = (file, key)
+            places |= {renamed(key): (file, key) for key in tensors.keys()}
     return places
-
-
-def _place(places: Mapping[str, tuple[Path, str]], name: str) -> tuple[Path, str]:
-    if name not in places:
-        raise RequestError(
-            f"adapter.init is loftq and the base's files hold no {name}",
-            f"LoftQ needs the weight as it was before quantisation; names there look like {min(places)}",
-            "Set adapter.init=default",
-        )
-    return places[name]
 
 
 def _lora_layers(model: PeftModel) -> list[tuple[str, Any]]:
     return [(name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer)]
 
 
-def _tokens(batch: Mapping[str, Tensor]) -> int:
-    return int(batch.get("attention_mask", torch.ones_like(batch["input_ids"])).sum())
-
-
-def _masks(batch: Mapping[str, Tensor], config: LoraConfig) -> list[Tensor]:
+def _masks(batch: Mapping[str, Tensor], config: LoraConfig | None = None) -> list[Tensor]:
     """Which positions are text, b t: of the prompt, and of what a decoder reads."""
-    masks = [batch.get("attention_mask", torch.ones_like(batch["input_ids"])).bool()]
-    if "decoder_input_ids" in batch:
-        decoder_mask = batch.get("decoder_attention_mask", torch.ones_like(batch["decoder_input_ids"]))
-        masks.append(decoder_mask.bool())
-    return masks
+    sides = [side for side in ("", "decoder_") if f"{side}input_ids" in batch]
+    whole = {side: torch.ones_like(batch[f"{side}input_ids"]) for side in sides}
+    return [batch.get(f"{side}attention_mask", whole[side]).bool() for side in sides]
 
 
 def _real_rows(inputs: tuple[Tensor, ...], masks: list[Tensor], name: str) -> Tensor:

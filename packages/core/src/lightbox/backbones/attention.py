@@ -6,7 +6,6 @@ what they can run on.
 
 import importlib
 import importlib.util
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +21,8 @@ from lightbox.errors import RequestError
 ATTENTIONS = ("auto", "sdpa", "xformers", "flash", "eager")
 ALIGNMENT = 8
 """xformers wants the width of a head and the start of a row of a bias at multiples: 16 bytes in half precision."""
+PACKAGES = {"flash": "flash-attn", "xformers": "xformers"}
+"""What needs a package of its own, and a GPU."""
 NO_FLASH = {
     "gemma3": "Flash attention reads causal masks only, and image tokens of Gemma 3 see each other in both directions; "
     "it would drop that without a word",
@@ -72,24 +73,20 @@ def choose(requested: str, *, device: str, dtype: str, model_type: str) -> Atten
             f"The ways to compute attention are {', '.join(ATTENTIONS)}",
             "Set model.attention=auto",
         )
-    obstacle = {"flash": _flash_obstacle, "xformers": _xformers_obstacle}
-    if requested in obstacle:
-        why = obstacle[requested](device, dtype, model_type)
+    why = _obstacle("flash" if requested == "auto" else requested, device, dtype, model_type)
+    if requested == "auto":
         if why:
-            raise RequestError(
-                f"model.attention is {requested} for a {model_type} in {dtype} on {device}",
-                why,
-                "Set model.attention=sdpa, or auto",
-            )
-        if requested == "xformers":
-            register_xformers()
-        return AttentionChoice(requested, "as requested")
-    if requested != "auto":
-        return AttentionChoice(requested, "as requested")
-    why = _flash_obstacle(device, dtype, model_type)
+            return AttentionChoice("sdpa", f"auto: torch's own attention. No flash attention: {why}")
+        return AttentionChoice("flash", "auto: flash attention is installed and skips padding")
     if why:
-        return AttentionChoice("sdpa", f"auto: torch's own attention. No flash attention: {why}")
-    return AttentionChoice("flash", "auto: flash attention is installed and skips padding")
+        raise RequestError(
+            f"model.attention is {requested} for a {model_type} in {dtype} on {device}",
+            why,
+            "Set model.attention=sdpa, or auto",
+        )
+    if requested == "xformers":
+        register_xformers()
+    return AttentionChoice(requested, "as requested")
 
 
 def register_xformers() -> None:
@@ -148,7 +145,7 @@ def xformers_attention(
         bias = _operators().LowerTriangularMask()
     width = query.shape[-1]
     query, key, value = (F.pad(part, (0, -width % ALIGNMENT)) for part in (query, key, value))  # zeros add nothing
-    mixed = _memory_efficient()(
+    mixed = _operators().memory_efficient_attention(
         rearrange(query, "b k t e -> b t k e"),
         repeat(key, "b k s e -> b s (k g) e", g=groups),
         repeat(value, "b k s e -> b s (k g) e", g=groups),
@@ -180,33 +177,22 @@ def _tensor_bias(
     return roomy[..., :n_keys].expand(b, k, t, n_keys)  # heads share one copy where they have one mask
 
 
-def _flash_obstacle(device: str, dtype: str, model_type: str) -> str:
-    """Why flash attention cannot be used; "" where it can."""
-    if not device.startswith("cuda"):
-        return f"It runs on a GPU, and the device is {device}"
-    if dtype == "fp32":
-        return "It computes in 16 bits, and the model is in fp32"
-    if model_type in NO_FLASH:
-        return NO_FLASH[model_type]
-    # asked without importing: a broken build fails at import, and "auto" must not
-    if importlib.util.find_spec("flash_attn") is None:
-        return "The package flash-attn is not installed"
-    return ""
-
-
-def _xformers_obstacle(device: str, dtype: str, model_type: str) -> str:
-    """Why xformers cannot be used; "" where it can."""
+def _obstacle(name: str, device: str, dtype: str, model_type: str) -> str:
+    """Why flash attention or xformers cannot be used; "" where it can, and for torch's own."""
+    if name not in PACKAGES:
+        return ""
     if not device.startswith("cuda"):
         return f"It has no operator for the CPU, and the device is {device}"
-    if importlib.util.find_spec("xformers") is None:
-        return "The package xformers is not installed"
+    if name == "flash" and dtype == "fp32":
+        return "It computes in 16 bits, and the model is in fp32"
+    if name == "flash" and model_type in NO_FLASH:
+        return NO_FLASH[model_type]
+    # asked without importing: a broken build fails at import, and "auto" must not
+    if importlib.util.find_spec(PACKAGES[name].replace("-", "_")) is None:
+        return f"The package {PACKAGES[name]} is not installed"
     return ""
 
 
 def _operators() -> Any:
     """xformers' operators; imported where they are first used, as they are heavy and optional."""
     return importlib.import_module("xformers.ops")
-
-
-def _memory_efficient() -> Callable[..., Tensor]:
-    return _operators().memory_efficient_attention

@@ -9,7 +9,7 @@ answers stay what they are.
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -36,13 +35,6 @@ from lightbox.backbones.seq2seq import quiet_loading
 from lightbox.backbones.weights import CONFIG
 from lightbox.errors import RequestError
 
-BODIES = {
-    "llava_llama": "llama",
-    "llava_mistral": "mistral",
-    "LlavaLlamaForCausalLM": "llama",
-    "LlavaMistralForCausalLM": "mistral",
-}
-"""model_type or class in the source's config.json -> model_type of its language model."""
 RENAMED = (
     ("model.mm_projector.0.", "multi_modal_projector.linear_1."),
     ("model.mm_projector.2.", "multi_modal_projector.linear_2."),
@@ -112,7 +104,13 @@ def convert_llava(source: Path, dest: Path, *, tower: Path | None = None) -> Con
     config = _read_config(source)
     files: list[Part] = [(path, _renamed) for path in sorted(source.glob("*.safetensors"))]
     shapes = {name: shape for part in files for name, shape in _shapes_of(*part).items()}
-    _check_names(shapes, source)
+    missing = sorted(set(NEEDED) - shapes.keys())
+    if missing:  # the authors' code can save table, head or projector apart
+        raise RequestError(
+            f"Source '{source}' lacks {', '.join(missing)}",
+            "It holds part of a model, such as an adapter or a projector",
+            "Merge it with its base in the authors' code first",
+        )
     has_tower = any(name.startswith(TOWER) for name in shapes)
     if tower is not None and not has_tower:
         files += [(path, _renamed_of_tower) for path in sorted(tower.glob("*.safetensors"))]
@@ -124,63 +122,52 @@ def convert_llava(source: Path, dest: Path, *, tower: Path | None = None) -> Con
     rows = -(-max(len(tokenizer), shapes[TABLES[0]][0]) // FULL_TABLE) * FULL_TABLE
 
     # under another name until it is whole: half a model would load in part
+    sizes: dict[str, int] = {}
+    places: dict[str, str] = {}
     staging = dest.with_name(f".{dest.name}.{os.getpid()}")
     try:
         staging.mkdir(parents=True)
-        written = [
-            _write_part(part, staging / f"model-{place:05d}-of-{len(files):05d}.safetensors", rows)
-            for place, part in enumerate(files, start=1)
-        ]
-        _write_index(staging, written)
+        for place, part in enumerate(files, start=1):
+            file = f"model-{place:05d}-of-{len(files):05d}.safetensors"
+            counts = _write_part(part, staging / file, rows)
+            sizes |= counts
+            places |= dict.fromkeys(counts, file)
+        index = {"metadata": {}, "weight_map": places}
+        (staging / SHARDS).write_text(json.dumps(index, indent=1), encoding="utf-8")
         with quiet_loading():
             _write_configs(staging, config, vision, tokenizer, rows)
         os.replace(staging, dest)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    sizes = [size for part in written for size in part.values()]
-    return Converted(dest, len(files), len(sizes), sum(sizes))
+    return Converted(dest, len(files), len(sizes), sum(sizes.values()))
 
 
 def _write_part(part: Part, dest: Path, rows: int) -> dict[str, int]:
     """One file with its new names; returns how many numbers are in each tensor."""
     path, rename = part
-    tensors: dict[str, Tensor] = {}
     with safe_open(path, "pt") as file:
-        for name in file.keys():
-            new = rename(name)
-            if new:
-                tensor = file.get_tensor(name)
-                tensors[new] = _with_rows(tensor, rows) if new in TABLES else tensor
+        tensors = {new: file.get_tensor(name) for name in file.keys() if (new := rename(name))}
+    for name in tensors.keys() & set(TABLES):
+        table = tensors[name]
+        mean = table.float().mean(dim=0, keepdim=True).to(table.dtype)
+        tensors[name] = torch.cat([table, mean.expand(rows - len(table), -1)])
     save_file(tensors, dest, metadata={"format": "pt"})
     return {name: tensor.numel() for name, tensor in tensors.items()}
-
-
-def _with_rows(table: Tensor, rows: int) -> Tensor:
-    mean = table.float().mean(dim=0, keepdim=True).to(table.dtype)
-    return torch.cat([table, mean.expand(rows - len(table), -1)])
-
-
-def _write_index(folder: Path, parts: list[dict[str, int]]) -> None:
-    files = sorted(path.name for path in folder.glob("*.safetensors"))
-    names = {name: file for file, part in zip(files, parts, strict=True) for name in part}
-    index = {"metadata": {}, "weight_map": names}
-    (folder / SHARDS).write_text(json.dumps(index, indent=1), encoding="utf-8")
 
 
 def _write_configs(
     folder: Path, config: dict[str, Any], vision: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, rows: int
 ) -> None:
-    body = _body_of(config)
+    body = preflight.original_body(config)
     text = {key: config[key] for key in TEXT_KEYS if config.get(key) is not None}
     # "patch" is patches without the class token
-    drops_first = config.get("mm_vision_select_feature", "patch") == "patch"
-    strategy = "default" if drops_first else "full"
+    strategy = "default" if config.get("mm_vision_select_feature", "patch") == "patch" else "full"
     pad_id = tokenizer.convert_tokens_to_ids(PAD)
     config_out = LlavaConfig(
         vision_config=vision,
         text_config=AutoConfig.for_model(body, **text, vocab_size=rows, pad_token_id=pad_id),
         image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
-        image_seq_length=(vision.image_size // vision.patch_size) ** 2 + (not drops_first),
+        image_seq_length=(vision.image_size // vision.patch_size) ** 2 + (strategy == "full"),
         vision_feature_layer=config.get("mm_vision_select_layer", -2),
         vision_feature_select_strategy=strategy,
     )
@@ -188,12 +175,11 @@ def _write_configs(
     config_out.save_pretrained(folder)
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": pad_id}
     GenerationConfig(**ids).save_pretrained(folder)
-    square = {"height": vision.image_size, "width": vision.image_size}
     images = LlavaImageProcessor(
         # LLaVA-1.5 fills an image up to a square where LLaVA crops it
         do_pad=config.get("image_aspect_ratio") == "pad",
         size={"shortest_edge": vision.image_size},
-        crop_size=square,
+        crop_size={"height": vision.image_size, "width": vision.image_size},
     )
     LlavaProcessor(
         images,
@@ -241,10 +227,10 @@ def _read_config(source: Path) -> dict[str, Any]:
     if not (source / CONFIG).is_file():
         raise RequestError(request, f"The folder holds no {CONFIG}", "Name the folder of the model")
     config = json.loads((source / CONFIG).read_text(encoding="utf-8"))
-    if _body_of(config) == "" or "mm_vision_tower" not in config:
+    if not preflight.original_body(config) or "mm_vision_tower" not in config:
         raise RequestError(
             f"{request}, of model_type '{config.get('model_type')}'",
-            f"Only {', '.join(BODIES)} are in that layout",
+            f"Only {', '.join(preflight.ORIGINAL_LLAVA)} are in that layout",
             "Load it as it is, if transformers has its class",
         )
     if not any(source.glob("*.safetensors")):
@@ -272,17 +258,10 @@ def _read_config(source: Path) -> dict[str, Any]:
     return config
 
 
-def _body_of(config: Mapping[str, Any]) -> str:
-    """model_type of the language model; "" where the layout is another one."""
-    names = [*(config.get("architectures") or ()), config.get("model_type", "")]
-    return next((BODIES[name] for name in names if name in BODIES), "")
-
-
 def _shapes_of(path: Path, rename: Callable[[str], str]) -> dict[str, tuple[int, ...]]:
     """Shapes of a file's tensors under their new names, without reading the tensors."""
     with safe_open(path, "pt") as file:
-        names = {name: rename(name) for name in file.keys()}
-        return {new: tuple(file.get_slice(name).get_shape()) for name, new in names.items() if new}
+        return {new: tuple(file.get_slice(name).get_shape()) for name in file.keys() if (new := rename(name))}
 
 
 def _vision_config(
@@ -318,18 +297,3 @@ def _vision_config(
         patch_size=patch,
         image_size=round((positions - 1) ** 0.5) * patch,
     )
-
-
-def _check_names(names: Iterable[str], source: Path) -> None:
-    """Refuse a source without its token table, head or projector, which the authors' code can also save apart.
-
-    Raises:
-        RequestError: with the names that are missing.
-    """
-    missing = sorted(set(NEEDED) - set(names))
-    if missing:
-        raise RequestError(
-            f"Source '{source}' lacks {', '.join(missing)}",
-            "It holds part of a model, such as an adapter or a projector",
-            "Merge it with its base in the authors' code first",
-        )

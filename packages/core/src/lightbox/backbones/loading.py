@@ -72,7 +72,7 @@ def load(
     with _hub_errors(place, request), quiet_loading():
         if family is None:
             config = _hub_config(place)
-            family = preflight.check_config(config, name=name, quant=quant)
+            family = preflight.check_config(config, name=name)
         choice = choose(attention, device=device, dtype=dtype, model_type=family.name)
         processor_class = AutoProcessor if family.has_vision else AutoTokenizer
         processor = processor_class.from_pretrained(place.source, trust_remote_code=False, **shared)

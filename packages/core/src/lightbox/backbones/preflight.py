@@ -6,10 +6,11 @@ revision only; `check_config` then reads the hub's config.json.
 
 import importlib.util
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError, safe_open
 
 from lightbox.backbones import weights
 from lightbox.backbones.families import Family, family_of
@@ -21,9 +22,14 @@ ADAPTER = "adapter_config.json"
 SHARDS = "model.safetensors.index.json"
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 PROCESSORS = ("processor_config.json", "preprocessor_config.json")
-ORIGINAL_LLAVA = ("llava_llama", "llava_mistral")
-ORIGINAL_CLASSES = ("LlavaLlamaForCausalLM", "LlavaMistralForCausalLM")
 ORIGINAL_FLORENCE = "florence2_language"
+ORIGINAL_LLAVA = {
+    "llava_llama": "llama",
+    "llava_mistral": "mistral",
+    "LlavaLlamaForCausalLM": "llama",
+    "LlavaMistralForCausalLM": "mistral",
+}
+"""model_type or class in a config.json of LLaVA's own code -> model_type of its language model."""
 
 
 def check_request(
@@ -57,33 +63,31 @@ def check_request(
         return None
     request = f"{key} is '{name}'"
     config = _read(place.folder / weights.CONFIG, request)
-    family = check_config(config, name=name, quant=quant, max_tokens=max_tokens, key=key, tokens_key=tokens_key)
+    family = check_config(config, name=name, key=key)
+    # T5 counts distances, and n_positions in its config bounds nothing
+    context = None if family.name == "t5" else _text_config(config).get("max_position_embeddings")
+    if context is not None and max_tokens > context:
+        raise RequestError(
+            f"{tokens_key} is {max_tokens} and {request}, with positions for {context} tokens",
+            "A prompt beyond the context reads positions that were never trained",
+            f"Set {tokens_key} to at most {context}",
+        )
     check_files(place.folder, request)
     _check_companions(place.folder, family, config, request)
     return family
 
 
-def check_config(
-    config: Mapping[str, Any],
-    *,
-    name: str,
-    quant: str = "none",
-    max_tokens: int = 0,
-    key: str = "model.backbone",
-    tokens_key: str = "max_tokens",
-) -> Family:
+def check_config(config: Mapping[str, Any], *, name: str, key: str = "model.backbone") -> Family:
     """Check config.json alone; see `check_request`."""
     request = f"{key} is '{name}'"
-    text = _text_config(config)
-    is_original = config.get("model_type") in ORIGINAL_LLAVA or "mm_vision_tower" in config
-    if is_original or any(kind in ORIGINAL_CLASSES for kind in config.get("architectures") or ()):
+    if original_body(config) or "mm_vision_tower" in config:
         raise RequestError(
             f"{request}, of model_type '{config.get('model_type')}'",
             "It is in the layout of LLaVA's own code, which transformers does not read",
             f"Convert it once with 'lightbox data convert {name} NEW-FOLDER' and set {key} to the new folder",
         )
     family = family_of(config, name=name, key=key)
-    if text.get("model_type") == ORIGINAL_FLORENCE:
+    if _text_config(config).get("model_type") == ORIGINAL_FLORENCE:
         raise RequestError(
             f"{request}, a Florence-2 in the layout of the code that comes with it",
             "Such code can do anything on this machine, and transformers' own Florence-2 names its tensors otherwise",
@@ -95,15 +99,13 @@ def check_config(
             "What storage costs could not be chosen here, nor could an adapter be merged without loss",
             "Use the 16-bit weights that it was made from, and set adapter.quant",
         )
-    # T5 counts distances, and n_positions in its config bounds nothing
-    context = None if family.name == "t5" else text.get("max_position_embeddings")
-    if context is not None and max_tokens > context:
-        raise RequestError(
-            f"{tokens_key} is {max_tokens} and {request}, with positions for {context} tokens",
-            "A prompt beyond the context reads positions that were never trained",
-            f"Set {tokens_key} to at most {context}",
-        )
     return family
+
+
+def original_body(config: Mapping[str, Any]) -> str:
+    """model_type of the language model of a LLaVA in its authors' layout; "" for another layout."""
+    names = [*(config.get("architectures") or ()), config.get("model_type", "")]
+    return next((ORIGINAL_LLAVA[name] for name in names if name in ORIGINAL_LLAVA), "")
 
 
 def _check_quant(quant: str) -> None:
@@ -147,29 +149,15 @@ def check_files(folder: Path, request: str) -> None:
             )
         files = shard_files  # files beside the index (an older single file, an adapter) are not loaded
     for file in sorted(files):
-        path = folder / file
-        # the header alone is read: milliseconds, where loading takes minutes to fail
-        expected_bytes, actual_bytes = _expected_bytes(path), path.stat().st_size
-        if expected_bytes != actual_bytes:
+        try:
+            with safe_open(folder / file, "numpy"):  # the header alone is read: milliseconds
+                pass
+        except SafetensorError as err:
             raise RequestError(
-                f"{request}: {file} has {actual_bytes:,} bytes, and its header says {expected_bytes:,}",
+                f"{request}: {file} has {(folder / file).stat().st_size:,} bytes, and its header says otherwise: {err}",
                 "The file was cut off, or is not the file itself but a pointer to it",
                 "Fetch the file again",
-            )
-
-
-def _expected_bytes(path: Path) -> int:
-    """Length of a safetensors file by its header: 8 bytes of length, the header, the last tensor's end; -1 if none."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > path.stat().st_size:  # a pointer file begins with letters, which read as a huge length
-            return -1
-        try:
-            header = json.loads(file.read(length))
-        except ValueError:
-            return -1
-    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-    return 8 + length + max(ends, default=0)
+            ) from err
 
 
 def _check_companions(folder: Path, family: Family, config: Mapping[str, Any], request: str) -> None:
@@ -183,30 +171,15 @@ def _check_companions(folder: Path, family: Family, config: Mapping[str, Any], r
                 "Copy the files of that kind from where the weights come from",
             )
     rows = _text_config(config).get("vocab_size")
-    highest = _highest_added_id(folder / TOKENIZERS[0])
+    tokenizer = folder / TOKENIZERS[0]
+    added = _read(tokenizer, request).get("added_tokens", []) if tokenizer.is_file() else []
+    highest = max((token["id"] for token in added), default=-1)
     if rows is not None and highest >= rows:
         raise RequestError(
             f"{request}: its tokenizer has ids up to {highest} and the model {rows} embeddings",
             "A token without an embedding cannot be read",
             "Use the tokenizer that was saved with the model",
         )
-
-
-def _highest_added_id(path: Path) -> int:
-    """Highest id among added tokens, which stand before the long vocabulary; -1 where there are none.
-
-    Example:
-        >>> _highest_added_id(Path("there is no such file"))
-        -1
-    """
-    if not path.is_file():
-        return -1
-    text = path.read_text(encoding="utf-8")
-    start = re.search(r'"added_tokens"\s*:\s*', text)
-    if start is None:
-        return -1
-    added, _ = json.JSONDecoder().raw_decode(text, start.end())
-    return max((token["id"] for token in added), default=-1)
 
 
 def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -1,21 +1,18 @@
 """Quantised storage of frozen weights: what bitsandbytes is asked for, and whether that is what was loaded.
 
 Only linear layers inside the language model are quantised. Tower, projector and head stay in 16 or 32 bit: they are
-small, and a quantised tower or head costs accuracy that its bytes do not pay for. Layers are counted by part against
-the same model on the meta device, because a skip list that matches nothing is accepted without a word.
+small, and a quantised tower or head costs accuracy that its bytes do not pay for. Every loaded layer is looked at,
+because a skip list that matches nothing is accepted without a word.
 """
 
-import copy
 import logging
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from lightbox.backbones.families import Family
-from lightbox.backbones.seq2seq import quiet_loading
 from lightbox.errors import RequestError, WorkError
 
 BACKEND = "bitsandbytes"
@@ -28,70 +25,87 @@ for _name in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions
     logging.getLogger(_name).setLevel(logging.ERROR)
 
 
-@dataclass(frozen=True)
-class Count:
+class Count(NamedTuple):
     """Linear layers of one part of a model: all of them, and those stored in 4 or 8 bit."""
 
     linear: int
     quantised: int
 
 
-def config_for(quant: str, family: Family, *, dtype: torch.dtype) -> BitsAndBytesConfig | None:
-    """What to hand to `from_pretrained` as `quantization_config`.
+def settings_for(quant: str, family: Family, *, dtype: torch.dtype, device: str) -> dict[str, Any]:
+    """Arguments of `from_pretrained`: `quantization_config` and, with it, `device_map`; empty for none.
 
     NF4 stores 4 bit a weight in blocks of 64; the blocks' scales are quantised a second time, 4.127 bit a weight in
-    all. Products are computed in `dtype`.
+    all. The device is always named: left open, transformers moves quantised weights to a GPU where it finds one.
 
     Args:
         quant: none, nf4 or int8.
         family: names what stays as it is.
         dtype: of computation and of weights that are not quantised.
+        device: cpu, cuda or cuda:N.
     """
     if quant == "none":
-        return None
-    skipped = list(family.kept_in_16_bit)
-    if quant == "int8":
-        # the key says int8 and serves 4 bit too
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
+        return {}
+    config = BitsAndBytesConfig(
+        load_in_4bit=quant == "nf4",
+        load_in_8bit=quant == "int8",
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
-        llm_int8_skip_modules=skipped,
+        llm_int8_skip_modules=list(family.kept_in_16_bit),  # the key says int8 and serves 4 bit too
     )
-
-
-def settings_for(quant: str, family: Family, *, dtype: torch.dtype, device: str) -> dict[str, Any]:
-    """Arguments of `from_pretrained` for `quant`; empty for none.
-
-    The device is always named: left open, transformers moves quantised weights to a GPU where it finds one.
-    """
-    config = config_for(quant, family, dtype=dtype)
-    return {} if config is None else {"quantization_config": config, "device_map": {"": device}}
+    return {"quantization_config": config, "device_map": {"": device}}
 
 
 def settle(model: PreTrainedModel, family: Family, quant: str) -> None:
-    """Check a freshly loaded model and make it safe to evaluate. Call it once, before the first forward.
+    """Compare a freshly loaded model with what was asked, layer by layer, and make it safe to evaluate.
+
+    Call it once, before the first forward. Layers that the class keeps in 32 bit (T5's `wo`) are left alone by
+    transformers.
 
     Raises:
-        WorkError, RequestError: as `check_layout`.
+        RequestError: where the files themselves are quantised and `quant` says another thing.
+        WorkError: where a layer is quantised that should not be, or the other way round, or holds other weights than
+            its class says.
     """
-    check_layout(model, family, quant)
+    linears: dict[str, Any] = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
+    quantised = [quantised_as(layer) for layer in linears.values() if quantised_as(layer) != "none"]
+    if quant == "none" and quantised:
+        raise RequestError(
+            f"The weights are stored as {quantised[0]} ({len(quantised)} layers), and adapter.quant is none",
+            "Files that are quantised already cannot be read in 16 or 32 bit without loss",
+            "Use the weights that they were made from, and choose the storage with adapter.quant",
+        )
+    in_fp32 = set(model._keep_in_fp32_modules or ())  # transformers widens these and leaves them out of quantisation
+    ways = dict.fromkeys(linears, "none") | {
+        name: quant
+        for name in linears
+        if part_of(name, family) == "language" and name.rpartition(".")[2] not in in_fp32
+    }
+    wrong = sorted(name for name, layer in linears.items() if not _is_stored_as(layer, ways[name]))
+    if wrong:
+        counts = count_by_part(model, family).items()
+        raise WorkError(
+            f"{len(wrong)} layers are not stored as adapter.quant={quant} asks, the first is {wrong[0]} "
+            f"({quantised_as(linears[wrong[0]])}); quantised are: "
+            + ", ".join(f"{part} {count.quantised} of {count.linear}" for part, count in counts),
+            "Only linear layers of the language model are to be quantised, and the names of this model's parts differ "
+            "from those of its family",
+            "Use the version of transformers in the lock file, or set adapter.quant=none",
+        )
     keep_unpacked(model)
 
 
-def keep_unpacked(model: nn.Module) -> int:
-    """Stop 4-bit layers from repacking their weights in place, and say how many were told so.
+def keep_unpacked(model: nn.Module) -> None:
+    """Stop 4-bit layers from repacking their weights in place.
 
     On CPUs with AVX512-BF16 a 4-bit layer in evaluation mode rewrites its weights at the first forward for a bf16
     kernel and rounds the blocks' scales to bf16; changing back does not bring the lost bits back. Each layer asks a
     flag of its own first, which is lowered here, so evaluation mode computes what training mode computes.
     """
-    layers = [module for module in model.modules() if quantised_as(module) == "nf4"]
-    for layer in layers:
-        layer.support_avx512bf16_for_cpu = False
-    return len(layers)
+    for module in model.modules():
+        if quantised_as(module) == "nf4":
+            module.support_avx512bf16_for_cpu = False
 
 
 def quantised_as(module: nn.Module) -> str:
@@ -119,56 +133,12 @@ def part_of(name: str, family: Family) -> str:
     return "language"
 
 
-def check_layout(model: PreTrainedModel, family: Family, quant: str) -> dict[str, Count]:
-    """Compare what is quantised with what should be, layer by layer, and return the counts.
-
-    The list of linear layers comes from the same class on the meta device, so that a layer that is missing, renamed or
-    of a wrong kind is seen. Layers that the class keeps in 32 bit (T5's `wo`) are left alone by transformers.
-
-    Raises:
-        RequestError: where the files themselves are quantised and `quant` says another thing.
-        WorkError: where a layer is quantised that should not be, or the other way round, or holds other weights than
-            its class says.
-    """
-    with torch.device("meta"), quiet_loading():
-        bare = type(model)(copy.deepcopy(model.config))
-    linears = [name for name, module in bare.named_modules() if isinstance(module, nn.Linear)]
-    in_fp32 = set(model._keep_in_fp32_modules or ())  # transformers widens these and leaves them out of quantisation
-    to_quantise = {
-        name
-        for name in linears
-        if quant != "none" and part_of(name, family) == "language" and name.rpartition(".")[2] not in in_fp32
-    }
-    modules = dict(model.named_modules())
-    ways = {name: quantised_as(module) for name, module in modules.items()}
-    quantised = {name for name, way in ways.items() if way != "none"}
-    counts = count_by_part(model, family)
-    if quant == "none" and quantised:
-        raise RequestError(
-            f"The weights are stored as {ways[min(quantised)]} ({len(quantised)} layers), and adapter.quant is none",
-            "Files that are quantised already cannot be read in 16 or 32 bit without loss",
-            "Use the weights that they were made from, and choose the storage with adapter.quant",
-        )
-    otherwise_stored = {name for name in to_quantise & quantised if not _is_stored_as(modules[name], quant)}
-    wrong = sorted((quantised ^ to_quantise) | otherwise_stored)
-    if wrong:
-        table = ", ".join(f"{part} {count.quantised} of {count.linear}" for part, count in counts.items())
-        raise WorkError(
-            f"{len(wrong)} layers are not stored as adapter.quant={quant} asks, the first is {wrong[0]} "
-            f"({ways.get(wrong[0], 'missing')}); quantised are: {table}",
-            "Only linear layers of the language model are to be quantised, and the names of this model's parts differ "
-            "from those of its family",
-            "Use the version of transformers in the lock file, or set adapter.quant=none",
-        )
-    return counts
-
-
 def _is_stored_as(module: Any, quant: str) -> bool:
     """True where a layer holds quantised weights, and not 16-bit ones in a quantised layer's clothes."""
-    if quantised_as(module) != quant:
-        return False
-    weight = module.weight
+    if quantised_as(module) != quant or quant == "none":
+        return quantised_as(module) == quant
+    weight, numbers = module.weight, module.in_features * module.out_features
     if quant == "int8":
-        return weight.dtype == torch.int8 and weight.numel() == module.in_features * module.out_features
-    expected_bytes = (module.in_features * module.out_features + 1) // 2  # two weights a byte
-    return getattr(weight, "quant_state", None) is not None and weight.element_size() * weight.numel() == expected_bytes
+        return weight.dtype == torch.int8 and weight.numel() == numbers
+    size = weight.element_size() * weight.numel()
+    return getattr(weight, "quant_state", None) is not None and size == (numbers + 1) // 2  # two weights a byte

@@ -58,9 +58,9 @@ def build(
 
 
 def _lay_out_quantised(model: PreTrainedModel, family: Family, quant: str, dtype: str) -> None:
-    config = quantisation.config_for(quant, family, dtype=DTYPES[dtype])
+    settings = quantisation.settings_for(quant, family, dtype=DTYPES[dtype], device="meta")
     skipped = [*family.kept_in_16_bit, *(model._keep_in_fp32_modules or ())]
-    replace_with_bnb_linear(model, skipped, config)
+    replace_with_bnb_linear(model, skipped, settings["quantization_config"])
     model.is_quantized, model.is_loaded_in_4bit, model.is_loaded_in_8bit = True, quant == "nf4", quant == "int8"
 
 

@@ -32,7 +32,7 @@ from lightbox.adapters.lora import target_pattern
 from lightbox.backbones.backbone import Backbone
 from lightbox.backbones.families import Family
 from lightbox.backbones.loading import DTYPES, load
-from lightbox.backbones.quantisation import config_for, keep_unpacked
+from lightbox.backbones.quantisation import keep_unpacked, settings_for
 from lightbox.backbones.rows import VlmBatch
 from lightbox.backbones.seq2seq import quiet_loading
 from lightbox.backbones.weights import locate
@@ -151,9 +151,8 @@ def stock_side(folder: Path, dtype: str, device: str) -> Side:
     with quiet_loading():
         model = LlavaForConditionalGeneration.from_pretrained(
             folder,
-            quantization_config=config_for(ADAPTER.quant, family, dtype=DTYPES[dtype]),
-            device_map={"": device},
             dtype=DTYPES[dtype],
+            **settings_for(ADAPTER.quant, family, dtype=DTYPES[dtype], device=device),
         )
     keep_unpacked(model)
     return stock(model, family, make_row(folder, DTYPES[dtype]).to(torch.device(device)))

@@ -1,8 +1,7 @@
 """What one layer has in numbers and keeps for the backward pass, as sums of products of its sizes.
 
-M is rows (tokens or patches), D a width, F that of the feed-forward part, w bytes a number. Only what autograd keeps is
-counted, each tensor once: a norm keeps its input (RMSNorm in float32), linear layers that read one tensor keep it
-together, attention keeps queries, keys, values and result, an activation its input.
+Only what autograd keeps is counted, each tensor once: a norm keeps its input (RMSNorm in float32), linear layers that
+read one tensor keep it together, attention keeps queries, keys, values and result, an activation its input.
 """
 
 from collections.abc import Mapping
@@ -15,8 +14,6 @@ from lightbox.backbones.sizes import Shape
 FLOAT32 = 4
 BLOCK, NESTED_BLOCK = 64, 256
 LANGUAGE_WEIGHTS = "language weights"
-Outs = Mapping[str, int]
-"""Name of a linear layer -> its outputs."""
 
 
 def packed_bytes(quant: str, count: int, rows: int) -> int:
@@ -66,6 +63,11 @@ class Layer:
         self.quant = adapter.quant if self.group == LANGUAGE_WEIGHTS else "none"
         self.is_fused = adapter.use_fused and not adapter.use_dora and not self.is_noisy
 
+    @property
+    def owned(self) -> list[int]:
+        """Numbers of each of its tensors that learns."""
+        return [*self.trained, self.others * self.learns]
+
     def keep(self, width: int, *, rows: int | None = None, item: int | None = None) -> None:
         """Keep a tensor of `rows` by `width`."""
         self.saved += (self.rows if rows is None else rows) * width * (item or self.item)
@@ -81,8 +83,8 @@ class Layer:
         """Dropout keeps its noise: as numbers on a CPU, one byte each on a GPU."""
         self.keep(width * (prob > 0), item=1 if self.is_on_gpu else None)
 
-    def linears(self, n_in: int, outs: Outs, *, rows: int = 0, is_kept: bool = False) -> None:
-        """Linear layers that read one tensor, kept once (unless something else keeps it) where any of them needs it."""
+    def linears(self, n_in: int, outs: Mapping[str, int], *, rows: int = 0, is_kept: bool = False) -> None:
+        """Linear layers, name -> outputs, that read one tensor, kept once (unless `is_kept`) where one needs it."""
         quant = "none" if any(name.endswith(".wo") for name in outs) else self.quant  # T5's is never quantised
         r, rows, is_int8 = self.request.adapter.r, rows or self.rows, quant == "int8"
         is_shared = self.learns or is_int8
@@ -112,7 +114,7 @@ class Layer:
         self.clinging += rows * n_in * self.item * (is_int8 and not self.is_fused)
 
     def attend(
-        self, wide: int, heads: int, out: Outs, *, keys: int = 0, others: int = 0, mask: int = 0, prob: float = 0
+        self, wide: int, heads: int, out: str, *, keys: int = 0, others: int = 0, mask: int = 0, prob: float = 0
     ) -> None:
         """Queries, keys, values, result and a number a row; or scores, where they are made; then the layer `out`.
 
@@ -136,7 +138,7 @@ class Layer:
             self.saved += self.scores + self.probs
         else:
             self.saved += self.rows * (wide * self.item + heads * FLOAT32) + self.item * t * s * mask
-        self.linears(wide, out, is_kept=not is_made)
+        self.linears(wide, {out: self.width}, is_kept=not is_made)
 
     def feed_forward(self, width: int, inner: int, act: str, ups: tuple[str, ...], down: str, prob: float = 0) -> None:
         """down(act(up(x))), or down(act(gate(x))·up(x)) where `ups` are two; dropout before down."""
@@ -156,8 +158,7 @@ def decoder_layer(layer: Layer, shape: Shape, mask: int) -> None:
     wide, is_gemma = heads * shape.head_width, shape.model_type == "gemma3_text"
     layer.norm("gemma" if is_gemma else "rms", *[width] * (4 if is_gemma else 2), *[wide, keys] * is_gemma)
     layer.linears(width, {"self_attn.q_proj": wide, "self_attn.k_proj": keys, "self_attn.v_proj": keys})
-    out, prob = {"self_attn.o_proj": width}, shape.attention_dropout
-    layer.attend(wide, heads, out, keys=keys, mask=mask, prob=prob)
+    layer.attend(wide, heads, "self_attn.o_proj", keys=keys, mask=mask, prob=shape.attention_dropout)
     act = shape.get("hidden_act") or shape.hidden_activation
     layer.feed_forward(width, shape.intermediate_size, act, ("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj")
 
@@ -182,7 +183,7 @@ def paired_layer(layer: Layer, shape: Shape, mask: int, place: int, encoded: int
         layer.norm(kind, width)
         layer.linears(width, {query: wide} | ({} if others else {key: wide, value: wide}))
         layer.linears(width, {key: wide, value: wide} if others else {}, rows=others, is_kept=True)
-        layer.attend(wide, heads, {out: width}, others=others, mask=mask, prob=probs[1])
+        layer.attend(wide, heads, out, others=others, mask=mask, prob=probs[1])
         layer.drop(width, probs[0])
     layer.norm(kind, width)
     layer.feed_forward(width, inner, act, ups, down, probs[2])
@@ -202,7 +203,7 @@ def tower_layer(layer: Layer, shape: Shape, heads: int, window: int) -> None:
     layer.extra = {"vision": 6 * FLOAT32 * layer.rows * width * is_qwen}
     layer.keep(width * (3 * is_qwen + (window == 1)))  # channels are turned back before they are projected
     layer.sequences = layer.rows // window if is_florence else layer.sequences
-    layer.attend(width, heads, {"out": width})
+    layer.attend(width, heads, "out")
     layer.made //= max(1, layer.sequences) if is_qwen else 1  # one image after the other
     inner = int(width * shape.mlp_ratio) if "mlp_ratio" in shape else shape.intermediate_size
     act = shape.get("hidden_act") or shape.activation_function

@@ -1,16 +1,13 @@
 """Peak memory of a training step, by part, in closed form from a config.json alone. No torch, no weights.
 
-A step is a row of layers (see `layers`). On the way back, when a layer is computed, what is in memory is: what the
-layers before it keep, what it keeps itself, the gradients of what lies behind it, and a little for its own backward
-pass. The peak is the largest of these sums; with M = batch times tokens, width D, feed-forward width F, L layers, V
-tokens in the vocabulary and w bytes a number the parts come to about the formulas that `lightbox memory` shows.
+A step is a row of layers (see `layers`). The peak is the largest of the sums, taken while each layer is computed back:
+what layers before it keep, what it keeps itself, gradients of what lies behind it, and what its own pass needs.
 """
 
 import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain
 
 from lightbox.adapters.memory.layers import FLOAT32, LANGUAGE_WEIGHTS, Layer, decoder_layer, paired_layer, tower_layer
 from lightbox.adapters.memory.request import ITEMS, Request
@@ -23,27 +20,17 @@ TABLES, VISION_WEIGHTS = "table and head", "vision weights"
 STATE_BLOCK, SMALL_STATE = 256, 4096
 INTEGER = 8
 PARTS = ("quantised weights", LANGUAGE_WEIGHTS, TABLES, VISION_WEIGHTS, "adapters", "gradients", "optimiser")
-PARTS += (
-    "inputs and masks",
-    "kept layer inputs",
-    "layers",
-    "adapter copies",
-    "dequantised weights",
-    "logits",
-    "vision",
-)
-PARTS += ("context",)
+PARTS += ("inputs and masks", "kept layer inputs", "layers", "adapter copies", "dequantised weights", "logits")
+PARTS += ("vision", "context")
 """Parts of a prediction in the order of tables; `lightbox memory` shows the formula of each."""
 
 
 @dataclass(frozen=True)
 class MemoryReport:
-    """Bytes at the peak, by part in the order of `PARTS`, and the numbers of the model.
+    """Bytes at the peak by part, in the order of `PARTS` and without those of 0 bytes.
 
-    Args:
-        parts: only those that are not 0.
-        counts: numbers in "language weights" (quantised or not), "table and head" and "vision weights", without biases.
-        trained: numbers that learn.
+    `counts` are the numbers of the model in "language weights" (quantised or not), "table and head" and "vision
+    weights", without biases; `trained` those that learn.
     """
 
     parts: dict[str, int]
@@ -72,21 +59,20 @@ def predict(request: Request) -> MemoryReport:
     """
     layers, is_on_gpu = list(_layers(request)), request.device == "cuda"
     held, counts, kept = Counter[str](), Counter[str](), Counter[str]()
-    owned = [[*layer.trained, layer.others * layer.learns] for layer in layers]
     # what no row comes by has neither gradient nor moments
-    trained = [own if layer.rows or not layer.width else [] for layer, own in zip(layers, owned, strict=True)]
-    sizes, item = [*chain.from_iterable(trained)], ITEMS[request.dtype] if request.is_full else FLOAT32
+    sizes = [size for layer in layers if layer.rows or not layer.width for size in layer.owned]
+    item = ITEMS[request.dtype] if request.is_full else FLOAT32
     behind = gradients = item * sum(sizes)
     moments = list[Counter[str]]()
-    for layer, own in zip(layers, trained, strict=True):
+    for layer in layers:
         stays, now = _bytes(layer)
         kept += stays
-        behind -= item * sum(own)
+        behind -= item * sum(layer.owned) * bool(layer.rows or not layer.width)
         moments.append(kept + now + Counter(gradients=0 if request.accumulates else behind))
         counts[layer.group] += layer.numbers + layer.others
         held["quantised weights"] += layer.packed
         held[layer.group] += (layer.plain + layer.others) * ITEMS[request.dtype]
-    held["adapters"] = FLOAT32 * sum(chain.from_iterable(owned)) * (not request.is_full)
+        held["adapters"] += FLOAT32 * sum(layer.owned) * (not request.is_full)
     held["optimiser"] = sum(state_bytes(request.optimizer, size, item) for size in sizes)
     # bitsandbytes on a CPU widens a tensor five times, and its gradient where that is in 16 bit
     times = (5 + (request.is_full and request.dtype != "fp32")) * (not is_on_gpu and request.optimizer != "adamw")
@@ -102,8 +88,7 @@ def predict(request: Request) -> MemoryReport:
 def _bytes(layer: Layer) -> tuple[Counter[str], Counter[str]]:
     """What a layer keeps from the forward pass on, and what is there beside that while it is computed back.
 
-    What a layer keeps follows from its operations. What its backward pass has beside that for a moment was read off
-    traces of the real models, so an odd configuration is in doubt here first.
+    The second was read off traces of the real models, so an odd configuration is in doubt here first.
     """
     stays, now, request = Counter(layer.stays), Counter(layer.extra), layer.request
     part, arriving = "layers" if layer.group == LANGUAGE_WEIGHTS else "vision", layer.width * layer.rows * layer.item
@@ -167,9 +152,8 @@ def _vision(request: Request, width: int) -> Iterator[Layer]:
     mode = "full" if request.is_full else request.adapter.projector
     shape, images = vision_of(request.config), request.row_images
     tower, tiles = tower_of(request.config, request.family, images, width), request.batch * images.tiles
-    yield Layer(
-        request, VISION_WEIGHTS, stays={"inputs and masks": request.batch * tower.pixels * ITEMS[request.dtype]}
-    )
+    pixels = request.batch * tower.pixels * ITEMS[request.dtype]
+    yield Layer(request, VISION_WEIGHTS, stays={"inputs and masks": pixels})
     for stage in tower.stages:
         for place in range(-1, stage.depth):
             learns = request.is_full and place != tower.unread
@@ -192,10 +176,7 @@ def _vision(request: Request, width: int) -> Iterator[Layer]:
 
 
 def state_bytes(optimizer: str, count: int, item: int) -> int:
-    """Bytes of an optimiser's two moments for one tensor of `count` numbers of `item` bytes.
-
-    With 8 bits: two bytes a number, and two float32 for each block of 256; tensors below 4,096 numbers keep float32.
-    """
-    if optimizer == "adamw":
-        return 2 * item * count
-    return 2 * count + 2 * FLOAT32 * -(-count // STATE_BLOCK) if count >= SMALL_STATE else 2 * FLOAT32 * count
+    """Bytes of an optimiser's two moments for one tensor of `count` numbers of `item` bytes; see `optimizers`."""
+    if optimizer == "adamw" or count < SMALL_STATE:
+        return 2 * (item if optimizer == "adamw" else FLOAT32) * count
+    return 2 * count + 2 * FLOAT32 * -(-count // STATE_BLOCK)
