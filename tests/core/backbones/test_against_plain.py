@@ -125,9 +125,9 @@ def test_encoder_decoders_read_and_say_what_plain_transformers_does(tmp_path):
         have = own.model(**own.inputs_of(batch), use_cache=False).logits
         assert (have - wanted).abs().max() <= LIMIT
         settings = copy.deepcopy(own.core.generation_config)
-        settings.update(
-            do_sample=False, num_beams=1, no_repeat_ngram_size=0, early_stopping=False, forced_eos_token_id=None
-        )
+        settings.update(do_sample=False, num_beams=1, no_repeat_ngram_size=0, early_stopping=False)
+        # Florence-2's would end an answer that is cut off; None among settings is filled in from the model's own
+        settings.forced_eos_token_id = own.core.generation_config.forced_eos_token_id = None
         settings.max_new_tokens = STEPS
         ids = own.core.generate(**plain, generation_config=settings)[:, 1:]
         asked = own.prepare(IMAGES if pictures else None, texts, max_tokens=400)
