@@ -73,8 +73,8 @@ def test_answer_ends_with_the_turn_or_with_the_text_where_there_are_no_turns(gem
     assert gemma.tokenizer.decode([gemma.end_id]) == "<end_of_turn>"
     other = copy.copy(gemma)
     other.tokenizer = copy.deepcopy(gemma.tokenizer)
-    unknown = gemma.tokenizer.unk_token_id
-    other.tokenizer.convert_tokens_to_ids = lambda token: unknown
+    ids = gemma.tokenizer.convert_tokens_to_ids
+    other.tokenizer.convert_tokens_to_ids = lambda token: ids("no token" if token == "<end_of_turn>" else token)
     assert other.end_id == gemma.tokenizer.eos_token_id
 
 
