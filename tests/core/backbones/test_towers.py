@@ -142,6 +142,14 @@ def test_tower_without_its_preprocessing_is_refused(folder_of, tmp_path):
         load_tower(str(folder))
 
 
+def test_tower_whose_preprocessing_leaves_values_as_they_are_is_refused(folder_of, tmp_path):
+    folder = shutil.copytree(folder_of("vit"), tmp_path / "raw")
+    path = folder / "preprocessor_config.json"
+    path.write_text(path.read_text().replace('"do_normalize": true', '"do_normalize": false'))
+    with pytest.raises(RequestError, match="leaves values as they are"):
+        load_tower(str(folder))
+
+
 def test_medsiglip_is_a_siglip_at_its_own_size(tmp_path):
     """The whole model's folder gives its vision half, which reads 448 px where its preprocessor says so."""
     folder = save_shrunk("medsiglip-448", tmp_path)

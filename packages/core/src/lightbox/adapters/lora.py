@@ -6,6 +6,7 @@ small, and updates below 1/256 of a weight would be lost in bf16.
 """
 
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -80,7 +81,11 @@ def wrap(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
     Peft hooks the token table of a checkpointed model that is not quantised, so that its rows require a gradient.
     Checkpointing as `kbit` does it needs no such gradient, and it costs several values of the width of a row.
     """
-    wrapped = get_peft_model(model, config, adapter_name=ADAPTER, autocast_adapter_dtype=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", FutureWarning
+        )  # peft asks transformers by a name that will go, and users cannot
+        wrapped = get_peft_model(model, config, adapter_name=ADAPTER, autocast_adapter_dtype=True)
     model.disable_input_require_grads()
     _widen_saved(wrapped)
     return wrapped

@@ -158,9 +158,16 @@ def load_tower(name: str, revision: str = "") -> Tower:
     check_tensors(loading_info, family.model_class.__name__, request, may_lack=UNREAD, may_hold_more=True)
     if is_detr and config.get("dilation"):
         dilate_last_stage(model)
+    processor = image_processor(place, request)
+    if not (processor.do_rescale and processor.do_normalize):
+        raise RequestError(
+            f"{request}, whose preprocessor_config.json leaves values as they are",
+            "Every tower known here was trained on values with mean and spread of its own taken out",
+            "Use the file that was published with the weights",
+        )
     return Tower(
         model=model.eval().requires_grad_(False),
-        processor=image_processor(place, request),
+        processor=processor,
         width=model.config.hidden_size,
         digest=weights.digest_of(name, revision=revision, key=KEY),
         prefix_tokens=family.prefix_tokens,
