@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken
@@ -53,13 +54,10 @@ def save(
         pruning: settings of visual-token pruning that the model was trained under; None for none.
 
     Raises:
-        RequestError: no adapter in the model, adapters merged, a folder with other content, or trained rows without
-            a token.
-        WorkError: 4-bit weights that were repacked, or a tensor that trains and is not part of the adapter.
+        RequestError: as `wrapped_model`, a folder with other content, or trained rows without a token.
+        WorkError: as `wrapped_model`, or a tensor that trains and is not part of the adapter.
     """
     model = wrapped_model(backbone)
-    guards.refuse_merged(model)
-    guards.refuse_packed(model)
     _refuse_lost(model)
     config = copy.deepcopy(model.peft_config[lora.ADAPTER])  # the model goes on training with its own
     tokens = _trained_tokens(config, backbone)
@@ -162,10 +160,11 @@ def load(
 
 
 def wrapped_model(backbone: Backbone) -> PeftModel:
-    """The model that peft wrapped, inside any data-parallel wrapper.
+    """The model that peft wrapped, inside any data-parallel wrapper, with base and additions as in training.
 
     Raises:
-        RequestError: where there is none.
+        RequestError: where there is none, or additions are merged into a layer's base.
+        WorkError: 4-bit weights that were repacked.
     """
     model: Any = backbone.model
     while not isinstance(model, PeftModel):
@@ -176,6 +175,14 @@ def wrapped_model(backbone: Backbone) -> PeftModel:
                 "Train with adapter.kind=lora, or save the whole model with save_pretrained",
             )
         model = model.module
+    merged = [name for name, m in model.named_modules() if isinstance(m, BaseTunerLayer) and m.merged]
+    if merged:
+        raise RequestError(
+            f"Adapters are merged into {len(merged)} layers, the first is {merged[0]}",
+            "The base's own weights are gone then, and taking a quantised layer apart again is lossy",
+            "Keep adapters apart; merge.merge_to_16_bit writes a merged copy to a folder",
+        )
+    guards.refuse_packed(model)
     return model
 
 

@@ -12,7 +12,7 @@ from lightbox.adapters.plain import LORA_PARTS, plain_name
 from lightbox.backbones.families import Family
 from lightbox.backbones.quantisation import part_of, quantised_as
 from lightbox.config import AdapterConfig
-from lightbox.errors import RequestError, WorkError
+from lightbox.errors import WorkError
 
 BULK = 1_000_000  # norms, biases and scales lie below, token tables and projections above
 STEPS_TO_REACH = 2
@@ -43,7 +43,11 @@ def trainable_lines(model: nn.Module, family: Family) -> list[str]:
     """The report as text: one line a kind with tensors, numbers and an example, then the share of the whole model."""
     report = trainable_report(model, family)
     lines = [f"{g.group}: {g.count:,} numbers in {len(g.names)} tensors, such as {g.names[0]}" for g in report]
-    trained, frozen = sum(g.count for g in report), _frozen_numbers(model)
+    # numel of a packed matrix counts bytes, of two weights each
+    packed: list[Any] = [module for module in model.modules() if quantised_as(module) == "nf4"]
+    frozen = sum(layer.in_features * layer.out_features - layer.weight.numel() for layer in packed)
+    frozen += sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    trained = sum(g.count for g in report)
     return [*lines, f"{trained:,} of {trained + frozen:,} numbers train ({trained / (trained + frozen):.2%})"]
 
 
@@ -116,19 +120,6 @@ def refuse_packed(model: nn.Module) -> None:
     plain.refuse_packed({plain_name(name): m for name, m in model.named_modules() if quantised_as(m) == "nf4"})
 
 
-def refuse_merged(model: nn.Module) -> None:
-    """Raise `RequestError` where additions are merged into a layer's base."""
-    from peft.tuners.tuners_utils import BaseTunerLayer  # noqa: PLC0415  seconds that only runs with adapters pay
-
-    merged = [name for name, m in model.named_modules() if isinstance(m, BaseTunerLayer) and m.merged]
-    if merged:
-        raise RequestError(
-            f"Adapters are merged into {len(merged)} layers, the first is {merged[0]}",
-            "The base's own weights are gone then, and taking a quantised layer apart again is lossy",
-            "Keep adapters apart; merge.merge_to_16_bit writes a merged copy to a folder",
-        )
-
-
 class GradientReach:
     """Sees to it that a gradient reaches every trainable tensor within the first two steps of a run.
 
@@ -180,14 +171,6 @@ def _group_of(name: str, family: Family) -> str:
     if inside:
         return "projector" if part == "projector" else f"module {plain_name(path)}"
     return f"other {part}"
-
-
-def _frozen_numbers(model: nn.Module) -> int:
-    """Numbers that do not train, quantised ones counted as numbers and not as bytes."""
-    # numel of a packed matrix counts bytes, of two weights each
-    layers: list[Any] = [module for module in model.modules() if quantised_as(module) == "nf4"]
-    packed = sum(layer.in_features * layer.out_features - layer.weight.numel() for layer in layers)
-    return packed + sum(p.numel() for p in model.parameters() if not p.requires_grad)
 
 
 def _stored_state(module: Any) -> list[tuple[str, Tensor]]:

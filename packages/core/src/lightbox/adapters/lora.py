@@ -78,25 +78,15 @@ def add_lora(
 def wrap(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
     """Add an adapter by its peft configuration, with everything that trains kept in float32.
 
-    Peft hooks the token table of a checkpointed model that is not quantised, so that its rows require a gradient.
-    Checkpointing as `kbit` does it needs no such gradient, and it costs several values of the width of a row.
+    Peft widens its own matrices only; trained copies of whole modules (a projector) are widened here, and read and give
+    the dtype of the base.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", FutureWarning
-        )  # peft asks transformers by a name that will go, and users cannot
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that will go
         wrapped = get_peft_model(model, config, adapter_name=ADAPTER, autocast_adapter_dtype=True)
+    # peft hooks the table of a checkpointed model for gradients that `kbit` needs none of, at several values a row
     model.disable_input_require_grads()
-    _widen_saved(wrapped)
-    return wrapped
-
-
-def _widen_saved(model: PeftModel) -> None:
-    """Turn the trained copies of whole modules into float32; they read and give the dtype of the base.
-
-    Peft widens its own matrices only, so a copied projector would be trained in 16 bit.
-    """
-    for module in model.modules():
+    for module in wrapped.modules():
         if isinstance(module, ModulesToSaveWrapper):
             copied = module.modules_to_save[ADAPTER]
             outside = next(copied.parameters()).dtype
@@ -104,6 +94,7 @@ def _widen_saved(model: PeftModel) -> None:
                 copied.float()
                 copied.register_forward_pre_hook(_widen_inputs, with_kwargs=True)
                 copied.register_forward_hook(partial(_narrow_output, outside))
+    return wrapped
 
 
 def target_pattern(model: nn.Module, family: Family, adapter: AdapterConfig) -> str:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig
 from transformers.core_model_loading import revert_weight_conversion
 
-from lightbox.adapters import guards, lora
+from lightbox.adapters import lora
 from lightbox.adapters.artifact import wrapped_model
 from lightbox.adapters.manifest import base_facts, staged_folder, write_manifest
 from lightbox.adapters.plain import dense_weight
@@ -51,14 +51,12 @@ def merge_to_16_bit(backbone: Backbone, folder: Path, *, dtype: str = "bf16", ma
         max_shard_gib: largest file; a larger tensor has one to itself.
 
     Raises:
-        RequestError: no adapter, adapters merged already, additions that are no sum, tied tables that were trained
-            apart, or a folder with other content.
-        WorkError: 4-bit weights that were repacked.
+        RequestError: as `artifact.wrapped_model`, additions that `_with_addition` refuses, tied tables that were
+            trained apart, or a folder with other content.
+        WorkError: as `artifact.wrapped_model`.
     """
     check_choice("dtype", dtype, tuple(DTYPES))
     model = wrapped_model(backbone)
-    guards.refuse_merged(model)
-    guards.refuse_packed(model)
     with staged_folder(folder, KIND) as staged, quiet_loading():
         write_plain(model, staged, dtype=DTYPES[dtype], max_bytes=int(max_shard_gib * (1 << 30)))
         with suppress(OSError):  # as published, where it is: a family may change settings of decoding for its own use

@@ -35,12 +35,7 @@ NO_FLASH = {
 
 @dataclass(frozen=True)
 class AttentionChoice:
-    """What computes attention in a run, for its card.
-
-    Args:
-        name: sdpa, xformers, flash or eager.
-        reason: why, as a phrase.
-    """
+    """What computes attention in a run, for its card: sdpa, xformers, flash or eager, and why, as a phrase."""
 
     name: str
     reason: str

@@ -10,9 +10,8 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
@@ -78,8 +77,7 @@ Part = tuple[Path, Callable[[str], str]]
 """A file, and what gives its tensors their new names."""
 
 
-@dataclass(frozen=True)
-class Converted:
+class Converted(NamedTuple):
     """What was written."""
 
     folder: Path

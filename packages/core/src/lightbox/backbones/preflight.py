@@ -56,7 +56,13 @@ def check_request(
     Raises:
         RequestError: what is wrong, with what to do instead.
     """
-    _check_quant(quant)
+    check_choice("adapter.quant", quant, QUANTS)
+    if quant != "none" and importlib.util.find_spec(BACKEND) is None:  # looked for and not imported: that takes seconds
+        raise RequestError(
+            f"adapter.quant is {quant}",
+            f"Quantised weights need {BACKEND}, which is not installed",
+            "Install lightbox-core with it, or set adapter.quant=none",
+        )
     _check_adapter_folder(name, key)
     place = weights.locate(name, revision=revision, key=key)
     if place.folder is None:
@@ -106,16 +112,6 @@ def original_body(config: Mapping[str, Any]) -> str:
     """model_type of the language model of a LLaVA in its authors' layout; "" for another layout."""
     names = [*(config.get("architectures") or ()), config.get("model_type", "")]
     return next((ORIGINAL_LLAVA[name] for name in names if name in ORIGINAL_LLAVA), "")
-
-
-def _check_quant(quant: str) -> None:
-    check_choice("adapter.quant", quant, QUANTS)
-    if quant != "none" and importlib.util.find_spec(BACKEND) is None:  # looked for and not imported: that takes seconds
-        raise RequestError(
-            f"adapter.quant is {quant}",
-            f"Quantised weights need {BACKEND}, which is not installed",
-            "Install lightbox-core with it, or set adapter.quant=none",
-        )
 
 
 def _check_adapter_folder(name: str, key: str) -> None:

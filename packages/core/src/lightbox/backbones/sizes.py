@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lightbox.backbones.families import Family
 from lightbox.errors import RequestError
@@ -161,8 +161,7 @@ def sizes_of(config: Config, family: Family, images: Images) -> ImageSizes:
 # ---- towers
 
 
-@dataclass(frozen=True)
-class Stage:
+class Stage(NamedTuple):
     """Layers of one width: `rows` of a row of text, its layers' `heads`, patches of an attention `window` (0: all).
 
     `numbers` are those of what makes its rows (patches, positions).
@@ -176,8 +175,7 @@ class Stage:
     window: int = 0
 
 
-@dataclass(frozen=True)
-class Tower:
+class Tower(NamedTuple):
     """A vision tower and what maps its `rows` to the language model: in and out of the projector's linear layers.
 
     `pixels` are the numbers that it is given for a row of text, `others` further numbers of the projector, `unread` the
