@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
+from lightbox.config import check_choice
 from lightbox.errors import RequestError
 
 ATTENTIONS = ("auto", "sdpa", "xformers", "flash", "eager")
@@ -62,12 +63,7 @@ def choose(requested: str, *, device: str, dtype: str, model_type: str) -> Atten
     Raises:
         RequestError: an unknown name, or one that cannot run here or for this model.
     """
-    if requested not in ATTENTIONS:
-        raise RequestError(
-            f"model.attention is '{requested}'",
-            f"The ways to compute attention are {', '.join(ATTENTIONS)}",
-            "Set model.attention=auto",
-        )
+    check_choice("model.attention", requested, ATTENTIONS)
     why = _obstacle("flash" if requested == "auto" else requested, device, dtype, model_type)
     if requested == "auto":
         if why:
