@@ -145,7 +145,7 @@ def test_tower_without_its_preprocessing_is_refused(folder_of, tmp_path):
 def test_tower_whose_preprocessing_leaves_values_as_they_are_is_refused(folder_of, tmp_path):
     folder = shutil.copytree(folder_of("vit"), tmp_path / "raw")
     path = folder / "preprocessor_config.json"
-    path.write_text(path.read_text().replace('"do_normalize": true', '"do_normalize": false'))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"do_normalize": False}))
     with pytest.raises(RequestError, match="leaves values as they are"):
         load_tower(str(folder))
 
