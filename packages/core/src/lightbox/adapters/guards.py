@@ -117,7 +117,9 @@ def quantised_digest(model: nn.Module) -> str:
 
 def refuse_packed(model: nn.Module) -> None:
     """Raise `WorkError` where an evaluation has repacked 4-bit weights, which cannot be undone without loss."""
-    plain.refuse_packed({plain_name(name): m for name, m in model.named_modules() if quantised_as(m) == "nf4"})
+    layers = {plain_name(name): m for name, m in model.named_modules() if quantised_as(m) == "nf4"}
+    if layers:  # a job without adapters calls nothing that its key does not cover
+        plain.refuse_packed(layers)
 
 
 class GradientReach:
