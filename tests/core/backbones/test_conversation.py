@@ -177,7 +177,7 @@ def test_what_is_no_turn_or_no_image_is_refused():
     messages = [{"role": "user", "content": "Side?"}]
     with pytest.raises(RequestError, match="A conversation of a list of a dict"):
         Conversation(messages)
-    with pytest.raises(RequestError, match="A part of turn 0 is a list of a Image"):
+    with pytest.raises(RequestError, match="A part of turn 0 is a list of an Image"):
         Conversation((user([ONE], "Side?"),))
     with pytest.raises(RequestError, match="A part of turn 0 is None"):
         Conversation((user(None, "Side?"),))

@@ -283,7 +283,7 @@ def test_a_memory_is_continued_once_with_as_many_rows_as_it_has(llava):
     first = llava.generate(asked(llava), max_new_tokens=2, with_memory=True)
     again = copy.deepcopy(first)
     batch = llava.continued(first, [user("Why?")] * 3)
-    with pytest.raises(RequestError, match="a cache goes on with as many rows as it has"):
+    with pytest.raises(RequestError, match="A cache goes on with as many rows as it has"):
         llava.generate(batch, max_new_tokens=2, sampling=Sampling(seeds=(1, 2, 3), samples=2))
     ids = llava.generate(batch, max_new_tokens=2).ids
     with pytest.raises(RequestError, match="it was continued before"):
@@ -302,13 +302,13 @@ def test_batches_that_cannot_be_answered_are_refused(llava):
         llava.generate(llava.prepare(IMAGES, PROMPTS, ["a", "b", "c"], max_tokens=400), max_new_tokens=2)
     with pytest.raises(RequestError, match="Rows that end with padding"):
         llava.generate(llava.prepare(IMAGES, PROMPTS, max_tokens=400), max_new_tokens=2)
-    with pytest.raises(RequestError, match="2 seeds and 1 samples for 3 rows"):
+    with pytest.raises(RequestError, match="2 seeds for 3 rows"):
         llava.generate(asked(llava), max_new_tokens=2, sampling=Sampling(seeds=(1, 2)))
     with pytest.raises(RequestError, match="Every text holds it"):
         llava.generate(asked(llava), max_new_tokens=2, stop=["a", ""])
-    for wrong in ({"temperature": 0.0}, {"top_p": 1.5}, {"samples": 0}):
+    for wrong in ({"temperature": 0.0}, {"top_p": 1.5}, {"samples": 0}, {"seeds": (-1,)}):
         with pytest.raises(RequestError, match="A draw needs"):
-            Sampling(seeds=(1,), **wrong)
+            Sampling(**({"seeds": (1,)} | wrong))
 
 
 def test_a_conversation_without_images_goes_on(llava):

@@ -6,30 +6,15 @@ import signal
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from lightbox.config import TrainConfig
 from lightbox.errors import WorkError
 from lightbox.files import file_sha256
-from lightbox.testing.training import Tagger, fit_tagger, make_rows, make_source, tagger_step
+from lightbox.testing.training import Counting, fit_tagger, make_rows, make_source, tagger_step
 
 AUTO = {"train": TrainConfig(auto_batch=True)}
 ROWS = make_rows()
 LONGEST = np.argsort([-len(row) for row in ROWS], kind="stable")[:4].tolist()
-
-
-class Counting(nn.Module):
-    """A tagger whose normalisation keeps running statistics, which a forward pass changes."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.tagger = Tagger(dropout=0.3)
-        self.statistics = nn.BatchNorm1d(17)
-
-    def forward(self, ids):
-        logits = self.tagger(ids)
-        return self.statistics(logits.flatten(0, 1)).view_as(logits)
 
 
 def fit(out, *, lengths=True, step=tagger_step, extras=AUTO, **options):

@@ -6,32 +6,17 @@ import weakref
 
 import pytest
 import torch
-from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from lightbox.config import TrainConfig
 from lightbox.errors import WorkError
 from lightbox.files import file_sha256
-from lightbox.testing.training import Tagger, fit_tagger, make_source, make_tagger, tagger_step
+from lightbox.testing.training import Counting, fit_tagger, make_source, make_tagger, tagger_step
 from lightbox.train import shortage
 
 AUTO = {"train": TrainConfig(auto_batch=True)}
 CUDA = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 11.9 GiB of which 0 is free"
 TOO_MUCH = 1 << 46
-
-
-class Counting(nn.Module):
-    """A tagger whose normalisation keeps running statistics, which a forward pass changes."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.tagger = Tagger(dropout=0.3)
-        self.statistics = nn.BatchNorm1d(17)
-
-    def forward(self, ids):
-        logits = self.tagger(ids)
-        return self.statistics(logits.flatten(0, 1)).view_as(logits)
 
 
 def narrow(limit, *, error=None, from_call=0):

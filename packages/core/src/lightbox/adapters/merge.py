@@ -6,7 +6,6 @@ other weights.
 """
 
 import copy
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +18,12 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper, TrainableTokensWrapper
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import GenerationConfig
 from transformers.core_model_loading import revert_weight_conversion
 
 from lightbox.adapters import lora
 from lightbox.adapters.artifact import wrapped_model
 from lightbox.adapters.manifest import base_facts, staged_folder, write_manifest
 from lightbox.adapters.plain import dense_weight
-from lightbox.backbones import weights
 from lightbox.backbones.backbone import Backbone
 from lightbox.backbones.loading import DTYPES
 from lightbox.backbones.preflight import SHARDS
@@ -59,9 +56,6 @@ def merge_to_16_bit(backbone: Backbone, folder: Path, *, dtype: str = "bf16", ma
     model = wrapped_model(backbone)
     with staged_folder(folder, KIND) as staged, quiet_loading():
         write_plain(model, staged, dtype=DTYPES[dtype], max_bytes=int(max_shard_gib * (1 << 30)))
-        with suppress(OSError):  # as published, where it is: a family may change settings of decoding for its own use
-            place = weights.locate(backbone.name, revision=backbone.revision)
-            GenerationConfig.from_pretrained(place.source, revision=place.revision).save_pretrained(staged)
         backbone.processor.save_pretrained(staged)
         write_manifest(staged, KIND, base_facts(backbone) | {"stored_as": dtype})
     return folder

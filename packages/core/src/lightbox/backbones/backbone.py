@@ -280,8 +280,8 @@ class Backbone(Reader):
     def tower(self, images: Sequence[Image.Image], *, layers: Sequence[int] = ()) -> VisionFeatures:
         """The first half of vision: images -> features, in the mode and with the gradients that the model has.
 
-        The projector runs too and its result is dropped (3 % of the time in LLaVA-1.5), so that the model's own code
-        says which features it reads.
+        The projector runs too and its result is dropped, a small part of the work, so that the model's own code says
+        which features it reads.
 
         Args:
             images: 8-bit grey or colour.
@@ -314,13 +314,28 @@ class Backbone(Reader):
         """Leading tokens of the tower that are no patches."""
         return 0
 
-    def split_patches(self, rows: Tensor, pixels: ImageFields) -> list[Tensor]:
+    def split_patches(self, hidden: Tensor, pixels: ImageFields) -> list[Tensor]:
         """What the projector reads, one entry an image; see `VisionFeatures`."""
-        return list(rows)
+        return list(hidden)
 
-    def split_layer(self, rows: Tensor, pixels: ImageFields) -> list[Tensor]:
+    def split_layer(self, hidden: Tensor, pixels: ImageFields) -> list[Tensor]:
         """Rows of a layer of the tower, one entry an image, patches row by row."""
-        return self.split_patches(rows, pixels)
+        return self.split_patches(hidden, pixels)
+
+    def layer_taps(self, tap: dict[str, Tensor], pixels: ImageFields) -> LayerTaps:
+        """What `vision.tapped` recorded of a layer, one entry an image."""
+        prefix, heads = self.prefix_tokens(), self._tower_heads()
+        query, key = tap.get(vision.QUERIES), tap.get(vision.KEYS)
+        if vision.BOTH in tap:
+            query, key, _ = tap[vision.BOTH].chunk(3, dim=-1)
+        outputs = [own[..., prefix:, :] for own in self.split_layer(tap["output"], pixels)]
+        if query is None or key is None:
+            return LayerTaps(outputs)
+        sides = [
+            [rearrange(own, "... s (k e) -> ... k s e", k=heads) for own in self.split_layer(side, pixels)]
+            for side in (query, key)
+        ]
+        return LayerTaps(outputs, *sides)
 
     def inputs_of(self, batch: VlmBatch) -> dict[str, Any]:
         """Keyword arguments of the model's forward: shared images are encoded here, once each."""
@@ -366,20 +381,6 @@ class Backbone(Reader):
             conversations=[batch.conversations[place] for place in rows_again],
             grids=None if batch.grids is None else [batch.grids[place] for place in rows_again],
         )
-
-    def layer_taps(self, tap: dict[str, Tensor], pixels: ImageFields) -> LayerTaps:
-        prefix, heads = self.prefix_tokens(), self._tower_heads()
-        query, key = tap.get(vision.QUERIES), tap.get(vision.KEYS)
-        if vision.BOTH in tap:
-            query, key, _ = tap[vision.BOTH].chunk(3, dim=-1)
-        outputs = self.split_layer(tap["output"], pixels)
-        if query is None or key is None:
-            return LayerTaps(outputs)
-        sides = [
-            [rearrange(own, "... s (k e) -> ... k s e", k=heads) for own in self.split_layer(side, pixels)]
-            for side in (query, key)
-        ]
-        return LayerTaps([own[..., prefix:, :] for own in outputs], *sides)
 
     def _tower_heads(self) -> int:
         config = self.core.config.vision_config
@@ -437,11 +438,17 @@ class Backbone(Reader):
                 "Its cache has grown by that answer",
                 "Make the batch anew, from a copy of the answers",
             )
-        if sampling is not None and (len(sampling.seeds) != len(mask) or (batch.cache and sampling.samples > 1)):
+        if sampling is not None and len(sampling.seeds) != len(mask):
             raise RequestError(
-                f"{len(sampling.seeds)} seeds and {sampling.samples} samples for {len(mask)} rows",
-                "A row's draws follow from its own seed, and a cache goes on with as many rows as it has",
-                "Give one seed a row, and draw several samples in the first turn",
+                f"{len(sampling.seeds)} seeds for {len(mask)} rows",
+                "A row's draws follow from its own seed",
+                "Give one seed a row",
+            )
+        if sampling is not None and batch.cache is not None and sampling.samples > 1:
+            raise RequestError(
+                f"{sampling.samples} samples of a batch that continues",
+                "A cache goes on with as many rows as it has",
+                "Draw several samples in the first turn",
             )
         if self.family.is_encoder_decoder:
             return

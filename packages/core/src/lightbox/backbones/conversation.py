@@ -271,4 +271,5 @@ def _kind(value: Any) -> str:
     if isinstance(value, list | tuple):
         inside = f" of {_kind(value[0])}" if value else ""
         return f"a {type(value).__name__}{inside}"
-    return "None" if value is None else f"a {type(value).__name__}"
+    name = type(value).__name__
+    return "None" if value is None else f"an {name}" if name[0] in "AEIOUaeiou" else f"a {name}"

@@ -96,9 +96,9 @@ class Florence2Backbone(Backbone):
             sides = [(side + 2 * padding - size) // stride + 1 for side in sides]
         return [(sides[0], sides[1])] * count
 
-    def split_patches(self, rows: Tensor, pixels: ImageFields) -> list[Tensor]:
+    def split_patches(self, hidden: Tensor, pixels: ImageFields) -> list[Tensor]:
         """Patches row by row."""
-        return list(rearrange(rows, "b c h w -> b (h w) c"))
+        return list(rearrange(hidden, "b c h w -> b (h w) c"))
 
     def layer_taps(self, tap: dict[str, Tensor], pixels: ImageFields) -> LayerTaps:
         """Outputs alone: half of the attention is between channels."""

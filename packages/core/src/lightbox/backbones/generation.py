@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -18,18 +19,16 @@ from transformers.generation import StopStringCriteria, TemperatureLogitsWarper,
 from lightbox.backbones.conversation import Conversation
 from lightbox.errors import RequestError
 
-MOST_SAMPLES = 1 << 16
-
 
 @dataclass(frozen=True)
 class Sampling:
     """How answers are drawn in place of the likeliest token.
 
     Args:
-        seeds: one a prompt; a row's draws depend on its seed and the number of its sample alone.
+        seeds: one a prompt, >= 0; a row's draws depend on its seed and the number of its sample alone.
         temperature: > 0; logits are divided by it.
         top_p: in (0, 1]; only the likeliest tokens that together have this probability are drawn.
-        samples: answers a prompt, 1 to 65,536.
+        samples: answers a prompt, >= 1.
 
     Raises:
         RequestError: a value outside its range.
@@ -41,10 +40,10 @@ class Sampling:
     samples: int = 1
 
     def __post_init__(self) -> None:
-        if not (self.temperature > 0 and 0 < self.top_p <= 1 and 1 <= self.samples <= MOST_SAMPLES):
+        if not (self.temperature > 0 and 0 < self.top_p <= 1 and self.samples >= 1 and min(self.seeds, default=0) >= 0):
             raise RequestError(
                 f"temperature {self.temperature}, top_p {self.top_p}, {self.samples} samples",
-                f"A draw needs a temperature above 0, a top_p in (0, 1] and 1 to {MOST_SAMPLES} samples",
+                "A draw needs a temperature above 0, a top_p in (0, 1], at least one sample and seeds from 0 on",
                 "Correct them; leave sampling out for the likeliest answer",
             )
 
@@ -138,12 +137,12 @@ class Choice(LogitsProcessor):
         if sampling is not None:
             self._warpers = [TemperatureLogitsWarper(sampling.temperature), TopPLogitsWarper(sampling.top_p)]
             draws = [
-                # on the CPU, whose generator gives the same numbers beside every device
-                torch.rand(max_new_tokens, generator=torch.Generator().manual_seed(seed * MOST_SAMPLES + sample))
+                # numpy's generator gives the same numbers beside every device, and a longer answer begins alike
+                torch.from_numpy(np.random.default_rng([seed, sample]).random(max_new_tokens))
                 for seed in sampling.seeds
                 for sample in range(sampling.samples)
             ]
-            self._draws = torch.stack(draws).double()
+            self._draws = torch.stack(draws)
 
     def __call__(self, input_ids: Tensor, scores: Float[Tensor, "n v"]) -> Float[Tensor, "n v"]:
         """See transformers; called once a step, with float32 logits."""

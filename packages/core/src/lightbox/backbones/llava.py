@@ -88,11 +88,11 @@ class LlavaNextBackbone(LlavaBackbone):
         """Rows and columns of the tiles' tokens within each image, without the whole and newlines."""
         return [self._tile_grid(size) for size in pixels["image_sizes"]]
 
-    def split_patches(self, rows: Tensor, pixels: ImageFields) -> list[Tensor]:
+    def split_patches(self, hidden: Tensor, pixels: ImageFields) -> list[Tensor]:
         """The tiles of each image."""
         config = self.core.config
         return list(
-            rows.split(
+            hidden.split(
                 [
                     image_size_to_num_patches(size, config.image_grid_pinpoints, config.vision_config.image_size)
                     for size in pixels["image_sizes"]

@@ -89,17 +89,17 @@ class Qwen2VlBackbone(Backbone):
         merge = self._merge()
         return [(rows // merge, columns // merge) for _, rows, columns in pixels["image_grid_thw"].tolist()]
 
-    def split_patches(self, rows: Tensor, pixels: ImageFields) -> list[Tensor]:
+    def split_patches(self, hidden: Tensor, pixels: ImageFields) -> list[Tensor]:
         """Patches by token and image; the tower keeps those of a token together."""
-        by_token = rearrange(rows, "(p m) c -> p m c", m=self._merge() ** 2)
+        by_token = rearrange(hidden, "(p m) c -> p m c", m=self._merge() ** 2)
         return list(by_token[self._token_order(pixels["image_grid_thw"])].split(self.tokens_per_image(pixels)))
 
-    def split_layer(self, rows: Tensor, pixels: ImageFields) -> list[Tensor]:
+    def split_layer(self, hidden: Tensor, pixels: ImageFields) -> list[Tensor]:
         """Patches row by row: m patches a token, and a picture has m rows of patches a row of tokens."""
         merge = self._merge()
         return [
             rearrange(patches, "(h w) (a b) c -> (h a w b) c", w=columns, a=merge)
-            for patches, (_, columns) in zip(self.split_patches(rows, pixels), self.grids(pixels), strict=True)
+            for patches, (_, columns) in zip(self.split_patches(hidden, pixels), self.grids(pixels), strict=True)
         ]
 
     def image_fields(self, pixels: ImageFields, index: list[int], features: list[Tensor] | None) -> Placed:

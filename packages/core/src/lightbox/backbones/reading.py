@@ -163,20 +163,20 @@ class Reader:
             row, labels = self._row(conversation, iter([counts[place] for place in own]))
             prompts.append(row)
             answers.append(labels)
-        is_decoder, pad_id = self.family.is_encoder_decoder, self.tokenizer.pad_token_id
+        is_apart, pad_id = self.family.is_encoder_decoder, self.tokenizer.pad_token_id
         rows.check_lengths(
-            [_lengths(row, labels, is_joined=not is_decoder) for row, labels in zip(prompts, answers, strict=True)],
+            [_lengths(row, labels, is_joined=not is_apart) for row, labels in zip(prompts, answers, strict=True)],
             limit=max_tokens,
             context=self.context_tokens,
-            is_joined=not is_decoder,
+            is_joined=not is_apart,
         )
-        if is_decoder:
+        if is_apart:
             padding = "right"  # an encoder with absolute positions reads another text behind padding
         inputs = rows.padded([self._typed(row) for row in prompts], pad_id, side=padding)
         labels = None
         if conversations[0].is_answered:
             labels = rows.stacked(answers, IGNORED, side=padding)
-            if is_decoder:
+            if is_apart:
                 # made here, not by the model from labels: with labels it would compute its own loss over full logits
                 inputs["decoder_input_ids"] = rows.shifted_right(labels, start_id=self.decoder_start_id, pad_id=pad_id)
         index = [place for own in places for place in own]

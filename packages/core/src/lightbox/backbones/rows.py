@@ -129,9 +129,9 @@ def check_lengths(lengths: Sequence[tuple[int, int]], *, limit: int, context: in
     most = limit if context is None else min(limit, context)
     for index, (prompt, target) in enumerate(lengths):
         if (prompt + target if is_joined else max(prompt, target)) > most:
-            known = "" if context is None else f", and the model's context is {context}"
+            bound = "" if context is None else f", and the model's context is {context}"
             raise RequestError(
                 f"Item {index} has {prompt} tokens in the prompt, image included, and {target} in the target",
-                f"The limit here is {limit}{known}; a row that is cut would teach another text",
+                f"The limit here is {limit}{bound}; a row that is cut would teach another text",
                 "Shorten the text, use a smaller image, or raise the limit within the context",
             )

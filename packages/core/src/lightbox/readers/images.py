@@ -97,9 +97,8 @@ def letterbox(pixels: np.ndarray, image_px: int) -> np.ndarray:
     """Scale uint8 h w or h w 3 into a black square of `image_px` pixels; the rule stands at `load_image`."""
     width, height, left, top = _letterbox_place(pixels.shape[:2], image_px)
     resized = Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR)
-    square = np.zeros(
-        (image_px, image_px, *pixels.shape[2:]), np.uint8
-    )  # black, as the surround of most medical images
+    # black, as the surround of most medical images
+    square = np.zeros((image_px, image_px, *pixels.shape[2:]), np.uint8)
     square[top : top + height, left : left + width] = np.asarray(resized)
     return square
 

@@ -33,6 +33,21 @@ class Tagger(nn.Module):
         return self.head(self.drop(self.norm(self.mix(self.embed(ids))[0])))
 
 
+class Counting(nn.Module):
+    """A tagger whose normalisation keeps running statistics, which a forward pass changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.tagger = Tagger(dropout=0.3)
+        self.statistics = nn.BatchNorm1d(VOCABULARY)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Logits b t v of token ids b t."""
+        logits = self.tagger(ids)
+        return self.statistics(logits.flatten(0, 1)).view_as(logits)
+
+
 def make_tagger(seed: int = 0, **options: Any) -> Tagger:
     """A tagger with initial weights from a seed."""
     torch.manual_seed(seed)

@@ -58,7 +58,7 @@ def predict(request: Request) -> MemoryReport:
         RequestError: a config without a tower's sizes, or with a part whose layers are not known.
     """
     layers, is_on_gpu = list(_layers(request)), request.device == "cuda"
-    held, counts, kept = Counter[str](), Counter[str](), Counter[str]()
+    held, counts, saved = Counter[str](), Counter[str](), Counter[str]()
     # what no row comes by has neither gradient nor moments
     sizes = [size for layer in layers if layer.rows or not layer.width for size in layer.owned]
     item = ITEMS[request.dtype] if request.is_full else FLOAT32
@@ -66,9 +66,9 @@ def predict(request: Request) -> MemoryReport:
     moments = list[Counter[str]]()
     for layer in layers:
         stays, now = _bytes(layer)
-        kept += stays
+        saved += stays
         behind -= item * sum(layer.owned) * bool(layer.rows or not layer.width)
-        moments.append(kept + now + Counter(gradients=0 if request.accumulates else behind))
+        moments.append(saved + now + Counter(gradients=0 if request.accumulates else behind))
         counts[layer.group] += layer.numbers + layer.others
         held["quantised weights"] += layer.packed
         held[layer.group] += (layer.plain + layer.others) * ITEMS[request.dtype]
