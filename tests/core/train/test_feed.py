@@ -179,6 +179,28 @@ def test_a_worker_that_dies_ends_the_run_and_the_same_command_goes_on(tmp_path):
     assert bits(tmp_path / "dying") == bits(tmp_path / "straight")
 
 
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
+def test_a_worker_that_dies_while_it_hands_over_a_batch_is_named_too(tmp_path, monkeypatch, error):
+    """Its tensors come over a socket, which may be closed before torch sees that the process is gone."""
+
+    def cut_off(ident):
+        raise error
+
+    monkeypatch.setattr("multiprocessing.resource_sharer._ResourceSharer.get_connection", staticmethod(cut_off))
+    with pytest.raises(WorkError, match=r"prepared items .* died .*train\.workers"):
+        fit(tmp_path, AHEAD)
+    assert not children()
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError("the image server"), EOFError("half an image")])
+def test_a_connection_that_collate_loses_is_no_death(tmp_path, error):
+    def collate(usual, indices):
+        raise error
+
+    with pytest.raises(type(error), match=r"the image server|half an image"):
+        fit(tmp_path, AHEAD, source=collating(collate))
+
+
 @pytest.mark.parametrize("draw", [lambda: torch.rand(1), np.random.rand, random.random])
 def test_a_collate_that_draws_is_refused_in_a_worker(tmp_path, draw):
     def collate(usual, indices):

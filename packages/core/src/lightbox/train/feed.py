@@ -57,12 +57,7 @@ class Feed:
         self._end()
         # torch says so in `next`, or wherever the signal of the death arrives
         if isinstance(err, RuntimeError) and str(err).startswith(_DIED):
-            names = self._named(itertools.chain.from_iterable(self._ahead))
-            raise WorkError(
-                f"A worker process that prepared {names} died ({err})",
-                "Most often the system ends it where memory, or shared memory in /dev/shm, runs out",
-                "Set fewer train.workers, or 0, and run the same command again; it continues from the last checkpoint",
-            ) from err
+            raise self._death(err) from err
 
     def micro_batches(self, items: dict[int, Any], size: int) -> Iterator[tuple[list[int], Any]]:
         """Indices and batch of each `size` items of a step, in order.
@@ -83,6 +78,8 @@ class Feed:
                 if isinstance(batch, LightboxError):
                     raise batch
             except Exception as err:
+                if self._workers and _is_cut_off(err):
+                    raise self._death(err) from err
                 err.add_note(f"While a batch was made of {self._named(indices)}.")
                 raise
             if self._workers:
@@ -118,6 +115,14 @@ class Feed:
             self._loader._shutdown_workers()  # a loader without end has no public way, and a traceback may hold it
             self._loader = None
 
+    def _death(self, err: Exception) -> WorkError:
+        names = self._named(itertools.chain.from_iterable(self._ahead))
+        return WorkError(
+            f"A worker process that prepared {names} died ({err})",
+            "Most often the system ends it where memory, or shared memory in /dev/shm, runs out",
+            "Set fewer train.workers, or 0, and run the same command again; it continues from the last checkpoint",
+        )
+
     def _named(self, indices: Iterable[int]) -> str:
         names = self._batches.names(list(indices))
         return "items " + ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
@@ -130,6 +135,11 @@ def _why_in_line(*, has_prepare: bool) -> str:
     if multiprocessing.current_process().daemon:
         return "this job is one of a pool, whose processes may start none and share the cores already"
     return "" if sys.platform == "linux" else f"a fork is not safe on {sys.platform}"
+
+
+def _is_cut_off(err: Exception) -> bool:
+    """Whether a worker died while it handed over a batch, before torch can see its death; not what collate raised."""
+    return isinstance(err, ConnectionError | EOFError) and not str(err).startswith("Caught ")
 
 
 def _begin(worker: int) -> None:
