@@ -9,13 +9,15 @@ import pytest
 from lightbox.errors import RequestError
 from lightbox.paths import shared_data
 from lightbox.phantom import Knobs, draw_cases, seed_range
-from lightbox.phantom.facts import parse
+from lightbox.phantom.facts import parse, reword
 from lightbox.phantom.freeze import SAMPLE, describe, sample_cases
 from lightbox.phantom.ontology import CLASS_NAMES, DENSITIES, LOCATIONS, PLACE_LOCATION, SHAPES, TRIPLES
 from lightbox.phantom.scene import MAX_FINDINGS, draw_scene
 from lightbox.phantom.splits import SPLITS, load_splits, make_splits
 from lightbox.phantom.version import VERSION
 from lightbox.records import Case, Question, box_from_mask
+
+COMPARISONS = ("comparison", "count_comparison", "size_comparison")
 
 
 def _triple(case_finding) -> str:
@@ -144,7 +146,8 @@ def test_question_only_accuracy_is_set_by_rho(rho):
         for q in case.questions:
             table[q.text][q.answer] += 1
     asked = [q for case in cases[half:] for q in case.questions]
-    hits = np.mean([table[q.text].most_common(1)[0][0] == q.answer for q in asked])
+    # a text that was never met is answered by a coin
+    hits = np.mean([table[q.text].most_common(1)[0][0] == q.answer if q.text in table else 0.5 for q in asked])
     assert abs(hits - (0.5 + rho / 2)) < 0.02
 
 
@@ -158,20 +161,28 @@ def test_label_noise_flips_the_asked_share_of_answers_and_leaves_the_facts():
 
 
 def _answer_from_findings(case: Case, q: Question) -> str | None:
-    """An independent reading of the records, where one finding list decides the answer."""
+    """An independent reading of the records, from pixels where it can be: masks for sizes, boxes for heights."""
     names = [f.name for f in case.findings]
-    name = next((n for n in CLASS_NAMES if f" {n} " in f" {q.text} "), None)
-    if q.kind == "presence" and name and q.options:
-        return "yes" if name in names else "no"
+    asked = sorted((f for f in case.findings if f" {f.name} " in f" {q.text} "), key=lambda f: q.text.index(f.name))
+    sides = Counter(f.attributes["side"] for f in case.findings)
+    if q.kind == "presence" and q.options and any(name in q.text for name in CLASS_NAMES):
+        return "yes" if asked else "no"
     if q.kind == "side":
-        return next(f.attributes["side"] for f in case.findings if f.name == name)
+        return asked[0].attributes["side"]
     if q.kind == "zone":
-        return next(f.attributes["location"] for f in case.findings if f.name == name)
+        return asked[0].attributes["location"]
     if q.kind == "count":
         return ("none", "one", "two", "three")[len(names)]
+    if q.kind == "count_comparison":
+        first, second = sorted(("right", "left"), key=q.text.index)
+        return "yes" if sides[first] > sides[second] else "no"
+    if q.kind == "size_comparison":
+        return "yes" if asked[0].mask.sum() > asked[1].mask.sum() else "no"
+    if q.kind == "comparison" and "above" in q.text:
+        return min(asked, key=lambda f: f.boxes[0].y0 + f.boxes[0].y1).name
     if q.kind == "comparison":
-        best = max(case.findings, key=lambda f: f.mask.sum())
-        return best.attributes["side"]
+        largest = max(asked or case.findings, key=lambda f: f.mask.sum())
+        return largest.name if asked else largest.attributes["side"]
     return None
 
 
@@ -183,8 +194,45 @@ def test_answers_agree_with_an_independent_reading_of_the_records():
             if expected is not None:
                 assert q.answer == expected, (case.id, q)
                 checked[q.kind] += 1
-    assert set(checked) == {"presence", "side", "zone", "count", "comparison"}
+    assert set(checked) == {"presence", "side", "zone", "count", *COMPARISONS}
     assert min(checked.values()) > 20
+
+
+def test_closed_questions_are_of_every_kind_and_of_both_answers():
+    cases = draw_cases(seed_range("development", 15, 4000), closed=True, with_pixels=False)
+    asked = [q for case in cases for q in case.questions]
+    shares = {kind: count / len(asked) for kind, count in Counter(q.kind for q in asked).items()}
+    assert set(shares) == {"presence", "side", "threshold", "composition", *COMPARISONS}
+    assert shares["comparison"] >= 0.15
+    assert min(shares.values()) > 0.07
+    assert max(shares.values()) < 0.25
+    for kind in shares:
+        assert abs(np.mean([q.answer_index for q in asked if q.kind == kind]) - 0.5) < 0.05
+
+
+def test_every_wording_of_a_sentence_states_the_same_facts():
+    """Of the same case, question and draw but for the wording."""
+    sentences = (
+        "a small dense disc lies in the left hilum .",
+        "a small dense disc is a nodule .",
+        "an effusion is a dense crescent .",
+        "the nodule lies in the left upper zone .",
+        "the lungs are clear .",
+        "the heart takes no more than half of the chest width .",
+        "that is a normal heart .",
+        "that makes two on the right , none on the left .",
+        "the mass is larger .",
+        "the larger one lies on the left .",
+        "the dense oval lies above .",
+        "the largest is in the upper part .",
+        "that makes two .",
+    )
+    for sentence in sentences:
+        wordings = {reword((sentence,), draw)[0] for draw in range(6)}
+        assert len(wordings) in (2, 3)
+        assert sentence in wordings
+        assert {parse(wording) for wording in wordings} == {parse(sentence)}
+    assert len({reword(sentences[:2], draw) for draw in range(36)}) == 6
 
 
 def test_sides_are_the_patients_sides():
@@ -202,7 +250,7 @@ def test_every_rationale_states_the_facts_of_its_question():
             assert frozenset(q.facts) == parse(q.rationale)
             assert q.rationale.endswith(".")
             assert q.rationale == q.rationale.lower()
-    assert kinds == {"presence", "side", "zone", "count", "comparison", "threshold", "composition"}
+    assert kinds == {"presence", "side", "zone", "count", "threshold", "composition", *COMPARISONS}
 
 
 def test_reports_state_what_is_there_and_name_normals():

@@ -1,6 +1,7 @@
 """The tiny foundation models: what they may and must not see; shipped files are what their cards say."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -13,9 +14,9 @@ from lightbox.backbones.weights import CARD, check_card
 from lightbox.errors import RequestError, WorkError
 from lightbox.paths import shared_data
 from lightbox.phantom import VERSION
-from lightbox.phantom.facts import state_look
-from lightbox.phantom.ontology import CLASS_NAMES
+from lightbox.phantom.facts import sentence_kind
 from lightbox.phantom.splits import load_splits, triple_mask
+from lightbox.phantom.version import IMAGES_VERSION
 from lightbox.pretrain import NAMES, build
 from lightbox.pretrain.build import compare_scores
 from lightbox.pretrain.t5 import text_pairs
@@ -31,7 +32,8 @@ def weights(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_shipped_files_are_what_the_card_says(name):
     card = check_card(weights(name))
-    assert card["data"]["generator"] == VERSION
+    # the tower saw images and reports, which are older than the questions of today
+    assert card["data"]["generator"] == (IMAGES_VERSION if name == "tower" else VERSION)
     assert card["scores"]
     assert card["parameters"] < 6_000_000
     assert set(card["sha256"]) == {p.name for p in weights(name).iterdir()} - {CARD}
@@ -60,13 +62,12 @@ def test_pretraining_seeds_meet_no_other_split():
 
 
 def test_text_model_never_sees_a_rationale():
-    looks = {state_look(name).rstrip(" .") for name in CLASS_NAMES}
+    """In no wording; that the lungs are clear is a sentence of reports too."""
+    assert sentence_kind("in the left hilum lies a small dense disc") == "finding"
     for pair in text_pairs("pretrain", 400):
         for text in (pair.source.lower(), pair.target.lower()):
-            assert " lies in the " not in text
-            assert "the heart takes" not in text or "more than half" in text  # one question asks so
-            assert "that makes" not in text
-            assert not any(look in text for look in looks)
+            kinds = {sentence_kind(sentence.strip()) for sentence in re.split(r"[.?:]", text)}
+            assert kinds <= {"", "clear"}, text
 
 
 def test_text_model_sees_questions_with_their_reports_and_spans():

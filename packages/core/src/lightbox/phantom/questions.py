@@ -1,4 +1,7 @@
-"""Questions: presence, side, zone, count, comparison, threshold, composition, each with answer, rationale and facts.
+"""Questions with answer, rationale and facts: presence, side, zone, count, threshold, composition, comparisons.
+
+Presence, side and threshold need one look at the image; composition and the three comparisons (of two findings' sizes,
+of their heights, of the findings on either side) need several, which is where a rationale can help.
 
 For every case the candidates of each kind are listed with their answers; a choice rule then picks. With rho = 0 the
 answer of a closed question is balanced whatever its text; with rho > 0 that share of the questions is picked so that
@@ -9,6 +12,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import combinations
 
 from lightbox.paths import shared_data
 from lightbox.phantom.facts import (
@@ -16,15 +20,17 @@ from lightbox.phantom.facts import (
     FactTable,
     FindingFact,
     parse,
-    state_clear,
+    reword,
+    state,
     state_finding,
     state_heart,
     state_look,
     state_name,
+    state_where,
     with_article,
 )
 from lightbox.phantom.knobs import Knobs
-from lightbox.phantom.ontology import CLASS_NAMES, SIDES, ZONES, place_phrase
+from lightbox.phantom.ontology import CLASS_NAMES, CLASSES, SIDES, ZONES, place_phrase
 from lightbox.records import Question
 
 YES_NO = ("yes", "no")
@@ -32,6 +38,10 @@ ATTEMPTS = 3
 # 3 words for wording and noise, 2 for the stereotype, 4 an attempt; reserved whether used or not
 WORDS_PER_QUESTION = 5 + 4 * ATTEMPTS
 LARGER_RATIO_PCT = 160  # a comparison is asked only where the larger area is at least this share of the smaller
+# How often a kind is tried beside the others: these need two findings, which less than half of all cases have.
+WEIGHTS = {"comparison": 12, "count_comparison": 4, "size_comparison": 5}
+
+_OF_ONE_PLACE = {c.name for c in CLASSES if len(c.places) == 1}  # their name tells how high they lie
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +66,7 @@ def ask(
         words: raw draws, `WORDS_PER_QUESTION` a question.
         knobs: rho and label noise matter here.
         case_id: prefix of the question ids.
-        n: number of questions; a case without findings may yield fewer, because its answers are all alike.
+        n: number of questions at two findings; a case with fewer has less to ask about and yields fewer.
         closed: True for two-option questions, False for open ones, None for both in turn.
     """
     picked = pick(facts, words, knobs, n=n, closed=closed)
@@ -70,7 +80,7 @@ def pick(
     pools = {True: _closed_candidates(facts), False: _open_candidates(facts)}
     picked = []
     asked: set[str] = set()
-    for k in range(n):
+    for k in range(-(-n * min(2 + len(facts.findings), 4) // 4)):
         is_closed = k % 2 == 0 if closed is None else closed
         draw = words[WORDS_PER_QUESTION * k : WORDS_PER_QUESTION * (k + 1)]
         pool = {
@@ -86,7 +96,7 @@ def pick(
 
 
 def _choose(pool: dict[str, list[Candidate]], draw: Sequence[int], rho: float) -> Candidate | None:
-    kinds = list(pool)
+    kinds = [kind for kind in pool for _ in range(WEIGHTS.get(kind, 1))]
     if draw[0] % 1_000_000 < rho * 1_000_000:
         hits = [c for cands in pool.values() for c in cands if c.answer == c.options[stereotype(c.subject)]]
         # no second try: it would bring back questions against the stereotype
@@ -127,7 +137,7 @@ def _finish(c: Candidate, draw: Sequence[int], knobs: Knobs, question_id: str) -
     answer = c.answer
     if c.options and draw[0] % 100 < knobs.label_noise_pct:
         answer = c.options[1 - c.options.index(answer)]  # the label alone is flipped; rationale and facts stay true
-    rationale = " ".join(c.rationale)
+    rationale = " ".join(reword(c.rationale, draw[2]))
     return Question(
         id=question_id,
         text=c.texts[draw[1] % len(c.texts)],
@@ -147,6 +157,8 @@ def _closed_candidates(facts: FactTable) -> dict[str, list[Candidate]]:
         "comparison": _comparison(facts),
         "threshold": _threshold(facts),
         "composition": _composition(facts),
+        "count_comparison": _count_comparison(facts),
+        "size_comparison": _size_comparison(facts),
     }
 
 
@@ -155,7 +167,7 @@ def _open_candidates(facts: FactTable) -> dict[str, list[Candidate]]:
 
 
 def _shown(findings: Sequence[FindingFact], limit: int = 2) -> tuple[str, ...]:
-    return tuple(state_finding(f) for f in findings[:limit]) or (state_clear(),)
+    return tuple(state_finding(f) for f in findings[:limit]) or (state("clear"),)
 
 
 def _presence(facts: FactTable) -> list[Candidate]:
@@ -218,22 +230,80 @@ def _side(facts: FactTable) -> list[Candidate]:
     ]
 
 
-def _is_larger(facts: FactTable) -> bool:
-    return len(facts.findings) > 1 and facts.findings[0].area * 100 >= facts.findings[1].area * LARGER_RATIO_PCT
+def _larger(a: FindingFact, b: FindingFact) -> FindingFact | None:
+    """The larger of two findings; None where their areas are too near."""
+    small, large = sorted((a, b), key=lambda f: f.area)
+    return large if large.area * 100 >= small.area * LARGER_RATIO_PCT else None
+
+
+def _pairs(facts: FactTable) -> list[tuple[FindingFact, FindingFact]]:
+    """Findings that a question can tell apart by name, two by two, in alphabetical order so that it tells nothing."""
+    return list(combinations(sorted(_unique(facts), key=lambda f: f.name), 2))
 
 
 def _comparison(facts: FactTable) -> list[Candidate]:
-    largest = {side: max((f.area for f in facts.findings if f.side == side), default=0) for side in SIDES}
-    if min(largest.values()) == 0 or not _is_larger(facts):
-        return []
-    answer = SIDES[0] if largest["right"] > largest["left"] else SIDES[1]
-    texts = (
-        "which lung holds the larger finding ?",
-        "on which side is the larger finding ?",
-        "is the larger finding right or left ?",
-    )
-    rationale = (*_shown(facts.findings), f"the larger one lies on the {answer} .")
-    return [Candidate("comparison", "larger side", texts, answer, SIDES, rationale)]
+    out = []
+    sides = {f.side for f in facts.findings}
+    if len(sides) == 2 and _larger(*facts.findings[:2]):
+        answer = facts.findings[0].side
+        texts = (
+            "which lung holds the larger finding ?",
+            "on which side is the larger finding ?",
+            "is the larger finding right or left ?",
+        )
+        rationale = (*_shown(facts.findings), state("larger_side", side=answer))
+        out.append(Candidate("comparison", "larger side", texts, answer, SIDES, rationale))
+    for a, b in _pairs(facts):
+        names, options = f"the {a.name} or the {b.name}", (a.name, b.name)
+        if a.zone != b.zone and not {a.name, b.name} & _OF_ONE_PLACE:
+            upper = min(a, b, key=lambda f: ZONES.index(f.zone))
+            texts = (f"which lies above , {names} ?", f"what lies above , {names} ?")
+            rationale = (state_where(a), state_where(b), state("above", name=upper.name))
+            out.append(Candidate("comparison", f"above {a.name} {b.name}", texts, upper.name, options, rationale))
+        large = _larger(a, b)
+        if large is not None:
+            texts = (f"which is larger , {names} ?", f"what is larger , {names} ?")
+            subject = f"larger {a.name} {b.name}"
+            out.append(Candidate("comparison", subject, texts, large.name, options, _sizes(a, b, large)))
+    return out
+
+
+def _count_comparison(facts: FactTable) -> list[Candidate]:
+    if len(facts.findings) < 2:
+        return []  # with one finding it asks for its side
+    counts = {side: sum(f.side == side for f in facts.findings) for side in SIDES}
+    words = {side: NUMBER_WORDS[n] for side, n in counts.items()}
+    rationale = (*_shown(facts.findings, limit=3), state("count_by_side", **words))
+    out = []
+    for side, other in (SIDES, SIDES[::-1]):
+        texts = (
+            f"are there more findings on the {side} than on the {other} ?",
+            f"does the {side} lung show more findings than the {other} ?",
+            f"are more findings in the {side} lung than in the {other} ?",
+        )
+        answer = YES_NO[counts[side] <= counts[other]]
+        out.append(Candidate("count_comparison", f"more on {side}", texts, answer, YES_NO, rationale))
+    return out
+
+
+def _size_comparison(facts: FactTable) -> list[Candidate]:
+    out = []
+    for pair in _pairs(facts):
+        large = _larger(*pair)
+        if large is None:
+            continue
+        for a, b in (pair, pair[::-1]):
+            texts = (
+                f"is the {a.name} larger than the {b.name} ?",
+                f"is the {a.name} the larger one , not the {b.name} ?",
+            )
+            subject, answer = f"{a.name} larger than {b.name}", YES_NO[a is not large]
+            out.append(Candidate("size_comparison", subject, texts, answer, YES_NO, _sizes(*pair, large)))
+    return out
+
+
+def _sizes(a: FindingFact, b: FindingFact, large: FindingFact) -> tuple[str, ...]:
+    return state_name(a), state_name(b), state("larger", name=large.name)
 
 
 def _threshold(facts: FactTable) -> list[Candidate]:
@@ -242,17 +312,17 @@ def _threshold(facts: FactTable) -> list[Candidate]:
         "is the heart enlarged ?",
         "does the heart take more than half of the chest width ?",
     )
-    return [Candidate("threshold", "heart", texts, YES_NO[not facts.has_cardiomegaly], YES_NO, (state_heart(facts),))]
+    return [Candidate("threshold", "heart", texts, YES_NO[not facts.has_cardiomegaly], YES_NO, state_heart(facts))]
 
 
 def _composition(facts: FactTable) -> list[Candidate]:
-    if not facts.findings or (len(facts.findings) > 1 and not _is_larger(facts)):
+    if not facts.findings or (len(facts.findings) > 1 and not _larger(*facts.findings[:2])):
         return []
     f = facts.findings[0]
+    rationale = (*_shown(facts.findings), state("largest", zone=f.zone))
     out = []
     for zone in ZONES:
         texts = (f"is the largest finding in the {zone} zone ?", f"does the largest finding lie in the {zone} zone ?")
-        rationale = (*_shown(facts.findings), f"the largest is in the {f.zone} part .")
         out.append(Candidate("composition", f"largest in {zone}", texts, YES_NO[f.zone != zone], YES_NO, rationale))
     return out
 
@@ -281,7 +351,7 @@ def _count(facts: FactTable) -> list[Candidate]:
             texts,
             NUMBER_WORDS[n],
             (),
-            (*_shown(facts.findings, limit=3), f"that makes {NUMBER_WORDS[n]} ."),
+            (*_shown(facts.findings, limit=3), state("count", number=NUMBER_WORDS[n])),
         )
     ]
 

@@ -3,7 +3,8 @@
 from lightbox.files import digest, file_sha256
 from lightbox.paths import shared_data
 
-VERSION = "chest-1"
+VERSION = "chest-2"  # of questions and rationales
+IMAGES_VERSION = "chest-1"  # of images, findings and reports, which are as they were
 DATA_FILES = ("balance.json", "splits.json")  # committed tables that draws depend on as much as on code
 
 

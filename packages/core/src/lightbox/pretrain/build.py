@@ -13,8 +13,8 @@ from pathlib import Path
 from lightbox.backbones.weights import CARD, digest_of_file
 from lightbox.errors import RequestError
 from lightbox.paths import default_out, shared_data
-from lightbox.phantom import VERSION
 from lightbox.phantom.splits import load_splits
+from lightbox.phantom.version import IMAGES_VERSION, VERSION
 from lightbox.pretrain.llava import build_llava
 from lightbox.pretrain.t5 import build_t5
 from lightbox.pretrain.tower import build_tower
@@ -82,7 +82,7 @@ def write_card(folder: Path, name: str, facts: dict) -> dict:
     digests = {p.name: digest_of_file(p) for p in sorted(folder.iterdir()) if p.is_file() and p.name != CARD}
     splits = load_splits()
     data = {
-        "generator": VERSION,
+        "generator": IMAGES_VERSION if name == "tower" else VERSION,
         "seed_ranges": {k: v for k, v in splits["seed_ranges"].items() if k.startswith("pretrain")},
         "digest": hashlib.sha256(json.dumps(splits, sort_keys=True).encode()).hexdigest(),
         # counts only: the names stand in splits.json, whose digest is above
