@@ -1,3 +1,4 @@
+import dataclasses
 from dataclasses import replace
 
 import numpy as np
@@ -197,7 +198,7 @@ def test_family_counts_verdicts_and_the_false_ones_to_expect():
 def table(correct, *, items=None, condition="image", **columns):
     names = items or [f"i{k:03d}" for k in range(len(correct))]
     rest = {"condition": [condition] * len(names), "kind": ["side"] * len(names)}
-    return pa.table({"item": names, **rest, "correct": pa.array(correct, pa.float64()), **columns})
+    return pa.table({"item": names, **rest, "correct": pa.array(correct, pa.float64())} | columns)
 
 
 def scored(tables, *, headline="correct", condition="image"):
@@ -228,6 +229,18 @@ def test_weights_make_a_difference_of_differences():
     bend = Contrast("bend", ((1.0, Measure("a")), (-1.0, Measure("b")), (-0.5, Measure("c"))))
     scores = {("a", 0): table([1, 1]), ("b", 0): table([0, 1]), ("c", 0): table([1, 0])}
     assert contrast_effect(bend, scored(scores), seeds=[0], min_effect=0.02).per_seed == (0.25,)
+
+
+def test_kinds_weigh_alike_where_the_paper_balances_by_kind():
+    """Three items of one kind, one of the other; the mean of the kinds' means, whatever their counts."""
+    kinds = {"kind": ["side", "side", "count", "side"]}
+    scores = {("a", 0): table([1, 1, 0, 0], **kinds), ("b", 0): table([0, 0, 1, 0], **kinds)}
+    tables = dataclasses.replace(scored(scores), balanced_by="kind")
+    assert contrast_effect(LINK, tables, seeds=[0], min_effect=0.02).effect == pytest.approx((2 / 3 - 1) / 2)
+    assert contrast_effect(LINK, scored(scores), seeds=[0], min_effect=0.02).effect == 0.25
+    sides = [Measure(arm, where=(("kind", "side"),)) for arm in "ab"]
+    alone = difference("side", *sides)
+    assert contrast_effect(alone, tables, seeds=[0], min_effect=0.02).effect == pytest.approx(2 / 3)
 
 
 def test_only_seeds_with_every_arm_count():

@@ -282,4 +282,5 @@ PAPER = PaperClaims(
     condition="image",
     default_arm="explanation",
     tuning=("correct", "fact_f1"),
+    balanced_by="kind",
 )

@@ -92,7 +92,8 @@ def open_learner(cfg: Config, base: Pretrained, splits: Sequence[Split[Question]
 
 def fused_loss(backbone: Backbone, batch: VlmBatch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """One forward pass of the T5 with fusion: summed loss, supervised tokens, diagnostics."""
-    return target_loss(backbone.model(**batch.inputs, use_cache=False).logits, batch.labels)
+    logits, labels, _ = backbone.supervised_logits(batch)  # pads, a third of all positions, never reach the head
+    return target_loss(logits[None], labels[None])
 
 
 def training_questions(

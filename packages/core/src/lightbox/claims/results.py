@@ -83,7 +83,7 @@ def scores_of(paper: Paper, paths: Mapping[tuple[str, int], Path]) -> Scores:
         WorkError: where a file is not there or damaged.
     """
     tables = {pair: read_scores(path) for pair, path in paths.items()}
-    return Scores(tables, paper.claims.headline, paper.claims.condition)
+    return Scores(tables, paper.claims.headline, paper.claims.condition, paper.claims.balanced_by)
 
 
 def read_scores(path: Path) -> pa.Table:

@@ -189,6 +189,8 @@ class PaperClaims:
         headline: metric column that is shown for a run and read by a measure that names none; more is better.
         condition: under which a run is judged, and which a measure reads that names none.
         default_arm: what `experiment` is where nobody says.
+        balanced_by: column of the scores whose groups weigh alike in every mean, such as "kind": an effect then is not
+            that of the commonest question; "" weighs items alike.
         tuning: metric columns, more is better; the first that an arm has chooses its learning rate. () is the headline.
     """
 
@@ -201,6 +203,7 @@ class PaperClaims:
     condition: str
     default_arm: str
     tuning: tuple[str, ...] = ()
+    balanced_by: str = ""
 
     def claim(self, claim_id: str) -> Claim | None:
         """The claim with this id, or None."""

@@ -24,12 +24,13 @@ class Scores:
 
     Args:
         tables: by (arm, seed).
-        headline: metric column, as the paper declares it; condition: likewise.
+        headline: metric column, as the paper declares it; condition and balanced_by: likewise.
     """
 
     tables: Mapping[tuple[str, int], pa.Table]
     headline: str
     condition: str
+    balanced_by: str = ""
 
     def metric(self, measure: Measure) -> str:
         """Column that a measure reads."""
@@ -44,7 +45,8 @@ class Scores:
         """The measure of every item of one seed; rows where the metric is null do not apply and are left out.
 
         Returns:
-            Item ids, ascending and distinct, and their values, float64.
+            Item ids, ascending and distinct, and their values, float64. Where the paper balances by a column, a value
+            is scaled so that the mean of all is the mean over groups of the mean in each.
 
         Raises:
             WorkError: for a column that is not there, an item that appears twice, or a value that is not finite.
@@ -66,6 +68,10 @@ class Scores:
         if distinct != values.size:
             why = f"{values.size} rows match {where} and only {distinct} items differ; a pair needs one row"
             raise WorkError(scored, why, "Narrow the measure's `where` until each item has one row")
+        if self.balanced_by and values.size:
+            groups = table[self.balanced_by].combine_chunks().dictionary_encode().indices.to_numpy()
+            counts = np.bincount(groups)
+            values = values * (values.size / counts.size / counts[groups])
         return table["item"], values
 
     def means(self, measure: Measure, seeds: Sequence[int]) -> list[float]:
