@@ -120,16 +120,29 @@ class ClaimEntry:
         """Links and controls."""
         return [contrast for contrast in self.contrasts if contrast.role is not Role.SECONDARY]
 
+    def deciding_interval(self, contrast: ContrastEntry) -> tuple[Ends | None, int]:
+        """The interval that decides a contrast, and its level in percent: two one-sided tests are read at 90 %."""
+        is_two_tests = self.kind is Kind.EQUIVALENCE and contrast.role is Role.PRIMARY
+        return (contrast.ci90, 90) if is_two_tests else (contrast.ci95, 95)
+
+    def shown_arms(self) -> dict[str, Level]:
+        """Arms by label, without those that are baselines as well."""
+        return {name: level for name, level in self.arms.items() if self.baselines.get(name) != level}
+
     def shown_baselines(self) -> dict[str, Level]:
         """Baselines by label; one that is read from every arm, such as a blank image, only of the gate's best."""
         best = self.gate.best if self.gate is not None else ""
         return {name: lv for name, lv in self.baselines.items() if "[" not in name or name.startswith(f"{best} [")}
 
     @property
+    def links(self) -> list[ContrastEntry]:
+        """Primary contrasts, in the order declared."""
+        return [contrast for contrast in self.contrasts if contrast.role is Role.PRIMARY]
+
+    @property
     def deciding(self) -> ContrastEntry:
-        """The primary contrast whose effect is the claim's."""
-        links = [contrast for contrast in self.contrasts if contrast.role is Role.PRIMARY]
-        return next((link for link in links if link.effect == self.effect), links[0])
+        """The link whose effect is the claim's."""
+        return next((link for link in self.links if link.effect == self.effect), self.links[0])
 
     def beside(self, earlier: "ClaimEntry | None") -> "ClaimEntry":
         """The same claim with the committed effect beside each effect, and whether the two agree.
@@ -210,6 +223,11 @@ class Document:
     errors: tuple[ErrorEntry, ...] = ()
     examples: tuple[ShownExample, ...] = ()
     curves: dict[str, Curves] = field(default_factory=dict)
+
+    @property
+    def job_s(self) -> float:
+        """Seconds that its jobs took, all together; those of several arms once."""
+        return sum({job.key: job.wall_s or 0.0 for job in self.jobs}.values())
 
 
 _DOCUMENT = TypeAdapter(Document)

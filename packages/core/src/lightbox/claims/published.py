@@ -84,7 +84,10 @@ def check_scores(folder: Path, jobs: Sequence[JobEntry]) -> None:
     for job in jobs:
         path, named = scores_path(folder, job), f"arm '{job.arm}', seed {job.seed}"
         row = rows.get((job.paper, folder.name, job.arm, str(job.seed), job.key))
-        given, again = f"The published scores of {named} are {path}", f"Restore {folder} and {table}, for example from git"
+        given, again = (
+            f"The published scores of {named} are {path}",
+            f"Restore {folder} and {table}, for example from git",
+        )
         if row is None:
             raise WorkError(given, f"{table} has no row of {named} with that key: one of the two was edited", again)
         try:
@@ -96,7 +99,9 @@ def check_scores(folder: Path, jobs: Sequence[JobEntry]) -> None:
             raise WorkError(given, f"{why}: the file was edited, cut or exchanged", again)
         own = {"paper": job.paper, "key": job.key, "rows": count}
         if label and (not own.items() <= label.items() or (label["arm"], label["seed"]) not in owners[job.key]):
-            said = f"arm '{label.get('arm')}', seed {label.get('seed')}, key {label.get('key')}, {label.get('rows')} rows"
+            said = (
+                f"arm '{label.get('arm')}', seed {label.get('seed')}, key {label.get('key')}, {label.get('rows')} rows"
+            )
             raise WorkError(given, f"The file says of itself: {said}, and it holds {count} rows", again)
 
 

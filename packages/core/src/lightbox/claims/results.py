@@ -85,10 +85,10 @@ def scores_of(paper: Paper, paths: Mapping[tuple[str, int], Path]) -> Scores:
             items. Arms that are not trained may, on a test set that is the same for every seed.
     """
     tables = {pair: read_scores(path) for pair, path in paths.items()}
-    for (first, other) in combinations(sorted(pair for pair in tables if paper.claims.arms[pair[0]].is_trained), 2):
+    for first, other in combinations(sorted(pair for pair in tables if paper.claims.arms[pair[0]].is_trained), 2):
         if first[0] == other[0] and tables[first].equals(tables[other]):
             raise WorkError(
-                f"The scores of arm '{first[0]}', seeds {first[1]} and {other[1]}, are {paths[first]} and {paths[other]}",
+                f"The scores of arm '{first[0]}' are {paths[first]} for seed {first[1]}, {paths[other]} for {other[1]}",
                 "They hold the same scores of the same items, so one is a copy, or the seed does not reach the run",
                 "Restore the copy, or run both jobs again with --fresh",
             )

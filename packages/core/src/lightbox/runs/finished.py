@@ -1,4 +1,4 @@
-"""Which finished folder of a job may be read: one whose content is what its `job.json` says, of that very job. No torch.
+"""Which finished folder of a job may be read: one that holds what its `job.json` says, of that very job. No torch.
 
 What is not trusted is warned of and counts as unfinished; it stays where it is, and the job is run in a new attempt.
 """
