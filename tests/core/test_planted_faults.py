@@ -12,11 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from lightbox.claims import document, published, results, runner
-from lightbox.claims.jobs import plan, seeds_of
+from lightbox.claims.jobs import arm_job, plan, seeds_of
 from lightbox.claims.registry import choose_claims, load_papers
 from lightbox.errors import RequestError, WorkError
 from lightbox.files import file_sha256
+from lightbox.paths import shared_data
+from lightbox.phantom.version import DATA_FILES
 from lightbox.runs.finished import finished_folder
+from lightbox.runs.folders import read_scores
 from lightbox.testing.inline_pool import InlinePool
 from lightbox.testing.toy_paper import forget_toy_paper, write_toy_paper
 
@@ -154,6 +157,14 @@ def test_published_scores_with_a_fault_are_refused_by_name(place, fault):
             published.committed_scores(place / "results", ["toy"], "quick")
 
 
+def test_reading_a_run_s_scores_asks_its_record(place):
+    folder = place / "out" / "jobs" / planned().keys["toy", "true", 0]
+    assert read_scores(folder).num_rows == 400
+    flip(folder)
+    with pytest.raises(WorkError, match=r"scores\.parquet cannot be read\. It does not match the digest in job\.json"):
+        read_scores(folder)
+
+
 def test_document_that_was_edited_is_refused(place):
     publication = Publication(place)
     publication.edit_document(lambda content: content["claims"][0].update(effect=5.76), seals=False)
@@ -279,6 +290,19 @@ def test_jobs_run_again_after_a_change_of_what_they_read_and_the_publication_is_
     assert waiting >= {after.keys[pair] for pair in trained}
     claims = published.recompute(place / "results" / "toy" / "quick", load_papers(packages={"toy": "toy"})[0]).claims
     assert all(claim.older_source for claim in claims)
+
+
+@pytest.mark.parametrize("name", DATA_FILES)
+def test_other_splits_or_balance_are_other_jobs(monkeypatch, tmp_path, name):
+    """Of a paper on phantoms: MedThink."""
+    paper = load_papers(["medthink"])[0]
+    before = arm_job(paper, "none", preset="smoke", seed=0).key
+    shutil.copytree(shared_data() / "phantom", tmp_path / "phantom")
+    monkeypatch.setattr("lightbox.phantom.version.shared_data", lambda: tmp_path)
+    assert arm_job(paper, "none", preset="smoke", seed=0).key == before
+    path = tmp_path / "phantom" / name
+    path.write_text(path.read_text().replace("1", "2", 1))
+    assert arm_job(paper, "none", preset="smoke", seed=0).key != before
 
 
 @pytest.mark.parametrize("name", ["ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_CBWR", "WORLD_SIZE"])

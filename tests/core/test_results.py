@@ -176,6 +176,14 @@ def test_smaller_test_set_than_needed_is_an_error_of_the_request(run):
         build(run)
 
 
+def test_caveats_of_a_claim_and_the_machines_of_its_jobs_are_written(run):
+    claims = run / "src" / "toy" / "claims.py"
+    claims.write_text(claims.read_text().replace("COMMON = dict(", 'COMMON = dict(caveats=("By construction.",), '))
+    content = document.to_json(build(run))
+    assert [claim["caveats"] for claim in content["claims"]] == [["By construction."]] * 2
+    assert [claim["hardware"] for claim in content["claims"]] == [[machine.hardware()]] * 2
+
+
 def test_failed_jobs_are_listed_with_their_reason(run):
     todo = planned()
     finished = runner.find_finished(todo, run / "out")

@@ -1,9 +1,9 @@
 """Vision features of images: from a frozen tower, computed once and kept on disk, or from a ready file.
 
 A cache file holds the features of one set of images under one tower; its name is the digest of both and of the code,
-libraries and switches that computed it, so jobs of all arms that see the same images share it, and an edit leaves it
-behind. It appears by one rename: another process sees a whole file or none. It carries a checksum of its name and
-content; one that does not match is computed anew.
+libraries, switches and threads that computed it, so jobs of all arms that see the same images share it, and an edit
+leaves it behind. It appears by one rename: another process sees a whole file or none. It carries a checksum of its name
+and content; one that does not match is computed anew.
 """
 
 import hashlib
@@ -51,7 +51,8 @@ def load_features(model: ModelConfig, split: Split[Any], *, cache: Path) -> Floa
         rows = read_features(Path(model.features), split)
         return torch.cat([rows, rows.mean(dim=0, keepdim=True)])
     tower_digest = weights.digest_of(model.tower, revision=model.tower_revision, key="model.tower")
-    made_by = core_digest(__name__), computing_versions(("torch", "transformers", "numpy", "PIL")), switches()
+    libraries = computing_versions(("torch", "transformers", "numpy", "PIL"))
+    made_by = core_digest(__name__), libraries, switches(), torch.get_num_threads()
     path = cache / f"features-{digest([split.digest(), tower_digest, made_by])[:24]}.safetensors"
     rows = _cached(path) if path.is_file() else None
     if rows is None:

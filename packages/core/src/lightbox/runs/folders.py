@@ -185,11 +185,14 @@ def read_scores(folder: Path) -> pa.Table | None:
     """Per-item scores: columns item, condition, kind and one float column a metric; None where the run has none.
 
     Raises:
-        WorkError: where the file is damaged.
+        WorkError: where the file is damaged, or not the one that `job.json` names.
     """
     path = folder / SCORES
     if not path.is_file():
         return None
+    record = _read_json(folder / RECORD, kind=dict) if (folder / RECORD).is_file() else {}
+    if record.get("files", {}).get(SCORES) not in (None, file_sha256(path)):
+        raise _damaged(path, f"It does not match the digest in {RECORD}")
     try:
         return pq.read_table(path)
     except (pa.ArrowException, OSError) as err:
