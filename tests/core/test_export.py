@@ -61,7 +61,7 @@ def train(base, folder, *, tokens=("<lesion>",), **settings):
     artifact.save(folder / folders.MODEL, backbone, adapter)
     config = {"data": {"source": "vqa_rad", "n_train": 200}}
     record = {"paper": "toy", "arm": "explained", "seed": 3, "preset": "quick", "commit": "abc123", "config": config}
-    (folder / folders.SCORES).write_bytes(b"")
+    folders.write_scores(folder, [], [])
     (folder / folders.MODEL / "purpose.json").write_text('{"purpose": {}}')
     folders.mark_finished(folder, record)
     inputs = batch_for(backbone)

@@ -173,6 +173,15 @@ def test_a_node_with_other_code_or_other_inputs_refuses_the_job(order, changes, 
     assert list((tmp_path / "node").iterdir()) == []  # nothing was begun
 
 
+def test_a_node_with_other_switches_refuses_the_job_and_one_with_the_same_takes_it(order, monkeypatch):
+    plain = order("none")
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
+    with pytest.raises(RequestError, match=r"differs in ATEN_CPU_CAPABILITY \(avx2 there,  here\)"):
+        shipped(plain)
+    same = replace(plain, inputs=plain.inputs | {"ATEN_CPU_CAPABILITY": "avx2"})
+    assert shipped(same).error is None
+
+
 def test_a_node_with_other_versions_refuses_the_job(order):
     versions = machine.versions(ray_pool.COMPARED) | {"torch": "1.0", "numpy": "1.1"}
     with pytest.raises(RequestError, match=r"numpy \(\S+ there, 1\.1 here\), torch \(\S+ there, 1\.0 here\).*uv sync"):

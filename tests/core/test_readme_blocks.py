@@ -12,6 +12,7 @@ from lightbox.cli import app as front
 from lightbox.config import leaf_docs
 from lightbox.errors import RequestError
 from lightbox.report import readme
+from lightbox.report.numbers import interval, signed
 from lightbox.report.paper_map import locate, read_map
 from lightbox.testing.fake_results import fake_results
 from medthink.config import Config
@@ -117,8 +118,10 @@ def test_every_number_of_a_table_is_recorded(checkout, document):
 
 @pytest.mark.parametrize("verdict", ["absent", "contradicted", "control failed", "inconclusive", "not testable"])
 def test_negative_verdicts_are_shown_as_such(checkout, document, verdict):
+    link, *others = document.claims[0].contrasts
+    contrasts = (replace(link, effect=-4.26, ci95=(-6.1, -2.4)), *others)
     root = checkout(
-        first_claim_changed(document, verdict=Verdict(verdict), effect=-4.26, ci95=(-6.1, -2.4), reason="it is so")
+        first_claim_changed(document, verdict=Verdict(verdict), effect=-4.26, contrasts=contrasts, reason="it is so")
     )
     readme.write_blocks(root)
     row = table(root)[0]
@@ -127,9 +130,40 @@ def test_negative_verdicts_are_shown_as_such(checkout, document, verdict):
     assert "T1: it is so; primary " in (root / "docs" / "page.md").read_text(encoding="utf-8")
 
 
+def test_every_link_of_a_chain_stands_in_the_table_with_its_state(checkout, document):
+    root = checkout()
+    readme.write_blocks(root)
+    chain = document.claims[1]
+    assert len(chain.links) == 2
+    said = [
+        f"{link.name}: {signed(link.effect, 1)} {interval(link.ci95, 1)} points, {link.state}" for link in chain.links
+    ]
+    assert table(root)[1][3] == "; ".join(said)
+
+
+def test_caveats_stand_beside_the_verdict(checkout, document):
+    root = checkout(first_claim_changed(document, caveats=("True by construction.", "At one budget.")))
+    readme.write_blocks(root)
+    text = (root / "docs" / "page.md").read_text(encoding="utf-8")
+    assert f"- T1: caveat: True by construction; caveat: At one budget; {document.claims[0].reason}" in text
+
+
+def test_several_machines_are_named_with_what_that_means(checkout, document):
+    first, *others = document.jobs
+    root = checkout(
+        replace(document, jobs=(replace(first, hardware="Xeon"), *(replace(j, hardware="EPYC") for j in others)))
+    )
+    readme.write_blocks(root)
+    text = (root / "docs" / "page.md").read_text(encoding="utf-8")
+    assert "on EPYC; Xeon;" in text
+    assert "another processor gives other bits" in text
+
+
 def test_equivalence_names_the_interval_that_decides(checkout, document):
     root = checkout()
     readme.write_blocks(root)
+    link = document.claims[2].links[0]
+    assert table(root)[2][3] == f"{signed(link.effect, 1)} {interval(link.ci90, 1)} at 90 % BLEU"
     line = next(x for x in (root / "docs" / "page.md").read_text(encoding="utf-8").splitlines() if x.startswith("- T6"))
     assert "at 90 %" in line
 

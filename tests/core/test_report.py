@@ -15,6 +15,7 @@ from lightbox.claims.document import ShownExample
 from lightbox.claims.spec import Kind
 from lightbox.records import Box
 from lightbox.report import figures, gallery, numbers
+from lightbox.report.claim_view import ClaimView
 from lightbox.report.page import write_page
 from lightbox.runs.examples import BoxMark, Example, MaskMark, Picture, Step
 from lightbox.testing.fake_results import failed_job, fake_results
@@ -57,7 +58,11 @@ def quick(tmp_path_factory):
     out = tmp_path_factory.mktemp("quick")
     document = fake_results(out)
     first, second, third = document.claims
-    another = replace(second, effect=30.0, ci95=(28.0, 32.0))
+    weak = second.deciding
+    moved = replace(
+        weak, effect=30.0, ci95=(28.0, 32.0), per_seed=tuple(30 + d for d in weak.per_seed), seeds=range(9, 14)
+    )
+    another = replace(second, contrasts=tuple(moved if c == weak else c for c in second.contrasts), hardware=("Z80",))
     document = replace(document, claims=(first.beside(first), second.beside(another), third.beside(third)))
     (out / "mlflow-runs.json").write_text(json.dumps({document.jobs[0].key: "e" * 32}))
     return document, out, page_of(document, out)
@@ -117,6 +122,50 @@ def test_published_effects_stand_beside_ours_and_say_whether_they_agree(quick):
     assert "= agrees" in rows[0]
     assert "≠ differs" in rows[1]
     assert "+30.0 [28.0, 32.0] points" in page.text
+    assert f"power 80 % from {numbers.number(document.claims[1].published.detectable)} points" in page.text
+
+
+def test_both_processors_are_named_where_they_differ(quick):
+    document, _, page = quick
+    first, second, _ = page.html.split('<section class="claim"')[1:]
+    own = "; ".join(document.claims[1].hardware) or "no machine yet"
+    assert f"published from Z80, this run from {own}: another processor gives other bits" in second
+    assert "another processor" not in first
+
+
+def test_every_link_of_a_chain_is_shown_with_interval_and_state(quick):
+    document, _, page = quick
+    rows = page.html.split("<tbody>")[1].split("</tr>")
+    for link in document.claims[1].links:
+        for said in (numbers.signed(link.effect, 1), numbers.interval(link.ci95, 1), f"{link.name}: {link.state}"):
+            assert said in rows[1]
+
+
+def test_caveats_stand_beside_the_verdict(quick, tmp_path):
+    document, _, page = quick
+    assert "Caveat" not in page.text
+    claim = replace(document.claims[0], caveats=("True by construction.",), older_source=("abc123",))
+    page = page_of(replace(document, claims=(claim,)), tmp_path)
+    row, section = page.html.split("<tbody>")[1].split("</tr>")[0], page.html.split('<section class="claim"')[1]
+    for caveat in ("True by construction.", "An older result: its source, settings or data are not today"):
+        assert caveat in row
+        assert caveat in section
+
+
+def test_the_head_tells_the_time_of_all_jobs_and_counts_shared_ones_once(quick):
+    document, _, page = quick
+    assert document.job_s == 40 * 31.5
+    assert "21.0 min of job time in all" in page.text
+    again = replace(document, jobs=(*document.jobs, replace(document.jobs[0], arm="other")))
+    assert again.job_s == document.job_s
+
+
+def test_no_arm_is_drawn_twice(quick):
+    claim = quick[0].claims[0]
+    both = replace(claim, arms=claim.arms | {"untouched": claim.baselines["untouched"]})
+    drawn = ClaimView(both, quick[0], "T1").figure[1]
+    assert drawn.count("untouched") == 1
+    assert drawn == ClaimView(claim, quick[0], "T1").figure[1]
 
 
 def test_the_page_counts_verdicts_and_the_false_ones_to_expect(quick):

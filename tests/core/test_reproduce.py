@@ -229,6 +229,17 @@ def test_explanation_of_a_claim_fits_in_20_lines_and_names_its_parts(toy, index,
         assert part in text
 
 
+def test_explanation_names_caveats_and_every_link_with_its_state(toy, index, said, tmp_path):
+    entry = go(tmp_path, said).claims[1]
+    paper = load_papers(packages={"toy": "toy"})[0]
+    claim = replace(paper.claims.claims[1], caveats=("True by construction.",))
+    lines = claim_tables.explanation(paper, claim, [("quick", entry)])
+    assert "Caveats: True by construction." in lines
+    for link in entry.links:
+        low, high = link.ci95
+        assert f"{link.name} {link.effect:+.2f} points [{low:+.2f}, {high:+.2f}] ({link.state})" in lines[-1]
+
+
 def test_explanation_stays_within_20_lines_for_a_claim_of_many_contrasts(toy, index, said, tmp_path):
     paper = load_papers(packages={"toy": "toy"})[0]
     claim = paper.claims.claims[1]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from lightbox import machine
 from lightbox.claims import document, published, results, runner
 from lightbox.claims.document import Published
 from lightbox.claims.jobs import plan
@@ -161,7 +162,7 @@ def test_document_before_the_first_job_has_no_numbers(run):
 
 def test_exact_claim_has_no_interval(run):
     todo = planned("full")
-    keys = [todo.keys["toy", "none", seed] for seed in range(5)]
+    keys = [todo.keys["toy", "none", 100 + seed] for seed in range(5)]
     quick = planned()
     finished = Finished({key: run / "out" / "jobs" / quick.keys["toy", "none", s] for s, key in enumerate(keys)})
     claim = build(run, todo, finished).claims[0]
@@ -173,6 +174,14 @@ def test_smaller_test_set_than_needed_is_an_error_of_the_request(run):
     claims.write_text(claims.read_text().replace("COMMON = dict(", "COMMON = dict(min_items=500, "))
     with pytest.raises(RequestError, match="has 200 test items a seed.*at least 500"):
         build(run)
+
+
+def test_caveats_of_a_claim_and_the_machines_of_its_jobs_are_written(run):
+    claims = run / "src" / "toy" / "claims.py"
+    claims.write_text(claims.read_text().replace("COMMON = dict(", 'COMMON = dict(caveats=("By construction.",), '))
+    content = document.to_json(build(run))
+    assert [claim["caveats"] for claim in content["claims"]] == [["By construction."]] * 2
+    assert [claim["hardware"] for claim in content["claims"]] == [[machine.hardware()]] * 2
 
 
 def test_failed_jobs_are_listed_with_their_reason(run):
@@ -201,7 +210,7 @@ def test_written_document_is_read_back_the_same(run, tmp_path):
 def test_every_committed_document_reads_and_is_written_as_it_was(path):
     content = document.to_json(document.load(path))
     for claim in content["claims"]:
-        assert claim.pop("older_source") == []
+        assert [claim.pop(name) for name in ("older_source", "caveats", "hardware")] == [[], [], []]
     assert content == json.loads(path.read_text())
 
 
@@ -294,14 +303,20 @@ def test_recomputing_from_published_scores_gives_the_same_numbers(run, tmp_path)
     assert {claim.older_source for claim in again.claims} == {()}
 
 
-def test_recomputing_does_not_trust_the_written_numbers(run, tmp_path):
+def test_edited_document_is_refused_and_one_without_a_digest_is_not_trusted(run, tmp_path):
     first = publish(run, tmp_path)
+    paper = load_papers(packages={"toy": "toy"})[0]
     path = tmp_path / "toy" / "quick" / "results.json"
     text = (
         path.read_text().replace('"verdict": "reproduced"', '"verdict": "absent"').replace('"effect": ', '"effect": 9')
     )
     path.write_text(text)
-    again = published.recompute(path.parent, load_papers(packages={"toy": "toy"})[0])
+    with pytest.raises(RequestError, match=r"results\.json\. It does not match the digest at its end.*Restore it"):
+        published.recompute(path.parent, paper)
+    content = json.loads(text)
+    del content["sha256"]
+    path.write_text(json.dumps(content))
+    again = published.recompute(path.parent, paper)
     assert [claim.verdict for claim in again.claims] == ["reproduced", "reproduced"]
     assert again.claims[0].effect == first.claims[0].effect
 
@@ -337,23 +352,33 @@ def test_committed_jobs_are_reused_only_where_their_scores_are_enough(run, tmp_p
     assert [job.arm for job in runner.jobs_to_run(todo, finished)] == ["true", "twice"]
 
 
-def test_published_effect_stands_beside_ours_with_whether_intervals_agree(run, tmp_path):
+def test_published_effect_stands_beside_ours_with_whether_the_two_agree(run, tmp_path):
     publish(run, tmp_path)
     earlier = published.committed_claims(tmp_path, ["toy"], "quick")
     claim = build(run, published=earlier).claims[0]
-    assert claim.published == Published(claim.effect, claim.ci95, True, "reproduced", ("abc123",))
+    hardware = (machine.hardware(),)
+    assert claim.published == Published(claim.effect, claim.ci95, True, 0.0, "reproduced", ("abc123",), hardware)
     assert claim.contrasts[1].published.agrees is True
 
 
-@pytest.mark.parametrize(
-    ("ends", "agrees"), [((1.0, 3.0), True), ((2.9, 9.0), True), ((3.1, 9.0), False), ((-3.0, 0.9), False)]
-)
-def test_intervals_agree_where_they_overlap(run, ends, agrees):
-    ours = replace(build(run).claims[0], effect=2.0, ci95=(1.0, 3.0))
-    theirs = replace(ours, effect=sum(ends) / 2, ci95=ends)
-    assert ours.beside(theirs).published.agrees is agrees
-    assert ours.beside(replace(theirs, effect=None, ci95=None)).published.agrees is None
+def test_claim_stands_beside_the_published_effect_of_its_own_deciding_contrast(run):
+    """The weakest link of a chain need not be the same in both runs."""
+    ours = build(run).claims[1]
+    weak, other = ours.contrasts if ours.contrasts[0].effect == ours.effect else ours.contrasts[::-1]
+    moved = replace(other, effect=-9.0, per_seed=(-9.1, -8.9, -9.0, -9.2, -8.8))
+    theirs = replace(ours, effect=-9.0, contrasts=(weak, moved))
+    assert ours.beside(theirs).published.effect == ours.effect
+    assert ours.beside(theirs).published.agrees is True
+    by_name = {contrast.name: contrast.published for contrast in ours.beside(theirs).contrasts}
+    assert by_name[other.name].agrees is False
+
+
+def test_no_published_effect_and_too_few_seeds_are_not_compared(run):
+    ours = build(run).claims[0]
+    one = tuple(replace(c, per_seed=c.per_seed[:1], seeds=c.seeds[:1]) for c in ours.contrasts)
     assert ours.beside(None).published is None
+    assert ours.beside(replace(ours, contrasts=())).published is None
+    assert (ours.beside(replace(ours, contrasts=one)).published.agrees, ours.published) == (None, None)
 
 
 def test_publication_of_another_version_is_warned_of_and_replaced(run, tmp_path, caplog):

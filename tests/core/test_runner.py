@@ -16,7 +16,8 @@ from lightbox.claims.pool import Pool
 from lightbox.claims.registry import choose_claims, load_papers
 from lightbox.errors import RequestError, WorkError
 from lightbox.runs import folders
-from lightbox.runs.folders import finished_folder, open_output
+from lightbox.runs.finished import finished_folder
+from lightbox.runs.folders import open_output
 from lightbox.testing.inline_pool import InlinePool
 from lightbox.testing.toy_paper import forget_toy_paper, write_toy_paper
 

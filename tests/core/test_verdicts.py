@@ -4,10 +4,11 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 import pytest
+from scipy import stats
 
 from lightbox.claims.gate import gate_result
 from lightbox.claims.spec import BEST, Claim, Contrast, Gate, Kind, Measure, Role, Verdict, difference
-from lightbox.claims.statistics import Scores, contrast_effect, effect_of, paired_differences
+from lightbox.claims.statistics import Scores, agreement, contrast_effect, effect_of, paired_differences
 from lightbox.claims.verdicts import MIN_SEEDS, decide, family
 from lightbox.errors import RequestError, WorkError
 
@@ -355,3 +356,42 @@ def test_a_measure_that_names_nothing_reads_what_the_paper_declares():
     assert scores.means(Measure("a"), [0]) == [0.375]
     assert scores.means(Measure("a", "correct", "slice"), [0]) == [1.0]
     assert scores.metric(Measure("a")) == "dice"
+
+
+def run_of(values, first=0):
+    return effect_of(LINK, values, seeds=range(first, first + len(values)), items=500, min_effect=0.02)
+
+
+def test_runs_of_other_seeds_are_compared_by_welchs_test():
+    ours, theirs = np.array([1.0, 2.0, 4.0, 3.0, 2.5]), np.array([2.0, 2.1, 2.2, 1.9, 2.0, 2.1, 2.3, 2.2])
+    for shift in np.linspace(-3, 3, 25):
+        expected = stats.ttest_ind(ours, theirs + shift, equal_var=False).pvalue >= 0.05
+        assert agreement(run_of(ours), run_of(theirs + shift, first=100))[0] is bool(expected)
+
+
+def test_runs_of_the_same_seeds_are_compared_in_pairs():
+    """Seeds differ by 10 and the runs by 1 in every seed: only the pairs can tell."""
+    ours = np.array([0.0, 10.0, 20.0, 30.0, 40.0])
+    theirs = ours + np.array([1.0, 1.1, 0.9, 1.05, 0.95])
+    assert agreement(run_of(ours), run_of(theirs))[0] is False
+    assert agreement(run_of(ours), run_of(theirs, first=100))[0] is True
+    assert stats.ttest_rel(ours, theirs).pvalue < 0.05 <= stats.ttest_ind(ours, theirs, equal_var=False).pvalue
+
+
+def test_equal_runs_agree_and_one_seed_is_no_test():
+    assert agreement(run_of([1.0, 2.0]), run_of([1.0, 2.0])) == (True, 0.0)
+    assert agreement(run_of([1.0, 1.0]), run_of([2.0, 2.0])) == (False, 0.0)
+    assert agreement(run_of([1.0]), run_of([2.0, 3.0], first=5)) == (None, None)
+    assert agreement(run_of([1.0, 2.0]), run_of([2.0, 3.0], first=1)) == (None, None)  # one shared seed
+
+
+@pytest.mark.parametrize("first", [0, 100])
+def test_detectable_difference_is_detected_in_80_percent_of_runs(first):
+    """Simulated at the mean of the announced differences, which vary with the spread that each run happens to have."""
+    rng = np.random.default_rng(0)
+    draws = [(rng.normal(0, 1, 8), rng.normal(0, 1, 8)) for _ in range(2000)]
+    apart = np.mean([agreement(run_of(a), run_of(b, first))[1] for a, b in draws])
+    agrees = [agreement(run_of(a), run_of(b + apart, first))[0] for a, b in draws]
+    assert 0.77 < 1 - np.mean(agrees) < 0.83
+    same = [agreement(run_of(a), run_of(b, first))[0] for a, b in draws]
+    assert 0.935 < np.mean(same) < 0.965

@@ -122,6 +122,27 @@ def test_other_code_of_the_tower_gets_features_of_its_own(tower_folder, tmp_path
     assert len(list(tmp_path.iterdir())) == 2
 
 
+@pytest.mark.parametrize("damage", ["flipped bit", "zeroed", "cut", "empty", "of other images"])
+def test_damaged_cache_is_computed_anew_with_a_warning(tower_folder, tmp_path, caplog, damage):
+    model = ModelConfig(backbone="x", tower=str(tower_folder))
+    first = features.load_features(model, fake_split(), cache=tmp_path)
+    [path] = tmp_path.iterdir()
+    content = bytearray(path.read_bytes())
+    if damage == "flipped bit":
+        content[-1000] ^= 1
+    elif damage == "zeroed":
+        content[-4096:] = bytes(4096)
+    elif damage == "of other images":
+        features.load_features(model, fake_split(2), cache=tmp_path / "other")
+        content = next((tmp_path / "other").iterdir()).read_bytes()
+    path.write_bytes({"cut": content[:-1000], "empty": b""}.get(damage, content))
+    assert torch.equal(features.load_features(model, fake_split(), cache=tmp_path), first)
+    assert f"{path.name} is computed anew" in caplog.text
+    caplog.clear()
+    assert torch.equal(features.load_features(model, fake_split(), cache=tmp_path), first)
+    assert not caplog.text
+
+
 def test_killed_writer_leaves_no_file_that_is_read(tower_folder, tmp_path, monkeypatch):
     model = ModelConfig(backbone="x", tower=str(tower_folder))
 

@@ -225,6 +225,7 @@ _T4 = _claim(
     gate=Gate(
         (_reads("reference"),), (Measure("majority"), Measure("question_only"), _reads("no_rationale")), headroom=0.0
     ),
+    caveats=("The reference rationale contains the answer, so what the reader gains from it is true by construction.",),
     note="The reference contains the answer, so reader accuracy measures leakage; a reader near 100 % is the claim, "
     "hence no headroom. The reader never trains without a rationale, so its no-rationale score is a lower bound; the "
     "question-only look-up stands beside it. Masking hides option and polarity words; a composition can still be read.",

@@ -12,13 +12,14 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from lightbox.claims.spec import Kind, Role, Verdict
-from lightbox.claims.statistics import Effect, Ends
+from lightbox.claims.statistics import Effect, Ends, agreement
 from lightbox.claims.verdicts import Family, family
 from lightbox.errors import RequestError
-from lightbox.files import replace_text
+from lightbox.files import digest, replace_text
 from lightbox.runs.examples import Example
 
 SCHEMA = 1
+SEAL = "sha256"
 
 Curve = list[tuple[int, float | None]]
 Curves = dict[str, dict[str, list[Curve]]]
@@ -35,16 +36,19 @@ class Level:
 
 @dataclass(frozen=True)
 class Published:
-    """A committed effect beside ours; `agrees` says whether the intervals overlap, None where one is absent.
+    """A committed effect beside ours, and whether it `agrees`: a test at 95 % finds no difference; None without a test.
 
-    A contrast has no verdict and no commits of its own.
+    `detectable` is the smallest difference that the test would find with a power of 80 %. Only a claim has a verdict,
+    commits and the `hardware` that the committed run was made on.
     """
 
     effect: float | None
     ci95: Ends | None
     agrees: bool | None
+    detectable: float | None = None
     verdict: str = ""
     commits: tuple[str, ...] = ()
+    hardware: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,8 +81,8 @@ class GateEntry:
 class ClaimEntry:
     """One claim; effect and interval are those of its primary contrast, of several the weakest link.
 
-    `arms` and `baselines` are levels by label. `older_source` names the commits behind scores that today's source would
-    not make; only a recomputed document knows them.
+    `arms` and `baselines` are levels by label. `older_source` names the commits behind scores that today's source,
+    settings and data would not make; only a recomputed document knows them. `hardware` is what the jobs ran on.
     """
 
     paper: str
@@ -109,34 +113,56 @@ class ClaimEntry:
     wall_s: float
     published: Published | None = None
     older_source: tuple[str, ...] = ()
+    caveats: tuple[str, ...] = ()
+    hardware: tuple[str, ...] = ()
 
     def deciding_contrasts(self) -> list[ContrastEntry]:
         """Links and controls."""
         return [contrast for contrast in self.contrasts if contrast.role is not Role.SECONDARY]
+
+    def deciding_interval(self, contrast: ContrastEntry) -> tuple[Ends | None, int]:
+        """The interval that decides a contrast, and its level in percent: two one-sided tests are read at 90 %."""
+        is_two_tests = self.kind is Kind.EQUIVALENCE and contrast.role is Role.PRIMARY
+        return (contrast.ci90, 90) if is_two_tests else (contrast.ci95, 95)
+
+    def shown_arms(self) -> dict[str, Level]:
+        """Arms by label, without those that are baselines as well."""
+        return {name: level for name, level in self.arms.items() if self.baselines.get(name) != level}
 
     def shown_baselines(self) -> dict[str, Level]:
         """Baselines by label; one that is read from every arm, such as a blank image, only of the gate's best."""
         best = self.gate.best if self.gate is not None else ""
         return {name: lv for name, lv in self.baselines.items() if "[" not in name or name.startswith(f"{best} [")}
 
+    @property
+    def links(self) -> list[ContrastEntry]:
+        """Primary contrasts, in the order declared."""
+        return [contrast for contrast in self.contrasts if contrast.role is Role.PRIMARY]
+
+    @property
+    def deciding(self) -> ContrastEntry:
+        """The link whose effect is the claim's."""
+        return next((link for link in self.links if link.effect == self.effect), self.links[0])
+
     def beside(self, earlier: "ClaimEntry | None") -> "ClaimEntry":
-        """The same claim with the committed effect, and whether the two intervals overlap, beside each effect."""
+        """The same claim with the committed effect beside each effect, and whether the two agree.
+
+        Beside the claim stands the committed effect of its own deciding contrast, which need not have decided there.
+        """
         by_name = {contrast.name: contrast for contrast in earlier.contrasts} if earlier is not None else {}
         contrasts = tuple(replace(c, published=_published(c, by_name.get(c.name))) for c in self.contrasts)
-        published = _published(self, earlier)
+        published = _published(self.deciding, by_name.get(self.deciding.name))
         if published is not None and earlier is not None:
-            published = replace(published, verdict=str(earlier.verdict), commits=earlier.commits)
+            of_claim = {"verdict": str(earlier.verdict), "commits": earlier.commits, "hardware": earlier.hardware}
+            published = replace(published, **of_claim)
         return replace(self, contrasts=contrasts, published=published)
 
 
-def _published(ours: ClaimEntry | ContrastEntry, theirs: ClaimEntry | ContrastEntry | None) -> Published | None:
+def _published(ours: ContrastEntry, theirs: ContrastEntry | None) -> Published | None:
     if theirs is None:
         return None
-    if ours.effect is None or theirs.effect is None:
-        return Published(theirs.effect, theirs.ci95, None)
-    low, high = ours.ci95 or (ours.effect, ours.effect)
-    least, most = theirs.ci95 or (theirs.effect, theirs.effect)
-    return Published(theirs.effect, theirs.ci95, low <= most and least <= high)
+    agrees, detectable = agreement(ours, theirs)
+    return Published(theirs.effect, theirs.ci95, agrees, detectable)
 
 
 @dataclass(frozen=True)
@@ -198,6 +224,11 @@ class Document:
     examples: tuple[ShownExample, ...] = ()
     curves: dict[str, Curves] = field(default_factory=dict)
 
+    @property
+    def job_s(self) -> float:
+        """Seconds that its jobs took, all together; those of several arms once."""
+        return sum({job.key: job.wall_s or 0.0 for job in self.jobs}.values())
+
 
 _DOCUMENT = TypeAdapter(Document)
 
@@ -213,15 +244,18 @@ def to_json(document: Document) -> dict[str, Any]:
 
 
 def write(document: Document, path: Path) -> None:
-    """Replace `results.json` as a whole."""
-    replace_text(path, json.dumps(to_json(document), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    """Replace `results.json` as a whole; it ends with a digest of the rest."""
+    content = to_json(document)
+    content[SEAL] = digest(content)
+    replace_text(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def load(path: Path) -> Document:
     """Read `results.json`.
 
     Raises:
-        RequestError: where there is none, it is no results document, or another version of Lightbox wrote it.
+        RequestError: where there is none, it is no results document, another version of Lightbox wrote it, or it was
+            edited since. A document from before there were digests is read as it is.
     """
     again = "Run `lightbox reproduce` again, which keeps finished jobs"
     try:
@@ -235,6 +269,9 @@ def load(path: Path) -> Document:
     if schema != SCHEMA:
         why = f"This version of Lightbox reads schema {SCHEMA}"
         raise RequestError(f"{path} has schema {schema!r}", why, f"{again}, or use the version that wrote it")
+    if content.pop(SEAL, None) not in (None, digest(content)):
+        why = "It does not match the digest at its end, so it was edited, or merged by hand"
+        raise RequestError(f"The results are {path}", why, f"Restore it, or delete it: {again[0].lower()}{again[1:]}")
     try:
         return _DOCUMENT.validate_python(content)
     except ValidationError as err:

@@ -18,7 +18,14 @@ DECLARED = ("paper", "id", "kind", "statement", "location", "paper_numbers", "no
 SCALED = ("effect", "per_seed", "seed_sd", "between_sd", "min_effect")
 
 
-def claim_entry(claim: Claim, preset: str, scores: Scores, jobs: Mapping[tuple[str, int], JobEntry]) -> ClaimEntry:
+def claim_entry(
+    claim: Claim,
+    preset: str,
+    scores: Scores,
+    jobs: Mapping[tuple[str, int], JobEntry],
+    *,
+    seeds: Sequence[int] | None = None,
+) -> ClaimEntry:
     """Decide one claim and write it down.
 
     Args:
@@ -26,15 +33,17 @@ def claim_entry(claim: Claim, preset: str, scores: Scores, jobs: Mapping[tuple[s
         preset: size preset, which says how many seeds are planned.
         scores: of the paper; where some are missing, effects rest on the seeds that are complete.
         jobs: by (arm, seed), for keys, commits and times.
+        seeds: of the scores; None takes those of the preset.
 
     Raises:
         RequestError: where the test set is smaller than the claim needs.
         WorkError: where scores do not pair.
     """
-    seeds = seeds_of(claim, preset)
+    planned = len(seeds_of(claim, preset))
+    seeds = seeds_of(claim, preset) if seeds is None else seeds
     effects = [contrast_effect(c, scores, seeds=seeds, min_effect=claim.min_effect) for c in claim.contrasts]
     gate = gate_result(claim.gate, scores, seeds=seeds) if claim.gate is not None else None
-    decision = decide(claim, effects, gate, planned_seeds=len(seeds), preset=preset)
+    decision = decide(claim, effects, gate, planned_seeds=planned, preset=preset)
     top, scale = _deciding(claim, effects), claim.unit_scale
     used = {job.key: job for (arm, seed), job in jobs.items() if arm in claim.arms and seed in seeds}
     return ClaimEntry(
@@ -46,7 +55,7 @@ def claim_entry(claim: Claim, preset: str, scores: Scores, jobs: Mapping[tuple[s
         min_effect=printed(top.min_effect, scale),
         bound=printed(claim.bound, scale),
         seeds=top.seeds,
-        planned_seeds=len(seeds),
+        planned_seeds=planned,
         items=top.items,
         gate=_gate_entry(claim, gate, scores) if gate is not None else None,
         contrasts=tuple(_contrast_entry(claim, effect, decision) for effect in effects),
@@ -55,6 +64,8 @@ def claim_entry(claim: Claim, preset: str, scores: Scores, jobs: Mapping[tuple[s
         arms=_levels(claim, _arm_measures(claim), scores, seeds),
         run_ids=tuple(used),
         commits=tuple(sorted({job.commit for job in used.values() if job.commit})),
+        hardware=tuple(sorted({job.hardware for job in used.values() if job.hardware})),
+        caveats=claim.caveats,
         wall_s=round(sum(job.wall_s or 0.0 for job in used.values()), 1),
     )
 

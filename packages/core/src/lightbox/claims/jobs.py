@@ -77,9 +77,14 @@ class Plan:
         }
 
 
+FIRST_SEED = {"full": 100}
+"""First seed of a preset, 0 where it is not named: `full` shares none with `quick`, so that one confirms the other."""
+
+
 def seeds_of(claim: Claim, preset: str) -> range:
-    """Seeds that a claim takes at a preset: 0 to n - 1."""
-    return range(claim.seeds[preset])
+    """Seeds that a claim takes at a preset; those from 900 on are for development and decide nothing."""
+    first = FIRST_SEED.get(preset, 0)
+    return range(first, first + claim.seeds[preset])
 
 
 def plan(claims: Sequence[tuple[Paper, Claim]], preset: str) -> Plan:

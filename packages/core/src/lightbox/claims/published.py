@@ -19,13 +19,14 @@ import pyarrow.compute as pc
 from lightbox.claims import document, results
 from lightbox.claims.document import ClaimEntry, Document, JobEntry
 from lightbox.claims.entries import claim_entry
-from lightbox.claims.jobs import Plan, make_template
+from lightbox.claims.jobs import Plan
+from lightbox.claims.jobs import plan as plan_jobs
 from lightbox.claims.registry import Paper
 from lightbox.claims.runner import Finished
 from lightbox.claims.verdicts import PRESETS_WITHOUT_VERDICT
 from lightbox.errors import RequestError, WorkError
 from lightbox.files import file_sha256, replace_bytes, replace_text
-from lightbox.runs.folders import SCORES
+from lightbox.runs.folders import SCORES, read_label
 
 _log = logging.getLogger("lightbox.claims")
 
@@ -43,17 +44,65 @@ def committed_jobs(root: Path, papers: Sequence[str], preset: str) -> dict[str, 
 
 
 def committed_scores(root: Path, papers: Sequence[str], preset: str) -> dict[str, Path]:
-    """Parquet files of committed jobs, by key."""
-    paths = {
-        key: scores_path(root / job.paper / preset, job) for key, job in committed_jobs(root, papers, preset).items()
-    }
-    return {key: path for key, path in paths.items() if path.exists()}
+    """Parquet files of committed jobs, by key.
+
+    Raises:
+        WorkError: where a file is not what was published, see `check_scores`.
+    """
+    paths = {}
+    for published in _documents(root, papers, preset):
+        jobs = [job for job in published.jobs if scores_path(root / job.paper / preset, job).exists()]
+        for paper in {job.paper for job in jobs}:
+            check_scores(root / paper / preset, [job for job in jobs if job.paper == paper])
+        paths |= {job.key: scores_path(root / job.paper / preset, job) for job in jobs}
+    return paths
 
 
 def committed_claims(root: Path, papers: Sequence[str], preset: str) -> dict[tuple[str, str], ClaimEntry]:
     """Committed claims, by (paper, claim id); empty where nothing is committed."""
     claims = [claim for published in _documents(root, papers, preset) for claim in published.claims]
     return {(claim.paper, claim.id): claim for claim in claims}
+
+
+def check_scores(folder: Path, jobs: Sequence[JobEntry]) -> None:
+    """Check the scores of published jobs: each file is the one that a row of `runs.csv` names for that arm and seed.
+
+    A file that carries a label must say the same of itself; those published before there were labels have their row.
+
+    Args:
+        folder: `results/<paper>/<preset>`.
+        jobs: of its document.
+
+    Raises:
+        WorkError: where a file is absent, edited, cut or another run's, or its row is.
+    """
+    table = folder.parents[1] / ROWS
+    rows = {tuple(row[name] for name in IDENTITY[:-1]): row for row in _rows_of(table)}  # of several the last
+    owners: dict[str, set[tuple[str, int]]] = {}
+    for job in jobs:
+        owners.setdefault(job.key, set()).add((job.arm, job.seed))
+    for job in jobs:
+        path, named = scores_path(folder, job), f"arm '{job.arm}', seed {job.seed}"
+        row = rows.get((job.paper, folder.name, job.arm, str(job.seed), job.key))
+        given, again = (
+            f"The published scores of {named} are {path}",
+            f"Restore {folder} and {table}, for example from git",
+        )
+        if row is None:
+            raise WorkError(given, f"{table} has no row of {named} with that key: one of the two was edited", again)
+        try:
+            sha256, label, count = file_sha256(path), read_label(path), results.read_scores(path).num_rows
+        except (OSError, ValueError) as err:
+            raise WorkError(given, f"They cannot be read: {str(err).splitlines()[0]}", again) from err
+        if sha256 != row["scores_sha256"]:
+            why = f"Their SHA-256 begins {sha256[:12]}, and {table} names {str(row['scores_sha256'])[:12]}"
+            raise WorkError(given, f"{why}: the file was edited, cut or exchanged", again)
+        own = {"paper": job.paper, "key": job.key, "rows": count}
+        if label and (not own.items() <= label.items() or (label["arm"], label["seed"]) not in owners[job.key]):
+            said = (
+                f"arm '{label.get('arm')}', seed {label.get('seed')}, key {label.get('key')}, {label.get('rows')} rows"
+            )
+            raise WorkError(given, f"The file says of itself: {said}, and it holds {count} rows", again)
 
 
 def publish(new: Document, plan: Plan, finished: Finished, root: Path) -> list[Path]:
@@ -101,19 +150,21 @@ def scores_path(folder: Path, job: JobEntry) -> Path:
 def recompute(folder: Path, paper: Paper) -> Document:
     """Recompute every effect, interval and verdict of a published folder from its parquet files.
 
-    Claims are decided as the paper's `claims.py` declares them now; a claim that it no longer declares is left out. A
-    claim whose jobs were made by another source than today's is marked with `older_source`, the commits that made them.
+    Claims are decided as the paper's `claims.py` declares them now, on the seeds that were published; a claim that it
+    no longer declares is left out. A claim whose jobs have other keys than today's, as source, settings or data
+    changed, is marked with `older_source`, the commits that made them.
 
     Args:
         folder: `results/<paper>/<preset>`.
         paper: its claims.
 
     Raises:
-        RequestError: where the document is absent or of another schema.
-        WorkError: where a parquet file is absent or damaged.
+        RequestError: where the document is absent, edited or of another schema.
+        WorkError: where a parquet file is not what was published, see `check_scores`.
     """
     published = document.load(folder / DOCUMENT)
-    today = today_sources(paper, published.preset)
+    check_scores(folder, published.jobs)
+    today = plan_jobs([(paper, claim) for claim in paper.claims.claims], published.preset).jobs.keys()
     entries = []
     for earlier in published.claims:
         claim = paper.claims.claim(earlier.id)
@@ -122,14 +173,10 @@ def recompute(folder: Path, paper: Paper) -> Document:
         own = [job for job in published.jobs if job.key in earlier.run_ids and job.arm in claim.arms]
         jobs = {(job.arm, job.seed): job for job in own}
         scores = results.scores_of(paper, {pair: scores_path(folder, job) for pair, job in jobs.items()})
-        older = sorted({job.commit for job in own if job.commit and job.source not in today})
-        entries.append(replace(claim_entry(claim, published.preset, scores, jobs), older_source=tuple(older)))
+        older = sorted({job.commit for job in own if job.commit and job.key not in today})
+        entry = claim_entry(claim, published.preset, scores, jobs, seeds=sorted({job.seed for job in own}))
+        entries.append(replace(entry, older_source=tuple(older)))
     return replace(published, claims=tuple(entries), family=document.family_of(tuple(entries)))
-
-
-def today_sources(paper: Paper, preset: str) -> set[str]:
-    """Digests of the code that the arms of a paper would run with today; arms that choose other modules have others."""
-    return {make_template(paper, arm, preset).source for arm in paper.claims.arms.values()}
 
 
 def published_folders(root: Path, papers: Sequence[Paper], preset: str = "") -> list[tuple[Path, Paper]]:
@@ -180,10 +227,18 @@ def _row(job: JobEntry, folder: Path, paper: Paper) -> dict[str, Any]:
     }
 
 
+def _rows_of(path: Path) -> list[dict[str, str]]:
+    table = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8") if path.exists() else ",".join(COLUMNS)))
+    if table.fieldnames != list(COLUMNS):
+        why = f"Its first line does not name the columns {', '.join(COLUMNS)}"
+        raise WorkError(f"The published runs are {path}", why, "Restore the file, for example from git")
+    return list(table)
+
+
 def _append_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Append the rows that are not there, told apart by arm, seed, key and the digest of their scores."""
     text = path.read_text(encoding="utf-8") if path.exists() else ",".join(COLUMNS) + "\n"
-    there = {tuple(row[name] for name in IDENTITY) for row in csv.DictReader(io.StringIO(text))}
+    there = {tuple(row[name] for name in IDENTITY) for row in _rows_of(path)}
     new = [row for row in rows if tuple(str(row[name]) for name in IDENTITY) not in there]
     buffer = io.StringIO()
     csv.DictWriter(buffer, COLUMNS, lineterminator="\n").writerows(new)

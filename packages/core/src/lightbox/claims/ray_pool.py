@@ -25,6 +25,7 @@ from lightbox import machine
 from lightbox.claims.worker import ENVIRONMENT, Order, Outcome, is_disk_full, output_to, run_order
 from lightbox.errors import LightboxError, RequestError, WorkError
 from lightbox.runs.folders import JOBS, LOG, disk_full
+from lightbox.runs.key import switches
 from lightbox.runs.sources import whole_digest
 
 RETRIES = 3
@@ -130,7 +131,7 @@ def check_node(order: Order, versions: Mapping[str, str]) -> None:
     """As `check_code`; then also where this node has other weights and data."""
     check_code(order, versions)  # first, as another source need not even resolve the overrides
     config = importlib.import_module(f"{order.package}.config")
-    _compare(order, order.inputs, config.inputs(config.resolve(list(order.overrides))))
+    _compare(order, order.inputs, {**config.inputs(config.resolve(list(order.overrides))), **switches()})
 
 
 def _compare(order: Order, home: Mapping[str, str], node: Mapping[str, str]) -> None:

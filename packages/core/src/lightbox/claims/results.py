@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
+from itertools import combinations
 from pathlib import Path
 
 import pyarrow as pa
@@ -80,9 +81,17 @@ def scores_of(paper: Paper, paths: Mapping[tuple[str, int], Path]) -> Scores:
     """Scores of some (arm, seed) of a paper, read from their files.
 
     Raises:
-        WorkError: where a file is not there or damaged.
+        WorkError: where a file is not there or damaged, or two seeds of a trained arm hold the same scores of the same
+            items. Arms that are not trained may, on a test set that is the same for every seed.
     """
     tables = {pair: read_scores(path) for pair, path in paths.items()}
+    for first, other in combinations(sorted(pair for pair in tables if paper.claims.arms[pair[0]].is_trained), 2):
+        if first[0] == other[0] and tables[first].equals(tables[other]):
+            raise WorkError(
+                f"The scores of arm '{first[0]}' are {paths[first]} for seed {first[1]}, {paths[other]} for {other[1]}",
+                "They hold the same scores of the same items, so one is a copy, or the seed does not reach the run",
+                "Restore the copy, or run both jobs again with --fresh",
+            )
     return Scores(tables, paper.claims.headline, paper.claims.condition, paper.claims.balanced_by)
 
 
@@ -125,10 +134,10 @@ def _error_entry(plan: Plan, key: str, error: Exception) -> ErrorEntry:
 
 
 def _examples(plan: Plan, finished: Finished, folder: Path) -> list[ShownExample]:
-    """Examples of the first seed of each arm, with the paths of their images relative to `folder`."""
-    shown = []
+    """Examples of the first seed, with the paths of their images relative to `folder`."""
+    first, shown = min((seed for _, _, seed in plan.keys), default=0), []
     for (paper, arm, seed), key in plan.keys.items():
-        if seed == 0 and key in finished.folders:
+        if seed == first and key in finished.folders:
             place = Path(os.path.relpath(finished.folders[key], folder))
             for row in folders.read_examples(finished.folders[key])[:EXAMPLES_PER_ARM]:
                 shown.append(ShownExample(paper, arm, seed, Example.from_row(row).moved_to(place)))

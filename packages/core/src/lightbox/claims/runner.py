@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pyarrow import ArrowInvalid
+
 from lightbox import machine
 from lightbox.claims.jobs import Job, Plan
 from lightbox.claims.pool import Pool
@@ -18,7 +20,8 @@ from lightbox.claims.ray_pool import RayPool, check_address
 from lightbox.claims.worker import Order, Outcome, is_disk_full
 from lightbox.errors import LightboxError, RequestError, WorkError
 from lightbox.files import write_json
-from lightbox.runs.folders import FAILURE, disk_full, finished_folder, folder_to_run, mark_finished
+from lightbox.runs.finished import finished_folder
+from lightbox.runs.folders import FAILURE, disk_full, folder_to_run, mark_finished
 from lightbox.runs.sources import whole_digest
 
 ENGINES = ("local", "ray")
@@ -201,8 +204,8 @@ def _settle(job: Job, outcome: Outcome, folder: Path, finished: Finished, *, com
     if outcome.error is None:
         try:
             mark_finished(folder, _card(job, outcome, commit))
-        except FileNotFoundError:
-            outcome = _failed(outcome, folder, "It ended without an error and wrote no scores.parquet")
+        except (FileNotFoundError, ArrowInvalid):
+            outcome = _failed(outcome, folder, "It ended without an error and wrote no scores.parquet that can be read")
         except OSError as err:
             if not is_disk_full(err):
                 raise

@@ -144,6 +144,7 @@ class Claim:
     equivalence it is the margin. `unit_scale` and `unit` say how numbers are printed (100, "points"). `presets` lists
     the size presets that run it, `seeds` how many seeds each takes. `bound` is for kind exact: the number must be at
     least the bound, or at most where `is_upper_bound`. `min_items` is the fewest items a seed a verdict may rest on.
+    `caveats` are what a reader of the verdict must know, one sentence each, such as what is true by construction.
     """
 
     paper: str
@@ -164,6 +165,7 @@ class Claim:
     seeds: dict[str, int] = field(default_factory=lambda: {"smoke": 1, "quick": 5, "full": 5})
     is_upper_bound: bool = False
     min_items: int = 100
+    caveats: tuple[str, ...] = ()
 
     def by_role(self, role: Role) -> tuple[Contrast, ...]:
         """Contrasts of one role, in the order declared."""

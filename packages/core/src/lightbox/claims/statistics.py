@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from lightbox.claims.spec import Contrast, Measure, Role
 from lightbox.errors import WorkError
-from lightbox.eval.intervals import hierarchical_bootstrap, t_interval
+from lightbox.eval.intervals import hierarchical_bootstrap, t_interval, t_quantile
 
 Ends = tuple[float, float]
 
@@ -198,6 +198,33 @@ def effect_of(
         items=items,
         min_effect=min_effect if contrast.min_effect is None else contrast.min_effect,
     )
+
+
+def agreement(ours: Effect, theirs: Effect) -> tuple[bool | None, float | None]:
+    """Whether two runs of a contrast agree: a two-sided t test of the difference of their effects, at 5 %.
+
+    Runs that share seeds share cases, initialisation and order of data seed by seed, so the shared seeds are compared
+    in pairs; runs of other seeds are independent and are compared by Welch's test.
+
+    Returns:
+        True where no difference is found, and the smallest one that would be found with a power of 80 %, in the
+        effects' unit; (None, None) where a run has fewer than 2 seeds to compare.
+    """
+    one, other = (dict(zip(effect.seeds, effect.per_seed, strict=True)) for effect in (ours, theirs))
+    shared = sorted(one.keys() & other.keys())
+    if shared:
+        samples = [np.array([one[seed] - other[seed] for seed in shared])]
+    else:
+        samples = [np.array(list(values.values())) for values in (one, other)]
+    if min(sample.size for sample in samples) < 2:
+        return None, None
+    difference = samples[0].mean() - (0.0 if shared else samples[1].mean())
+    errors = [sample.var(ddof=1) / sample.size for sample in samples]
+    if sum(errors) == 0:
+        return bool(difference == 0), 0.0
+    degrees = sum(errors) ** 2 / sum(e**2 / (sample.size - 1) for e, sample in zip(errors, samples, strict=True))
+    critical, error = t_quantile(0.975, degrees), sum(errors) ** 0.5
+    return bool(abs(difference) <= critical * error), float((critical + t_quantile(0.8, degrees)) * error)
 
 
 def _ends(d: np.ndarray, level: float) -> Ends:

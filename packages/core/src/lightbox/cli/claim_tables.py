@@ -58,14 +58,14 @@ def expected_width(claim: Claim, seeds: int, published: ClaimEntry | None) -> st
 def show_verdicts(console: Console, document: Document) -> None:
     """Print one row a claim and what to expect by chance."""
     table = Table(box=None, pad_edge=False)
-    for name in ("claim", "verdict", "effect", "95 % interval", "seeds", "published"):
+    for name in ("claim", "verdict", "effect", "interval", "seeds", "published"):
         table.add_column(name, no_wrap=True)
     for claim in document.claims:
         table.add_row(
             f"{claim.paper} {claim.id}",
             str(claim.verdict),
             "-" if claim.effect is None else f"{claim.effect:+.2f} {claim.unit}",
-            _brackets(claim.ci95) or "-",
+            _brackets(*claim.deciding_interval(claim.deciding)) or "-",
             f"{len(claim.seeds)}/{claim.planned_seeds}",
             _agreement(claim.published),
         )
@@ -79,8 +79,8 @@ def show_verdicts(console: Console, document: Document) -> None:
     console.print("A verdict on synthetic images is about the mechanism, not about clinical performance.")
 
 
-def _brackets(ends: Ends | None) -> str:
-    return f"[{ends[0]:+.2f}, {ends[1]:+.2f}]" if ends else ""
+def _brackets(ends: Ends | None, percent: int = 95) -> str:
+    return f"[{ends[0]:+.2f}, {ends[1]:+.2f}]" + f" at {percent} %" * (percent != 95) if ends else ""
 
 
 def _agreement(published: Published | None) -> str:
@@ -116,6 +116,7 @@ def explanation(paper: Paper, claim: Claim, entries: Sequence[tuple[str, ClaimEn
         margin = "Equivalence margin" if claim.kind is Kind.EQUIVALENCE else "Minimum effect"
         lines.append(f"{margin}: {claim.min_effect * scale:g} {unit}; at least {claim.min_items} items a seed")
     lines.append(f"Runs at: {', '.join(f'{preset} ({claim.seeds[preset]} seeds)' for preset in claim.presets)}")
+    lines += [f"Caveats: {' '.join(claim.caveats)}"] if claim.caveats else []
     lines += [_verdict_line(preset, entry) for preset, entry in entries] or ["Verdict: no published run"]
     return lines
 
@@ -145,5 +146,10 @@ def _gate_line(paper: Paper, claim: Claim) -> str:
 
 
 def _verdict_line(preset: str, claim: ClaimEntry) -> str:
-    effect = "" if claim.effect is None else f", {claim.effect:+.2f} {claim.unit} {_brackets(claim.ci95)}".rstrip()
-    return f"Verdict at {preset}: {claim.verdict}{effect}, {len(claim.seeds)} seeds, commit {', '.join(claim.commits)}"
+    several = len(claim.links) > 1
+    links = ""
+    for link in claim.links:
+        ends = _brackets(*claim.deciding_interval(link))
+        said = "no seed" if link.effect is None else f"{link.effect:+.2f} {claim.unit} {ends}".rstrip()
+        links += f", {link.name} {said} ({link.state or 'not decided'})" if several else f", {said}"
+    return f"Verdict at {preset}: {claim.verdict}{links}, {len(claim.seeds)} seeds, commit {', '.join(claim.commits)}"

@@ -34,6 +34,7 @@ from lightbox.paper.pretrained import Pretrained, check_pretrained, check_towers
 from lightbox.paper.schema import PaperConfig
 from lightbox.paths import default_out
 from lightbox.runs import folders
+from lightbox.runs.finished import is_finished
 from lightbox.runs.key import Identity, differences, identify
 
 SHOWN = 4
@@ -125,7 +126,7 @@ class Entries:
         identity = self._identity(cfg, needs)
         out = Path(cfg.run.out) if cfg.run.out else default_out()
         folder = out / folders.RUNS / f"{cfg.experiment}-{identity.key[:12]}"
-        if cfg.run.resume and folders.read_run(folder) is not None:
+        if cfg.run.resume and is_finished(folder, identity.key):
             _log.info("%s is finished already; run.resume=false trains anew", folder)
         else:
             _say_why(folder, cfg.experiment, identity)

@@ -1,17 +1,21 @@
 """Vision features of images: from a frozen tower, computed once and kept on disk, or from a ready file.
 
-A cache file holds the features of one set of images under one tower; its name is the digest of both and of the code and
-libraries that computed it, so jobs of all arms that see the same images share it, and an edit leaves it behind. It
-appears by one rename: another process sees a whole file or none.
+A cache file holds the features of one set of images under one tower; its name is the digest of both and of the code,
+libraries, switches and threads that computed it, so jobs of all arms that see the same images share it, and an edit
+leaves it behind. It appears by one rename: another process sees a whole file or none. It carries a checksum of its name
+and content; one that does not match is computed anew.
 """
 
+import hashlib
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -22,8 +26,12 @@ from lightbox.paper.conditions import Pictures, picture
 from lightbox.paper.samples import Split
 from lightbox.paper.schema import NAME_MAP, ModelConfig
 from lightbox.readers.images import MAX_SIDE_PX
-from lightbox.runs.key import computing_versions
+from lightbox.runs.key import computing_versions, switches
 from lightbox.runs.sources import core_digest
+
+CHECKSUM = "sha256"
+
+_log = logging.getLogger(__name__)
 
 
 def load_features(model: ModelConfig, split: Split[Any], *, cache: Path) -> Float[Tensor, "n p c"]:
@@ -43,13 +51,16 @@ def load_features(model: ModelConfig, split: Split[Any], *, cache: Path) -> Floa
         rows = read_features(Path(model.features), split)
         return torch.cat([rows, rows.mean(dim=0, keepdim=True)])
     tower_digest = weights.digest_of(model.tower, revision=model.tower_revision, key="model.tower")
-    made_by = core_digest(__name__), computing_versions(("torch", "transformers", "numpy", "PIL"))
+    libraries = computing_versions(("torch", "transformers", "numpy", "PIL"))
+    made_by = core_digest(__name__), libraries, switches(), torch.get_num_threads()
     path = cache / f"features-{digest([split.digest(), tower_digest, made_by])[:24]}.safetensors"
-    if not path.is_file():
-        rows = _encode(split, towers.load_tower(model.tower, model.tower_revision))
+    rows = _cached(path) if path.is_file() else None
+    if rows is None:
+        rows = _encode(split, towers.load_tower(model.tower, model.tower_revision)).contiguous()
         cache.mkdir(parents=True, exist_ok=True)
-        replace_with(path, lambda staged: save_file({"features": rows.contiguous()}, staged))
-    return load_file(path)["features"]
+        metadata = {CHECKSUM: _checksum(path, rows)}
+        replace_with(path, lambda staged: save_file({"features": rows}, staged, metadata))
+    return rows
 
 
 def features_of(model: ModelConfig, image: Path) -> Float[Tensor, "1 p c"]:
@@ -93,6 +104,27 @@ def read_features(path: Path, split: Split[Any]) -> Float[Tensor, "n p c"]:
             "Compute features for all images",
         )
     return table[rows]
+
+
+def _cached(path: Path) -> Tensor | None:
+    """Features of a cache file; None, with a warning, where they are not what was written under that name."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            rows, checksum = file.get_tensor("features"), (file.metadata() or {}).get(CHECKSUM)
+        fault = "" if checksum == _checksum(path, rows) else "its content does not match its checksum"
+    except (SafetensorError, OSError) as err:
+        fault = f"it cannot be read, {err}"
+    if not fault:
+        return rows
+    _log.warning("%s is computed anew: %s", path, fault)
+    return None
+
+
+def _checksum(path: Path, rows: Tensor) -> str:
+    """SHA-256 of the file's name, which says of what the features are, and of their shape, type and bytes."""
+    content = hashlib.sha256(f"{path.name} {tuple(rows.shape)} {rows.dtype} ".encode())
+    content.update(rows.view(torch.uint8).numpy())
+    return content.hexdigest()
 
 
 def _stem(image: np.ndarray | Path) -> tuple[str, ...]:

@@ -1,10 +1,10 @@
-"""What the page shows of a claim beside the numbers of its entry: chip, deciding interval, figures. No torch."""
+"""What the page shows of a claim beside the numbers of its entry: chip, deciding intervals, figures. No torch."""
 
 import textwrap
 from dataclasses import dataclass
 
-from lightbox.claims.document import ClaimEntry, Document
-from lightbox.claims.spec import Kind, Role, Verdict
+from lightbox.claims.document import ClaimEntry, ContrastEntry, Document
+from lightbox.claims.spec import Kind, Verdict
 from lightbox.claims.verdicts import PRESETS_WITHOUT_VERDICT
 from lightbox.report import figures
 from lightbox.report.numbers import decimals, interval, level
@@ -51,9 +51,17 @@ class ClaimView:
         self.anchor = f"{claim.paper}-{claim.id}"
         self.digits = decimals(claim.min_effect)
         self.chip = _chip(claim, document)
-        self.interval = _deciding_interval(claim, self.digits)
+        self.links = [(link, self.interval(link)) for link in claim.links]
+        self.caveats = [*claim.caveats, *_older(claim)]
         self.panel = _panel(claim, label)
         self.figure = _level_figure(claim)
+
+    def interval(self, contrast: ContrastEntry) -> str:
+        """The interval that decides a contrast."""
+        if self.claim.kind is Kind.EXACT:
+            return "exact, no interval"
+        ends, percent = self.claim.deciding_interval(contrast)
+        return interval(ends, self.digits, percent)
 
     @property
     def gate_state(self) -> tuple[str, str, str]:
@@ -78,13 +86,10 @@ def _chip(claim: ClaimEntry, document: Document) -> Chip:
     return Chip("no verdict", "·", "plain", claim.reason)
 
 
-def _deciding_interval(claim: ClaimEntry, digits: int) -> str:
-    if claim.kind is Kind.EXACT:
-        return "exact, no interval"
-    if claim.kind is Kind.EQUIVALENCE:
-        links = (c for c in claim.contrasts if c.role is Role.PRIMARY and c.effect == claim.effect and c.ci90)
-        return next((f"{interval(link.ci90, digits)} at 90 %" for link in links), "")
-    return interval(claim.ci95, digits)
+def _older(claim: ClaimEntry) -> list[str]:
+    if not claim.older_source:
+        return []
+    return [f"An older result: its source, settings or data are not today's (commit {', '.join(claim.older_source)})."]
 
 
 def _panel(claim: ClaimEntry, label: str) -> figures.ForestPanel:
@@ -99,7 +104,7 @@ def _panel(claim: ClaimEntry, label: str) -> figures.ForestPanel:
                 label=textwrap.fill(contrast.name, WRAP),
                 role=contrast.role,
                 effect=contrast.effect,
-                ci95=contrast.ci95,
+                interval=claim.deciding_interval(contrast)[0],
                 per_seed=contrast.per_seed,
                 published=earlier,
             )
@@ -114,7 +119,7 @@ def _level_figure(claim: ClaimEntry) -> tuple[str, str] | None:
     metric = next((lv.metric for lv in claim.arms.values()), None)
     groups = [
         figures.Level(name, lv.per_seed, is_baseline=is_baseline)
-        for is_baseline, levels in ((False, claim.arms), (True, claim.shown_baselines()))
+        for is_baseline, levels in ((False, claim.shown_arms()), (True, claim.shown_baselines()))
         for name, lv in levels.items()
         if lv.metric == metric and lv.per_seed
     ]

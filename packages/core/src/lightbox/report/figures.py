@@ -50,12 +50,12 @@ _STYLE = {
 
 @dataclass(frozen=True)
 class ForestRow:
-    """One contrast, in printed units. `published` is the committed effect with its interval, or None."""
+    """One contrast, in printed units: `interval` decides it, `published` is the committed effect with its 95 % ends."""
 
     label: str
     role: str
     effect: float | None
-    ci95: tuple[float, float] | None = None
+    interval: tuple[float, float] | None = None
     per_seed: tuple[float, ...] = ()
     published: tuple[float, float, float] | None = None
 
@@ -82,7 +82,7 @@ class Level:
 
 @lru_cache(maxsize=MOST_DRAWN)
 def forest(panels: tuple[ForestPanel, ...]) -> str:
-    """Effects with 95 % intervals, one panel a claim; a dot a seed, the minimum-effect band shaded. SVG text."""
+    """Effects with their intervals, one panel a claim; a dot a seed, the minimum-effect band shaded. SVG text."""
     heights = [len(panel.rows) + 1.9 for panel in panels]
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(9.2, 0.5 + 0.36 * sum(heights)), layout="constrained")
@@ -181,8 +181,8 @@ def _draw_row(axis: Axes, row: ForestRow, place: int) -> None:
         axis.plot([low, high], [place + 0.3] * 2, color=SOFT, lw=1, linestyle=(0, (2, 1.5)))
         axis.plot(effect, place + 0.3, "|", color=SOFT, ms=7)
     axis.plot(row.per_seed, [place - 0.26] * len(row.per_seed), "o", color=colour, ms=3.2, alpha=0.45, mew=0)
-    if row.ci95 is not None:
-        axis.plot(row.ci95, [place] * 2, color=colour, lw=2.2, solid_capstyle="butt")
+    if row.interval is not None:
+        axis.plot(row.interval, [place] * 2, color=colour, lw=2.2, solid_capstyle="butt")
     fill = colour if row.role == "primary" else "white"
     axis.plot(row.effect, place, marker, color=colour, mfc=fill, mew=1.6, ms=7.5 if row.role == "primary" else 6.5)
 
@@ -195,7 +195,7 @@ def _limits_by_unit(panels: Sequence[ForestPanel]) -> dict[str, tuple[float, flo
         for panel in (p for p in panels if p.unit == unit):
             values += [-panel.min_effect, panel.min_effect]
             for row in panel.rows:
-                values += [*row.per_seed, *(row.ci95 or ()), *(row.published or ())]
+                values += [*row.per_seed, *(row.interval or ()), *(row.published or ())]
         low, high = min(values), max(values)
         margin = 0.06 * (high - low) or 1.0
         limits[unit] = low - margin, high + margin

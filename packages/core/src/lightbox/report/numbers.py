@@ -32,20 +32,20 @@ def signed(value: float | None, digits: int) -> str:
     return text[1:] if float(text) == 0 else text.replace("-", MINUS)
 
 
-def interval(ends: Sequence[float] | None, digits: int) -> str:
-    """An interval in brackets; "" where there is none."""
+def interval(ends: Sequence[float] | None, digits: int, percent: int = 95) -> str:
+    """An interval in brackets, with its level where that is not 95 %; "" where there is none."""
     if ends is None:
         return ""
     low, high = (f"{end:.{digits}f}".replace("-", MINUS) for end in ends)
-    return f"[{low}, {high}]"
+    return f"[{low}, {high}]" + f" at {percent} %" * (percent != 95)
 
 
-def interval_words(ends: Sequence[float] | None, digits: int) -> str:
+def interval_words(ends: Sequence[float] | None, digits: int, percent: int = 95) -> str:
     """An interval for a reader who hears the page."""
     if ends is None:
         return "no interval"
     low, high = (f"{end:.{digits}f}" for end in ends)
-    return f"95 % interval {low} to {high}"
+    return f"{percent} % interval {low} to {high}"
 
 
 def number(value: float | None) -> str:

@@ -90,10 +90,11 @@ def _forest(claims: Sequence[ClaimView]) -> tuple[str, str]:
     for view in claims:
         rows = []
         for c in view.claim.contrasts:
-            words = numbers.interval_words(c.ci95, view.digits)
+            ends, percent = view.claim.deciding_interval(c)
+            words = numbers.interval_words(ends, view.digits, percent)
             rows.append(f"{c.name} ({c.role}) {numbers.signed(c.effect, view.digits)}, {words}")
         texts.append(f"{view.label}: {'; '.join(rows)}")
-    alt = "Forest plot of every contrast with its 95 % interval. " + ". ".join(texts) + "."
+    alt = "Forest plot of every contrast with the interval that decides it. " + ". ".join(texts) + "."
     return figures.data_uri(figures.forest(tuple(view.panel for view in claims if view.panel.rows))), alt
 
 

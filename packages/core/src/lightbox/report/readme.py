@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import get_type_hints
 
 from lightbox.claims import registry
-from lightbox.claims.document import ClaimEntry, Document, load
+from lightbox.claims.document import ClaimEntry, ContrastEntry, Document, load
 from lightbox.claims.published import DOCUMENT
-from lightbox.claims.spec import Kind, Verdict
+from lightbox.claims.spec import Verdict
+from lightbox.claims.statistics import Ends
 from lightbox.config import leaf_docs
 from lightbox.errors import RequestError
 from lightbox.files import replace_text
@@ -90,7 +91,7 @@ def results_lines(name: str, *, root: Path, folder: Path) -> list[str]:
     path = root / "results" / name / DOCUMENT
     document = load(path)
     return [
-        "| claim | statement | paper | measured, 95 % interval | minimum | seeds × items | verdict |",
+        "| claim | statement | paper | measured, deciding interval | minimum | seeds × items | verdict |",
         "|---|---|---|---|---|---|---|",
         *(_row(claim) for claim in document.claims),
         "",
@@ -104,12 +105,16 @@ def results_lines(name: str, *, root: Path, folder: Path) -> list[str]:
 
 def _row(claim: ClaimEntry) -> str:
     digits = decimals(claim.min_effect)
-    measured = f"{signed(claim.effect, digits)} {interval(claim.ci95, digits)}".strip()
+    several = len(claim.links) > 1
+    links = []
+    for link in claim.links:
+        said = f"{signed(link.effect, digits)} {interval(*_ends(claim, link))}".strip() + f" {claim.unit}"
+        links.append(f"{link.name}: {said}, {link.state or 'not decided'}" if several else said)
     return _cells(
         f"{claim.id}{' (primary)' if claim.is_primary else ''}",
         claim.statement,
         claim.paper_numbers,
-        f"{measured} {claim.unit}",
+        "; ".join(links),
         f"{format(claim.min_effect, 'g') if claim.bound is None else number(claim.bound)} {claim.unit}",
         f"{len(claim.seeds)} × {claim.items}",
         _verdict(claim.verdict),
@@ -122,13 +127,12 @@ def _verdict(verdict: Verdict) -> str:
 
 
 def _beside(claim: ClaimEntry) -> Iterator[str]:
-    """Why the verdict is what it is: the reason, each link and control, the best arm beside the sanity baselines."""
+    """Why the verdict is what it is: caveats, the reason, each link and control, the best arm beside the baselines."""
     digits = decimals(claim.min_effect)
+    yield from (f"caveat: {caveat.rstrip('.')}" for caveat in claim.caveats)
     yield claim.reason
     for contrast in claim.deciding_contrasts():
-        ends = interval(contrast.ci95, digits)
-        if claim.kind is Kind.EQUIVALENCE and contrast.ci90:
-            ends = f"{interval(contrast.ci90, digits)} at 90 %"
+        ends = interval(*_ends(claim, contrast))
         state = f", {contrast.state}" if contrast.state else ""
         yield f'{contrast.role} "{contrast.name}" {signed(contrast.effect, digits)} {ends}'.rstrip() + state
     gate = claim.gate
@@ -137,16 +141,22 @@ def _beside(claim: ClaimEntry) -> Iterator[str]:
         yield f"best arm {gate.best} {level(gate.best_mean)} {gate.unit}, baselines {means}"
 
 
+def _ends(claim: ClaimEntry, contrast: ContrastEntry) -> tuple[Ends | None, int, int]:
+    ends, percent = claim.deciding_interval(contrast)
+    return ends, decimals(claim.min_effect), percent
+
+
 def _origin(document: Document) -> str:
     jobs = document.jobs
     dates = sorted({(job.ended or document.started)[:10] for job in jobs}) or [document.started[:10]]
     commits = sorted({job.commit for job in jobs if job.commit}) or [document.commit]
     machines = sorted({job.hardware for job in jobs if job.hardware}) or [document.machine["hardware"]]
-    times = {job.key: job.wall_s for job in jobs if job.wall_s}
     return (
         f"Preset {document.preset}; run {' to '.join(dict.fromkeys((dates[0], dates[-1])))}; "
         f"commit {', '.join(commit[:COMMIT_DIGITS] for commit in commits)}; on {'; '.join(machines)}; "
-        f"{duration(sum(times.values()))} of job time in all."
+        f"{duration(document.job_s)} of job time in all."
+        + " Jobs ran on several machines, and another processor gives other bits."
+        * (len(machines) > 1)
     )
 
 

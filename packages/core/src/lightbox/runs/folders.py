@@ -15,12 +15,11 @@ A claim's job lies in `<out>/jobs/<key>/`, a single training in `<out>/runs/<arm
 | `job.json` | `mark_finished` | last, after all else has reached the disk: its presence means finished |
 
 A paper may leave further files of its own beside them. A folder without `job.json` is continued from its checkpoints. A
-later attempt at a job (`--fresh`, or scores that no longer match their digest) is `<key>-2`, `<key>-3`, ...; nothing is
-deleted, and the newest finished attempt is the one that is read.
+later attempt at a job (`--fresh`, or a finished one that `runs.finished` does not trust) is `<key>-2`, `<key>-3`, ...;
+nothing is deleted, and the newest finished attempt is the one that is read.
 """
 
 import json
-import logging
 import math
 import os
 import shutil
@@ -36,7 +35,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
 from lightbox.errors import RequestError, WorkError
-from lightbox.files import FULL_DISK, file_sha256, replace_with, sync_file, write_json
+from lightbox.files import FULL_DISK, canonical_json, file_sha256, replace_with, sync_file, write_json
 
 JOBS, RUNS, CACHE = "jobs", "runs", "cache"
 RECORD = "job.json"
@@ -49,9 +48,9 @@ MODEL = "model"
 FAILURE = "error.json"
 NONFINITE = "nonfinite.json"
 LOG = "log.txt"
+LABEL = b"lightbox"  # key of the label in the metadata of a file of scores
+LABELLED = ("paper", "arm", "seed", "key")
 KEY_COLUMNS = ("item", "condition", "kind")
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -186,11 +185,14 @@ def read_scores(folder: Path) -> pa.Table | None:
     """Per-item scores: columns item, condition, kind and one float column a metric; None where the run has none.
 
     Raises:
-        WorkError: where the file is damaged.
+        WorkError: where the file is damaged, or not the one that `job.json` names.
     """
     path = folder / SCORES
     if not path.is_file():
         return None
+    record = _read_json(folder / RECORD, kind=dict) if (folder / RECORD).is_file() else {}
+    if record.get("files", {}).get(SCORES) not in (None, file_sha256(path)):
+        raise _damaged(path, f"It does not match the digest in {RECORD}")
     try:
         return pq.read_table(path)
     except (pa.ArrowException, OSError) as err:
@@ -208,8 +210,22 @@ def write_scores(folder: Path, rows: Sequence[Mapping[str, Any]], metrics: Seque
     schema = pa.schema([*((name, pa.string()) for name in KEY_COLUMNS), *((name, pa.float64()) for name in metrics)])
     table = pa.table({name: [row[name] for row in rows] for name in schema.names}, schema=schema)
     table = table.sort_by([("condition", "ascending"), ("item", "ascending")])
-    replace_with(folder / SCORES, lambda staged: pq.write_table(table, staged, compression="zstd"))
+    _write_table(table, folder)
     return table
+
+
+def label_of(record: Mapping[str, Any], rows: int) -> dict[str, Any]:
+    """What a file of scores says of itself: whose they are, and how many rows."""
+    return {name: record.get(name) for name in LABELLED} | {"rows": rows}
+
+
+def read_label(path: Path) -> dict[str, Any]:
+    """The label of a file of scores; {} where it was written before there were labels.
+
+    Raises:
+        OSError, ValueError: where it cannot be read, or is no file of scores.
+    """
+    return json.loads((pq.read_schema(path).metadata or {}).get(LABEL, b"{}"))
 
 
 def write_history(folder: Path, curves: Mapping[str, Any]) -> None:
@@ -312,30 +328,18 @@ def open_output(out: Path) -> Iterator[None]:
         lock.release()
 
 
-def finished_folder(out: Path, key: str) -> Path | None:
-    """The newest finished and undamaged attempt at a job, or None."""
-    return next((folder for folder in reversed(_attempts(out, key)) if is_finished(folder)), None)
+def attempts(out: Path, key: str) -> list[Path]:
+    """Folders of a job, oldest first."""
+    folders = [out / JOBS / key, *(out / JOBS).glob(f"{key}-*")]
+    return sorted((folder for folder in folders if folder.is_dir()), key=_attempt_number)
 
 
 def folder_to_run(out: Path, key: str, *, fresh: bool) -> Path:
     """Folder that an unfinished job is run in: its newest attempt if that can be continued, else a new one."""
-    attempts = _attempts(out, key)
-    if attempts and not fresh and not (attempts[-1] / RECORD).exists():
-        return attempts[-1]
-    return out / JOBS / (f"{key}-{_attempt_number(attempts[-1]) + 1}" if attempts else key)
-
-
-def is_finished(folder: Path) -> bool:
-    """True where `job.json` says so and the scores still have the digest it names; damage is warned of."""
-    try:
-        record = read_record(folder)
-        is_sound = record is not None and file_sha256(folder / SCORES) == record["files"][SCORES]
-    except (OSError, ValueError, KeyError, TypeError) as err:
-        _log.warning("%s is damaged and counts as unfinished (%s: %s)", folder, type(err).__name__, err)
-        return False
-    if record is not None and not is_sound:
-        _log.warning("%s does not match its digest; the job counts as unfinished", folder / SCORES)
-    return is_sound
+    folders = attempts(out, key)
+    if folders and not fresh and not (folders[-1] / RECORD).exists():
+        return folders[-1]
+    return out / JOBS / (f"{key}-{_attempt_number(folders[-1]) + 1}" if folders else key)
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
@@ -349,12 +353,15 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 
 
 def mark_finished(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
-    """Write `job.json`, after everything else in the folder is on the disk; return what it holds.
+    """Label the scores, and write `job.json` after everything else in the folder is on the disk; return what it holds.
 
     Raises:
         FileNotFoundError: where the job wrote no scores.
+        ArrowInvalid: where it wrote something else in their place.
         OSError: where the disk is full; the job then stays unfinished, with all it wrote.
     """
+    scores = pq.read_table(folder / SCORES)
+    _write_table(scores.replace_schema_metadata({LABEL: canonical_json(label_of(record, scores.num_rows))}), folder)
     for path in sorted(folder.iterdir()):
         if path.suffix in (".parquet", ".json"):
             sync_file(path)
@@ -371,6 +378,10 @@ def disk_full(folder: Path) -> WorkError:
         "The disk is full; finished jobs and checkpoints are kept, what was being written is not",
         "Free some space and run the same command again: it continues",
     )
+
+
+def _write_table(scores: pa.Table, folder: Path) -> None:
+    replace_with(folder / SCORES, lambda staged: pq.write_table(scores, staged, compression="zstd"))
 
 
 def _number(value: float | str | None) -> float:
@@ -390,12 +401,6 @@ def _read_json(path: Path, *, kind: type) -> Any:
 
 def _damaged(path: Path, why: str) -> WorkError:
     return WorkError(f"{path} cannot be read", why, f"Delete the folder {path.parent}; the run is then made again")
-
-
-def _attempts(out: Path, key: str) -> list[Path]:
-    """Folders of a job, oldest first."""
-    folders = [out / JOBS / key, *(out / JOBS).glob(f"{key}-*")]
-    return sorted((folder for folder in folders if folder.is_dir()), key=_attempt_number)
 
 
 def _attempt_number(folder: Path) -> int:

@@ -5,6 +5,7 @@ an edit of what decides its numbers gives another key.
 """
 
 import importlib.metadata
+import os
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -42,6 +43,22 @@ COMPUTING = {
     "rouge_score": ("rouge-score", "nltk"),
 }
 """What a module imports -> the distributions that then compute what is trained or scored."""
+SWITCHES = {
+    "ATEN_CPU_CAPABILITY": "",
+    "ONEDNN_MAX_CPU_ISA": "",
+    "DNNL_MAX_CPU_ISA": "",
+    "ONEDNN_DEFAULT_FPMATH_MODE": "",
+    "DNNL_DEFAULT_FPMATH_MODE": "",
+    "MKL_CBWR": "",
+    "MKL_ENABLE_INSTRUCTIONS": "",
+    "OPENBLAS_CORETYPE": "",
+    "NPY_DISABLE_CPU_FEATURES": "",
+    "NVIDIA_TF32_OVERRIDE": "",
+    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "",
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # what `train.seeds` sets where nobody does
+    "WORLD_SIZE": "1",  # processes of `accelerate launch`
+}
+"""Environment variables that change bits -> the value that stands for none. Thread counts are in `run.threads`."""
 ABSENT = "absent"
 OLDER = "it was made by an older Lightbox, which did not record what it was made from"
 
@@ -52,7 +69,7 @@ class Identity:
 
     Args:
         config: the resolved configuration, flat, without what has no effect.
-        inputs: digests of data, images and weights, and the device, by name.
+        inputs: digests of data, images and weights, the device, and the switches of the environment, by name.
         modules: digest of the code by module, see `sources.code_digests`.
         versions: of the distributions that compute.
         needs: keys of the runs that it reads, by arm.
@@ -100,7 +117,23 @@ def identify(
     """
     modules = closure(package, chosen)
     versions = computing_versions(libraries_of(modules))
-    return Identity(effective(config), dict(inputs), digests_of(modules), versions, dict(needs or {}))
+    return Identity(effective(config), {**inputs, **switches()}, digests_of(modules), versions, dict(needs or {}))
+
+
+def recorded(record: Mapping[str, Any]) -> Identity:
+    """The identity that a `job.json` records; its key is the run's, or the record is not of that run.
+
+    Raises:
+        KeyError: where a part of it is not recorded.
+    """
+    parts = (record[name] for name in ("inputs", "modules", "computing", "needs"))
+    return Identity(effective(record["config"]), *parts)
+
+
+def switches() -> dict[str, str]:
+    """Those of `SWITCHES` that this process has set to something else."""
+    values = {name: os.environ.get(name, unset) for name, unset in SWITCHES.items()}
+    return {name: value for name, value in values.items() if value not in ("", SWITCHES[name])}
 
 
 def computing_versions(libraries: Iterable[str]) -> dict[str, str]:
