@@ -12,12 +12,11 @@ from lightbox.phantom import Knobs, draw_cases, seed_range
 from lightbox.phantom.facts import parse, reword
 from lightbox.phantom.freeze import SAMPLE, describe, sample_cases
 from lightbox.phantom.ontology import CLASS_NAMES, DENSITIES, LOCATIONS, PLACE_LOCATION, SHAPES, TRIPLES
+from lightbox.phantom.questions import CLOSED_KINDS, COMPARISONS
 from lightbox.phantom.scene import MAX_FINDINGS, draw_scene
 from lightbox.phantom.splits import SPLITS, load_splits, make_splits
 from lightbox.phantom.version import VERSION
 from lightbox.records import Case, Question, box_from_mask
-
-COMPARISONS = ("comparison", "count_comparison", "size_comparison")
 
 
 def _triple(case_finding) -> str:
@@ -202,7 +201,7 @@ def test_closed_questions_are_of_every_kind_and_of_both_answers():
     cases = draw_cases(seed_range("development", 15, 4000), closed=True, with_pixels=False)
     asked = [q for case in cases for q in case.questions]
     shares = {kind: count / len(asked) for kind, count in Counter(q.kind for q in asked).items()}
-    assert set(shares) == {"presence", "side", "threshold", "composition", *COMPARISONS}
+    assert set(shares) == set(CLOSED_KINDS)
     assert shares["comparison"] >= 0.15
     assert min(shares.values()) > 0.07
     assert max(shares.values()) < 0.25
@@ -250,7 +249,7 @@ def test_every_rationale_states_the_facts_of_its_question():
             assert frozenset(q.facts) == parse(q.rationale)
             assert q.rationale.endswith(".")
             assert q.rationale == q.rationale.lower()
-    assert kinds == {"presence", "side", "zone", "count", "threshold", "composition", *COMPARISONS}
+    assert kinds == {"zone", "count", *CLOSED_KINDS}
 
 
 def test_reports_state_what_is_there_and_name_normals():

@@ -7,6 +7,7 @@ tables are named by content because their printed numbers were not found. Paper 
 from functools import partial
 
 from lightbox.claims.spec import BEST, Arm, Claim, Contrast, Gate, Kind, Measure, PaperClaims, Role, difference
+from lightbox.phantom.questions import CLOSED_KINDS
 
 _claim = partial(Claim, "medthink")
 CORRUPTION_PCT = (0, 10, 25, 50)
@@ -84,10 +85,10 @@ def _without_answer_words(condition: str) -> Contrast:
     return _beside(name, _reads(condition, "reader_masked"), _reads("no_rationale", "reader_masked"))
 
 
-def _by_kind(kind: str, name: str, arm: str, rival: str) -> Contrast:
-    """A difference on questions of one kind, shown beside the claim."""
-    where = (("kind", kind),)
-    return _beside(f"{kind}: {name}", Measure(arm, where=where), Measure(rival, where=where))
+def _by_kind(name: str, arm: str, rival: str) -> list[Contrast]:
+    """A difference on the questions of each kind: an effect that one kind alone carries is no effect of the method."""
+    kinds = [(("kind", kind),) for kind in CLOSED_KINDS]
+    return [_beside(f"{kind[0][1]}: {name}", Measure(arm, where=kind), Measure(rival, where=kind)) for kind in kinds]
 
 
 def _bleu(n: int, name: str, arm: str, rival: str, role: Role = Role.SECONDARY) -> Contrast:
@@ -120,7 +121,7 @@ _T1 = _claim(
         difference("Explanation - answer only", "explanation", "none"),
         difference("true - same-answer rationale", "explanation", "same_answer", Role.CONTROL),
         difference("true rationale - filler", "explanation", "filler", Role.CONTROL),
-        _by_kind("composition", "Explanation - answer only", "explanation", "none"),
+        *_by_kind("Explanation - answer only", "explanation", "none"),
         _beside("Explanation - arm 0", "explanation", "untouched"),
     ),
     gate=_gate("explanation", "none", "same_answer", "filler"),
@@ -176,8 +177,7 @@ _T2 = _claim(
             ((1.0, Measure("reasoning", "loss_at_wrong_facts")),),
             Role.SECONDARY,
         ),
-        _by_kind("composition", "answer only - Reasoning", "none", "reasoning"),
-        _by_kind("presence", "answer only - Reasoning", "none", "reasoning"),
+        *_by_kind("answer only - Reasoning", "none", "reasoning"),
     ),
     gate=_gate("explanation", "none", "reasoning"),
     presets=("smoke", "quick", "full"),

@@ -34,12 +34,14 @@ from lightbox.phantom.ontology import CLASS_NAMES, CLASSES, SIDES, ZONES, place_
 from lightbox.records import Question
 
 YES_NO = ("yes", "no")
+COMPARISONS = ("comparison", "count_comparison", "size_comparison")
+CLOSED_KINDS = ("presence", "side", "threshold", "composition", *COMPARISONS)
 ATTEMPTS = 3
 # 3 words for wording and noise, 2 for the stereotype, 4 an attempt; reserved whether used or not
 WORDS_PER_QUESTION = 5 + 4 * ATTEMPTS
 LARGER_RATIO_PCT = 160  # a comparison is asked only where the larger area is at least this share of the smaller
 # How often a kind is tried beside the others: these need two findings, which less than half of all cases have.
-WEIGHTS = {"comparison": 12, "count_comparison": 4, "size_comparison": 5}
+WEIGHTS = dict(zip(COMPARISONS, (12, 4, 5), strict=True))
 
 _OF_ONE_PLACE = {c.name for c in CLASSES if len(c.places) == 1}  # their name tells how high they lie
 
