@@ -10,7 +10,7 @@ from lightbox.testing.shrunk import save_shrunk
 from lightbox.testing.tiny_models import save_t5, save_tower
 
 NODULE = "a small dense disc lies in the left upper zone . a small dense disc is a nodule ."
-HEART = "the heart takes 55 to 60 percent of the chest width ."
+HEART = "the heart takes more than half of the chest width ."
 
 
 def words_of_phantom():

@@ -34,13 +34,13 @@ def save_dicom(path, pixels):
 
 @pytest.fixture(scope="module")
 def trained(tiny, tmp_path_factory):
-    """Runs by strategy: trained for 60 steps, so that answers can be parsed."""
+    """Runs by strategy: trained for 120 steps, so that answers can be parsed."""
     out = tmp_path_factory.mktemp("out")
     folders = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lightbox.paper.entries.index_run", lambda *_: None)
         for arm in ("explanation", "reasoning", "stage1"):
-            cli.train([*tiny, f"experiment={arm}", f"run.out={out}", "optim.max_steps=60", "optim.lr=0.01"])
+            cli.train([*tiny, f"experiment={arm}", f"run.out={out}", "optim.max_steps=120", "optim.lr=0.01"])
             folders[arm] = next((out / "runs").glob(f"{arm}-*"))
     return folders
 
