@@ -144,6 +144,7 @@ class Claim:
     equivalence it is the margin. `unit_scale` and `unit` say how numbers are printed (100, "points"). `presets` lists
     the size presets that run it, `seeds` how many seeds each takes. `bound` is for kind exact: the number must be at
     least the bound, or at most where `is_upper_bound`. `min_items` is the fewest items a seed a verdict may rest on.
+    `budget` is the config leaf that says how long the arms train, "" where nothing of the claim is trained.
     """
 
     paper: str
@@ -164,6 +165,7 @@ class Claim:
     seeds: dict[str, int] = field(default_factory=lambda: {"smoke": 1, "quick": 5, "full": 5})
     is_upper_bound: bool = False
     min_items: int = 100
+    budget: str = "optim.max_steps"
 
     def by_role(self, role: Role) -> tuple[Contrast, ...]:
         """Contrasts of one role, in the order declared."""
@@ -201,6 +203,11 @@ class PaperClaims:
     condition: str
     default_arm: str
     tuning: tuple[str, ...] = ()
+
+    @property
+    def budget(self) -> str:
+        """The budget axis of its claims, of which a paper has one; "" where no claim has any."""
+        return next((claim.budget for claim in self.claims if claim.budget), "")
 
     def claim(self, claim_id: str) -> Claim | None:
         """The claim with this id, or None."""

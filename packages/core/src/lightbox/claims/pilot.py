@@ -1,0 +1,196 @@
+"""Pilot: train arms over a ladder of budgets on development seeds, score validation items, keep every mean.
+
+Each run has its own schedule, so each budget is a job of its own, with a key like any other. What an untrained arm
+scores stands for every budget. The rows are `results/<paper>/budget.csv`; `claims.budget` reads them. A pilot that was
+stopped goes on with the same command. Run as `python -m lightbox.claims.pilot PAPER --claims T1 T2`.
+"""
+
+import argparse
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from lightbox.claims.budget import FILE, PilotRow, at_budget, budgeted_arms, merge_rows, settings_digest, written
+from lightbox.claims.jobs import Job, Plan, make_template, with_seed
+from lightbox.claims.registry import Paper, arms_in_order, choose_claims, load_papers
+from lightbox.claims.results import scores_of
+from lightbox.claims.runner import Finished, find_finished, run
+from lightbox.claims.spec import BEST, Claim, Measure, Role
+from lightbox.errors import RequestError
+from lightbox.paths import default_out, results_dir
+from lightbox.runs.folders import SCORES, flatten, open_output, read_record
+
+BUDGETS = (300, 600, 1200, 2400)
+SEEDS = (900, 901, 902)
+FEWEST = 4
+PRESET = "quick"
+
+_log = logging.getLogger("lightbox.claims")
+
+
+def check_ladder(budgets: Sequence[int]) -> None:
+    """Raise `RequestError` unless there are at least `FEWEST` budgets, each twice the last."""
+    doubles = all(later == 2 * earlier for earlier, later in zip(budgets, budgets[1:], strict=False))
+    if len(budgets) < FEWEST or budgets[0] < 1 or not doubles:
+        raise RequestError(
+            f"The ladder of budgets is {', '.join(map(str, budgets))}",
+            f"A plateau is judged by doublings: a pilot has at least {FEWEST} budgets, each twice the last",
+            f"Give a ladder such as --budgets {' '.join(map(str, BUDGETS))}",
+        )
+
+
+def deciding_arms(claim: Claim) -> list[str]:
+    """Arms that links, controls and the gate of a claim read."""
+    return list(replace(claim, contrasts=tuple(c for c in claim.contrasts if c.role is not Role.SECONDARY)).arms)
+
+
+def plan_pilot(
+    paper: Paper, claims: Sequence[Claim], budgets: Sequence[int], seeds: Sequence[int], *, rate: float | None = None
+) -> tuple[Plan, dict[tuple[str, int, int], str]]:
+    """The jobs of the ladder, small budgets first within a seed, and the key of each (arm, budget, seed).
+
+    The budget is 0 for an arm whose scores no budget changes. `rate` is a learning rate for every arm; None takes the
+    tuned ones.
+    """
+    axis = paper.claims.budget
+    budgeted = budgeted_arms(paper.claims)
+    jobs: list[tuple[int, Job]] = []
+    keys: dict[tuple[str, int, int], str] = {}
+    for name in arms_in_order(paper.claims, [arm for claim in claims for arm in deciding_arms(claim)]):
+        arm = paper.claims.arms[name]
+        for budget in budgets if name in budgeted else (0,):
+            own = [f"{axis}={budget}"] if budget else []
+            own += [f"optim.lr={rate}"] if rate is not None and arm.is_trained else []
+            overrides = (*arm.overrides, *own, "data.eval_split=validation")
+            template = make_template(paper, replace(arm, overrides=overrides), PRESET)
+            for seed in seeds:
+                needs = {need: keys[need, budget if need in budgeted else 0, seed] for need in arm.needs}
+                job = with_seed(template, seed, needs)
+                jobs.append((budget, job))
+                keys[name, budget, seed] = job.key
+    jobs.sort(key=lambda pair: (pair[1].seed, pair[0]))  # stable: needs stay first
+    first: dict[str, Job] = {}
+    for _, job in jobs:
+        first.setdefault(job.key, job)
+    named = {(paper.name, at_budget(name, budget), seed): key for (name, budget, seed), key in keys.items()}
+    return Plan(PRESET, (), first, named), keys
+
+
+def pilot(
+    paper: Paper,
+    claims: Sequence[Claim],
+    out: Path,
+    *,
+    root: Path,
+    budgets: Sequence[int] = BUDGETS,
+    seeds: Sequence[int] = SEEDS,
+    rate: float | None = None,
+    workers: int = 2,
+) -> Path:
+    """Train the ladder and write its rows; what finished gets its rows, also where other jobs failed.
+
+    Args:
+        paper: whose claims they are.
+        claims: which; those without a training budget are left out.
+        out: output folder; finished jobs in it are not run again.
+        root: folder of published results.
+        budgets: the ladder, ascending.
+        seeds: development seeds.
+        rate: learning rate for every arm; None takes the tuned ones.
+        workers: processes.
+
+    Returns:
+        The file of rows.
+
+    Raises:
+        RequestError: for a ladder that tells nothing, or where no claim has a training budget.
+        WorkError: a job failed.
+    """
+    check_ladder(budgets)
+    claims = [claim for claim in claims if claim.budget]
+    if not claims:
+        why = "None of the claims has a training budget"
+        raise RequestError(f"A pilot of {paper.name}", why, "Choose other claims with --claims")
+    plan, keys = plan_pilot(paper, claims, budgets, seeds, rate=rate)
+
+    def report(job: Job, folder: Path) -> None:
+        budget = flatten(job.config)[paper.claims.budget]
+        _log.info("seed %d, %s at %s: %s", job.seed, job.arm, budget, folder)
+
+    with open_output(out):
+        done = find_finished(plan, out)
+        _log.info("%d jobs, %d of them finished", len(plan.jobs), len(done.folders))
+        finished = run(plan, out, done, workers=workers, keys=set(plan.jobs), on_job_done=report)
+    path = root / paper.name / FILE
+    merge_rows(path, pilot_rows(paper, claims, plan, keys, finished))
+    if finished.errors:
+        raise next(iter(finished.errors.values()))
+    return path
+
+
+def pilot_rows(
+    paper: Paper, claims: Sequence[Claim], plan: Plan, keys: dict[tuple[str, int, int], str], finished: Finished
+) -> list[PilotRow]:
+    """Mean of each measure of the claims on each finished job."""
+    measures = _measures(claims)
+    rows = []
+    for (arm, budget, seed), key in keys.items():
+        if key not in finished.folders or not measures.get(arm):
+            continue
+        job, folder = plan.jobs[key], finished.folders[key]
+        scores = scores_of(paper, {(arm, seed): folder / SCORES})
+        for measure in measures[arm]:
+            _, values = scores.values(measure, seed=seed)
+            if not values.size:  # it applies to none of the items, such as a kind that was not drawn
+                continue
+            rows.append(
+                PilotRow(
+                    arm=arm,
+                    seed=seed,
+                    budget=budget,
+                    metric=scores.metric(measure),
+                    condition=measure.condition or scores.condition,
+                    where=written(measure.where),
+                    mean=round(float(values.mean()), 8),
+                    items=values.size,
+                    lr=flatten(job.config).get("optim.lr", "") if budget else "",
+                    key=key,
+                    commit=(read_record(folder) or {}).get("commit") or "",
+                    source=job.source,
+                    settings=settings_digest(job.config, job.inputs, paper.claims.budget),
+                )
+            )
+    return rows
+
+
+def _measures(claims: Iterable[Claim]) -> dict[str, list[Measure]]:
+    """What claims read, by arm, each once; a baseline for the gate's best arm is read from every candidate."""
+    by_arm: dict[str, list[Measure]] = {}
+    for claim in claims:
+        read = [m for contrast in claim.contrasts for _, m in contrast.terms]
+        if claim.gate is not None:
+            best = [m.arm for m in claim.gate.arms]
+            for m in (*claim.gate.arms, *claim.gate.baselines):
+                read += [replace(m, arm=arm) for arm in (best if m.arm == BEST else [m.arm])]
+        for m in read:
+            if m not in by_arm.setdefault(m.arm, []):
+                by_arm[m.arm].append(m)
+    return by_arm
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("paper")
+    parser.add_argument("--claims", nargs="*", default=[], help="ids; none means all")
+    parser.add_argument("--budgets", nargs="*", type=int, default=BUDGETS)
+    parser.add_argument("--seeds", nargs="*", type=int, default=SEEDS)
+    parser.add_argument("--rate", type=float, help="learning rate of every arm; left out: the tuned ones")
+    parser.add_argument("--out", type=Path, default=default_out())
+    parser.add_argument("--workers", type=int, default=2)
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO)
+    chosen_paper = load_papers([options.paper])[0]
+    chosen = [claim for _, claim in choose_claims([chosen_paper], options.claims)]
+    sizes = {"budgets": options.budgets, "seeds": options.seeds, "rate": options.rate, "workers": options.workers}
+    _log.info("rows: %s", pilot(chosen_paper, chosen, options.out, root=results_dir(), **sizes))
