@@ -61,6 +61,7 @@ def build(run, todo=None, finished=None, **options):
     todo = todo or planned()
     finished = finished or runner.find_finished(todo, run / "out")
     settings = {"started": "2026-01-01T00:00:00Z", "wall_s": 12.34, "folder": run / "out" / "reproduce" / "toy-quick"}
+    settings |= {"root": run / "results"}
     return results.build(todo, finished, **settings | options)
 
 

@@ -11,19 +11,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from lightbox.claims.budget import FILE, PilotRow, at_budget, budgeted_arms, merge_rows, settings_digest, written
-from lightbox.claims.jobs import Job, Plan, make_template, with_seed
+from lightbox.claims.budget import FEWEST, FILE, PilotRow, deciding, merge_rows, written
+from lightbox.claims.jobs import Job, Plan, arm_jobs, plan_jobs
 from lightbox.claims.registry import Paper, arms_in_order, choose_claims, load_papers
 from lightbox.claims.results import scores_of
 from lightbox.claims.runner import Finished, find_finished, run
-from lightbox.claims.spec import BEST, Claim, Measure, Role
+from lightbox.claims.spec import BEST, Claim, Measure, base_arm
 from lightbox.errors import RequestError
 from lightbox.paths import default_out, results_dir
 from lightbox.runs.folders import SCORES, flatten, open_output, read_record
 
 BUDGETS = (300, 600, 1200, 2400)
 SEEDS = (900, 901, 902)
-FEWEST = 4
 PRESET = "quick"
 
 _log = logging.getLogger("lightbox.claims")
@@ -42,39 +41,22 @@ def check_ladder(budgets: Sequence[int]) -> None:
 
 def deciding_arms(claim: Claim) -> list[str]:
     """Arms that links, controls and the gate of a claim read."""
-    return list(replace(claim, contrasts=tuple(c for c in claim.contrasts if c.role is not Role.SECONDARY)).arms)
+    return list(replace(claim, contrasts=tuple(deciding(claim))).arms)
 
 
 def plan_pilot(
     paper: Paper, claims: Sequence[Claim], budgets: Sequence[int], seeds: Sequence[int], *, rate: float | None = None
-) -> tuple[Plan, dict[tuple[str, int, int], str]]:
-    """The jobs of the ladder, small budgets first within a seed, and the key of each (arm, budget, seed).
+) -> Plan:
+    """The jobs of the ladder, small budgets first within a seed.
 
-    The budget is 0 for an arm whose scores no budget changes. `rate` is a learning rate for every arm; None takes the
-    tuned ones.
+    `rate` is a learning rate for every arm; None takes the tuned ones.
     """
-    axis = paper.claims.budget
-    budgeted = budgeted_arms(paper.claims)
-    jobs: list[tuple[int, Job]] = []
-    keys: dict[tuple[str, int, int], str] = {}
-    for name in arms_in_order(paper.claims, [arm for claim in claims for arm in deciding_arms(claim)]):
-        arm = paper.claims.arms[name]
-        for budget in budgets if name in budgeted else (0,):
-            own = [f"{axis}={budget}"] if budget else []
-            own += [f"optim.lr={rate}"] if rate is not None and arm.is_trained else []
-            overrides = (*arm.overrides, *own, "data.eval_split=validation")
-            template = make_template(paper, replace(arm, overrides=overrides), PRESET)
-            for seed in seeds:
-                needs = {need: keys[need, budget if need in budgeted else 0, seed] for need in arm.needs}
-                job = with_seed(template, seed, needs)
-                jobs.append((budget, job))
-                keys[name, budget, seed] = job.key
-    jobs.sort(key=lambda pair: (pair[1].seed, pair[0]))  # stable: needs stay first
-    first: dict[str, Job] = {}
-    for _, job in jobs:
-        first.setdefault(job.key, job)
-    named = {(paper.name, at_budget(name, budget), seed): key for (name, budget, seed), key in keys.items()}
-    return Plan(PRESET, (), first, named), keys
+    arms = arms_in_order(paper.claims, [arm for claim in claims for arm in deciding_arms(claim)])
+    overrides = (*([] if rate is None else [f"optim.lr={rate}"]), "data.eval_split=validation")
+    jobs: list[Job] = []
+    for budget in budgets:
+        jobs += arm_jobs(paper, dict.fromkeys(arms, seeds), PRESET, budget=budget, overrides=overrides)
+    return plan_jobs(jobs, PRESET)
 
 
 def pilot(
@@ -112,35 +94,32 @@ def pilot(
     if not claims:
         why = "None of the claims has a training budget"
         raise RequestError(f"A pilot of {paper.name}", why, "Choose other claims with --claims")
-    plan, keys = plan_pilot(paper, claims, budgets, seeds, rate=rate)
+    plan = plan_pilot(paper, claims, budgets, seeds, rate=rate)
 
     def report(job: Job, folder: Path) -> None:
-        budget = flatten(job.config)[paper.claims.budget]
-        _log.info("seed %d, %s at %s: %s", job.seed, job.arm, budget, folder)
+        _log.info("seed %d, %s: %s", job.seed, job.arm, folder)
 
     with open_output(out):
         done = find_finished(plan, out)
         _log.info("%d jobs, %d of them finished", len(plan.jobs), len(done.folders))
         finished = run(plan, out, done, workers=workers, keys=set(plan.jobs), on_job_done=report)
     path = root / paper.name / FILE
-    merge_rows(path, pilot_rows(paper, claims, plan, keys, finished))
+    merge_rows(path, pilot_rows(paper, claims, plan, finished))
     if finished.errors:
         raise next(iter(finished.errors.values()))
     return path
 
 
-def pilot_rows(
-    paper: Paper, claims: Sequence[Claim], plan: Plan, keys: dict[tuple[str, int, int], str], finished: Finished
-) -> list[PilotRow]:
+def pilot_rows(paper: Paper, claims: Sequence[Claim], plan: Plan, finished: Finished) -> list[PilotRow]:
     """Mean of each measure of the claims on each finished job."""
     measures = _measures(claims)
     rows = []
-    for (arm, budget, seed), key in keys.items():
-        if key not in finished.folders or not measures.get(arm):
+    for (_, name, seed), key in plan.keys.items():
+        (arm, budget), job = base_arm(name), plan.jobs[key]
+        if key not in finished.folders:
             continue
-        job, folder = plan.jobs[key], finished.folders[key]
-        scores = scores_of(paper, {(arm, seed): folder / SCORES})
-        for measure in measures[arm]:
+        scores = scores_of(paper, {(arm, seed): finished.folders[key] / SCORES})
+        for measure in measures.get(arm, ()):
             _, values = scores.values(measure, seed=seed)
             if not values.size:  # it applies to none of the items, such as a kind that was not drawn
                 continue
@@ -156,9 +135,9 @@ def pilot_rows(
                     items=values.size,
                     lr=flatten(job.config).get("optim.lr", "") if budget else "",
                     key=key,
-                    commit=(read_record(folder) or {}).get("commit") or "",
+                    commit=(read_record(finished.folders[key]) or {}).get("commit") or "",
                     source=job.source,
-                    settings=settings_digest(job.config, job.inputs, paper.claims.budget),
+                    settings=job.settings,
                 )
             )
     return rows

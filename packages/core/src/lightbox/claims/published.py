@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow.compute as pc
 
 from lightbox.claims import document, results
+from lightbox.claims.budget import load_pilot
 from lightbox.claims.document import ClaimEntry, Document, JobEntry
 from lightbox.claims.entries import claim_entry
 from lightbox.claims.jobs import Plan, make_template
@@ -114,16 +115,17 @@ def recompute(folder: Path, paper: Paper) -> Document:
     """
     published = document.load(folder / DOCUMENT)
     today = today_sources(paper, published.preset)
+    pilot = load_pilot(folder.parents[1], paper.claims)
     entries = []
     for earlier in published.claims:
         claim = paper.claims.claim(earlier.id)
         if claim is None:
             continue
-        own = [job for job in published.jobs if job.key in earlier.run_ids and job.arm in claim.arms]
+        own = [job for job in published.jobs if job.key in earlier.run_ids and claim.reads(job.arm)]
         jobs = {(job.arm, job.seed): job for job in own}
         scores = results.scores_of(paper, {pair: scores_path(folder, job) for pair, job in jobs.items()})
         older = sorted({job.commit for job in own if job.commit and job.source not in today})
-        entries.append(replace(claim_entry(claim, published.preset, scores, jobs), older_source=tuple(older)))
+        entries.append(replace(claim_entry(claim, published.preset, scores, jobs, pilot), older_source=tuple(older)))
     return replace(published, claims=tuple(entries), family=document.family_of(tuple(entries)))
 
 

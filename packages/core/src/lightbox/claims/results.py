@@ -11,11 +11,13 @@ import pyarrow.parquet as pq
 
 from lightbox import machine
 from lightbox.claims import document
+from lightbox.claims.budget import load_pilot
 from lightbox.claims.document import ClaimEntry, Curves, Document, ErrorEntry, JobEntry, ShownExample
 from lightbox.claims.entries import claim_entry
 from lightbox.claims.jobs import Plan
 from lightbox.claims.registry import Paper
 from lightbox.claims.runner import Finished
+from lightbox.claims.spec import base_arm
 from lightbox.claims.statistics import Scores
 from lightbox.errors import WorkError
 from lightbox.runs import folders
@@ -23,7 +25,7 @@ from lightbox.runs.examples import Example
 
 CURVE_POINTS = 60
 EXAMPLES_PER_ARM = 6
-RECORDED = ("commit", "source", "hardware", "wall_s", "peak_gib", "ended")
+RECORDED = ("commit", "source", "hardware", "wall_s", "peak_gib", "ended", "budget", "settings")
 
 
 def build(
@@ -33,6 +35,7 @@ def build(
     started: str,
     wall_s: float,
     folder: Path,
+    root: Path,
     committed: Mapping[str, JobEntry] | None = None,
     published: Mapping[tuple[str, str], ClaimEntry] | None = None,
 ) -> Document:
@@ -44,6 +47,7 @@ def build(
         started: when, ISO 8601.
         wall_s: seconds since.
         folder: where the document will lie; paths in it are relative to that.
+        root: folder of committed results, with the pilot.
         committed: committed jobs by key, for those that were reused.
         published: committed claims by (paper, claim id).
 
@@ -56,8 +60,9 @@ def build(
     claims = []
     for paper, claim in plan.claims:
         own = {(arm, seed): job for (owner, arm, seed), job in jobs.items() if owner == paper.name}
-        scores = scores_of(paper, {pair: paths[job.key] for pair, job in own.items() if pair[0] in claim.arms})
-        entry = claim_entry(claim, plan.preset, scores, own)
+        scores = scores_of(paper, {pair: paths[job.key] for pair, job in own.items() if claim.reads(pair[0])})
+        pilot = load_pilot(root, paper.claims)
+        entry = claim_entry(claim, plan.preset, scores, own, pilot)
         claims.append(entry.beside((published or {}).get((paper.name, claim.id))))
     return Document(
         schema=document.SCHEMA,
@@ -128,7 +133,7 @@ def _examples(plan: Plan, finished: Finished, folder: Path) -> list[ShownExample
     """Examples of the first seed of each arm, with the paths of their images relative to `folder`."""
     shown = []
     for (paper, arm, seed), key in plan.keys.items():
-        if seed == 0 and key in finished.folders:
+        if seed == 0 and key in finished.folders and not base_arm(arm)[1]:
             place = Path(os.path.relpath(finished.folders[key], folder))
             for row in folders.read_examples(finished.folders[key])[:EXAMPLES_PER_ARM]:
                 shown.append(ShownExample(paper, arm, seed, Example.from_row(row).moved_to(place)))
@@ -139,7 +144,7 @@ def _curves(plan: Plan, finished: Finished) -> dict[str, Curves]:
     """Curves by paper, metric and arm, one a seed, each thinned to at most `CURVE_POINTS` points."""
     curves: dict[str, Curves] = {}
     for (paper, arm, _), key in plan.keys.items():
-        if key in finished.folders:
+        if key in finished.folders and not base_arm(arm)[1]:
             for metric, points in folders.read_history(finished.folders[key]).items():
                 thinned = points[:: -(-len(points) // CURVE_POINTS)] if points else []
                 by_arm = curves.setdefault(paper, {}).setdefault(metric, {})

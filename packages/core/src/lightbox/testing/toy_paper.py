@@ -24,7 +24,7 @@ GATE = Gate(
     arms=(Measure("none"), Measure("true")),
     baselines=(Measure("majority"), Measure("{best}", condition="blank")),
 )
-COMMON = dict(paper="toy", location="Table 1", paper_numbers="+4.5", gate=GATE, presets=("smoke", "quick"))
+COMMON = dict(paper="toy", location="Table 1", paper_numbers="+4.5", gate=GATE, budget="", presets=("smoke", "quick"))
 CLAIM_1 = Claim(
     id="Y1",
     kind=Kind.DIRECTIONAL,
