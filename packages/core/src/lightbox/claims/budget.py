@@ -6,11 +6,12 @@ A claim is on its plateau at a budget if the pilot goes to twice that, and no li
 later budget of the pilot. Where a preset also runs half its budget on the verdict's own seeds, nothing may move from
 there either. The declared budget is the smallest on the plateau.
 
-That rule reads means, and a pilot of few seeds misses movements: of simulated pairs of arms that cross after the pilot
-ends (`benchmarks/verdict_engine.py`), a third of those that looked contradicted or absent kept that verdict. So a
-negative verdict (absent, control failed, contradicted) stands only where the pilot rules the movement out: for the
-contrasts it rests on, the one-sided 95 % bound of the movement, with a standard deviation pooled over the doublings of
-the ladder, stays under m. A quiet pilot or one of more seeds is the price of a negative verdict.
+That rule reads means, and a pilot of few seeds misses movements: of simulated arms that cross after the pilot ends
+(`benchmarks/verdict_engine.py`, page `docs/power.md`), a quarter kept "contradicted" under it alone. So a negative
+verdict (absent, control failed, contradicted) stands only where the pilot rules the movement out: for the contrasts it
+rests on, the 95 % interval of each movement, its standard deviation pooled over the doublings of the ladder, stays
+under m. Then at most 2.5 % keep it. The price is that three seeds seldom rule anything out, so that most true negative
+effects come out still learning too; and no rule on one doubling sees a turn that begins with less than m.
 
 A row of the pilot speaks for a run of the same source and settings (`settings_digest`).
 """
@@ -33,7 +34,7 @@ from lightbox.runs.key import effective
 
 FILE = "budget.csv"
 FEWEST = 4
-LEVEL = 0.95
+LEVEL = 0.975
 ROUNDING = 1e-12
 FREE = ("run.seed", "run.device", "run.threads", "optim.lr", "data.eval_split", "data.n_test")
 """Config keys, beside the budget, in which a pilot may differ from the run that it speaks for."""
@@ -113,6 +114,14 @@ class Convergence:
     is_on_plateau: bool = False
     reason: str = ""
     unsettled: tuple[str, ...] = ()
+
+    def summary(self) -> str:
+        """The budget, and whether the claim is on its plateau there, in one line."""
+        at = f"{self.budget} {steps(self.axis)}"
+        if not self.is_on_plateau:
+            return f"{at}, not on the plateau: {self.reason}"
+        open_ = f"; no negative verdict can rest on: {', '.join(self.unsettled)}" if self.unsettled else ""
+        return f"{at}, on the plateau{open_}"
 
 
 def steps(axis: str) -> str:
@@ -354,7 +363,7 @@ def moving(ladder: Ladder, budget: int, *, slack: bool = False) -> int | None:
 
 
 def movement_bound(ladder: Ladder) -> float:
-    """How far a measured movement may lie under the true one: one-sided, the SD pooled over the ladder's doublings."""
+    """Half-width of the 95 % interval of a movement, its SD pooled over the ladder's doublings."""
     squares, degrees, fewest = 0.0, 0, 10**9
     for first, second in zip(list(ladder.values()), list(ladder.values())[1:], strict=False):
         a, b = (dict(zip(effect.seeds, effect.per_seed, strict=True)) for effect in (first, second))

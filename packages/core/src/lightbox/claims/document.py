@@ -135,6 +135,11 @@ class ClaimEntry:
     convergence: Convergence | None = None
     by_budget: tuple[BudgetCurve, ...] = ()
 
+    @property
+    def without_pilot(self) -> str:
+        """What to say beside a verdict that was drawn before claims had a training budget; "" for others."""
+        return "" if self.budget is not None else ", decided without a pilot of its training budget"
+
     def deciding_contrasts(self) -> list[ContrastEntry]:
         """Links and controls."""
         return [contrast for contrast in self.contrasts if contrast.role is not Role.SECONDARY]

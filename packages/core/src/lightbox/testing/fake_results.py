@@ -29,13 +29,8 @@ def fake_claims(text: str = "") -> PaperClaims:
     """Claims of every kind but pattern, on the arms of `LEVELS`; `text` is put into every text field."""
 
     def claim(claim_id: str, kind: Kind, statement: str, *contrasts: Any, **options: Any) -> Claim:
-        settings: dict[str, Any] = {
-            "presets": ("smoke", "quick", "full"),
-            "seeds": SEEDS,
-            "min_items": 1,
-            "note": text,
-            "budget": "",
-        }
+        settings: dict[str, Any] = {"presets": ("smoke", "quick", "full"), "seeds": SEEDS, "min_items": 1}
+        settings |= {"note": text, "budget": ""}
         return Claim(
             paper="medthink",
             id=claim_id,
