@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from lightbox.claims.budget import FEWEST, FILE, PilotRow, deciding, merge_rows, written
+from lightbox.claims.budget import FEWEST, FILE, PilotRow, deciding, merge_rows, read_rows, written
 from lightbox.claims.jobs import Job, Plan, arm_jobs, plan_jobs
 from lightbox.claims.registry import Paper, arms_in_order, choose_claims, load_papers
 from lightbox.claims.results import scores_of
@@ -86,7 +86,7 @@ def pilot(
         The file of rows.
 
     Raises:
-        RequestError: for a ladder that tells nothing, or where no claim has a training budget.
+        RequestError: for a ladder that tells nothing, a file that is damaged, or where no claim has a training budget.
         WorkError: a job failed.
     """
     check_ladder(budgets)
@@ -94,6 +94,8 @@ def pilot(
     if not claims:
         why = "None of the claims has a training budget"
         raise RequestError(f"A pilot of {paper.name}", why, "Choose other claims with --claims")
+    path = root / paper.name / FILE
+    read_rows(path)  # a damaged file is refused before hours of work and not after them
     plan = plan_pilot(paper, claims, budgets, seeds, rate=rate)
 
     def report(job: Job, folder: Path) -> None:
@@ -103,7 +105,6 @@ def pilot(
         done = find_finished(plan, out)
         _log.info("%d jobs, %d of them finished", len(plan.jobs), len(done.folders))
         finished = run(plan, out, done, workers=workers, keys=set(plan.jobs), on_job_done=report)
-    path = root / paper.name / FILE
     merge_rows(path, pilot_rows(paper, claims, plan, finished))
     if finished.errors:
         raise next(iter(finished.errors.values()))
