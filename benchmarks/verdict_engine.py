@@ -8,7 +8,19 @@ import sys
 import time
 from pathlib import Path
 
-from verdict_simulation import Tally, World, pilot_sds, power_table, simulate
+from verdict_simulation import (
+    PILOT_ITEMS,
+    PILOT_SEEDS,
+    Tally,
+    World,
+    crossing,
+    flat,
+    late,
+    pilot_sds,
+    power_table,
+    simulate,
+    simulate_course,
+)
 
 from lightbox.bench import ledger
 from lightbox.claims.spec import Verdict
@@ -21,6 +33,7 @@ MOST_FALSE = 0.035
 LEAST_COVERAGE, MOST_COVERAGE = 0.93, 0.97
 LEAST_PLANTED = 0.95
 LEAST_UNTRAINED = 0.975
+MOST_FALSE_NEGATIVE = 0.025
 
 
 def main() -> int:
@@ -42,14 +55,16 @@ def main() -> int:
         name: power_table(EFFECTS, [sd], seeds=SEEDS, items=[2000], experiments=options.power_experiments)
         for name, sd in (pilot_sds(options.pilot) if options.pilot else {}).items()
     }
-    broken = violations(null, planted, untrained)
-    page = "\n".join([*null_section(null, planted, untrained), *power_section(power, pilot), ""])
+    courses = budget_courses(options.experiments)
+    broken = violations(null, planted, untrained) + early_violations(courses)
+    sections = null_section(null, planted, untrained), budget_section(courses), power_section(power, pilot)
+    page = "\n".join([*(line for section in sections for line in section), ""])
     print(page)
     print(f"{time.perf_counter() - begun:.1f} s")
     print("\n".join(broken) or "every bound holds")
     if not options.dry_run:
         PAGE.write_text(page, encoding="utf-8")
-        ledger.append(ROWS, "verdict_engine", rows(null))
+        ledger.append(ROWS, "verdict_engine", rows(null) + early_rows(courses))
     return 1 if broken else 0
 
 
@@ -112,6 +127,63 @@ def null_section(null: list[Tally], planted: Tally, untrained: Tally) -> list[st
         f" {at.seed_sd * 100:g} points) comes out reproduced in {found:.1%} of experiments.",
         f"Two untrained arms, at the level of the strongest baseline, come out not testable in {unlearned:.1%}.",
     ]
+    return lines
+
+
+def budget_courses(experiments: int) -> dict[str, list[Tally]]:
+    """Tallies by course: effects that a longer training would turn or bring, and flat ones, which show the price."""
+    n = experiments
+    courses = (crossing(n), late(n), flat(0.0, n), flat(-0.06, n), flat(0.06, n))
+    worlds = [World(seeds, items, sd) for seeds, items in ((5, 500), (8, 2000)) for sd in (0.01, 0.03)]
+    return {course.name: [simulate_course(course, world) for world in worlds] for course in courses}
+
+
+def negative(tally: Tally) -> float:
+    """Share of experiments that come out contradicted or absent."""
+    return tally.share(Verdict.CONTRADICTED) + tally.share(Verdict.ABSENT)
+
+
+def early(courses: dict[str, list[Tally]]) -> list[tuple[str, Tally]]:
+    """The cells of courses that were stopped too early for a negative verdict: the first two."""
+    return [(name, tally) for name in list(courses)[:2] for tally in courses[name]]
+
+
+def early_violations(courses: dict[str, list[Tally]]) -> list[str]:
+    """One line for each such cell with too many negative verdicts."""
+    return [
+        f"{name}, {tally.world}: contradicted or absent in {negative(tally):.2%}"
+        for name, tally in early(courses)
+        if negative(tally) > MOST_FALSE_NEGATIVE
+    ]
+
+
+def early_rows(courses: dict[str, list[Tally]]) -> list[dict[str, object]]:
+    """Row of the ledger: the worst of those cells."""
+    name, worst = max(early(courses), key=lambda pair: negative(pair[1]))
+    row = {"case": "contradicted or absent, stopped too early", "peer": "bound of 2.5 %", "unit": "%"}
+    row |= {"value": f"{100 * negative(worst):.2f}", "ratio": f"{negative(worst) / MOST_FALSE_NEGATIVE:.2f}"}
+    return [row | {"notes": f"worst of {len(early(courses))} cells ({name}), {worst.experiments} experiments each"}]
+
+
+def budget_section(courses: dict[str, list[Tally]]) -> list[str]:
+    """Lines of the page: what becomes of effects that a longer training would turn, and what guarding them costs."""
+    shown = (Verdict.REPRODUCED, Verdict.ABSENT, Verdict.CONTRADICTED, Verdict.STILL_LEARNING, Verdict.INCONCLUSIVE)
+    lines = [
+        "",
+        "## Stopped too early",
+        "",
+        f"Each experiment has a pilot of {PILOT_SEEDS} seeds, {PILOT_ITEMS} items and four budgets, the run's being",
+        "the third, and is judged by the rule of `lightbox.claims.budget`. Where arms cross or one learns late, the",
+        "pilot ends before that, so every negative verdict would be a mistake. The flat effects show the price: what",
+        "is true, and comes out still learning all the same. They have a control, which must not move either.",
+        "",
+        f"| true effect | seeds | items | seed SD, points | {' | '.join(shown)} |",
+        f"|---|---|---|---|{'---|' * len(shown)}",
+    ]
+    for name, tallies in courses.items():
+        for tally in tallies:
+            cells = " | ".join(f"{tally.share(verdict):.2%}" for verdict in shown)
+            lines.append(f"| {name} | {sizes(tally.world)} | {cells} |")
     return lines
 
 

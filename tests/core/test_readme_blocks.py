@@ -83,7 +83,7 @@ def test_table_says_everything_about_a_claim(checkout, document):
     readme.write_blocks(root)
     rows = table(root)
     assert [row[0] for row in rows] == ["T1 (primary)", "T2", "T6"]
-    name, statement, paper, measured, least, size, verdict = rows[0]
+    name, statement, paper, measured, least, size, _, verdict = rows[0]
     claim = document.claims[0]
     assert (statement, paper) == (claim.statement, claim.paper_numbers)
     low, high = claim.ci95
@@ -125,7 +125,7 @@ def test_negative_verdicts_are_shown_as_such(checkout, document, verdict):
     )
     readme.write_blocks(root)
     row = table(root)[0]
-    assert f"**{verdict}**" in row[6]
+    assert f"**{verdict}**" in row[7]
     assert row[3] == "\u22124.3 [\u22126.1, \u22122.4] points"
     assert "T1: it is so; primary " in (root / "docs" / "page.md").read_text(encoding="utf-8")
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from lightbox.claims.budget import Convergence
 from lightbox.claims.spec import Kind, Role, Verdict
 from lightbox.claims.statistics import Effect, Ends, agreement
 from lightbox.claims.verdicts import Family, family
@@ -78,11 +79,33 @@ class GateEntry:
 
 
 @dataclass(frozen=True)
+class BudgetPoint:
+    """A mean over `seeds` seeds at one training budget, with its 95 % t interval, in printed units."""
+
+    budget: int
+    mean: float
+    ci95: Ends | None
+    seeds: int
+
+
+@dataclass(frozen=True)
+class BudgetCurve:
+    """A link, a control or an arm's score (`role` "arm") by budget; `is_pilot` False is by the verdict's own seeds."""
+
+    name: str
+    role: str
+    is_pilot: bool
+    points: tuple[BudgetPoint, ...]
+
+
+@dataclass(frozen=True)
 class ClaimEntry:
     """One claim; effect and interval are those of its primary contrast, of several the weakest link.
 
-    `arms` and `baselines` are levels by label. `older_source` names the commits behind scores that today's source,
-    settings and data would not make; only a recomputed document knows them. `hardware` is what the jobs ran on.
+    `arms` and `baselines` are levels by label. `budget` is the budget axis, "" where the claim has none, None in a
+    document of before claims had one; `convergence` judges it, `by_budget` are the curves behind that. `older_source`
+    names the commits behind scores that today's source, settings and data would not make; only a recomputed document
+    knows them. `hardware` is what the jobs ran on.
     """
 
     paper: str
@@ -115,6 +138,14 @@ class ClaimEntry:
     older_source: tuple[str, ...] = ()
     caveats: tuple[str, ...] = ()
     hardware: tuple[str, ...] = ()
+    budget: str | None = None
+    convergence: Convergence | None = None
+    by_budget: tuple[BudgetCurve, ...] = ()
+
+    @property
+    def without_pilot(self) -> str:
+        """What to say beside a verdict that was drawn before claims had a training budget; "" for others."""
+        return "" if self.budget is not None else ", decided without a pilot of its training budget"
 
     def deciding_contrasts(self) -> list[ContrastEntry]:
         """Links and controls."""
@@ -180,6 +211,8 @@ class JobEntry:
     wall_s: float | None
     peak_gib: float | None
     ended: str | None
+    budget: int | None = None
+    settings: str | None = None
 
 
 @dataclass(frozen=True)

@@ -6,15 +6,17 @@ from typing import Any
 
 import numpy as np
 
-from lightbox.claims.document import ClaimEntry, ContrastEntry, GateEntry, JobEntry, Level
+from lightbox.claims import budget
+from lightbox.claims.budget import Convergence, Ladder, Pilot
+from lightbox.claims.document import BudgetCurve, BudgetPoint, ClaimEntry, ContrastEntry, GateEntry, JobEntry, Level
 from lightbox.claims.gate import GateResult, gate_result
 from lightbox.claims.jobs import seeds_of
-from lightbox.claims.spec import BEST, Claim, Kind, Measure, Role
+from lightbox.claims.spec import BEST, Claim, Kind, Measure, Role, base_arm
 from lightbox.claims.statistics import Effect, Ends, Scores, contrast_effect
-from lightbox.claims.verdicts import Decision, decide
+from lightbox.claims.verdicts import PRESETS_WITHOUT_VERDICT, Decision, decide
 
 DIGITS = 8
-DECLARED = ("paper", "id", "kind", "statement", "location", "paper_numbers", "note", "is_primary", "unit")
+DECLARED = ("paper", "id", "kind", "statement", "location", "paper_numbers", "note", "is_primary", "unit", "budget")
 SCALED = ("effect", "per_seed", "seed_sd", "between_sd", "min_effect")
 
 
@@ -23,6 +25,7 @@ def claim_entry(
     preset: str,
     scores: Scores,
     jobs: Mapping[tuple[str, int], JobEntry],
+    pilot: Pilot,
     *,
     seeds: Sequence[int] | None = None,
 ) -> ClaimEntry:
@@ -32,7 +35,8 @@ def claim_entry(
         claim: what is claimed.
         preset: size preset, which says how many seeds are planned.
         scores: of the paper; where some are missing, effects rest on the seeds that are complete.
-        jobs: by (arm, seed), for keys, commits and times.
+        jobs: by (arm, seed), for keys, commits, times and what the pilot must share.
+        pilot: of the paper.
         seeds: of the scores; None takes those of the preset.
 
     Raises:
@@ -43,9 +47,10 @@ def claim_entry(
     seeds = seeds_of(claim, preset) if seeds is None else seeds
     effects = [contrast_effect(c, scores, seeds=seeds, min_effect=claim.min_effect) for c in claim.contrasts]
     gate = gate_result(claim.gate, scores, seeds=seeds) if claim.gate is not None else None
-    decision = decide(claim, effects, gate, planned_seeds=planned, preset=preset)
+    judged, curves = by_budget(claim, preset, scores, jobs, pilot, seeds)
+    decision = decide(claim, effects, gate, planned_seeds=planned, preset=preset, convergence=judged)
     top, scale = _deciding(claim, effects), claim.unit_scale
-    used = {job.key: job for (arm, seed), job in jobs.items() if arm in claim.arms and seed in seeds}
+    used = {job.key: job for (arm, seed), job in jobs.items() if claim.reads(arm) and seed in seeds}
     return ClaimEntry(
         **{name: getattr(claim, name) for name in DECLARED},
         verdict=decision.verdict,
@@ -67,7 +72,53 @@ def claim_entry(
         hardware=tuple(sorted({job.hardware for job in used.values() if job.hardware})),
         caveats=claim.caveats,
         wall_s=round(sum(job.wall_s or 0.0 for job in used.values()), 1),
+        convergence=judged,
+        by_budget=curves,
     )
+
+
+def by_budget(
+    claim: Claim,
+    preset: str,
+    scores: Scores,
+    jobs: Mapping[tuple[str, int], JobEntry],
+    pilot: Pilot,
+    seeds: Sequence[int],
+) -> tuple[Convergence | None, tuple[BudgetCurve, ...]]:
+    """Whether a claim is on its plateau, and effects and scores by budget; (None, ()) where there is nothing to judge.
+
+    Args are those of `claim_entry`.
+    """
+    origins = {arm: job for (arm, _), job in jobs.items()}
+    if not claim.budget or preset in PRESETS_WITHOUT_VERDICT or not origins.keys() >= set(claim.arms):
+        return None, ()
+    links = budget.deciding(claim)
+    shown = [*links, *budget.levels(links)]
+    run = next((origins[arm].budget for arm in claim.arms if arm in pilot.claims.budgeted), None) or 0
+    others = sorted({base_arm(arm)[1] for arm in origins} - {0})
+    own = {}
+    for contrast in shown if others else ():
+        at = {b: budget.at(contrast, b, pilot.claims) for b in others} | {run: contrast}
+        settings = {"seeds": seeds, "min_effect": claim.min_effect, "bootstrap": False}
+        own[contrast.name] = {b: contrast_effect(at[b], scores, **settings) for b in sorted(at)}
+    judged, ladders = budget.judge(claim, run, pilot, origins, own if claim.ladder.get(preset) else None)
+    if ladders:  # it speaks for the run, so also for the scores of the arms
+        ladders = budget.pilot_ladders(claim, shown, pilot, origins)
+    return judged, (*_curves(claim, ladders, is_pilot=True), *_curves(claim, own, is_pilot=False))
+
+
+def _curves(claim: Claim, ladders: Mapping[str, Ladder], *, is_pilot: bool) -> list[BudgetCurve]:
+    roles = {contrast.name: str(contrast.role) for contrast in claim.contrasts}
+    curves = []
+    for name, ladder in ladders.items():
+        ends = {b: printed(effect.ci95, claim.unit_scale) for b, effect in ladder.items()}
+        points = (
+            BudgetPoint(b, printed(effect.effect, claim.unit_scale), ends[b], len(effect.seeds))
+            for b, effect in ladder.items()
+            if effect.effect is not None
+        )
+        curves.append(BudgetCurve(name, roles.get(name, "arm"), is_pilot, tuple(points)))
+    return curves
 
 
 def printed(value: Any, scale: float) -> Any:

@@ -5,14 +5,15 @@ for it, so claims share jobs and a second `reproduce` runs only what changed. No
 """
 
 import copy
-import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from lightbox.claims.budget import settings_digest
 from lightbox.claims.registry import Paper, arms_in_order
-from lightbox.claims.spec import Arm, Claim
+from lightbox.claims.spec import Arm, Claim, at_budget, base_arm
 from lightbox.files import to_plain
+from lightbox.runs.folders import flatten
 from lightbox.runs.key import Identity, effective, identify
 
 
@@ -29,6 +30,7 @@ class Job:
         modules: digest of the code by module; source: one digest of them all.
         computing: versions of the distributions that compute.
         needs: keys of the jobs whose folders it reads, by arm.
+        budget: its training budget; settings: digest of what it shares with the pilot, see `claims.budget`.
         minutes: expected on one core; mem_gib: expected peak memory.
     """
 
@@ -45,6 +47,8 @@ class Job:
     source: str
     computing: dict[str, str]
     needs: dict[str, str] = field(default_factory=dict)
+    budget: int = 0
+    settings: str = ""
     minutes: float = 0.0
     mem_gib: float = 0.0
 
@@ -70,10 +74,10 @@ class Plan:
     def scored_keys(self) -> set[str]:
         """Keys of the jobs whose scores a claim reads; the others only feed a job that needs them."""
         return {
-            self.keys[paper.name, arm, seed]
+            key
+            for (name, arm, seed), key in self.keys.items()
             for paper, claim in self.claims
-            for arm in claim.arms
-            for seed in seeds_of(claim, self.preset)
+            if name == paper.name and claim.reads(arm) and seed in seeds_of(claim, self.preset)
         }
 
 
@@ -101,42 +105,64 @@ def plan(claims: Sequence[tuple[Paper, Claim]], preset: str) -> Plan:
     jobs: list[Job] = []
     for paper in {paper.name: paper for paper, _ in wanted}.values():
         jobs += _paper_jobs(paper, [claim for owner, claim in wanted if owner is paper], preset)
-    jobs.sort(key=lambda job: job.seed)  # stable: needs stay first within a seed
-    return Plan(
-        preset=preset,
-        claims=wanted,
-        jobs=_first_of_each(jobs),
-        keys={(job.paper, job.arm, job.seed): job.key for job in jobs},
-        skipped=tuple(claim for _, claim in claims if preset not in claim.presets),
-    )
+    skipped = tuple(claim for _, claim in claims if preset not in claim.presets)
+    return replace(plan_jobs(jobs, preset), claims=wanted, skipped=skipped)
 
 
-def _first_of_each(jobs: Iterable[Job]) -> dict[str, Job]:
+def plan_jobs(jobs: Iterable[Job], preset: str) -> Plan:
+    """Plan jobs seed by seed, each key once; needs must come first in `jobs`."""
+    ordered = sorted(jobs, key=lambda job: job.seed)  # stable: needs stay first within a seed
     first: dict[str, Job] = {}
-    for job in jobs:
+    for job in ordered:
         first.setdefault(job.key, job)
-    return first
+    return Plan(preset, (), first, {(job.paper, job.arm, job.seed): job.key for job in ordered})
 
 
 def _paper_jobs(paper: Paper, claims: Sequence[Claim], preset: str) -> list[Job]:
     """Jobs of one paper: each arm that a claim reads or another arm needs, on every seed that asks for it."""
-    seeds: dict[str, range] = {}
-    for claim in claims:
-        for arm in arms_in_order(paper.claims, claim.arms):
-            seeds[arm] = max(seeds.get(arm, range(0)), seeds_of(claim, preset), key=len)
-    return _arm_jobs(paper, seeds, preset)
+    jobs: list[Job] = []
+    shares = {share for claim in claims for share in claim.ladder.get(preset, ())}
+    for share in sorted({*shares, 1.0}):  # small budgets first: at its last seed a claim has its whole ladder
+        seeds: dict[str, range] = {}
+        for claim in claims:
+            if share in (1.0, *claim.ladder.get(preset, ())):
+                for arm in arms_in_order(paper.claims, claim.arms):
+                    seeds[arm] = max(seeds.get(arm, range(0)), seeds_of(claim, preset), key=len)
+        budget = 0 if share == 1.0 else int(share * preset_budget(paper, preset))
+        jobs += arm_jobs(paper, seeds, preset, budget=budget)
+    return jobs
+
+
+def preset_budget(paper: Paper, preset: str) -> int:
+    """How long the trained arms of a paper train at a preset, in its budget axis."""
+    return next(make_template(paper, arm, preset).budget for arm in paper.claims.arms.values() if arm.is_trained)
 
 
 def arm_job(paper: Paper, arm: str, *, preset: str, seed: int) -> Job:
     """The job of one arm on one seed as it would be planned today; it need not belong to a claim."""
-    return _arm_jobs(paper, dict.fromkeys(arms_in_order(paper.claims, [arm]), [seed]), preset)[-1]
+    name, budget = base_arm(arm)
+    seeds = dict.fromkeys(arms_in_order(paper.claims, [name]), [seed])
+    return arm_jobs(paper, seeds, preset, budget=budget)[-1]
 
 
-def _arm_jobs(paper: Paper, seeds: Mapping[str, Sequence[int]], preset: str) -> list[Job]:
-    """Jobs of each arm on its seeds, needs first; the needs of an arm have its seeds too."""
+def arm_jobs(
+    paper: Paper, seeds: Mapping[str, Sequence[int]], preset: str, *, budget: int = 0, overrides: Sequence[str] = ()
+) -> list[Job]:
+    """Jobs of each arm on its seeds, needs first; the needs of an arm have its seeds too.
+
+    Args:
+        paper: whose arms they are.
+        seeds: by arm.
+        preset: size preset.
+        budget: training budget in place of the preset's, for the arms that depend on it and what they need; 0 keeps it.
+        overrides: further ones, for every arm.
+    """
     jobs: dict[tuple[str, int], Job] = {}
     for name in arms_in_order(paper.claims, seeds):
-        template = make_template(paper, paper.claims.arms[name], preset)
+        arm, own = paper.claims.arms[name], budget if name in paper.claims.budgeted else 0
+        changes = (f"{paper.claims.budget}={own}",) if own else ()
+        template = make_template(paper, replace(arm, overrides=(*arm.overrides, *changes, *overrides)), preset)
+        template = replace(template, arm=at_budget(name, own))
         for seed in seeds[name]:
             needs = {need: jobs[need, seed].key for need in paper.claims.arms[name].needs}
             jobs[name, seed] = with_seed(template, seed, needs)
@@ -154,6 +180,7 @@ def make_template(paper: Paper, arm: Arm, preset: str) -> Job:
     cost = module.estimate(cfg)
     config = to_plain(cfg)
     identity = identify(paper.package, config, inputs=module.inputs(cfg), chosen=module.chosen(cfg))
+    axis = paper.claims.budget
     return Job(
         key="",
         paper=paper.name,
@@ -167,6 +194,8 @@ def make_template(paper: Paper, arm: Arm, preset: str) -> Job:
         modules=identity.modules,
         source=identity.record["source"],
         computing=identity.versions,
+        budget=int(flatten(config)[axis]) if axis else 0,
+        settings=settings_digest(config, identity.inputs, axis),
         minutes=float(cost["minutes"]),
         mem_gib=float(cost["mem_gib"]),
     )
@@ -179,7 +208,7 @@ def with_seed(template: Job, seed: int, needs: Mapping[str, str]) -> Job:
     preset, _, *own = template.overrides
     # code and versions are those of the template: reading them again for every seed would take seconds
     identity = Identity(effective(config), template.inputs, template.modules, template.computing, dict(needs))
-    return dataclasses.replace(
+    return replace(
         template,
         key=identity.key,
         seed=seed,

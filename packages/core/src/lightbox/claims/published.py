@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow.compute as pc
 
 from lightbox.claims import document, results
+from lightbox.claims.budget import load_pilot
 from lightbox.claims.document import ClaimEntry, Document, JobEntry
 from lightbox.claims.entries import claim_entry
 from lightbox.claims.jobs import Plan
@@ -165,16 +166,17 @@ def recompute(folder: Path, paper: Paper) -> Document:
     published = document.load(folder / DOCUMENT)
     check_scores(folder, published.jobs)
     today = plan_jobs([(paper, claim) for claim in paper.claims.claims], published.preset).jobs.keys()
+    pilot = load_pilot(folder.parents[1], paper.claims)
     entries = []
     for earlier in published.claims:
         claim = paper.claims.claim(earlier.id)
         if claim is None:
             continue
-        own = [job for job in published.jobs if job.key in earlier.run_ids and job.arm in claim.arms]
+        own = [job for job in published.jobs if job.key in earlier.run_ids and claim.reads(job.arm)]
         jobs = {(job.arm, job.seed): job for job in own}
         scores = results.scores_of(paper, {pair: scores_path(folder, job) for pair, job in jobs.items()})
         older = sorted({job.commit for job in own if job.commit and job.key not in today})
-        entry = claim_entry(claim, published.preset, scores, jobs, seeds=sorted({job.seed for job in own}))
+        entry = claim_entry(claim, published.preset, scores, jobs, pilot, seeds=sorted({job.seed for job in own}))
         entries.append(replace(entry, older_source=tuple(older)))
     return replace(published, claims=tuple(entries), family=document.family_of(tuple(entries)))
 

@@ -93,6 +93,8 @@ def check_claims(paper: PaperClaims) -> None:
     arms_in_order(paper, paper.arms)
     ids = [claim.id for claim in paper.claims]
     _refuse_unless(len(set(ids)) == len(ids), paper, f"the claim ids {', '.join(ids)}", "An id names one claim")
+    axes = sorted({claim.budget for claim in paper.claims} - {""})
+    _refuse_unless(len(axes) < 2, paper, f"claims with the budgets {', '.join(axes)}", "A pilot has one ladder")
     for claim in paper.claims:
         _check_claim(paper, claim)
 

@@ -12,11 +12,13 @@ import pyarrow.parquet as pq
 
 from lightbox import machine
 from lightbox.claims import document
+from lightbox.claims.budget import load_pilot
 from lightbox.claims.document import ClaimEntry, Curves, Document, ErrorEntry, JobEntry, ShownExample
 from lightbox.claims.entries import claim_entry
 from lightbox.claims.jobs import Plan
 from lightbox.claims.registry import Paper
 from lightbox.claims.runner import Finished
+from lightbox.claims.spec import base_arm
 from lightbox.claims.statistics import Scores
 from lightbox.errors import WorkError
 from lightbox.runs import folders
@@ -24,7 +26,7 @@ from lightbox.runs.examples import Example
 
 CURVE_POINTS = 60
 EXAMPLES_PER_ARM = 6
-RECORDED = ("commit", "source", "hardware", "wall_s", "peak_gib", "ended")
+RECORDED = ("commit", "source", "hardware", "wall_s", "peak_gib", "ended", "budget", "settings")
 
 
 def build(
@@ -34,6 +36,7 @@ def build(
     started: str,
     wall_s: float,
     folder: Path,
+    root: Path,
     committed: Mapping[str, JobEntry] | None = None,
     published: Mapping[tuple[str, str], ClaimEntry] | None = None,
 ) -> Document:
@@ -45,6 +48,7 @@ def build(
         started: when, ISO 8601.
         wall_s: seconds since.
         folder: where the document will lie; paths in it are relative to that.
+        root: folder of committed results, with the pilot.
         committed: committed jobs by key, for those that were reused.
         published: committed claims by (paper, claim id).
 
@@ -57,8 +61,9 @@ def build(
     claims = []
     for paper, claim in plan.claims:
         own = {(arm, seed): job for (owner, arm, seed), job in jobs.items() if owner == paper.name}
-        scores = scores_of(paper, {pair: paths[job.key] for pair, job in own.items() if pair[0] in claim.arms})
-        entry = claim_entry(claim, plan.preset, scores, own)
+        scores = scores_of(paper, {pair: paths[job.key] for pair, job in own.items() if claim.reads(pair[0])})
+        pilot = load_pilot(root, paper.claims)
+        entry = claim_entry(claim, plan.preset, scores, own, pilot)
         claims.append(entry.beside((published or {}).get((paper.name, claim.id))))
     return Document(
         schema=document.SCHEMA,
@@ -85,7 +90,9 @@ def scores_of(paper: Paper, paths: Mapping[tuple[str, int], Path]) -> Scores:
             items. Arms that are not trained may, on a test set that is the same for every seed.
     """
     tables = {pair: read_scores(path) for pair, path in paths.items()}
-    for first, other in combinations(sorted(pair for pair in tables if paper.claims.arms[pair[0]].is_trained), 2):
+    for first, other in combinations(
+        sorted(pair for pair in tables if paper.claims.arms[base_arm(pair[0])[0]].is_trained), 2
+    ):
         if first[0] == other[0] and tables[first].equals(tables[other]):
             raise WorkError(
                 f"The scores of arm '{first[0]}' are {paths[first]} for seed {first[1]}, {paths[other]} for {other[1]}",
@@ -137,7 +144,7 @@ def _examples(plan: Plan, finished: Finished, folder: Path) -> list[ShownExample
     """Examples of the first seed, with the paths of their images relative to `folder`."""
     first, shown = min((seed for _, _, seed in plan.keys), default=0), []
     for (paper, arm, seed), key in plan.keys.items():
-        if seed == first and key in finished.folders:
+        if seed == first and key in finished.folders and not base_arm(arm)[1]:
             place = Path(os.path.relpath(finished.folders[key], folder))
             for row in folders.read_examples(finished.folders[key])[:EXAMPLES_PER_ARM]:
                 shown.append(ShownExample(paper, arm, seed, Example.from_row(row).moved_to(place)))
@@ -148,7 +155,7 @@ def _curves(plan: Plan, finished: Finished) -> dict[str, Curves]:
     """Curves by paper, metric and arm, one a seed, each thinned to at most `CURVE_POINTS` points."""
     curves: dict[str, Curves] = {}
     for (paper, arm, _), key in plan.keys.items():
-        if key in finished.folders:
+        if key in finished.folders and not base_arm(arm)[1]:
             for metric, points in folders.read_history(finished.folders[key]).items():
                 thinned = points[:: -(-len(points) // CURVE_POINTS)] if points else []
                 by_arm = curves.setdefault(paper, {}).setdefault(metric, {})

@@ -38,6 +38,7 @@ class Verdict(StrEnum):
     REPRODUCED = "reproduced"
     CONTROL_FAILED = "control failed"
     CONTRADICTED = "contradicted"
+    STILL_LEARNING = "still learning"
     INCONCLUSIVE = "inconclusive"
     NONE = "no verdict"
 
@@ -61,6 +62,17 @@ class Arm:
     needs: tuple[str, ...] = ()
     is_trained: bool = True
     rate_of: str = ""
+
+
+def at_budget(arm: str, budget: int) -> str:
+    """Name of an arm at another budget than the preset's; 0 is the arm itself."""
+    return f"{arm}@{budget}" if budget else arm
+
+
+def base_arm(name: str) -> tuple[str, int]:
+    """Undo `at_budget`: the arm and the budget, 0 for the preset's own."""
+    arm, _, budget = name.partition("@")
+    return arm, int(budget or 0)
 
 
 @dataclass(frozen=True)
@@ -145,6 +157,8 @@ class Claim:
     the size presets that run it, `seeds` how many seeds each takes. `bound` is for kind exact: the number must be at
     least the bound, or at most where `is_upper_bound`. `min_items` is the fewest items a seed a verdict may rest on.
     `caveats` are what a reader of the verdict must know, one sentence each, such as what is true by construction.
+    `budget` is the config leaf that says how long the arms train, "" where the claim has no training budget. `ladder`
+    says, by preset, at which shares of that budget the verdict's own seeds run too.
     """
 
     paper: str
@@ -166,6 +180,8 @@ class Claim:
     is_upper_bound: bool = False
     min_items: int = 100
     caveats: tuple[str, ...] = ()
+    budget: str = "optim.max_steps"
+    ladder: dict[str, tuple[float, ...]] = field(default_factory=dict)
 
     def by_role(self, role: Role) -> tuple[Contrast, ...]:
         """Contrasts of one role, in the order declared."""
@@ -178,6 +194,10 @@ class Claim:
         if self.gate is not None:
             measures += [*self.gate.arms, *self.gate.baselines]
         return tuple(dict.fromkeys(m.arm for m in measures if m.arm != BEST))
+
+    def reads(self, arm: str) -> bool:
+        """True where a contrast or the gate reads the arm, at whatever budget."""
+        return base_arm(arm)[0] in self.arms
 
 
 @dataclass(frozen=True)
@@ -206,6 +226,20 @@ class PaperClaims:
     default_arm: str
     tuning: tuple[str, ...] = ()
     balanced_by: str = ""
+
+    @property
+    def budget(self) -> str:
+        """The budget axis of its claims, of which a paper has one; "" where no claim has any."""
+        return next((claim.budget for claim in self.claims if claim.budget), "")
+
+    @property
+    def budgeted(self) -> frozenset[str]:
+        """Arms whose scores depend on the training budget: trained ones, and those that need one."""
+
+        def depends(name: str) -> bool:
+            return self.arms[name].is_trained or any(depends(need) for need in self.arms[name].needs)
+
+        return frozenset(name for name in self.arms if depends(name))
 
     def claim(self, claim_id: str) -> Claim | None:
         """The claim with this id, or None."""

@@ -1,7 +1,8 @@
 """Verdicts: fixed rules in a fixed order, applied to effects, their intervals and the gate.
 
-The order is: not testable, absent, reproduced, control failed, contradicted, inconclusive. Each primary contrast is a
-*link* and gets a state of its own; most claims have one. Below, m is the link's minimum effect, I its 95 % t interval.
+The order is: not testable, absent, reproduced, control failed, contradicted, still learning, inconclusive. Each primary
+contrast is a *link* and gets a state of its own; most claims have one. Below, m is the link's minimum effect, I its
+95 % t interval.
 
 | kind | a link is absent | holds | is contradicted |
 |---|---|---|---|
@@ -16,14 +17,18 @@ control holds; *control failed* if every link holds and a control fails; *contra
 fails if the interval reaches 0 or below and its upper end stays under the minimum. An exact claim has no interval: a
 control holds if it is above 0 in every seed, and fails otherwise.
 
+Off its plateau (`claims.budget`), a claim that would be absent, reproduced, control failed or contradicted is *still
+learning*; so is one that would be absent, control failed or contradicted by a contrast that the pilot leaves unsettled.
+
 No verdict is drawn below `MIN_SEEDS` seeds (an exact number needs one), before every planned seed has ended, or at the
 presets that only exercise code. Waiting for all planned seeds keeps a lucky early look, or a seed that crashed, from
 choosing the verdict. "Inside" is strict; "at least" includes the minimum itself, up to rounding.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from lightbox.claims.budget import Convergence
 from lightbox.claims.gate import ROUNDING, GateResult
 from lightbox.claims.spec import Claim, Kind, Role, Verdict
 from lightbox.claims.statistics import Effect
@@ -46,7 +51,13 @@ class Decision:
 
 
 def decide(
-    claim: Claim, effects: Sequence[Effect], gate: GateResult | None, *, planned_seeds: int, preset: str = "full"
+    claim: Claim,
+    effects: Sequence[Effect],
+    gate: GateResult | None,
+    *,
+    planned_seeds: int,
+    preset: str = "full",
+    convergence: Convergence | None = None,
 ) -> Decision:
     """Apply the rules of this module to one claim.
 
@@ -56,6 +67,7 @@ def decide(
         gate: its result; None where the claim has no gate.
         planned_seeds: seeds the preset takes; all must have ended.
         preset: name of the size preset.
+        convergence: whether the claim is on its plateau; None where it has no training budget.
 
     Raises:
         RequestError: where a verdict would rest on fewer than `claim.min_items` items.
@@ -71,7 +83,20 @@ def decide(
     states = {e.name: _link_state(claim, e) for e in links}
     guards = {e.name: _control_state(claim, e) for e in controls}
     verdict, reason = _combine(states, guards, gate)
+    if convergence is not None and (doubt := _still_learning(verdict, states | guards, convergence)):
+        verdict, reason = Verdict.STILL_LEARNING, f"{doubt}; at this budget it would be {verdict}: {reason}"
     return Decision(verdict, reason, states, guards)
+
+
+def _still_learning(verdict: Verdict, states: Mapping[str, Verdict | str], convergence: Convergence) -> str:
+    """Why a verdict does not stand at the budget of its run, or ""."""
+    if verdict in (Verdict.NOT_TESTABLE, Verdict.INCONCLUSIVE):
+        return ""
+    if not convergence.is_on_plateau:
+        return f"off the plateau: {convergence.reason}"
+    state = "failed" if verdict is Verdict.CONTROL_FAILED else verdict
+    rests_on = [name for name in convergence.unsettled if verdict is not Verdict.REPRODUCED and states[name] == state]
+    return f"the pilot does not rule out that it moves: {', '.join(rests_on)}" if rests_on else ""
 
 
 def check_items(claim: Claim, effects: Sequence[Effect]) -> None:

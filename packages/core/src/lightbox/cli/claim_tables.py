@@ -1,17 +1,20 @@
 """What `reproduce`, `report` and `explain` print: a plan with its cost, verdicts, one claim in 20 lines. No torch."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from lightbox import machine
+from lightbox.claims.budget import FILE, Convergence, judge, load_pilot
 from lightbox.claims.document import ClaimEntry, Document, Published
 from lightbox.claims.jobs import Job, Plan, seeds_of
 from lightbox.claims.registry import Paper
 from lightbox.claims.spec import Claim, Contrast, Kind, Role
 from lightbox.claims.statistics import Ends
+from lightbox.claims.verdicts import PRESETS_WITHOUT_VERDICT
 from lightbox.eval.intervals import half_width
 
 ASSUMED_SD = 0.02  # standard deviation of d_s where no pilot has been published: 2 points of accuracy
@@ -29,8 +32,9 @@ def show_plan(
     *,
     workers: int,
     published: Mapping[tuple[str, str], ClaimEntry],
+    root: Path,
 ) -> None:
-    """Print a dry run: jobs, minutes, memory, and the half-width of the interval to expect for each claim."""
+    """Print a dry run: jobs, minutes, memory, and for each claim the half-width to expect and its plateau."""
     workers = max(1, min(workers, machine.cores(), len(waiting)))
     minutes = max(sum(job.minutes for job in waiting) / workers, max((job.minutes for job in waiting), default=0))
     memory = workers * max((job.mem_gib for job in waiting), default=0)
@@ -40,6 +44,15 @@ def show_plan(
         count = len(seeds_of(claim, plan.preset))
         width = expected_width(claim, count, published.get((paper.name, claim.id)))
         console.print(f"{paper.name} {claim.id}: {count} seed(s), {width}")
+        if claim.budget and plan.preset not in PRESETS_WITHOUT_VERDICT:
+            console.print(f"  {planned_convergence(paper, claim, plan, root).summary()}")
+
+
+def planned_convergence(paper: Paper, claim: Claim, plan: Plan, root: Path) -> Convergence:
+    """Whether a claim will be on its plateau, as far as the pilot of its paper tells."""
+    named = {arm: plan.jobs[key] for (name, arm, _), key in plan.keys.items() if name == paper.name}
+    run = next(named[arm].budget for arm in claim.arms if arm in paper.claims.budgeted)
+    return judge(claim, run, load_pilot(root, paper.claims), named)[0]
 
 
 def expected_width(claim: Claim, seeds: int, published: ClaimEntry | None) -> str:
@@ -115,7 +128,8 @@ def explanation(paper: Paper, claim: Claim, entries: Sequence[tuple[str, ClaimEn
     else:
         margin = "Equivalence margin" if claim.kind is Kind.EQUIVALENCE else "Minimum effect"
         lines.append(f"{margin}: {claim.min_effect * scale:g} {unit}; at least {claim.min_items} items a seed")
-    lines.append(f"Runs at: {', '.join(f'{preset} ({claim.seeds[preset]} seeds)' for preset in claim.presets)}")
+    budget = f"; budget {claim.budget}, pilot results/{paper.name}/{FILE}" if claim.budget else ""
+    lines.append(f"Runs at: {', '.join(f'{preset} ({claim.seeds[preset]} seeds)' for preset in claim.presets)}{budget}")
     lines += [f"Caveats: {' '.join(claim.caveats)}"] if claim.caveats else []
     lines += [_verdict_line(preset, entry) for preset, entry in entries] or ["Verdict: no published run"]
     return lines
@@ -152,4 +166,6 @@ def _verdict_line(preset: str, claim: ClaimEntry) -> str:
         ends = _brackets(*claim.deciding_interval(link))
         said = "no seed" if link.effect is None else f"{link.effect:+.2f} {claim.unit} {ends}".rstrip()
         links += f", {link.name} {said} ({link.state or 'not decided'})" if several else f", {said}"
-    return f"Verdict at {preset}: {claim.verdict}{links}, {len(claim.seeds)} seeds, commit {', '.join(claim.commits)}"
+    judged = f"; {claim.convergence.summary()}" if claim.convergence is not None else claim.without_pilot
+    seeds = f"{len(claim.seeds)} seeds, commit {', '.join(claim.commits)}"
+    return f"Verdict at {preset}: {claim.verdict}{links}, {seeds}{judged}"

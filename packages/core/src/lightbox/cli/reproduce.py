@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from lightbox.claims import jobs, published, registry, runner
+from lightbox.claims.budget import load_pilot
 from lightbox.claims.document import Document, load
 from lightbox.claims.jobs import Plan
 from lightbox.claims.registry import Paper
@@ -172,6 +173,8 @@ def run_plan(
     console = console or claim_tables.plain_console()
     names = list(dict.fromkeys(paper.name for paper, _ in plan.claims))
     runner.check_engine(engine, address)
+    for paper in {paper.name: paper for paper, _ in plan.claims}.values():
+        load_pilot(root, paper.claims)  # a damaged one is refused before the run and not at its end
     for claim in plan.skipped:
         console.print(f"{claim.paper} {claim.id} does not run at {plan.preset}; it runs at {', '.join(claim.presets)}")
     committed = published.committed_scores(root, names, plan.preset) if reuse else None
@@ -179,7 +182,7 @@ def run_plan(
         waiting = runner.jobs_to_run(plan, runner.find_finished(plan, out, fresh=fresh, committed=committed))
         earlier = published.committed_claims(root, names, plan.preset)
         at_once = runner.LOCAL_WORKERS if workers is None else workers
-        claim_tables.show_plan(console, plan, waiting, workers=at_once, published=earlier)
+        claim_tables.show_plan(console, plan, waiting, workers=at_once, published=earlier, root=root)
         return None
     with open_output(out):
         finished = runner.find_finished(plan, out, fresh=fresh, committed=committed)

@@ -68,7 +68,7 @@ class Session:
             elapsed = time.monotonic() - self._began
             self.console.print(f"[{self._done}/{self.total}] {line} ({elapsed:.0f} s)")
         if self._tracker is not None:
-            read = [c.id for p, c in self.plan.claims if p.name == job.paper and job.arm in c.arms]
+            read = [c.id for p, c in self.plan.claims if p.name == job.paper and c.reads(job.arm)]
             self._tracker.child(self._parents[job.paper], folder, read)
 
     def write(self, finished: Finished) -> Document:
@@ -83,6 +83,7 @@ class Session:
             folder=self.folder,
             committed=published.committed_jobs(self.root, self.names, self.plan.preset) if finished.reused else None,
             published=published.committed_claims(self.root, self.names, self.plan.preset),
+            root=self.root,
         )
         write_document(new, self.folder, write_page)
         return new

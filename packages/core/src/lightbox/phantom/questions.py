@@ -41,7 +41,7 @@ ATTEMPTS = 3
 WORDS_PER_QUESTION = 5 + 4 * ATTEMPTS
 LARGER_RATIO_PCT = 160  # a comparison is asked only where the larger area is at least this share of the smaller
 # How often a kind is tried beside the others: these need two findings, which less than half of all cases have.
-WEIGHTS = dict(zip(COMPARISONS, (12, 4, 5), strict=True))
+WEIGHTS: dict[str, int] = {"comparison": 12, "count_comparison": 4, "size_comparison": 5}
 
 _OF_ONE_PLACE = {c.name for c in CLASSES if len(c.places) == 1}  # their name tells how high they lie
 

@@ -3,11 +3,12 @@
 import textwrap
 from dataclasses import dataclass
 
+from lightbox.claims.budget import steps
 from lightbox.claims.document import ClaimEntry, ContrastEntry, Document
 from lightbox.claims.spec import Kind, Verdict
 from lightbox.claims.verdicts import PRESETS_WITHOUT_VERDICT
 from lightbox.report import figures
-from lightbox.report.numbers import decimals, interval, level
+from lightbox.report.numbers import decimals, interval, level, number
 
 WRAP, SHORT = 36, 70
 
@@ -29,6 +30,7 @@ CHIPS = {
         Chip("absent", "○", "plain", "the interval lies inside the minimum effect"),
         Chip("contradicted", "▼", "bad", "the effect has the other sign, interval below 0"),
         Chip("control failed", "◆", "bad", "the effect is there, but a control does as well"),
+        Chip("still learning", "◔", "open", "another verdict would hold, but more training still moves the effect"),
         Chip("inconclusive", "◐", "open", "the interval leaves it open"),
         Chip(
             "not testable", "∅", "plain", "the gate failed: no arm beats the baselines, or the task is solved already"
@@ -55,6 +57,9 @@ class ClaimView:
         self.caveats = [*claim.caveats, *_older(claim)]
         self.panel = _panel(claim, label)
         self.figure = _level_figure(claim)
+        self.by_budget = _budget_figure(claim)
+        self.has_own_seeds = any(not curve.is_pilot for curve in claim.by_budget)
+        self.turn = turn(claim)
 
     def interval(self, contrast: ContrastEntry) -> str:
         """The interval that decides a contrast."""
@@ -112,6 +117,53 @@ def _panel(claim: ClaimEntry, label: str) -> figures.ForestPanel:
     statement = textwrap.shorten(claim.statement, SHORT, placeholder=" …")
     band = 0.0 if claim.kind is Kind.EXACT else claim.min_effect
     return figures.ForestPanel(label, statement, claim.unit, band, tuple(rows))
+
+
+def turn(claim: ClaimEntry) -> str:
+    """Where the sign of an effect turns with the training budget, in a sentence a link or control; "" where none does.
+
+    An effect turns if it is beyond the minimum on one side, and beyond it on the other at a larger budget; the place is
+    on a straight line over the log budget, at the last change of sign.
+    """
+    sentences = []
+    for curve in claim.by_budget:
+        points = [(point.budget, point.mean) for point in curve.points]
+        while points and abs(points[-1][1]) < claim.min_effect:
+            points.pop()
+        other = [mean * points[-1][1] < 0 for _, mean in points]
+        if curve.role == "arm" or not any(
+            abs(points[i][1]) >= claim.min_effect for i, is_other in enumerate(other) if is_other
+        ):
+            continue
+        last = max(i for i, is_other in enumerate(other) if is_other)
+        (b0, d0), (b1, d1) = points[last : last + 2]
+        place = number(b0 * (b1 / b0) ** (d0 / (d0 - d1)))
+        seeds = "in the pilot" if curve.is_pilot else "on the verdict's own seeds"
+        sentences.append(
+            f"'{curve.name}': below about {place} {steps(claim.budget or '')} the sign is reversed ({seeds})"
+        )
+    return "; ".join(sentences)
+
+
+def _budget_figure(claim: ClaimEntry) -> tuple[str, str] | None:
+    """Effects and scores by training budget, and the alternative text; None where nothing was measured."""
+    lines = [
+        figures.BudgetLine(
+            textwrap.fill(curve.name, WRAP),
+            tuple((point.budget, point.mean, *(point.ci95 or (None, None))) for point in curve.points),
+            curve.role,
+            curve.is_pilot,
+        )
+        for curve in claim.by_budget
+        if curve.points
+    ]
+    effects, scores = (tuple(line for line in lines if (line.role == "arm") == is_arm) for is_arm in (False, True))
+    if not effects:
+        return None
+    units = f"effect ({claim.unit})", f"score ({claim.unit})", claim.budget or "", str(claim.min_effect)
+    texts = (f"{e.label} {', '.join(f'{level(mean)} at {b}' for b, mean, *_ in e.points)}" for e in effects)
+    alt = f"Effect of {claim.id} against training budget: {'; '.join(texts)}."
+    return figures.data_uri(figures.by_budget(effects, scores, units=units)), alt
 
 
 def _level_figure(claim: ClaimEntry) -> tuple[str, str] | None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import get_type_hints
 
 from lightbox.claims import registry
+from lightbox.claims.budget import steps
 from lightbox.claims.document import ClaimEntry, ContrastEntry, Document, load
 from lightbox.claims.published import DOCUMENT
 from lightbox.claims.spec import Verdict
@@ -20,7 +21,7 @@ from lightbox.claims.statistics import Ends
 from lightbox.config import leaf_docs
 from lightbox.errors import RequestError
 from lightbox.files import replace_text
-from lightbox.report.claim_view import CHIPS
+from lightbox.report.claim_view import CHIPS, turn
 from lightbox.report.gpus import TITLES, table
 from lightbox.report.numbers import decimals, duration, interval, level, number, signed
 from lightbox.report.paper_map import read_map
@@ -91,8 +92,8 @@ def results_lines(name: str, *, root: Path, folder: Path) -> list[str]:
     path = root / "results" / name / DOCUMENT
     document = load(path)
     return [
-        "| claim | statement | paper | measured, deciding interval | minimum | seeds × items | verdict |",
-        "|---|---|---|---|---|---|---|",
+        "| claim | statement | paper | measured, deciding interval | minimum | seeds × items | budget | verdict |",
+        "|---|---|---|---|---|---|---|---|",
         *(_row(claim) for claim in document.claims),
         "",
         f"{_origin(document)} Runs and scores: [results.json]({os.path.relpath(path, folder)}).",
@@ -117,8 +118,18 @@ def _row(claim: ClaimEntry) -> str:
         "; ".join(links),
         f"{format(claim.min_effect, 'g') if claim.bound is None else number(claim.bound)} {claim.unit}",
         f"{len(claim.seeds)} × {claim.items}",
+        _budget(claim),
         _verdict(claim.verdict),
     )
+
+
+def _budget(claim: ClaimEntry) -> str:
+    """Training budget, whether the claim is on its plateau there, and where a sign turns."""
+    judged = claim.convergence
+    if judged is None:
+        return "none" if claim.budget == "" else "no pilot"
+    state = "on the plateau" if judged.is_on_plateau else "not on the plateau"
+    return "; ".join(text for text in (f"{judged.budget} {steps(judged.axis)}, {state}", turn(claim)) if text)
 
 
 def _verdict(verdict: Verdict) -> str:

@@ -29,7 +29,8 @@ def fake_claims(text: str = "") -> PaperClaims:
     """Claims of every kind but pattern, on the arms of `LEVELS`; `text` is put into every text field."""
 
     def claim(claim_id: str, kind: Kind, statement: str, *contrasts: Any, **options: Any) -> Claim:
-        settings: dict[str, Any] = {"presets": ("smoke", "quick", "full"), "seeds": SEEDS, "min_items": 1, "note": text}
+        settings: dict[str, Any] = {"presets": ("smoke", "quick", "full"), "seeds": SEEDS, "min_items": 1}
+        settings |= {"note": text, "budget": ""}
         return Claim(
             paper="medthink",
             id=claim_id,
@@ -126,7 +127,7 @@ def fake_results(
     plan = Plan(preset, tuple((paper, claim) for claim in claims.claims), {}, keys)
     folder = out / "reproduce" / f"medthink-{preset}"
     folder.mkdir(parents=True, exist_ok=True)
-    return results.build(plan, Finished(folders), started="2026-11-22T14:00:00Z", wall_s=412.0, folder=folder)
+    return results.build(plan, Finished(folders), started="2026-11-22T14:00:00Z", wall_s=412.0, folder=folder, root=out)
 
 
 def failed_job(text: str = "") -> ErrorEntry:

@@ -24,7 +24,7 @@ GATE = Gate(
     arms=(Measure("none"), Measure("true")),
     baselines=(Measure("majority"), Measure("{best}", condition="blank")),
 )
-COMMON = dict(paper="toy", location="Table 1", paper_numbers="+4.5", gate=GATE, presets=("smoke", "quick"))
+COMMON = dict(paper="toy", location="Table 1", paper_numbers="+4.5", gate=GATE, budget="", presets=("smoke", "quick"))
 CLAIM_1 = Claim(
     id="Y1",
     kind=Kind.DIRECTIONAL,
@@ -90,6 +90,7 @@ class Config:
     step_s: float
     luck: float = 0.1
     start: str = "start.bin"
+    steps: int = 4
 
 
 def resolve(overrides):
@@ -100,7 +101,8 @@ def resolve(overrides):
         raise RequestError(f"preset={preset}", "There is no such preset", "Choose one of " + ", ".join(ITEMS))
     run = Run(int(given["run.seed"]), preset)
     luck, start = float(given.get("luck", Config.luck)), given.get("start", Config.start)
-    return Config(run, float(given["level"]), ITEMS[preset], STEP_S, luck, start)
+    steps = int(given.get("steps", Config.steps))
+    return Config(run, float(given["level"]), ITEMS[preset], STEP_S, luck, start, steps)
 
 
 def inputs(cfg):

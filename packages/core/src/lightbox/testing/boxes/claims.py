@@ -24,5 +24,6 @@ _B1 = Claim(
     unit="points of IoU",
     is_primary=True,
     presets=("smoke", "quick"),
+    budget="",
 )
 PAPER = PaperClaims("boxes", "Boxes", "0000.00000", ARMS, (_B1,), headline="iou", condition="image", default_arm="head")
