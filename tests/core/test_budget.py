@@ -15,7 +15,7 @@ from lightbox.claims.budget import (
     moving,
     read_rows,
 )
-from lightbox.claims.document import BudgetCurve, BudgetPoint
+from lightbox.claims.document import BudgetCurve, BudgetPoint, load, write
 from lightbox.claims.jobs import arm_job, plan
 from lightbox.claims.registry import choose_claims, load_papers
 from lightbox.claims.spec import Claim, Kind, Role, Verdict, difference
@@ -91,7 +91,9 @@ def test_controls_count_and_the_reason_names_what_moves():
     ladders = {"link": ladder(FLAT), "control": ladder(SHRINKING, contrast=CONTROL)}
     judged = convergence(CLAIM, ladders, 600)
     assert not judged.is_on_plateau
+    assert judged.plateau is None
     assert judged.reason == "'control' moves from +9.0 to +6.0 points between 600 and 1200 steps"
+    assert convergence(CLAIM, {"link": ladder(CROSSING)}, 600).summary().endswith("; the plateau begins at 1200")
     assert "600 steps, not on the plateau: 'control' moves" in judged.summary()
 
 
@@ -246,6 +248,13 @@ def test_a_second_pilot_runs_nothing_and_one_that_failed_goes_on(paced, tmp_path
     assert ran == [folders[0].name]
 
 
+def test_the_pilot_says_where_each_claim_is_on_its_plateau(paced, tmp_path, caplog):
+    with caplog.at_level("INFO", "lightbox.claims"):
+        run_pilot(paced, tmp_path, seeds=(900,))
+    said = [message for message in caplog.messages if message.startswith("Y1: ")]
+    assert [line.partition(";")[0] for line in said] == [f"Y1: {b} steps, on the plateau" for b in (2, 4, 8)]
+
+
 def test_a_wider_ladder_adds_rows_and_another_claim_too(paced, measured, tmp_path):
     before = read_rows(measured)
     after = read_rows(run_pilot(paced, tmp_path, ("Y2",), budgets=(4, 8, 16, 32), seeds=(900,)))
@@ -297,7 +306,8 @@ def test_a_pilot_that_does_not_speak_for_the_run_is_refused_with_its_file(paced,
     edited(measured, change)
     reason = judged(paced, tmp_path).reason
     assert why in reason
-    assert str(measured) in reason
+    assert "The pilot of Y1 is results/toy/budget.csv. " in reason
+    assert str(tmp_path) not in reason
     assert "Run `python -m lightbox.claims.pilot toy --claims Y1`" in reason
 
 

@@ -9,6 +9,7 @@ import pytest
 import lightbox
 from lightbox.claims.jobs import plan
 from lightbox.claims.registry import check_claims, check_preset, choose_claims, load_papers
+from lightbox.claims.spec import Arm
 from lightbox.errors import RequestError
 from lightbox.runs import key, sources
 from lightbox.runs.key import OLDER, differences, identify
@@ -345,6 +346,27 @@ def test_claims_that_contradict_themselves_are_refused(toy, old, new, message):
     rewrite(toy / "claims.py", old, new)
     with pytest.raises(RequestError, match=message):
         papers()
+
+
+def test_a_paper_has_one_training_budget(toy):
+    declared = papers()[0].claims
+    two = tuple(replace(claim, budget=f"optim.axis_{claim.id}") for claim in declared.claims[:2])
+    with pytest.raises(RequestError, match="budgets optim.axis_Y1, optim.axis_Y2. A pilot has one ladder"):
+        check_claims(replace(declared, claims=two))
+    assert declared.budget == ""
+    assert replace(declared, claims=(declared.claims[0], two[1])).budget == "optim.axis_Y2"
+
+
+def test_an_arm_depends_on_the_budget_if_it_is_trained_or_needs_one_that_is(toy):
+    declared = papers()[0].claims
+    reader = Arm("reader", "reads what was trained", needs=("true",), is_trained=False)
+    assert replace(declared, arms=declared.arms | {"reader": reader}).budgeted == {
+        "none",
+        "true",
+        "filler",
+        "twice",
+        "reader",
+    }
 
 
 def test_arm_under_another_name_is_refused(toy):

@@ -104,9 +104,46 @@ def test_simulated_decision_is_the_one_that_scores_would_get(level):
     effects = [contrast_effect(c, scored, seeds=range(5), min_effect=CLAIM.min_effect) for c in CLAIM.contrasts]
     expected = decide(CLAIM, effects, gate_result(CLAIM.gate, scored, seeds=range(5)), planned_seeds=5).verdict
     d = {name: (right["arm"].astype(float) - right[name]).mean(axis=1) for name in ("rival", "control", "majority")}
-    verdict, ends = simulation.decide_one(d["rival"], d["control"], d["majority"], items=300)
+    verdict, ends = simulation.decide_one([d["rival"], d["control"]], d["majority"], items=300)
     assert verdict is expected
     assert ends == pytest.approx(effects[0].ci95)
+
+
+def test_courses_are_what_they_say():
+    """Arms that cross are behind at the end of the pilot and turn before twice that; the late one is not half-way."""
+    crossing, late = simulation.crossing(200).effects, simulation.late(200).effects
+    assert crossing.shape == late.shape == (200, 4)
+    assert (crossing[:, -1] <= 1e-12).all()
+    assert (crossing.min(axis=1) < 0).all()
+    assert (np.diff(late, axis=1) > 0).all()
+    assert (late[:, -1] <= 0.04 + 1e-12).all()
+
+
+@pytest.mark.parametrize("course", [simulation.crossing, simulation.late])
+def test_stopped_too_early_few_negative_verdicts_stand(course):
+    tally = simulation.simulate_course(course(400), World(8, 2000, 0.03))
+    assert engine.negative(tally) <= engine.MOST_FALSE_NEGATIVE
+    assert tally.share(Verdict.STILL_LEARNING) > 0.05
+
+
+def test_a_flat_effect_keeps_its_verdict_more_often_in_a_quiet_pilot(monkeypatch):
+    """And a course is not still learning by itself: with a pilot of many items each verdict stands."""
+    course, world = simulation.flat(-0.06, 200), World(8, 2000, 0.0)
+    noisy = simulation.simulate_course(course, world).share(Verdict.CONTRADICTED)
+    monkeypatch.setattr(simulation, "PILOT_ITEMS", 50_000)
+    assert simulation.simulate_course(course, world).share(Verdict.CONTRADICTED) > 0.98 > 0.5 > noisy
+    assert simulation.simulate_course(simulation.flat(0.0, 200), world).share(Verdict.ABSENT) > 0.9
+
+
+def test_benchmark_reports_negative_verdicts_of_courses_stopped_too_early():
+    world = World(5, 500, 0.0)
+    bad, fine = Tally(world, 100, {"absent": 2, "contradicted": 1}, 0), Tally(world, 100, {"contradicted": 2}, 0)
+    assert engine.early_violations({"a": [fine], "b": [fine], "flat": [bad]}) == []
+    [line] = engine.early_violations({"a": [fine], "b": [fine, bad], "flat": [bad]})
+    assert "b, World(" in line
+    assert "3.00%" in line
+    [row] = engine.early_rows({"a": [fine], "b": [fine, bad], "flat": [bad]})
+    assert (row["value"], row["ratio"]) == ("3.00", "1.20")
 
 
 def test_pilot_reads_the_between_seed_noise_of_primary_contrasts_in_points():

@@ -6,7 +6,9 @@ import sys
 import numpy as np
 import pytest
 
-from lightbox.claims.registry import check_claims
+from lightbox.claims.jobs import arm_job
+from lightbox.claims.pilot import deciding_arms, plan_pilot
+from lightbox.claims.registry import Paper, check_claims
 from lightbox.claims.spec import Kind, Role
 from lightbox.files import to_plain
 from lightbox.paper.conditions import IMAGE
@@ -47,6 +49,18 @@ def test_every_claim_reads_columns_that_are_written(claim):
 def test_headline_tuning_metrics_and_condition_are_what_is_written():
     assert {PAPER.headline, *PAPER.tuning} <= set(METRICS)
     assert PAPER.condition == IMAGE
+
+
+def test_one_pilot_speaks_for_quick_and_full():
+    """Its jobs share source and settings with those of both presets, which differ in the number of test items."""
+    paper, claim = Paper("medthink", "medthink", PAPER), PAPER.claim("T1")
+    todo = plan_pilot(paper, [claim], (300, 600, 1200, 2400), (900,))
+    assert {job.config["optim"]["max_steps"] for job in todo.jobs.values() if "@" in job.arm} == {300, 600, 1200, 2400}
+    assert {job.config["data"]["eval_split"] for job in todo.jobs.values()} == {"validation"}
+    for arm in deciding_arms(claim):
+        pilots = {(job.source, job.settings) for job in todo.jobs.values() if job.arm.partition("@")[0] == arm}
+        runs = [arm_job(paper, arm, preset=preset, seed=0) for preset in ("quick", "full")]
+        assert pilots == {(job.source, job.settings) for job in runs}, arm
 
 
 def test_controls_of_t1_are_same_answer_and_filler():

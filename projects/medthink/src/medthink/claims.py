@@ -10,6 +10,7 @@ from lightbox.claims.spec import BEST, Arm, Claim, Contrast, Gate, Kind, Measure
 from lightbox.phantom.questions import CLOSED_KINDS
 
 _claim = partial(Claim, "medthink")
+LADDER = {"full": (0.25, 0.5)}  # shares of the preset's budget that the verdict's own seeds run too
 CORRUPTION_PCT = (0, 10, 25, 50)
 UNTRAINED = "objective.is_trained=false"
 OPEN = "data.form=open"
@@ -128,6 +129,7 @@ _T1 = _claim(
     is_primary=True,
     presets=("smoke", "quick", "full"),
     seeds={"smoke": 1, "quick": 5, "full": 8},
+    ladder=LADDER,
     note="Reproduced only if the true rationale also beats a rationale of another item with the same question kind and "
     "answer, and filler of the same length: otherwise longer targets explain the gain.",
 )
@@ -182,6 +184,7 @@ _T2 = _claim(
     gate=_gate("explanation", "none", "reasoning"),
     presets=("smoke", "quick", "full"),
     seeds={"smoke": 1, "quick": 5, "full": 8},
+    ladder=LADDER,
     note="Prediction before the run: the loss sits where the generated rationale states wrong facts, and closes or "
     "turns where it states the right ones. A reversal is a finding, not a failure.",
 )

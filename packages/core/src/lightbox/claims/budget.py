@@ -119,7 +119,8 @@ class Convergence:
         """The budget, and whether the claim is on its plateau there, in one line."""
         at = f"{self.budget} {steps(self.axis)}"
         if not self.is_on_plateau:
-            return f"{at}, not on the plateau: {self.reason}"
+            begins = f"; the plateau begins at {self.plateau}" if self.plateau else ""
+            return f"{at}, not on the plateau: {self.reason}{begins}"
         open_ = f"; no negative verdict can rest on: {', '.join(self.unsettled)}" if self.unsettled else ""
         return f"{at}, on the plateau{open_}"
 
@@ -277,7 +278,8 @@ def place_of(measure: Measure, seed: int, budget: int, claims: PaperClaims) -> t
 
 def _refusal(claim: Claim, pilot: Pilot, why: str, ladder: str = "") -> RequestError:
     do = f"Run `python -m lightbox.claims.pilot {claim.paper} --claims {claim.id}`{ladder}"
-    return RequestError(f"The pilot of {claim.id} is {pilot.path}", why, do)
+    name = Path(*pilot.path.parts[-3:])  # a document that quotes it shall not name a folder of this machine
+    return RequestError(f"The pilot of {claim.id} is {name}", why, do)
 
 
 def judge(

@@ -11,7 +11,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from lightbox.claims.budget import FEWEST, FILE, PilotRow, deciding, merge_rows, read_rows, written
+from lightbox.claims.budget import (
+    FEWEST,
+    FILE,
+    PilotRow,
+    convergence,
+    deciding,
+    load_pilot,
+    merge_rows,
+    pilot_ladders,
+    read_rows,
+    written,
+)
 from lightbox.claims.jobs import Job, Plan, arm_jobs, plan_jobs
 from lightbox.claims.registry import Paper, arms_in_order, choose_claims, load_papers
 from lightbox.claims.results import scores_of
@@ -108,6 +119,11 @@ def pilot(
     merge_rows(path, pilot_rows(paper, claims, plan, finished))
     if finished.errors:
         raise next(iter(finished.errors.values()))
+    origins = {base_arm(name)[0]: plan.jobs[key] for (_, name, _), key in plan.keys.items()}
+    for claim in claims:
+        ladders = pilot_ladders(claim, deciding(claim), load_pilot(root, paper.claims), origins)
+        for budget in budgets[:-1]:
+            _log.info("%s: %s", claim.id, convergence(claim, ladders, budget).summary())
     return path
 
 

@@ -130,13 +130,10 @@ def turn(claim: ClaimEntry) -> str:
         points = [(point.budget, point.mean) for point in curve.points]
         while points and abs(points[-1][1]) < claim.min_effect:
             points.pop()
-        other = [mean * points[-1][1] < 0 for _, mean in points]
-        if curve.role == "arm" or not any(
-            abs(points[i][1]) >= claim.min_effect for i, is_other in enumerate(other) if is_other
-        ):
+        other = [i for i, (_, mean) in enumerate(points) if mean * points[-1][1] < 0]
+        if curve.role == "arm" or all(abs(points[i][1]) < claim.min_effect for i in other):
             continue
-        last = max(i for i, is_other in enumerate(other) if is_other)
-        (b0, d0), (b1, d1) = points[last : last + 2]
+        (b0, d0), (b1, d1) = points[other[-1] : other[-1] + 2]
         place = number(b0 * (b1 / b0) ** (d0 / (d0 - d1)))
         seeds = "in the pilot" if curve.is_pilot else "on the verdict's own seeds"
         sentences.append(
@@ -147,23 +144,24 @@ def turn(claim: ClaimEntry) -> str:
 
 def _budget_figure(claim: ClaimEntry) -> tuple[str, str] | None:
     """Effects and scores by training budget, and the alternative text; None where nothing was measured."""
-    lines = [
-        figures.BudgetLine(
-            textwrap.fill(curve.name, WRAP),
-            tuple((point.budget, point.mean, *(point.ci95 or (None, None))) for point in curve.points),
-            curve.role,
-            curve.is_pilot,
+    effects, scores = (
+        tuple(
+            figures.BudgetLine(
+                textwrap.fill(curve.name, WRAP),
+                tuple((point.budget, point.mean, *(point.ci95 or (None, None))) for point in curve.points),
+                curve.is_pilot,
+            )
+            for curve in claim.by_budget
+            if curve.points and (curve.role == "arm") == is_arm
         )
-        for curve in claim.by_budget
-        if curve.points
-    ]
-    effects, scores = (tuple(line for line in lines if (line.role == "arm") == is_arm) for is_arm in (False, True))
+        for is_arm in (False, True)
+    )
     if not effects:
         return None
-    units = f"effect ({claim.unit})", f"score ({claim.unit})", claim.budget or "", str(claim.min_effect)
+    units = f"effect ({claim.unit})", f"score ({claim.unit})", claim.budget or ""
     texts = (f"{e.label} {', '.join(f'{level(mean)} at {b}' for b, mean, *_ in e.points)}" for e in effects)
     alt = f"Effect of {claim.id} against training budget: {'; '.join(texts)}."
-    return figures.data_uri(figures.by_budget(effects, scores, units=units)), alt
+    return figures.data_uri(figures.by_budget(effects, scores, units=units, min_effect=claim.min_effect)), alt
 
 
 def _level_figure(claim: ClaimEntry) -> tuple[str, str] | None:

@@ -23,6 +23,7 @@ from lightbox.report.numbers import level
 INK, SOFT, FAINT, BAND = "#1f2933", "#6b7680", "#d5dade", "#eceff2"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555", "#8C6D1F")
 LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))  # 7 styles to 8 colours: 56 arms differ
+MARKERS = "osD^vPX"
 ROLES = {"primary": ("s", "#0072B2"), "control": ("D", "#D55E00"), "secondary": ("o", "#6b7680")}
 MOST_DRAWN = 128
 """Figures kept in memory: a page is written again after every job, and most of its figures are what they were."""
@@ -112,22 +113,24 @@ class BudgetLine:
 
     label: str
     points: tuple[tuple[int, float, float | None, float | None], ...]
-    role: str = "arm"
     is_pilot: bool = True
 
 
 @lru_cache(maxsize=MOST_DRAWN)
-def by_budget(effects: tuple[BudgetLine, ...], scores: tuple[BudgetLine, ...], *, units: tuple[str, ...]) -> str:
+def by_budget(
+    effects: tuple[BudgetLine, ...], scores: tuple[BudgetLine, ...], *, units: tuple[str, str, str], min_effect: float
+) -> str:
     """Effects, and below them the arms' scores, against the training budget, with 95 % intervals. SVG text.
 
     Args:
         effects: links and controls.
         scores: of arms.
-        units: of an effect, of a score and of the budget, then the minimum effect as a number.
+        units: of an effect, of a score and of the budget.
+        min_effect: half the band of effects too small to count.
     """
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(9.2, 5.6), layout="constrained")
-        for axis, lines, unit in zip(figure.subplots(2, 1, sharex=True), (effects, scores), units, strict=False):
+        for axis, lines, unit in zip(figure.subplots(2, 1, sharex=True), (effects, scores), units[:2], strict=True):
             names = list(dict.fromkeys(line.label for line in lines))
             for line in lines:
                 _draw_budget_line(axis, line, names.index(line.label))
@@ -140,7 +143,7 @@ def by_budget(effects: tuple[BudgetLine, ...], scores: tuple[BudgetLine, ...], *
         axis.set_xticks(budgets, [str(budget) for budget in budgets])
         axis.minorticks_off()
         axis.set_xlabel(units[2])
-        figure.axes[0].axhspan(-float(units[3]), float(units[3]), color=BAND, lw=0)
+        figure.axes[0].axhspan(-min_effect, min_effect, color=BAND, lw=0)
         figure.axes[0].axhline(0, color=SOFT, lw=0.8)
         return _svg(figure)
 
@@ -291,7 +294,7 @@ def _draw_budget_line(axis: Axes, line: BudgetLine, place: int) -> None:
     budgets, means, lows, highs = zip(*line.points, strict=True)
     shift = 2 ** (0.02 * place)  # intervals at one budget stand side by side
     label = line.label if line.is_pilot else f"{line.label} (own seeds)"
-    style = {"color": arm_colour(place), "marker": ROLES.get(line.role, ("o", ""))[0], "ms": 5}
+    style = {"color": arm_colour(place), "marker": _cycle(MARKERS, place), "ms": 5}
     style |= {"linestyle": "-" if line.is_pilot else "--", "mfc": arm_colour(place) if line.is_pilot else "white"}
     axis.plot([budget * shift for budget in budgets], means, lw=1.6, label=label, **style)
     for budget, low, high in zip(budgets, lows, highs, strict=True):
