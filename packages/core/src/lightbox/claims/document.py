@@ -143,9 +143,9 @@ class ClaimEntry:
     by_budget: tuple[BudgetCurve, ...] = ()
 
     @property
-    def without_pilot(self) -> str:
-        """What to say beside a verdict that was drawn before claims had a training budget; "" for others."""
-        return "" if self.budget is not None else ", decided without a pilot of its training budget"
+    def withdrawn(self) -> str:
+        """Why a verdict stands no longer: it was drawn before claims had a training budget; "" for others."""
+        return "" if self.budget is not None else "withdrawn: no pilot says whether it turns with more training"
 
     def deciding_contrasts(self) -> list[ContrastEntry]:
         """Links and controls."""

@@ -166,6 +166,6 @@ def _verdict_line(preset: str, claim: ClaimEntry) -> str:
         ends = _brackets(*claim.deciding_interval(link))
         said = "no seed" if link.effect is None else f"{link.effect:+.2f} {claim.unit} {ends}".rstrip()
         links += f", {link.name} {said} ({link.state or 'not decided'})" if several else f", {said}"
-    judged = f"; {claim.convergence.summary()}" if claim.convergence is not None else claim.without_pilot
+    judged = claim.convergence.summary() if claim.convergence is not None else claim.withdrawn
     seeds = f"{len(claim.seeds)} seeds, commit {', '.join(claim.commits)}"
-    return f"Verdict at {preset}: {claim.verdict}{links}, {seeds}{judged}"
+    return f"Verdict at {preset}: {claim.verdict}{links}, {seeds}{judged and f'; {judged}'}"

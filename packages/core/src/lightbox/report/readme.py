@@ -16,7 +16,6 @@ from lightbox.claims import registry
 from lightbox.claims.budget import steps
 from lightbox.claims.document import ClaimEntry, ContrastEntry, Document, load
 from lightbox.claims.published import DOCUMENT
-from lightbox.claims.spec import Verdict
 from lightbox.claims.statistics import Ends
 from lightbox.config import leaf_docs
 from lightbox.errors import RequestError
@@ -119,7 +118,7 @@ def _row(claim: ClaimEntry) -> str:
         f"{format(claim.min_effect, 'g') if claim.bound is None else number(claim.bound)} {claim.unit}",
         f"{len(claim.seeds)} × {claim.items}",
         _budget(claim),
-        _verdict(claim.verdict),
+        _verdict(claim),
     )
 
 
@@ -132,9 +131,10 @@ def _budget(claim: ClaimEntry) -> str:
     return "; ".join(text for text in (f"{judged.budget} {steps(judged.axis)}, {state}", turn(claim)) if text)
 
 
-def _verdict(verdict: Verdict) -> str:
+def _verdict(claim: ClaimEntry) -> str:
     """Every verdict as it was drawn, with the page's mark: a negative one is as visible as a positive one."""
-    return f"{CHIPS[verdict].mark} **{verdict}**" if verdict in CHIPS else str(verdict)
+    verdict = f"{CHIPS[claim.verdict].mark} **{claim.verdict}**" if claim.verdict in CHIPS else str(claim.verdict)
+    return f"{claim.withdrawn}; it was {verdict}" if claim.withdrawn else verdict
 
 
 def _beside(claim: ClaimEntry) -> Iterator[str]:
