@@ -449,9 +449,9 @@ def curve(*means, role="primary", name="link", is_pilot=True):
 @pytest.mark.parametrize(
     ("means", "sentence"),
     [
-        ((-5.0, -1.0, 8.0, 12.0), "'link': below about 648 steps the sign is reversed (in the pilot)"),
-        ((-5.0, 5.0, 5.0, 1.0), "'link': below about 424 steps the sign is reversed (in the pilot)"),
-        ((5.0, 2.0, -2.0, -6.0), "'link': below about 849 steps the sign is reversed (in the pilot)"),
+        ((-5.0, -1.0, 8.0, 12.0), "'link' turns its sign between 600 and 1200 steps, in the pilot"),
+        ((-5.0, 5.0, 5.0, 1.0), "'link' turns its sign between 300 and 600 steps, in the pilot"),
+        ((5.0, 2.0, -2.0, -6.0), "'link' turns its sign between 600 and 1200 steps, in the pilot"),
         ((-1.0, 1.0, 5.0, 9.0), ""),  # never beyond the minimum on the other side
         ((3.0, 4.0, 5.0, 9.0), ""),
         ((0.0, 0.0, 0.0, 0.0), ""),

@@ -37,7 +37,8 @@ def made(tmp_path_factory):
         patch.setattr(runner, "Pool", InlinePool)
         todo = planned()
         finished = runner.run(todo, folder / "out", runner.find_finished(todo, folder / "out"))
-    new = results.build(todo, finished, started="2026-01-01T00:00:00Z", wall_s=1.0, folder=folder / "out")
+    places = {"folder": folder / "out", "root": folder / "results"}
+    new = results.build(todo, finished, started="2026-01-01T00:00:00Z", wall_s=1.0, **places)
     published.publish(new, todo, finished, folder / "results")
     forget_toy_paper(folder / "src")
     return folder

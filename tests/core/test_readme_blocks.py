@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from lightbox.claims.document import to_json, write
+from lightbox.claims.budget import Convergence
+from lightbox.claims.document import BudgetCurve, BudgetPoint, to_json, write
 from lightbox.claims.spec import Verdict
 from lightbox.cli import app as front
 from lightbox.config import leaf_docs
@@ -83,13 +84,28 @@ def test_table_says_everything_about_a_claim(checkout, document):
     readme.write_blocks(root)
     rows = table(root)
     assert [row[0] for row in rows] == ["T1 (primary)", "T2", "T6"]
-    name, statement, paper, measured, least, size, _, verdict = rows[0]
+    name, statement, paper, measured, least, size, budget, verdict = rows[0]
     claim = document.claims[0]
     assert (statement, paper) == (claim.statement, claim.paper_numbers)
     low, high = claim.ci95
     assert measured == f"{claim.effect:+.1f} [{low:.1f}, {high:.1f}] points".replace("-", "\u2212")
-    assert (least, size) == ("2 points", "5 × 200")
+    assert (least, size, budget) == ("2 points", "5 × 200", "none")
     assert claim.verdict in verdict
+
+
+def test_table_says_the_budget_the_plateau_and_where_a_sign_turns(checkout, document):
+    def budget_cell(**changes):
+        root = checkout(first_claim_changed(document, budget="optim.max_steps", **changes))
+        readme.write_blocks(root)
+        return table(root)[0][6]
+
+    judged = Convergence("optim.max_steps", 300, 1200, reason="it moves")
+    points = tuple(BudgetPoint(b, mean, None, 3) for b, mean in ((300, -5.0), (600, -1.0), (1200, 8.0)))
+    curves = (BudgetCurve("link", "primary", True, points),)
+    turned = "300 steps, not on the plateau; 'link' turns its sign between 600 and 1200 steps, in the pilot"
+    assert budget_cell(convergence=judged, by_budget=curves) == turned
+    assert budget_cell(convergence=replace(judged, is_on_plateau=True)) == "300 steps, on the plateau"
+    assert budget_cell() == "no pilot"
 
 
 def test_origin_baselines_and_controls_stand_under_the_table_and_keys_do_not(checkout, document):
@@ -116,7 +132,9 @@ def test_every_number_of_a_table_is_recorded(checkout, document):
     assert not is_rounded_from("99.9", recorded)
 
 
-@pytest.mark.parametrize("verdict", ["absent", "contradicted", "control failed", "inconclusive", "not testable"])
+@pytest.mark.parametrize(
+    "verdict", ["absent", "contradicted", "control failed", "inconclusive", "not testable", "still learning"]
+)
 def test_negative_verdicts_are_shown_as_such(checkout, document, verdict):
     link, *others = document.claims[0].contrasts
     contrasts = (replace(link, effect=-4.26, ci95=(-6.1, -2.4)), *others)

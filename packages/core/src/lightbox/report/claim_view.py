@@ -8,7 +8,7 @@ from lightbox.claims.document import ClaimEntry, ContrastEntry, Document
 from lightbox.claims.spec import Kind, Verdict
 from lightbox.claims.verdicts import PRESETS_WITHOUT_VERDICT
 from lightbox.report import figures
-from lightbox.report.numbers import decimals, interval, level, number
+from lightbox.report.numbers import decimals, interval, level
 
 WRAP, SHORT = 36, 70
 
@@ -122,8 +122,8 @@ def _panel(claim: ClaimEntry, label: str) -> figures.ForestPanel:
 def turn(claim: ClaimEntry) -> str:
     """Where the sign of an effect turns with the training budget, in a sentence a link or control; "" where none does.
 
-    An effect turns if it is beyond the minimum on one side, and beyond it on the other at a larger budget; the place is
-    on a straight line over the log budget, at the last change of sign.
+    An effect turns if it is beyond the minimum on one side, and beyond it on the other at a larger budget; the budgets
+    named are those of the last change of sign.
     """
     sentences = []
     for curve in claim.by_budget:
@@ -133,12 +133,9 @@ def turn(claim: ClaimEntry) -> str:
         other = [i for i, (_, mean) in enumerate(points) if mean * points[-1][1] < 0]
         if curve.role == "arm" or all(abs(points[i][1]) < claim.min_effect for i in other):
             continue
-        (b0, d0), (b1, d1) = points[other[-1] : other[-1] + 2]
-        place = number(b0 * (b1 / b0) ** (d0 / (d0 - d1)))
+        (low, _), (high, _) = points[other[-1] : other[-1] + 2]
         seeds = "in the pilot" if curve.is_pilot else "on the verdict's own seeds"
-        sentences.append(
-            f"'{curve.name}': below about {place} {steps(claim.budget or '')} the sign is reversed ({seeds})"
-        )
+        sentences.append(f"'{curve.name}' turns its sign between {low} and {high} {steps(claim.budget or '')}, {seeds}")
     return "; ".join(sentences)
 
 
