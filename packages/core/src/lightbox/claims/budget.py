@@ -10,9 +10,8 @@ That rule reads means, and a pilot of few seeds misses movements: of simulated a
 (`benchmarks/verdict_engine.py`, page `docs/power.md`), up to three in ten kept "contradicted" under it alone. So a
 negative verdict (absent, control failed, contradicted) stands only where the pilot rules the movement out: for the
 contrasts it rests on, the 95 % interval of each movement, its standard deviation pooled over the doublings of the
-ladder, stays under m. Then at most 2.5 % keep it. The price is that three seeds seldom rule anything out, so that
-most true negative effects come out still learning too; and no rule on one doubling sees a turn that begins with less
-than m.
+ladder, stays under m. Then at most 2.5 % keep it. The price is that three seeds seldom rule anything out, so that most
+true negative effects come out still learning too; and no rule on one doubling sees a turn that begins with less than m.
 
 A row of the pilot speaks for a run of the same source and settings (`settings_digest`).
 """
