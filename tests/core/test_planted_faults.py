@@ -306,7 +306,7 @@ def test_other_splits_or_balance_are_other_jobs(monkeypatch, tmp_path, name):
     assert arm_job(paper, "none", preset="smoke", seed=0).key != before
 
 
-@pytest.mark.parametrize("name", ["ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_CBWR", "WORLD_SIZE"])
+@pytest.mark.parametrize("name", ["ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_CBWR"])
 def test_switch_of_the_environment_that_changes_bits_changes_every_key(place, monkeypatch, name):
     before = planned()
     monkeypatch.setenv(name, "2")
@@ -318,7 +318,6 @@ def test_switch_of_the_environment_that_changes_bits_changes_every_key(place, mo
 def test_switch_at_its_own_default_is_no_other_job(place, monkeypatch):
     before = planned()
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    monkeypatch.setenv("WORLD_SIZE", "1")
     assert planned().jobs.keys() == before.jobs.keys()
 
 

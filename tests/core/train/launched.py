@@ -147,7 +147,8 @@ def train_llava(out, *, quant, micro=1):
         model=backbone.model,
         source=BatchSource(ITEMS, collate, batch_size=BATCH, seed=0),
         step=lambda model, batch: backbone.with_model(model).loss(batch),
-        optim={"max_steps": STEPS, "batch_size": BATCH, "lr": 1e-3, "micro_batch_size": micro},
+        # low, as AdamW makes more of a rounding the faster it learns
+        optim={"max_steps": STEPS, "batch_size": BATCH, "lr": 5e-4, "micro_batch_size": micro},
         evaluate=write,
         log_every_steps=1,
     )

@@ -27,19 +27,22 @@ def fitted_texts(
 
     Args:
         rows: fields of the prompt and of the target of each sample.
-        tokenizer: counts; a field that is too long becomes the text of its first ids.
+        tokenizer: a fast one; counts, and says where in a field that is too long the last id ends that fits.
         cut_first: names of fields that may be shortened, in this order.
         source_tokens, target_tokens: longest texts in tokens, one for the end included.
     """
     limits = (source_tokens - 1, target_tokens - 1)
     every_text = sorted({text for row in rows for fields in row for _, text in fields})
     # each distinct text is tokenised once, all in one call: questions and options repeat
-    ids_of = dict(zip(every_text, tokenizer(every_text, add_special_tokens=False)["input_ids"], strict=True))
+    encoded = tokenizer(every_text, add_special_tokens=False, return_offsets_mapping=True)
+    ids_of = dict(zip(every_text, encoded["input_ids"], strict=True))
+    # not decoded again: a sign that the tokenizer lacks would become a control token
+    spans_of = dict(zip(every_text, encoded["offset_mapping"], strict=True))
 
     def shortened(fields: Fields, limit: int) -> str:
         pieces = fitted([(name, ids_of[text]) for name, text in fields], limit, cut_first=cut_first)
         words = [
-            text if len(ids) == len(ids_of[text]) else str(tokenizer.decode(ids))
+            text if len(ids) == len(ids_of[text]) else text[: spans_of[text][len(ids) - 1][1] if ids else 0].strip()
             for (_, text), (_, ids) in zip(fields, pieces, strict=True)
         ]
         return " ".join(word for word in words if word)

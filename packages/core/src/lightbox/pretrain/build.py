@@ -104,6 +104,9 @@ def write_card(folder: Path, name: str, facts: dict) -> dict:
 
 
 def compare_scores(card: dict, rebuilt: dict) -> dict[str, tuple[float, float]]:
-    """Scores of a rebuilt model that differ from the card's by more than its tolerance: name -> (card, rebuilt)."""
+    """Scores of a rebuilt model that differ from the card's by more than its tolerance: name -> (card, rebuilt).
+
+    A score that the rebuilt model lacks, as a small build meets too few questions of a kind, is not compared.
+    """
     old, new = card["scores"], rebuilt["scores"]
-    return {k: (old[k], new[k]) for k in old if abs(old[k] - new[k]) > card["tolerance"]}
+    return {k: (old[k], new[k]) for k in old.keys() & new.keys() if abs(old[k] - new[k]) > card["tolerance"]}

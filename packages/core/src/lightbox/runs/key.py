@@ -56,7 +56,6 @@ SWITCHES = {
     "NVIDIA_TF32_OVERRIDE": "",
     "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "",
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # what `train.seeds` sets where nobody does
-    "WORLD_SIZE": "1",  # processes of `accelerate launch`
 }
 """Environment variables that change bits -> the value that stands for none. Thread counts are in `run.threads`."""
 ABSENT = "absent"
