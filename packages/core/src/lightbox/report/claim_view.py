@@ -30,7 +30,7 @@ CHIPS = {
         Chip("absent", "○", "plain", "the interval lies inside the minimum effect"),
         Chip("contradicted", "▼", "bad", "the effect has the other sign, interval below 0"),
         Chip("control failed", "◆", "bad", "the effect is there, but a control does as well"),
-        Chip("still learning", "◔", "open", "another verdict would hold, but more training still moves the effect"),
+        Chip("still learning", "◔", "open", "another verdict would hold, but more training moves the effect, or may"),
         Chip("inconclusive", "◐", "open", "the interval leaves it open"),
         Chip(
             "not testable", "∅", "plain", "the gate failed: no arm beats the baselines, or the task is solved already"
