@@ -49,6 +49,13 @@ def test_training_lowers_the_loss_and_moves_every_trainable_parameter(tmp_path):
     assert still == {"mix.bias_hh_l0"}
 
 
+def test_factor_stretches_the_steps_and_their_schedule(tmp_path):
+    half = fit_tagger(tmp_path / "half", optim={"max_steps": 12, "steps_factor": 0.5})[1]
+    plain = fit_tagger(tmp_path / "plain", optim={"max_steps": 6})[1]
+    assert half == plain
+    assert half["train/loss"][-1][0] == 6
+
+
 def test_the_run_folder_holds_history_card_and_checkpoints(tmp_path):
     model, history = fit_tagger(tmp_path, save_every_steps=5)
     assert json.loads((tmp_path / "history.json").read_text()) == history

@@ -219,7 +219,7 @@ def test_config_table_has_every_leaf_with_its_default(checkout):
     readme.write_blocks(root)
     rows = {key.strip("`"): (default, doc) for key, default, doc in table(root)}
     assert set(rows) == set(leaf_docs(Config))
-    assert rows["model.gate_bias"][0] == "-4.0"
+    assert rows["model.gate_bias"][0] == "0.0"
     assert rows["data.n_train"][0] == "required"
     assert rows["run.out"][0] == "empty"
     assert all(len(doc) > 14 for _, doc in rows.values())

@@ -15,6 +15,7 @@ from lightbox.errors import RequestError, WorkError
 LINK = difference("a minus b", "a", "b")
 SECOND = difference("c minus a", "c", "a")
 CONTROL = difference("a minus shuffled", "a", "s", Role.CONTROL)
+PREMISE = replace(difference("seen minus unseen", "t", "u", Role.PREMISE), min_effect=0.1)
 
 
 def claim(kind=Kind.DIRECTIONAL, contrasts=(LINK, CONTROL), **options):
@@ -82,6 +83,23 @@ def test_control_does_not_matter_where_the_effect_is_absent_or_reversed():
     failed = effect(CONTROL, 0.0, 0.01)
     assert verdict(effect(LINK, 0.0, 0.01), failed) is Verdict.ABSENT
     assert verdict(effect(LINK, -0.05, 0.01), failed) is Verdict.CONTRADICTED
+
+
+@pytest.mark.parametrize(
+    ("centre", "half", "expected"),
+    [
+        (0.15, 0.05, Verdict.REPRODUCED),
+        (0.09, 0.05, Verdict.NOT_TESTABLE),  # above 0, under its minimum
+        (0.15, 0.20, Verdict.NOT_TESTABLE),
+        (-0.2, 0.05, Verdict.NOT_TESTABLE),
+    ],
+)
+def test_claim_whose_premise_is_missing_is_not_testable(centre, half, expected):
+    premise = effect(PREMISE, centre, half, min_effect=0.1)
+    decision = decide(claim(contrasts=(LINK, PREMISE)), [effect(LINK, 0.05, 0.02), premise], None, planned_seeds=5)
+    assert decision.verdict is expected
+    assert decision.controls == {PREMISE.name: "holds" if expected is Verdict.REPRODUCED else "missing"}
+    assert (PREMISE.name in decision.reason) == (expected is Verdict.NOT_TESTABLE)
 
 
 def test_secondary_contrast_decides_nothing():
@@ -230,6 +248,18 @@ def test_weights_make_a_difference_of_differences():
     bend = Contrast("bend", ((1.0, Measure("a")), (-1.0, Measure("b")), (-0.5, Measure("c"))))
     scores = {("a", 0): table([1, 1]), ("b", 0): table([0, 1]), ("c", 0): table([1, 0])}
     assert contrast_effect(bend, scored(scores), seeds=[0], min_effect=0.02).per_seed == (0.25,)
+
+
+def test_terms_over_other_items_are_combined_as_means():
+    scores = scored(
+        {("a", 0): table(coin(0.8, 1)), ("b", 0): table(coin(0.5, 2, n=120), items=[f"j{k}" for k in range(120)])}
+    )
+    unpaired = replace(LINK, is_paired=False)
+    result = contrast_effect(unpaired, scores, seeds=[0], min_effect=0.02)
+    expected = np.mean(coin(0.8, 1)) - np.mean(coin(0.5, 2, n=120))
+    assert (result.effect, result.items) == (pytest.approx(expected), 120)
+    with pytest.raises(WorkError, match="share 0 items"):
+        contrast_effect(LINK, scores, seeds=[0], min_effect=0.02)
 
 
 def test_kinds_weigh_alike_where_the_paper_balances_by_kind():

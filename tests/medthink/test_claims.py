@@ -18,12 +18,22 @@ from medthink.config import resolve
 from medthink.scores import METRICS
 
 QUICK_ARMS = {"none", "explanation", "same_answer", "filler", "reasoning", "untouched", "majority", "question_only"}
-METHOD_KEYS = {"data.rationale", "data.corruption_pct", "data.form"}
+METHOD_KEYS = {"data.rationale", "data.corruption_pct", "data.form", "data.lesion_scale_pct", "optim.steps_factor"}
 
 
 def test_claims_are_consistent():
     check_claims(PAPER)
-    assert [claim.id for claim in PAPER.claims] == ["T1", "T1-pads", "T2", "T3", "T4", "T5", "T6"]
+    assert [claim.id for claim in PAPER.claims] == [
+        "T1",
+        "T1-pads",
+        "T1-alike",
+        "T2",
+        "T2-exact",
+        "T3",
+        "T4",
+        "T5",
+        "T6",
+    ]
     assert [claim.id for claim in PAPER.claims if claim.is_primary] == ["T1"]
 
 

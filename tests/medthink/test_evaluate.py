@@ -77,7 +77,7 @@ def test_reader_reads_four_texts_and_sees_no_image(asked, tmp_path):
     assert plain["reference"].questions == asked.samples
     assert plain["generated"].questions[0].record.rationale == "no explanation"
     masked = {
-        one.condition: one for one in evaluate.conditions(resolve([*SMALL, "experiment=reader_masked"]), asked, needs)
+        one.condition: one for one in evaluate.conditions(resolve([*SMALL, "experiment=reader_evidence"]), asked, needs)
     }
     assert masked["generated_reasoning"].questions[0].record.rationale == f"{MASK} reasoning"
 

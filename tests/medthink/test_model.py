@@ -84,8 +84,8 @@ def test_paper_sizes_give_the_papers_parameter_count():
     assert (c * d + d) + (4 * d * d + 4 * d) + (2 * d * d + d) == from_dossier
 
 
-def test_missing_gate_starts_at_minus_four_and_everything_else_is_finite(fused):
-    assert fused.fusion.gate.bias.tolist() == [-4.0] * fused.config.d_model
+def test_missing_gate_starts_half_open_and_everything_else_is_finite(fused):
+    assert fused.fusion.gate.bias.tolist() == [0.0] * fused.config.d_model
     for name, parameter in fused.fusion.named_parameters():
         assert torch.isfinite(parameter).all(), name
         if name.endswith("weight"):
@@ -109,11 +109,11 @@ def test_trained_gate_survives_a_reload(fused, tmp_path, t5_folder):
     again, _ = load_seq2seq(str(tmp_path), model_class=MedThinkT5)
     for (name, before), (_, after) in zip(fused.named_parameters(), again.named_parameters(), strict=True):
         assert torch.equal(before, after), name
-    assert again.fusion.gate.bias[0].item() == pytest.approx(-4 + 0.123)
+    assert again.fusion.gate.bias[0].item() == pytest.approx(0.123)
 
 
 def test_only_what_the_file_lacks_is_initialised(fused, tmp_path, t5_folder):
-    """A file with a trained gate weight and no gate bias: the weight stays, the bias starts at -4."""
+    """A file with a trained gate weight and no gate bias: the weight stays, the bias starts at 0."""
     with torch.no_grad():
         fused.fusion.gate.weight.fill_(0.5)
         fused.fusion.gate.bias.fill_(3.0)
@@ -125,7 +125,7 @@ def test_only_what_the_file_lacks_is_initialised(fused, tmp_path, t5_folder):
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     again, _ = load_seq2seq(str(tmp_path), model_class=MedThinkT5, allow_missing=r"fusion\.")
     assert set(again.fusion.gate.weight.flatten().tolist()) == {0.5}
-    assert set(again.fusion.gate.bias.tolist()) == {-4.0}
+    assert set(again.fusion.gate.bias.tolist()) == {0.0}
 
 
 def test_arms_of_a_seed_start_alike(t5_folder):

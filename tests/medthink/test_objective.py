@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lightbox.backbones.t5 import label_rows
-from medthink.objective import target_loss
+from medthink.objective import answer_weights, target_loss
 
 
 @pytest.fixture
@@ -67,3 +67,13 @@ def test_nothing_supervised_gives_zero_and_no_gradient(logits):
     total, tokens, _ = target_loss(logits, torch.full((2, 5), -100))
     total.backward()
     assert (total.item(), tokens.item(), logits.grad.abs().sum().item()) == (0.0, 0, 0.0)
+
+
+def test_weighed_answer_counts_as_much_as_alone(logits):
+    """Divided by all tokens, as the driver does, its terms come to what they come to where it is the whole target."""
+    answers, rationales = [[3, 4], [5, 1]], [[6, 2, 1], [3]]
+    labels = label_rows([a + r for a, r in zip(answers, rationales, strict=True)], pad_id=0)
+    total, tokens, _ = target_loss(logits, labels, answer_weights(labels, n_answer=2))
+    rest = by_hand(logits[:1, 2:], rationales[:1]) + by_hand(logits[1:, 2:3], rationales[1:])
+    assert tokens.item() == 8
+    assert total.item() / 8 == pytest.approx(by_hand(logits, answers) / 4 + rest / 8, abs=1e-6)

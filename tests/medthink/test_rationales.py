@@ -7,7 +7,7 @@ import pytest
 
 from lightbox import phantom
 from lightbox.errors import RequestError
-from lightbox.phantom.facts import parse
+from lightbox.phantom.facts import parse, sentence_kind
 from medthink import rationales
 from medthink.config import resolve
 from medthink.data import load_splits
@@ -111,3 +111,26 @@ def test_corruption_words_are_those_of_the_phantom():
     )
     for words in rationales.SWAPS.values():
         assert all(re.search(rf"\b{word}\b", said) for word in words), words
+
+
+def test_evidence_lacks_the_conclusion_and_keeps_what_it_rests_on(make_item):
+    seen = "the left hilum holds a small dense disc ."
+    told = {
+        "presence": f"{seen} the small dense disc is a nodule .",
+        "count_comparison": f"{seen} that makes none on the right , one on the left .",
+        "composition": f"{seen} the largest is in the middle part .",
+        "comparison": f"{seen} the left lung holds the larger one .",
+    }
+    for kind, text in told.items():
+        assert rationales.evidence(make_item(kind=kind, rationale=text).record) == seen
+    assert rationales.evidence(make_item(kind="threshold", rationale="the heart is large .").record) == ""
+    other = "Opacity in the left lung, as in pneumonia. It is bright."
+    assert rationales.evidence(make_item(kind="vqa", rationale=other).record) == other
+
+
+def test_evidence_of_no_kind_of_question_states_its_answer(drawn):
+    """The same evidence must stand beside both answers of a kind where it says nothing of the image."""
+    for item in drawn:
+        kinds = {sentence_kind(part.strip()) for part in rationales.evidence(item.record).split(".") if part.strip()}
+        assert kinds <= {"finding", "where", "clear", "name", "look"}, item.record.rationale
+        assert item.record.kind != "presence" or kinds <= {"finding", "clear"}

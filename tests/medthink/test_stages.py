@@ -2,6 +2,7 @@
 
 import json
 
+import pyarrow.compute as pc
 import pytest
 
 from lightbox.errors import RequestError
@@ -51,6 +52,17 @@ def test_out_of_fold_rationales_never_come_from_a_model_that_saw_the_case(tiny, 
     assert all(case not in seen[model] for case, model in wrote.values())
     written = json.loads((tmp_path / "jobs" / "job" / GENERATED).read_text())
     assert set(written["train"]) == set(wrote)
+
+
+def test_stage_one_is_scored_on_what_it_learnt_from_as_the_folds_are(tiny, tmp_path):
+    """T3's premise compares the two, item by item."""
+    for arm in ("stage1", "stage1_folds"):
+        cli.run_job(tmp_path / arm / "job", [*tiny, f"experiment={arm}", "optim.max_steps=1"], {})
+    seen, unseen = (folders.read_scores(tmp_path / arm / "job") for arm in ("stage1", "stage1_folds"))
+    seen = seen.filter(pc.equal(seen["condition"], "train"))
+    assert seen["item"].equals(unseen["item"])
+    assert seen["fact_f1"].null_count == unseen["fact_f1"].null_count == 0
+    assert seen["correct"].null_count == len(seen) == 24
 
 
 def test_each_stage_two_arm_reads_its_own_rationales(items, tmp_path):

@@ -49,7 +49,9 @@ class OptimConfig:
     lr: float
     """Peak learning rate of AdamW, > 0; too high diverges, too low wastes steps."""
     max_steps: int
-    """Optimiser steps, >= 1; time grows in proportion."""
+    """Optimiser steps, >= 1, of an arm with steps_factor 1; time grows in proportion."""
+    steps_factor: float = 1.0
+    """Steps of this arm by max_steps, > 0: 2 for one that shall train as long as two models; time in proportion."""
     weight_decay: float = 0.01
     """Decoupled weight decay, >= 0, on matrices only; raising it shrinks weights and may cost accuracy."""
     clip_norm: float = 1.0
@@ -69,6 +71,7 @@ class OptimConfig:
     def __post_init__(self) -> None:
         check_positive("optim.lr", self.lr)
         check_positive("optim.max_steps", self.max_steps)
+        check_positive("optim.steps_factor", self.steps_factor)
         check_positive("optim.batch_size", self.batch_size)
         for key in ("weight_decay", "clip_norm", "micro_batch_size"):
             check_at_least("optim." + key, getattr(self, key), 0)
@@ -86,6 +89,11 @@ class OptimConfig:
                 "A step is made of whole micro-batches of one size",
                 "Set optim.micro_batch_size to a divisor of optim.batch_size, or to 0",
             )
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of this arm, >= 1."""
+        return max(1, round(self.max_steps * self.steps_factor))
 
 
 @dataclass(kw_only=True)

@@ -12,11 +12,13 @@ from lightbox.phantom.questions import CLOSED_KINDS
 _claim = partial(Claim, "medthink")
 LADDER = {"full": (0.25, 0.5)}  # shares of the preset's budget that the verdict's own seeds run too
 CORRUPTION_PCT = (0, 10, 25, 50)
+LESION_SCALE_PCT = (75, 50)  # beside 100, the phantom's own
 UNTRAINED = "objective.is_trained=false"
 OPEN = "data.form=open"
 PADS = "objective.pads=official"
 OUT_OF_FOLD = "objective.stage2_rationales=out_of_fold"
 IN_SAMPLE = "objective.stage2_rationales=in_sample"
+ALIKE = "objective.answer_loss=alike"
 SAME_ANSWER = "data.rationale=same_answer"
 BOTH_STAGES_1 = ("stage1", "stage1_folds")
 
@@ -36,6 +38,12 @@ def _corrupted(order: str, pct: int) -> Arm:
     return _arm(corruption_arm(order, pct), title, order, *doses, rate_of=order)
 
 
+def _scaled(order: str, pct: int) -> Arm:
+    needs = ("none_lesions" + str(pct),) if order == "reasoning" else ()
+    title = f"{order}, lesions at {pct} % of their size"
+    return _arm(f"{order}_lesions{pct}", title, order, f"data.lesion_scale_pct={pct}", needs=needs, rate_of=order)
+
+
 # What `experiment=NAME` means, and nothing else: the arms of a claim share data, steps and initial weights, and differ
 # in the strategy or in what rationales say.
 ARMS = (
@@ -47,6 +55,8 @@ ARMS = (
     _arm("same_answer", "answer, then rationale of an item of the same kind and answer", "explanation", SAME_ANSWER),
     _arm("filler", "answer, then neutral words, as many as the rationale has", "explanation", "data.rationale=filler"),
     _arm("reasoning", "rationale, then answer", "reasoning", needs=("none",)),
+    _arm("none_twice", "answer only, twice the steps", "none", "optim.steps_factor=2", rate_of="none"),
+    _arm("explanation_alike", "answer, then rationale; the answer's loss as in answer only", "explanation", ALIKE),
     _arm("none_pads", "answer only, pads in the loss (official code)", "none", PADS),
     _arm("explanation_pads", "answer, then rationale, pads in the loss (official code)", "explanation", PADS),
     _arm("stage1", "stage 1: question to rationale", "first_stage"),
@@ -56,13 +66,13 @@ ARMS = (
     _arm("stage2_out_of_fold", "stage 2 on out-of-fold rationales", "second_stage", OUT_OF_FOLD, needs=BOTH_STAGES_1),
     _arm("reader", "text-only reader trained on reference rationales", "reader", needs=("explanation", "reasoning")),
     _arm(
-        "reader_masked",
-        "the same reader, answer-bearing words masked",
+        "reader_evidence",
+        "the same reader, conclusions dropped and answer-bearing words masked",
         "reader",
-        "objective.masks_answer_words=true",
+        "objective.hides_answer=true",
         needs=("explanation", "reasoning"),
-        rate_of="reader",
     ),
+    *(_scaled(order, pct) for pct in LESION_SCALE_PCT for order in ("none", "reasoning")),
     *(_corrupted(order, pct) for order in ("explanation", "reasoning") for pct in CORRUPTION_PCT[1:]),
     _arm("majority_open", "most frequent training answer, open questions", "majority", UNTRAINED, OPEN),
     _arm("question_only_open", "question-only look-up, open questions", "question_only", UNTRAINED, OPEN),
@@ -72,18 +82,13 @@ ARMS = (
 )
 
 
-def _reads(condition: str, reader: str = "reader") -> Measure:
+def _reads(condition: str, reader: str = "reader_evidence") -> Measure:
     return Measure(reader, condition=condition)
 
 
 def _beside(name: str, arm: Measure | str, rival: Measure | str) -> Contrast:
     """A difference that is shown and decides nothing."""
     return difference(name, arm, rival, Role.SECONDARY)
-
-
-def _without_answer_words(condition: str) -> Contrast:
-    name = f"without answer words: masked {condition} - no rationale"
-    return _beside(name, _reads(condition, "reader_masked"), _reads("no_rationale", "reader_masked"))
 
 
 def _by_kind(name: str, arm: str, rival: str) -> list[Contrast]:
@@ -94,6 +99,32 @@ def _by_kind(name: str, arm: str, rival: str) -> list[Contrast]:
 
 def _bleu(n: int, name: str, arm: str, rival: str, role: Role = Role.SECONDARY) -> Contrast:
     return difference(f"BLEU-{n}: {name}", Measure(arm, f"bleu{n}"), Measure(rival, f"bleu{n}"), role)
+
+
+AS_IT_IS = ("none", "reasoning")
+INEXACT_WAYS = (("none_lesions50", "reasoning_lesions50"), ("none", "reasoning_corrupt50"))
+LOSSES = {
+    "as it is": AS_IT_IS,
+    "lesions at 75 %": ("none_lesions75", "reasoning_lesions75"),
+    "lesions at 50 %": INEXACT_WAYS[0],
+    "25 % corrupted": ("none", "reasoning_corrupt25"),
+    "50 % corrupted": INEXACT_WAYS[1],
+}
+
+
+def _loss_terms(none: str, reasoning: str) -> tuple[tuple[float, Measure], ...]:
+    return (1.0, Measure(none)), (-1.0, Measure(reasoning))
+
+
+def _minus(terms: tuple[tuple[float, Measure], ...]) -> tuple[tuple[float, Measure], ...]:
+    return tuple((-weight, measure) for weight, measure in terms)
+
+
+def _exactness_falls(reasoning: str) -> Contrast:
+    """That rationales of an arm are less exact than those of Reasoning as it is, by at least a tenth."""
+    exact, inexact = (Measure(arm, "rationale_right") for arm in ("reasoning", reasoning))
+    terms = ((1.0, exact), (-1.0, inexact))
+    return Contrast(f"exactness: reasoning - {reasoning}", terms, Role.PREMISE, min_effect=0.1, is_paired=False)
 
 
 def _gate(*arms: str, suffix: str = "") -> Gate:
@@ -159,6 +190,20 @@ _T1_PADS = _claim(
     "padded width is the strategy's own, as in the official scripts, so pads and width change together.",
 )
 
+_T1_ALIKE = _claim(
+    id="T1-alike",
+    kind=Kind.DIRECTIONAL,
+    statement="Explanation beats answer-only also where the answer's loss weighs as much in both.",
+    location="not in the paper: in a longer target each answer token has a smaller share of the mean loss",
+    paper_numbers="not found",
+    contrasts=(
+        difference("Explanation, answer's loss alike - answer only", "explanation_alike", "none"),
+        _beside("Explanation: answer's loss alike - a share", "explanation_alike", "explanation"),
+    ),
+    gate=_gate("explanation_alike", "none", "explanation"),
+    note="A control of T1: it tells what a rationale teaches from what it takes away from the answer's loss.",
+)
+
 _T2 = _claim(
     id="T2",
     kind=Kind.CHAIN,
@@ -186,7 +231,31 @@ _T2 = _claim(
     seeds={"smoke": 1, "quick": 5, "full": 8},
     ladder=LADDER,
     note="Prediction before the run: the loss sits where the generated rationale states wrong facts, and closes or "
-    "turns where it states the right ones. A reversal is a finding, not a failure.",
+    "turns where it states the right ones, so the sign depends on how exact rationales are (T2-exact).",
+)
+
+_T2_EXACT = _claim(
+    id="T2-exact",
+    kind=Kind.PATTERN,
+    statement="Reasoning before answering costs the more against answering only, the less exact its rationales are.",
+    location="not in the paper: our reading of why Reasoning loses there",
+    paper_numbers="not found",
+    contrasts=(
+        Contrast(
+            "loss at low exactness - loss at high exactness",
+            tuple((0.5 * w, m) for way in INEXACT_WAYS for w, m in _loss_terms(*way)) + _minus(_loss_terms(*AS_IT_IS)),
+            is_paired=False,
+        ),
+        *(_exactness_falls(reasoning) for _, reasoning in INEXACT_WAYS),
+        *(
+            Contrast(f"answer only - Reasoning, {name}", _loss_terms(*arms), Role.SECONDARY)
+            for name, arms in LOSSES.items()
+        ),
+    ),
+    gate=_gate("none", "reasoning"),
+    note="Exactness, the share of rationales that state exactly the right facts, is lowered in two ways: lesions at half "
+    "their size, and half of the training rationales corrupted. The number is the mean rise of the loss over both. "
+    "Milder doses are shown beside it. Lesions of another size are other images, so those terms are not paired by item.",
 )
 
 _T3 = _claim(
@@ -199,39 +268,54 @@ _T3 = _claim(
     contrasts=(
         difference("out-of-fold - in-sample", "stage2_out_of_fold", "stage2_in_sample"),
         difference("in-sample - reference", "stage2_in_sample", "stage2_gold"),
+        Contrast(
+            "stage 1 over-fits: fact-F1 in training - out of fold",
+            (
+                (1.0, Measure("stage1", "fact_f1", "train")),
+                (-1.0, Measure("stage1_folds", "fact_f1", "out_of_fold")),
+            ),
+            Role.PREMISE,
+            min_effect=0.1,
+        ),
         _beside("in-sample - answer only", "stage2_in_sample", "none"),
+        _beside("in-sample - answer only, twice the steps", "stage2_in_sample", "none_twice"),
+        _beside("out-of-fold - answer only, twice the steps", "stage2_out_of_fold", "none_twice"),
         _beside("in-sample - Reasoning", "stage2_in_sample", "reasoning"),
-        _beside("out-of-fold - answer only", "stage2_out_of_fold", "none"),
         _beside("out-of-fold - Reasoning", "stage2_out_of_fold", "reasoning"),
     ),
     gate=_gate("stage2_out_of_fold", "stage2_in_sample", "stage2_gold", "none", "reasoning"),
-    note="Stage 1 over-fits its training items, so stage 2 trained on its in-sample text meets other text in test. "
-    "Decoding is greedy in both stages. Two-Stage trains two models, so against one-stage arms it has twice the steps.",
+    note="Stage 1 over-fits its training items, so stage 2 trained on its in-sample text meets other text in test; where "
+    "it does not over-fit, nothing is tested. Decoding is greedy. Two-Stage trains two models, so answer-only at twice "
+    "the steps stands beside it.",
 )
 
 _T4 = _claim(
     id="T4",
     kind=Kind.CHAIN,
-    statement="A text-only reader answers from reference rationales, and less well from generated ones.",
+    statement="A text-only reader answers better from the evidence in reference rationales than without, and better "
+    "than from that in generated ones.",
     location="rationale quality judged by a language model that answers with the rationale in its prompt",
     paper_numbers="not found; answer files of a sister project: 62.9 without and 98.0 with the reference (R-RAD), "
     "72.1 and 98.3 (R-SLAKE)",
     contrasts=(
-        difference("reference - no rationale", _reads("reference"), _reads("no_rationale")),
-        difference("reference - generated", _reads("reference"), _reads("generated")),
-        _beside("reference - question-only", _reads("reference"), Measure("question_only")),
-        _beside("generated (Explanation) - no rationale", _reads("generated"), _reads("no_rationale")),
-        _beside("generated (Reasoning) - no rationale", _reads("generated_reasoning"), _reads("no_rationale")),
-        _without_answer_words("reference"),
-        _without_answer_words("generated"),
+        difference("evidence of the reference - no rationale", _reads("reference"), _reads("no_rationale")),
+        difference("evidence of the reference - of generated", _reads("reference"), _reads("generated")),
+        _beside("evidence of generated (Explanation) - no rationale", _reads("generated"), _reads("no_rationale")),
+        _beside(
+            "evidence of generated (Reasoning) - no rationale", _reads("generated_reasoning"), _reads("no_rationale")
+        ),
+        _beside("evidence of the reference - question-only", _reads("reference"), Measure("question_only")),
+        _beside("whole reference - no rationale", _reads("reference", "reader"), _reads("no_rationale", "reader")),
+        _beside("whole reference - generated", _reads("reference", "reader"), _reads("generated", "reader")),
     ),
-    gate=Gate(
-        (_reads("reference"),), (Measure("majority"), Measure("question_only"), _reads("no_rationale")), headroom=0.0
+    gate=Gate((_reads("reference"),), (Measure("majority"), Measure("question_only"), _reads("no_rationale"))),
+    caveats=(
+        "A whole reference rationale contains the answer, so what a reader gains from it is true by construction; the "
+        "links read its evidence only.",
     ),
-    caveats=("The reference rationale contains the answer, so what the reader gains from it is true by construction.",),
-    note="The reference contains the answer, so reader accuracy measures leakage; a reader near 100 % is the claim, "
-    "hence no headroom. The reader never trains without a rationale, so its no-rationale score is a lower bound; the "
-    "question-only look-up stands beside it. Masking hides option and polarity words; a composition can still be read.",
+    note="Evidence is what is left without the sentences that conclude, with option and polarity words masked; some "
+    "kinds of question then keep none. The reader never trains without a rationale, so its no-rationale score is a "
+    "lower bound; the question-only look-up stands beside it. The paper's judge reads whole rationales.",
 )
 
 _T5 = _claim(
@@ -281,7 +365,7 @@ PAPER = PaperClaims(
     title="MedThink: rationale-guided medical visual question answering",
     arxiv="2404.12372",
     arms={arm.name: arm for arm in ARMS},
-    claims=(_T1, _T1_PADS, _T2, _T3, _T4, _T5, _T6),
+    claims=(_T1, _T1_PADS, _T1_ALIKE, _T2, _T2_EXACT, _T3, _T4, _T5, _T6),
     headline="correct",
     condition="image",
     default_arm="explanation",

@@ -23,14 +23,16 @@ FORMS = ("closed", "open")
 RATIONALES = ("true", "same_answer", "filler", "corrupted")
 STAGE2_SOURCES = ("gold", "in_sample", "out_of_fold")
 PADS = ("masked", "official")
+ANSWER_LOSSES = ("tokens", "alike")
 
 
 @dataclass(kw_only=True)
 class ModelConfig(schema.ModelConfig):
     """Which pretrained parts, and the fusion between a T5 (paper: allenai/unifiedqa-t5-base) and a tower (DETR)."""
 
-    gate_bias: float = -4.0
-    """Bias of a new fusion gate (paper: silent; code: PyTorch's default, about 0); lower starts nearer to text only."""
+    gate_bias: float = 0.0
+    """Bias of a new fusion gate (paper: silent; code: PyTorch's default, about 0); lower starts nearer to text only,
+    and images are learnt later."""
     dropout_prob: float = 0.0
     """Dropout of T5 in [0, 1) (paper: silent; T5's own is 0.1); raising it slows learning and resists over-fitting."""
 
@@ -80,18 +82,27 @@ class ObjectiveConfig(schema.ObjectiveConfig):
     """masked, or official: pad positions count as targets, as in the official code; official dilutes the gradient."""
     stage2_rationales: str = "gold"
     """What stage 2 trains on: gold, in_sample (paper), out_of_fold; with first_stage, out_of_fold trains 5 models."""
-    masks_answer_words: bool = False
-    """For the reader: replace answer-bearing words of rationales by a mask word, in training and test; no cost."""
+    hides_answer: bool = False
+    """For the reader: drop conclusions of rationales and mask answer-bearing words, in training and test; no cost."""
+    answer_loss: str = "tokens"
+    """tokens, or alike: answer tokens weigh what they weigh in answer-only, not a share of a longer target; no cost."""
 
     def __post_init__(self) -> None:
         check_choice("objective.method", self.method, STRATEGIES + BASELINES[:2])
         check_choice("objective.pads", self.pads, PADS)
         check_choice("objective.stage2_rationales", self.stage2_rationales, STAGE2_SOURCES)
-        if self.masks_answer_words and self.method != "reader":
+        check_choice("objective.answer_loss", self.answer_loss, ANSWER_LOSSES)
+        if self.hides_answer and self.method != "reader":
             raise RequestError(
-                f"objective.masks_answer_words is true and objective.method is {self.method}",
-                "Only the reader is tested with masked rationales",
-                "Set objective.method=reader, or objective.masks_answer_words=false",
+                f"objective.hides_answer is true and objective.method is {self.method}",
+                "Only the reader is tested with rationales that hide the answer",
+                "Set objective.method=reader, or objective.hides_answer=false",
+            )
+        if self.answer_loss == "alike" and (self.method != "explanation" or self.pads == "official"):
+            raise RequestError(
+                f"objective.answer_loss is alike, objective.method is {self.method}, objective.pads is {self.pads}",
+                "The answer is found as the first tokens of a target of Explanation, and pads belong to no part of it",
+                "Set objective.method=explanation and objective.pads=masked, or objective.answer_loss=tokens",
             )
 
 
@@ -126,6 +137,12 @@ class Config(PaperConfig):
                 f"data.rationale is {self.data.rationale} and objective.method is {self.objective.method}",
                 "Only Explanation and Reasoning train on altered rationales",
                 "Set objective.method=explanation or reasoning, or data.rationale=true",
+            )
+        if self.objective.answer_loss == "alike" and self.data.form == "open":
+            raise RequestError(
+                "objective.answer_loss is alike and data.form is open",
+                "The answer of an open question is as long as it is, so its tokens are not counted off",
+                "Set data.form=closed, or objective.answer_loss=tokens",
             )
 
     @property
@@ -167,7 +184,7 @@ def estimate(cfg: Config) -> dict[str, float]:
 
 
 def check(cfg: Config, base: Pretrained) -> None:
-    """Refuse, beside a vision-language model, what only the paper's T5 has: pads in the loss, its dropout.
+    """Refuse, beside a vision-language model, what only the paper's T5 has: loss by parts or pads, its dropout.
 
     Raises:
         RequestError: naming the setting.
@@ -180,6 +197,12 @@ def check(cfg: Config, base: Pretrained) -> None:
             f"{named}, and objective.pads is official",
             "The official code counts pads in a T5's target; a prompt and its answer in one row are followed by none",
             "Set objective.pads=masked, or model.backbone to a T5",
+        )
+    if cfg.objective.answer_loss == "alike":
+        raise RequestError(
+            f"{named}, and objective.answer_loss is alike",
+            "The loss of such a model is its own, summed over all tokens of a target",
+            "Set objective.answer_loss=tokens, or model.backbone to a T5",
         )
     if cfg.model.dropout_prob > 0:
         raise RequestError(

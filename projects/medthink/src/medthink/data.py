@@ -119,6 +119,11 @@ def written_fields(questions: Sequence[Question], method: str) -> list[tuple[Fie
     return [(fields_of(question, template.source), fields_of(question, template.target)) for question in questions]
 
 
+def weighed_answer(cfg: Config) -> str:
+    """A text with as many tokens as each answer, where `objective.answer_loss` weighs the answer by itself; else ""."""
+    return FIELDS["answer"].format(answer="(A)") if cfg.objective.answer_loss == "alike" else ""
+
+
 def texts_of(question: Question, method: str) -> tuple[str, str]:
     """Prompt and target of a question, at full length."""
     source, target = written_fields([question], method)[0]

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,7 +49,13 @@ class Asked:
 
 
 def evaluate(
-    cfg: Config, learner: "Learner", split: Split[Question], *, folder: Path, needs: Mapping[str, Path]
+    cfg: Config,
+    learner: "Learner",
+    split: Split[Question],
+    *,
+    folder: Path,
+    needs: Mapping[str, Path],
+    more_rows: Sequence[scores.ScoreRow] = (),
 ) -> pa.Table:
     """Generate and score under every condition; write scores.parquet, generated.json and examples.
 
@@ -59,6 +65,7 @@ def evaluate(
         split: questions with reference answers and rationales.
         folder: where the files go.
         needs: folders of the arms whose generated rationales are read.
+        more_rows: of the table, made elsewhere.
 
     Returns:
         The table of scores, sorted.
@@ -67,7 +74,7 @@ def evaluate(
     method = cfg.objective.method
     folder.mkdir(parents=True, exist_ok=True)
     reference = {sample.id: sample for sample in split.samples}
-    rows: list[scores.ScoreRow] = []
+    rows = list(more_rows)
     generated: Generated = {}
     shown: list[examples.Shown] = []
     for asked in conditions(cfg, split, needs):
@@ -107,9 +114,9 @@ def conditions(cfg: Config, split: Split[Question], needs: Mapping[str, Path]) -
         }
         for condition, arm in READ_FROM.items():
             texts[condition] = with_generated(split.samples, read_generated(needs, arm, IMAGE), "rationale")
-        is_masked = cfg.objective.masks_answer_words
+        hides_answer = cfg.objective.hides_answer
         return [
-            Asked(condition, rationales.masked_where(questions, is_masked=is_masked), None, cfg.new_tokens)
+            Asked(condition, rationales.with_answer_hidden(questions, hides_answer=hides_answer), None, cfg.new_tokens)
             for condition, questions in texts.items()
         ]
     asked = []
@@ -141,15 +148,22 @@ def rationale_in(text: str, method: str) -> str | None:
     return text if method == "first_stage" else None
 
 
-def score_out_of_fold(cfg: Config, split: Split[Question], written: Mapping[str, str], folder: Path) -> None:
-    """Score the rationales that stage 1 wrote out of fold, by name of the training question."""
+def written_rows(
+    cfg: Config, split: Split[Question], written: Mapping[str, str], condition: str
+) -> list[scores.ScoreRow]:
+    """Rows of the rationales that stage 1 wrote for training questions, by name; in training or out of fold."""
     parse_facts = parse if cfg.data.is_phantom else None
-    rows = [
-        scores.score_text(sample, OUT_OF_FOLD, text=None, rationale=written[sample.id], parse_facts=parse_facts)
+    return [
+        scores.score_text(sample, condition, text=None, rationale=written[sample.id], parse_facts=parse_facts)
         for sample in split.samples
+        if sample.id in written
     ]
+
+
+def score_out_of_fold(cfg: Config, split: Split[Question], written: Mapping[str, str], folder: Path) -> None:
+    """Score the rationales that stage 1 wrote out of fold."""
     examples.write_examples(folder, [], split, is_synthetic=cfg.data.is_phantom)
-    folders.write_scores(folder, rows, scores.METRICS)
+    folders.write_scores(folder, written_rows(cfg, split, written, OUT_OF_FOLD), scores.METRICS)
 
 
 def guess_rows(train: Split[Question], scored: Split[Question], method: str) -> list[scores.ScoreRow]:

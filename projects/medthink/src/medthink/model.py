@@ -33,11 +33,11 @@ class MedThinkT5Config(T5Config):
 
     Args:
         vision_width: channels of the vision features.
-        gate_bias: bias that a gate absent from the weights file starts with; sigmoid(-4) = 0.018.
+        gate_bias: bias that a gate absent from the weights file starts with; at 0 half of each unit is vision's.
     """
 
     vision_width: int = 0
-    gate_bias: float = -4.0
+    gate_bias: float = 0.0
 
 
 class Fusion(nn.Module):

@@ -4,6 +4,8 @@ The paper's only loss. What differs between strategies is the target; what diffe
 carry no loss (`label_rows` in `data` decides, by labels).
 """
 
+import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -11,7 +13,7 @@ from lightbox.losses.language import IGNORED, token_cross_entropy
 
 
 def target_loss(
-    logits: Float[Tensor, "b t v"], labels: Int[Tensor, "b t"]
+    logits: Float[Tensor, "b t v"], labels: Int[Tensor, "b t"], weights: Float[Tensor, "b t"] | None = None
 ) -> tuple[Float[Tensor, ""], Int[Tensor, ""], dict[str, Tensor]]:
     """Sum the cross-entropy over supervised target tokens.
 
@@ -21,12 +23,36 @@ def target_loss(
     Args:
         logits: decoder output; position n is the distribution of Y_n given X and Y_<n.
         labels: ids of Y, -100 where a position carries no loss.
+        weights: of each position's term, see `answer_weights`; None weighs all alike.
 
     Returns:
         The sum in nats, with gradient; the number of supervised tokens; detached diagnostics: the share of them
         predicted right (`token_acc`, in [0, 1]).
     """
     total, tokens = token_cross_entropy(logits, labels)
+    if weights is not None:
+        terms = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none")
+        total = (terms * weights.flatten()).sum()
     is_supervised = labels != IGNORED
     hits = (logits.detach().argmax(dim=-1) == labels) & is_supervised
     return total, tokens, {"token_acc": hits.sum() / tokens.clamp(min=1)}
+
+
+def answer_weights(labels: Int[Tensor, "b t"], n_answer: int) -> Float[Tensor, "b t"]:
+    """Weights with which the answer, the first tokens of each target, counts as much as where it is the whole target.
+
+    Answer-only divides its loss by the answer's tokens, Explanation by all, so that an answer token moves the weights
+    less, the longer the rationale. Not in the paper: a control of what the order is credited with.
+
+    Args:
+        labels: ids, -100 where a position carries no loss; targets begin at position 0.
+        n_answer: tokens of the answer in each row.
+
+    Example:
+        >>> answer_weights(torch.tensor([[5, 6, 7, 8]]), n_answer=1)
+        tensor([[4., 1., 1., 1.]])
+    """
+    is_supervised = labels != IGNORED
+    is_answer = is_supervised & (torch.arange(labels.shape[1], device=labels.device) < n_answer)
+    share = is_supervised.sum() / is_answer.sum().clamp(min=1)
+    return torch.where(is_answer, share, torch.ones_like(share)).to(torch.float32)

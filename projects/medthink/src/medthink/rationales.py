@@ -11,12 +11,17 @@ import numpy as np
 
 from lightbox.errors import RequestError
 from lightbox.paper.samples import Sample
+from lightbox.phantom.facts import sentence_kind
 from lightbox.phantom.ontology import CLASS_NAMES, SIDES, ZONES
 from lightbox.records import Question
 
 FILLER_WORDS = tuple("that is the part of the image in question".split())
 """Neutral, and one token each for the tiny tokenizer and for T5's."""
 MASK = "<extra_id_0>"
+CONCLUSIONS = frozenset("heart heart_name larger_side larger above largest count count_by_side".split())
+"""Kinds of sentence that state what is asked, in other words at most; the others are what it is concluded from."""
+NAMING = frozenset({"name", "look"})
+"""Kinds of sentence that say what a look is called: knowledge, but of a presence question the conclusion."""
 POLARITY_WORDS = frozenset("yes no not none never without absent present clear normal abnormal true false".split())
 Questions = Sequence[Sample[Question]]
 SWAPS = {"side": SIDES, "zone": ZONES, "finding": CLASS_NAMES}
@@ -122,15 +127,28 @@ def _swappable(rationale: str) -> list[str]:
     return [kind for kind, pattern in _PATTERNS.items() if pattern.search(rationale)]
 
 
-def masked_where(items: Questions, *, is_masked: bool) -> list[Sample[Question]]:
-    """Questions as the reader of claim T4 gets them: with answer-bearing words of the rationale hidden, or as they are.
+def with_answer_hidden(items: Questions, *, hides_answer: bool) -> list[Sample[Question]]:
+    """Questions as the reader of claim T4 gets them: with the evidence of the rationale only, or as they are.
 
     The reader is the same T5 without vision, trained on reference rationales in the template of stage 2. The paper's
     judge is a closed language model with the image; a fixed reader trained here is what can be repeated.
     """
-    if not is_masked:
+    if not hides_answer:
         return list(items)
-    return [item.with_record(rationale=masked(item.record, item.record.rationale)) for item in items]
+    return [item.with_record(rationale=masked(item.record, evidence(item.record))) for item in items]
+
+
+def evidence(question: Question) -> str:
+    """The rationale without the sentences that conclude; one that is no phantom's is left as it is.
+
+    Example:
+        >>> text = "a small dense disc lies in the left hilum . the left lung holds the larger one ."
+        >>> evidence(Question("q", "on which side is the larger finding ?", "left", rationale=text, kind="comparison"))
+        'a small dense disc lies in the left hilum .'
+    """
+    concluding = CONCLUSIONS | NAMING if question.kind == "presence" else CONCLUSIONS
+    sentences = re.findall(r"\S[^.]*\.?", question.rationale)
+    return " ".join(s.strip() for s in sentences if sentence_kind(s.rstrip(" .").lower()) not in concluding)
 
 
 def masked(question: Question, rationale: str) -> str:

@@ -5,6 +5,7 @@ in which order, is the same for both.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from lightbox.backbones.backbone import Backbone
 from lightbox.backbones.rows import VlmBatch
 from lightbox.files import write_json
+from lightbox.losses.language import IGNORED
 from lightbox.paper import learner as learners
 from lightbox.paper.generated import TRAIN, add_generated
 from lightbox.paper.learner import Learner
@@ -24,9 +26,9 @@ from lightbox.runs import folders
 from lightbox.train import processes
 from medthink import evaluate, rationales, stages
 from medthink.config import N_FOLDS, Config
-from medthink.data import load_splits, make_texts
+from medthink.data import load_splits, make_texts, weighed_answer
 from medthink.model import open_fused
-from medthink.objective import target_loss
+from medthink.objective import answer_weights, target_loss
 
 Advice = Callable[[int], str] | None
 
@@ -67,9 +69,13 @@ def run(
         return
     if not cfg.objective.is_trained:
         learner.describe(folder)
-    elif cfg.objective.method == "first_stage":  # stage 2 may train on what stage 1 says about its own training items
-        add_generated(folder, {TRAIN: rationales_by(cfg, learner, train.samples, train)})
-    evaluate.evaluate(cfg, learner, scored, folder=folder, needs=needs)
+    written: dict[str, str] = {}
+    if cfg.objective.is_trained and cfg.objective.method == "first_stage":
+        # stage 2 may train on what stage 1 says about its own training items
+        written = rationales_by(cfg, learner, train.samples, train)
+        add_generated(folder, {TRAIN: written})
+    rows = evaluate.written_rows(cfg, train, written, TRAIN)
+    evaluate.evaluate(cfg, learner, scored, folder=folder, needs=needs, more_rows=rows)
     if keeps_model:
         learner.save(folder / folders.MODEL, cfg.purpose)
     folders.add_to_card(folder, evaluate.beside_score(cfg, train, scored))
@@ -85,15 +91,22 @@ def open_learner(cfg: Config, base: Pretrained, splits: Sequence[Split[Question]
         texts=make_texts(cfg),
         cache=cache,
         purpose=cfg.purpose,
-        loss=None if base.has_own_tower else fused_loss,
+        loss=None if base.has_own_tower else partial(fused_loss, answer=weighed_answer(cfg)),
         open_fused=None if base.has_own_tower else open_fused,
     )
 
 
-def fused_loss(backbone: Backbone, batch: VlmBatch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """One forward pass of the T5 with fusion: summed loss, supervised tokens, diagnostics."""
-    logits, labels, _ = backbone.supervised_logits(batch)  # pads, a third of all positions, never reach the head
-    return target_loss(logits[None], labels[None])
+def fused_loss(backbone: Backbone, batch: VlmBatch, *, answer: str = "") -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """One forward pass of the T5 with fusion: summed loss, supervised tokens, diagnostics.
+
+    `answer` is a text as long as each row's answer, where that shall weigh as it does alone; "" weighs all alike.
+    """
+    logits, labels, places = backbone.supervised_logits(batch)  # pads, a third of all positions, never reach the head
+    if not answer:
+        return target_loss(logits[None], labels[None])
+    n_answer = len(backbone.tokenizer(answer, add_special_tokens=False)["input_ids"])
+    weights = answer_weights(places, n_answer)[places != IGNORED]
+    return target_loss(logits[None], labels[None], weights[None])
 
 
 def training_questions(
@@ -106,7 +119,7 @@ def training_questions(
     if cfg.objective.method == "second_stage":
         return stages.stage2_questions(questions, cfg.objective.stage2_rationales, needs)
     return rationales.altered(
-        rationales.masked_where(questions, is_masked=cfg.objective.masks_answer_words),
+        rationales.with_answer_hidden(questions, hides_answer=cfg.objective.hides_answer),
         cfg.data.rationale,
         seed=cfg.run.seed,
         corruption_pct=cfg.data.corruption_pct,

@@ -10,7 +10,7 @@ from lightbox.claims import budget
 from lightbox.claims.budget import Convergence, Ladder, Pilot
 from lightbox.claims.document import BudgetCurve, BudgetPoint, ClaimEntry, ContrastEntry, GateEntry, JobEntry, Level
 from lightbox.claims.gate import GateResult, gate_result
-from lightbox.claims.jobs import seeds_of
+from lightbox.claims.jobs import name_in_claim, seeds_of
 from lightbox.claims.spec import BEST, Claim, Kind, Measure, Role, base_arm
 from lightbox.claims.statistics import Effect, Ends, Scores, contrast_effect
 from lightbox.claims.verdicts import PRESETS_WITHOUT_VERDICT, Decision, decide
@@ -43,6 +43,7 @@ def claim_entry(
         RequestError: where the test set is smaller than the claim needs.
         WorkError: where scores do not pair.
     """
+    jobs, scores = as_declared(claim, preset, jobs, scores, pilot)
     planned = len(seeds_of(claim, preset))
     seeds = seeds_of(claim, preset) if seeds is None else seeds
     effects = [contrast_effect(c, scores, seeds=seeds, min_effect=claim.min_effect) for c in claim.contrasts]
@@ -75,6 +76,23 @@ def claim_entry(
         convergence=judged,
         by_budget=curves,
     )
+
+
+def as_declared(
+    claim: Claim, preset: str, jobs: Mapping[tuple[str, int], JobEntry], scores: Scores, pilot: Pilot
+) -> tuple[dict[tuple[str, int], JobEntry], Scores]:
+    """Jobs and scores by the names that the claim has for them; those at budgets that it does not read are left out."""
+    budgeted = pilot.claims.budgeted
+    trained = {pair: job for pair, job in jobs.items() if base_arm(pair[0])[0] in budgeted}
+    usual = next((job.budget for (name, _), job in trained.items() if not base_arm(name)[1]), None) or 0
+    names = {pair: pair[0] if claim.reads(pair[0]) else None for pair in jobs}
+    if claim.budget:  # the budgets of earlier publications are not recorded: they ran at the preset's alone
+        for (name, seed), job in trained.items():
+            own = job.budget or base_arm(name)[1] or usual
+            names[name, seed] = name_in_claim(claim, preset, name, budget=own, usual=usual)
+    read = {pair: (own, pair[1]) for pair, own in names.items() if own is not None}
+    tables = {read[pair]: table for pair, table in scores.tables.items() if pair in read}
+    return {read[pair]: jobs[pair] for pair in read}, replace(scores, tables=tables)
 
 
 def by_budget(

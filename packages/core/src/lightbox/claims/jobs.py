@@ -91,6 +91,30 @@ def seeds_of(claim: Claim, preset: str) -> range:
     return range(first, first + claim.seeds[preset])
 
 
+def budgets_of(claim: Claim, preset: str, usual: int) -> tuple[int, ...]:
+    """Training budgets at which the seeds of a claim run, ascending, the declared one last.
+
+    `usual` is the preset's own, which a claim has where it declares none.
+    """
+    declared = claim.declared.get(preset, usual)
+    return (*sorted(int(share * declared) for share in claim.ladder.get(preset, ())), declared)
+
+
+def name_in_claim(claim: Claim, preset: str, name: str, *, budget: int, usual: int) -> str | None:
+    """What a claim calls an arm that was planned as `name`: by its own name at the declared budget; None if unread.
+
+    Args:
+        claim: that may read the arm.
+        preset: size preset.
+        name: as planned, see `at_budget`; of an arm that a training budget changes.
+        budget: its training budget; usual: the preset's.
+    """
+    budgets = budgets_of(claim, preset, usual)
+    if budget not in budgets or not claim.reads(name):
+        return None
+    return at_budget(base_arm(name)[0], 0 if budget == budgets[-1] else budget)
+
+
 def plan(claims: Sequence[tuple[Paper, Claim]], preset: str) -> Plan:
     """Plan the jobs of some claims; the same job asked for twice is planned once.
 
@@ -121,15 +145,15 @@ def plan_jobs(jobs: Iterable[Job], preset: str) -> Plan:
 def _paper_jobs(paper: Paper, claims: Sequence[Claim], preset: str) -> list[Job]:
     """Jobs of one paper: each arm that a claim reads or another arm needs, on every seed that asks for it."""
     jobs: list[Job] = []
-    shares = {share for claim in claims for share in claim.ladder.get(preset, ())}
-    for share in sorted({*shares, 1.0}):  # small budgets first: at its last seed a claim has its whole ladder
+    usual = preset_budget(paper, preset) if paper.claims.budget else 0
+    budgets = {claim.id: budgets_of(claim, preset, usual) for claim in claims}
+    for budget in sorted({b for own in budgets.values() for b in own}):  # so at its last seed a claim has its ladder
         seeds: dict[str, range] = {}
         for claim in claims:
-            if share in (1.0, *claim.ladder.get(preset, ())):
+            if budget in budgets[claim.id]:
                 for arm in arms_in_order(paper.claims, claim.arms):
                     seeds[arm] = max(seeds.get(arm, range(0)), seeds_of(claim, preset), key=len)
-        budget = 0 if share == 1.0 else int(share * preset_budget(paper, preset))
-        jobs += arm_jobs(paper, seeds, preset, budget=budget)
+        jobs += arm_jobs(paper, seeds, preset, budget=0 if budget == usual else budget)
     return jobs
 
 

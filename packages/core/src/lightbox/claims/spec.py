@@ -23,10 +23,11 @@ class Kind(StrEnum):
 
 
 class Role(StrEnum):
-    """What a contrast does for its claim: decides it, guards it, or is shown beside it."""
+    """What a contrast does for its claim: decides it, guards it, must hold for it to be tested, or is shown beside it."""
 
     PRIMARY = "primary"
     CONTROL = "control"
+    PREMISE = "premise"
     SECONDARY = "secondary"
 
 
@@ -102,13 +103,15 @@ class Measure:
 class Contrast:
     """A weighted sum of measures, paired item by item.
 
-    `role` says what it does for the claim. `terms` are (weight, measure). `min_effect` None takes the claim's.
+    `role` says what it does for the claim. `terms` are (weight, measure). `min_effect` None takes the claim's. Where
+    `is_paired` is False, the terms hold other items, such as images of another lesion size, and means are combined.
     """
 
     name: str
     terms: tuple[tuple[float, Measure], ...]
     role: Role = Role.PRIMARY
     min_effect: float | None = None
+    is_paired: bool = True
 
     @property
     def arm(self) -> str:
@@ -157,8 +160,9 @@ class Claim:
     the size presets that run it, `seeds` how many seeds each takes. `bound` is for kind exact: the number must be at
     least the bound, or at most where `is_upper_bound`. `min_items` is the fewest items a seed a verdict may rest on.
     `caveats` are what a reader of the verdict must know, one sentence each, such as what is true by construction.
-    `budget` is the config leaf that says how long the arms train, "" where the claim has no training budget. `ladder`
-    says, by preset, at which shares of that budget the verdict's own seeds run too.
+    `budget` is the config leaf that says how long the arms train, "" where the claim has no training budget. `declared`
+    is its value by preset, where the claim has another than the preset; `ladder` says, by preset, at which shares of it
+    the verdict's own seeds run too.
     """
 
     paper: str
@@ -181,6 +185,7 @@ class Claim:
     min_items: int = 100
     caveats: tuple[str, ...] = ()
     budget: str = "optim.max_steps"
+    declared: dict[str, int] = field(default_factory=dict)
     ladder: dict[str, tuple[float, ...]] = field(default_factory=dict)
 
     def by_role(self, role: Role) -> tuple[Contrast, ...]:

@@ -150,6 +150,8 @@ def contrast_effect(
         WorkError: see `Scores.values` and `paired_differences`.
     """
     ready = scores.complete_seeds([measure.arm for _, measure in contrast.terms], seeds)
+    if not contrast.is_paired:
+        return _unpaired_effect(contrast, scores, seeds=ready, min_effect=min_effect)
     differences = [paired_differences(contrast, scores, seed=seed) for seed in ready]
     boot95 = hierarchical_bootstrap(differences) if bootstrap and len(ready) > 1 else None
     item_sd = float(np.sqrt(np.mean([items.var() for items in differences]))) if differences else None
@@ -162,6 +164,14 @@ def contrast_effect(
         boot95=boot95,
         item_sd=item_sd,
     )
+
+
+def _unpaired_effect(contrast: Contrast, scores: Scores, *, seeds: Sequence[int], min_effect: float) -> Effect:
+    """Effect of a contrast whose terms hold other items: weighted means, one number a seed."""
+    values = {seed: [(weight, scores.values(m, seed=seed)[1]) for weight, m in contrast.terms] for seed in seeds}
+    per_seed = [sum(weight * own.mean() for weight, own in terms) for terms in values.values()]
+    items = min((own.size for terms in values.values() for _, own in terms), default=0)
+    return effect_of(contrast, per_seed, seeds=seeds, items=items, min_effect=min_effect)
 
 
 def effect_of(

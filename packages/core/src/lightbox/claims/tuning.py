@@ -1,101 +1,166 @@
 """Tune learning rates: one grid for every trained arm, on development seeds and validation items; freeze the choice.
 
-Every arm gets the same trials: each rate of `RATES` on each of `SEEDS`, at the `quick` size. The mean validation score
-over the seeds decides; a tie goes to the lower rate. The table is `results/<paper>/tuning.csv`, the choice
-`<package>/conf/tuned/quick.yaml`. An arm that repeats another one (`Arm.rate_of`: at another dose, on the other form of
-question) takes that rate: a slope over doses must not mix rates, and rivals on another form had the same trials. Run
-as `python -m lightbox.claims.tuning PAPER`.
+Every arm gets the same trials: each rate of the grid on each of `SEEDS`, at the `quick` size and the budget asked for.
+The mean validation score over the seeds decides, groups weighing alike where the paper's claims weigh them so; a tie
+goes to the lower rate. Where the best rate of any arm lies at an edge, every arm is tried at one rate more beyond that
+edge, until none does or the grid was widened `MOST_WIDENED` times. The table is `results/<paper>/tuning.csv`, the
+choice `<package>/conf/tuned/quick.yaml`. An arm that repeats another one (`Arm.rate_of`: at another dose, on the other
+form of question) takes that rate: a slope over doses must not mix rates, and rivals on another form had the same
+trials. Finished trials are not run again. Run as `python -m lightbox.claims.tuning PAPER --claims T1 --budget 2000`.
 """
 
 import argparse
 import csv
 import importlib.util
+import io
 import logging
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
+import yaml
 
 from lightbox.claims.jobs import Job, Plan, make_template, with_seed
-from lightbox.claims.registry import Paper, arms_in_order, load_papers
+from lightbox.claims.registry import Paper, arms_in_order, choose_claims, load_papers
+from lightbox.claims.results import scores_of
 from lightbox.claims.runner import find_finished, run
-from lightbox.claims.spec import Arm, PaperClaims
-from lightbox.errors import WorkError
+from lightbox.claims.spec import Arm, Measure
+from lightbox.claims.statistics import Scores
+from lightbox.errors import RequestError, WorkError
+from lightbox.files import replace_text
 from lightbox.paths import default_out, results_dir
-from lightbox.runs.folders import SCORES, open_output
+from lightbox.runs.folders import SCORES, open_output, read_record
 
-RATES = (1e-3, 2e-3, 4e-3)
-SEEDS = (900, 901)
+RATES = (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3)
+MIDDLE = 1e-3  # the rate of an arm that another one reads, whatever the grid is widened to
+SEEDS = (900, 901, 902)
+MOST_WIDENED = 3
 PRESET = "quick"
-FIELDS = ("arm", "lr", "seed", "score", "metric", "items", "key")
+FILE = "tuning.csv"
+FIELDS = ("arm", "lr", "seed", "budget", "score", "metric", "items", "key", "commit", "source")
 
 _log = logging.getLogger("lightbox.claims")
 
 
-def tuned_arms(paper: Paper) -> list[Arm]:
-    """Arms that are trained and choose their own rate, in the order of their needs."""
-    arms = (paper.claims.arms[name] for name in arms_in_order(paper.claims, paper.claims.arms))
-    return [arm for arm in arms if arm.is_trained and not arm.rate_of]
+def tuned_arms(paper: Paper, arms: Sequence[str] = ()) -> list[Arm]:
+    """Arms that are trained and choose their own rate, in the order of their needs.
+
+    `arms` narrows them to those named and those whose rate they take; () is all.
+    """
+    wanted = [paper.claims.arms[name] for name in arms or paper.claims.arms]
+    own = dict.fromkeys(arm.rate_of or arm.name for arm in wanted if arm.is_trained)
+    return [paper.claims.arms[name] for name in arms_in_order(paper.claims, own) if name in own]
 
 
-def plan_trials(paper: Paper) -> tuple[Plan, dict[tuple[str, float, int], str]]:
-    """The jobs of the grid, and the key of each (arm, rate, seed).
+def plan_trials(
+    paper: Paper, arms: Sequence[Arm], rates: Sequence[float], *, seeds: Sequence[int] = SEEDS, budget: int = 0
+) -> tuple[Plan, dict[tuple[str, float, int], str]]:
+    """The jobs of the grid, and the key of each (arm, rate, seed); `budget` 0 is the preset's.
 
-    An arm that reads other arms' folders gets them trained at the middle rate of the grid.
+    An arm that reads other arms' folders gets them trained at `MIDDLE`.
     """
     jobs: dict[str, Job] = {}
     keys: dict[tuple[str, float, int], str] = {}
-    middle = sorted(RATES)[len(RATES) // 2]
-    tuned = {arm.name for arm in tuned_arms(paper)}
+    tuned = {arm.name for arm in arms}
     for name in arms_in_order(paper.claims, tuned):
         arm = paper.claims.arms[name]
-        for rate in RATES if name in tuned else (middle,):
-            template = make_template(paper, _trial(arm, rate), PRESET)
-            for seed in SEEDS:
-                needs = {need: keys[need, middle, seed] for need in arm.needs}
+        for rate in dict.fromkeys((*(rates if name in tuned else ()), MIDDLE)):
+            template = make_template(paper, _trial(paper, arm, rate, budget), PRESET)
+            for seed in seeds:
+                needs = {need: keys[need, MIDDLE, seed] for need in arm.needs}
                 job = with_seed(template, seed, needs)
                 jobs.setdefault(job.key, job)
                 keys[name, rate, seed] = job.key
     return Plan(PRESET, (), jobs, {(paper.name, name, seed): key for (name, _, seed), key in keys.items()}), keys
 
 
-def tune(paper: Paper, out: Path, *, workers: int = 2) -> dict[str, float]:
-    """Run the grid, write the table and the choice.
+def tune(
+    paper: Paper,
+    out: Path,
+    *,
+    arms: Sequence[str] = (),
+    budget: int = 0,
+    rates: Sequence[float] = RATES,
+    seeds: Sequence[int] = SEEDS,
+    workers: int = 2,
+    root: Path | None = None,
+    choice: Path | None = None,
+) -> dict[str, float]:
+    """Run the grid, widen it where an edge wins, write the table and the choice.
 
     Args:
         paper: which paper.
         out: output folder; finished trials in it are not run again.
+        arms: which arms; () is all.
+        budget: training budget, in the paper's axis; 0 is that of `quick`.
+        rates: the grid to begin with, ascending.
+        seeds: development seeds.
         workers: processes.
+        root: folder of results; None is the checkout's.
+        choice: file of the chosen rates; None is the paper's.
 
     Returns:
-        The chosen rate of every trained arm.
+        The chosen rate of every arm that was tuned or takes a tuned arm's.
 
     Raises:
+        RequestError: where the grid lacks `MIDDLE`.
         WorkError: a trial failed.
     """
-    plan, keys = plan_trials(paper)
+    if MIDDLE not in rates:
+        why = f"Arms that others read are trained at {MIDDLE:g}, and every arm shall have the same trials"
+        raise RequestError(f"The grid of rates is {', '.join(f'{rate:g}' for rate in rates)}", why, "Add that rate")
+    own, grid = tuned_arms(paper, arms), sorted(rates)
+    rows: list[dict] = []
+    for _ in range(MOST_WIDENED + 1):
+        rows = _trials(paper, own, grid, out, seeds=seeds, budget=budget, workers=workers)
+        wider = widened(rows, grid)
+        _log.info("chosen from %s: %s", ", ".join(f"{rate:g}" for rate in grid), choose(rows))
+        if wider == grid:
+            break
+        grid = wider
+    chosen = choose(rows)
+    _merge_table(rows, (root or results_dir()) / paper.name / FILE)
+    taken = {name: chosen.get(arm.rate_of or name) for name, arm in paper.claims.arms.items() if arm.is_trained}
+    taken = {name: rate for name, rate in taken.items() if rate is not None}
+    _merge_choice(taken, choice or _package_folder(paper) / "conf" / "tuned" / f"{PRESET}.yaml", paper)
+    return taken
+
+
+def _trials(
+    paper: Paper,
+    arms: Sequence[Arm],
+    rates: Sequence[float],
+    out: Path,
+    *,
+    seeds: Sequence[int],
+    budget: int,
+    workers: int,
+) -> list[dict]:
+    plan, keys = plan_trials(paper, arms, rates, seeds=seeds, budget=budget)
+
+    def report(job: Job, folder: Path) -> None:
+        _log.info("seed %d, %s at %s: %s", job.seed, job.arm, job.config["optim"]["lr"], folder)
+
     with open_output(out):
-        finished = run(plan, out, find_finished(plan, out), workers=workers, keys=set(plan.jobs))
+        done = find_finished(plan, out)
+        _log.info("%d trials, %d of them finished", len(plan.jobs), len(done.folders))
+        finished = run(plan, out, done, workers=workers, keys=set(plan.jobs), on_job_done=report)
     if finished.errors:
         raise next(iter(finished.errors.values()))
-    tuned = {arm.name for arm in tuned_arms(paper)}
-    rows = [
-        {"arm": name, "lr": rate, "seed": seed, "key": key, **trial_score(finished.folders[key], paper.claims)}
-        for (name, rate, seed), key in keys.items()
-        if name in tuned
-    ]
-    chosen = choose(rows)
-    _write_table(rows, results_dir() / paper.name / "tuning.csv")
-    rates = {
-        name: chosen[arm.rate_of or name] for name, arm in paper.claims.arms.items() if (arm.rate_of or name) in chosen
-    }
-    _write_choice(rates, _package_folder(paper) / "conf" / "tuned" / f"{PRESET}.yaml", paper.name)
-    return rates
+    tuned = {arm.name for arm in arms}
+    rows = []
+    for (name, rate, seed), key in keys.items():
+        if name not in tuned or rate not in rates:
+            continue
+        folder, job = finished.folders[key], plan.jobs[key]
+        scores = scores_of(paper, {(name, seed): folder / SCORES})
+        row = {"arm": name, "lr": rate, "seed": seed, "budget": job.budget, **trial_score(paper, scores, name, seed)}
+        commit = (read_record(folder) or {}).get("commit") or ""
+        rows.append(row | {"key": key, "commit": commit, "source": job.source})
+    return rows
 
 
-def choose(rows: list[dict]) -> dict[str, float]:
+def choose(rows: Sequence[dict]) -> dict[str, float]:
     """The rate with the highest mean score over seeds, per arm; a tie goes to the lower rate.
 
     Example:
@@ -110,41 +175,70 @@ def choose(rows: list[dict]) -> dict[str, float]:
     return {arm: min(by_rate, key=lambda lr: (-by_rate[lr], lr)) for arm, by_rate in means.items()}
 
 
-def trial_score(folder: Path, claims: PaperClaims) -> dict:
-    """Mean of the first tuning metric that the arm has, under the paper's condition where it is scored under that.
+def widened(rows: Sequence[dict], rates: Sequence[float]) -> list[float]:
+    """The grid with one rate more, half or twice the last, beyond each edge at which an arm's best rate lies.
+
+    Example:
+        >>> rows = [{"arm": "a", "lr": 1e-3, "score": 0.5}, {"arm": "a", "lr": 2e-3, "score": 0.7}]
+        >>> widened(rows, [1e-3, 2e-3])
+        [0.001, 0.002, 0.004]
+    """
+    best = set(choose(rows).values())
+    return sorted(
+        {*rates, *([rates[0] / 2] if rates[0] in best else []), *([rates[-1] * 2] if rates[-1] in best else [])}
+    )
+
+
+def trial_score(paper: Paper, scores: Scores, arm: str, seed: int) -> dict:
+    """Mean of the first tuning metric that the arm has, under the paper's condition or else the first it was scored in.
 
     Raises:
         WorkError: where it has none of them.
     """
-    scores = pq.read_table(folder / SCORES)
-    if claims.condition in scores["condition"].unique().to_pylist():
-        scores = scores.filter(pc.equal(scores["condition"], claims.condition))
-    metrics = claims.tuning or (claims.headline,)
+    table = scores.tables[arm, seed]
+    conditions = table["condition"].unique().to_pylist()
+    condition = paper.claims.condition if paper.claims.condition in conditions else conditions[0]
+    metrics = paper.claims.tuning or (paper.claims.headline,)
     for metric in metrics:
-        if metric in scores.column_names and scores[metric].null_count < len(scores):
-            return {"score": round(pc.mean(scores[metric]).as_py(), 6), "metric": metric, "items": len(scores)}
+        if metric not in table.column_names:
+            continue
+        _, values = scores.values(Measure(arm, metric, condition), seed=seed)
+        if values.size:
+            return {"score": round(float(values.mean()), 6), "metric": metric, "items": values.size}
     why = f"A learning rate is chosen by one of {', '.join(metrics)}"
-    raise WorkError(f"The scores of {folder} lack a tuning metric", why, "Correct the paper's claims.py or evaluate.py")
-
-
-def _trial(arm: Arm, rate: float) -> Arm:
-    return replace(arm, overrides=(*arm.overrides, f"optim.lr={rate}", "data.eval_split=validation"))
-
-
-def _write_table(rows: list[dict], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS)
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def _write_choice(rates: Mapping[str, float], path: Path, paper: str) -> None:
-    head = (
-        f"# Learning rate per arm: {len(RATES)} rates on {len(SEEDS)} development seeds at `{PRESET}` size.\n"
-        f"# Written by `python -m lightbox.claims.tuning {paper}`; the trials stand in results/{paper}/tuning.csv.\n"
+    raise WorkError(
+        f"The scores of arm '{arm}', seed {seed}, lack a tuning metric",
+        why,
+        "Correct the paper's claims.py or evaluate.py",
     )
-    path.write_text(head + "".join(f"{arm}: {rate}\n" for arm, rate in rates.items()))
+
+
+def _trial(paper: Paper, arm: Arm, rate: float, budget: int) -> Arm:
+    more = (f"{paper.claims.budget}={budget}",) if budget else ()
+    return replace(arm, overrides=(*arm.overrides, f"optim.lr={rate}", "data.eval_split=validation", *more))
+
+
+def _merge_table(rows: Sequence[dict], path: Path) -> None:
+    """Write the trials; those of arms that were not tried this time stay, without what their file did not record."""
+    arms = {row["arm"] for row in rows}
+    earlier = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))) if path.exists() else ()
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, FIELDS, restval="", extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows([*(row for row in earlier if row["arm"] not in arms), *rows])
+    replace_text(path, buffer.getvalue())
+
+
+def _merge_choice(rates: dict[str, float], path: Path, paper: Paper) -> None:
+    """Write the rates; those of arms that were not tuned this time stay, those of arms that are no more go."""
+    earlier = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
+    rates = {name: rate for name, rate in earlier.items() if name in paper.claims.arms} | rates
+    head = (
+        f"# Learning rate per arm, chosen on development seeds at `{PRESET}` size, every arm from the same grid.\n"
+        f"# Written by `python -m lightbox.claims.tuning {paper.name}`; the trials stand in results/{paper.name}/{FILE}.\n"
+    )
+    order = [name for name in paper.claims.arms if name in rates]
+    replace_text(path, head + "".join(f"{name}: {rates[name]}\n" for name in order))
 
 
 def _package_folder(paper: Paper) -> Path:
@@ -157,8 +251,16 @@ def _package_folder(paper: Paper) -> Path:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("paper")
+    parser.add_argument("--claims", nargs="*", default=[], help="ids, whose arms are tuned; none means all")
+    parser.add_argument("--budget", type=int, default=0, help="training budget; left out: that of the preset quick")
+    parser.add_argument("--rates", nargs="*", type=float, default=RATES)
+    parser.add_argument("--seeds", nargs="*", type=int, default=SEEDS)
     parser.add_argument("--out", type=Path, default=default_out())
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO)
-    tune(load_papers([options.paper])[0], options.out, workers=options.workers)
+    chosen_paper = load_papers([options.paper])[0]
+    claims = [claim for _, claim in choose_claims([chosen_paper], options.claims)]
+    named = tuple(dict.fromkeys(arm for claim in claims for arm in claim.arms)) if options.claims else ()
+    sizes = {"budget": options.budget, "rates": options.rates, "seeds": options.seeds, "workers": options.workers}
+    tune(chosen_paper, options.out, arms=named, **sizes)

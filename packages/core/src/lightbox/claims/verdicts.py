@@ -17,6 +17,9 @@ control holds; *control failed* if every link holds and a control fails; *contra
 fails if the interval reaches 0 or below and its upper end stays under the minimum. An exact claim has no interval: a
 control holds if it is above 0 in every seed, and fails otherwise.
 
+A *premise* is what must be true of the run for the claim to say anything, such as a model that over-fits. It holds if
+I is above 0 and the effect at least m; where it does not, the claim is not testable, as where the gate fails.
+
 Off its plateau (`claims.budget`), a claim that would be absent, reproduced, control failed or contradicted is *still
 learning*; so is one that would be absent, control failed or contradicted by a contrast that the pilot leaves unsettled.
 
@@ -42,7 +45,7 @@ FALSE_SHARE = {Kind.DIRECTIONAL: 0.025, Kind.CHAIN: 0.025, Kind.PATTERN: 0.025, 
 
 @dataclass(frozen=True)
 class Decision:
-    """A verdict, one sentence why, and the state of each link and control by contrast name."""
+    """A verdict, one sentence why, and the state of each link, and of each control and premise, by contrast name."""
 
     verdict: Verdict
     reason: str
@@ -74,18 +77,20 @@ def decide(
     """
     links = [e for e in effects if e.role is Role.PRIMARY]
     controls = [e for e in effects if e.role is Role.CONTROL]
+    premises = [e for e in effects if e.role is Role.PREMISE]
     lead = [gate.difference] if gate is not None and gate.difference is not None else []
-    refusal = _too_few_seeds(claim, [*links, *controls, *lead], gate, planned_seeds, preset)
+    refusal = _too_few_seeds(claim, [*links, *controls, *premises, *lead], gate, planned_seeds, preset)
     if preset not in PRESETS_WITHOUT_VERDICT and (planned_seeds >= MIN_SEEDS or claim.kind is Kind.EXACT):
         check_items(claim, [*links, *controls])
     if refusal:
         return Decision(Verdict.NONE, refusal, {}, {})
     states = {e.name: _link_state(claim, e) for e in links}
     guards = {e.name: _control_state(claim, e) for e in controls}
-    verdict, reason = _combine(states, guards, gate)
-    if convergence is not None and (doubt := _still_learning(verdict, states | guards, convergence)):
+    premised = {e.name: _premise_state(e) for e in premises}
+    verdict, reason = _combine(states, guards, gate, premised)
+    if convergence is not None and (doubt := _still_learning(verdict, states | guards | premised, convergence)):
         verdict, reason = Verdict.STILL_LEARNING, f"{doubt}; at this budget it would be {verdict}: {reason}"
-    return Decision(verdict, reason, states, guards)
+    return Decision(verdict, reason, states, guards | premised)
 
 
 def _still_learning(verdict: Verdict, states: Mapping[str, Verdict | str], convergence: Convergence) -> str:
@@ -189,12 +194,21 @@ def _control_state(claim: Claim, effect: Effect) -> str:
     return "failed" if high < effect.min_effect else "wide"
 
 
-def _combine(states: dict[str, Verdict], guards: dict[str, str], gate: GateResult | None) -> tuple[Verdict, str]:
+def _premise_state(effect: Effect) -> str:
+    """Say whether a premise "holds" or is "missing"."""
+    return "holds" if effect.ci95[0] > 0 and effect.effect >= effect.min_effect - ROUNDING else "missing"
+
+
+def _combine(
+    states: dict[str, Verdict], guards: dict[str, str], gate: GateResult | None, premises: dict[str, str]
+) -> tuple[Verdict, str]:
     def named(state: Verdict | str, among: dict) -> str:
         return ", ".join(name for name, value in among.items() if value == state)
 
     if gate is not None and not gate.is_passed:
         return Verdict.NOT_TESTABLE, "; ".join(gate.failures)
+    if missing := named("missing", premises):
+        return Verdict.NOT_TESTABLE, f"what the claim presupposes was not found: {missing}"
     if Verdict.ABSENT in states.values():
         return Verdict.ABSENT, f"the interval lies inside the minimum effect: {named(Verdict.ABSENT, states)}"
     if all(state is Verdict.REPRODUCED for state in states.values()):

@@ -10,9 +10,9 @@ from rich.table import Table
 from lightbox import machine
 from lightbox.claims.budget import FILE, Convergence, judge, load_pilot
 from lightbox.claims.document import ClaimEntry, Document, Published
-from lightbox.claims.jobs import Job, Plan, seeds_of
+from lightbox.claims.jobs import Job, Plan, budgets_of, preset_budget, seeds_of
 from lightbox.claims.registry import Paper
-from lightbox.claims.spec import Claim, Contrast, Kind, Role
+from lightbox.claims.spec import Claim, Contrast, Kind, Role, base_arm
 from lightbox.claims.statistics import Ends
 from lightbox.claims.verdicts import PRESETS_WITHOUT_VERDICT
 from lightbox.eval.intervals import half_width
@@ -50,8 +50,8 @@ def show_plan(
 
 def planned_convergence(paper: Paper, claim: Claim, plan: Plan, root: Path) -> Convergence:
     """Whether a claim will be on its plateau, as far as the pilot of its paper tells."""
-    named = {arm: plan.jobs[key] for (name, arm, _), key in plan.keys.items() if name == paper.name}
-    run = next(named[arm].budget for arm in claim.arms if arm in paper.claims.budgeted)
+    named = {base_arm(arm)[0]: plan.jobs[key] for (name, arm, _), key in plan.keys.items() if name == paper.name}
+    run = budgets_of(claim, plan.preset, preset_budget(paper, plan.preset))[-1]
     return judge(claim, run, load_pilot(root, paper.claims), named)[0]
 
 
@@ -119,7 +119,7 @@ def explanation(paper: Paper, claim: Claim, entries: Sequence[tuple[str, ClaimEn
     ]
     titles = [f"{name} ({paper.claims.arms[name].title})" for name in claim.arms]
     lines.append(f"Arms: {'; '.join(titles)}")
-    for role, most in ((Role.PRIMARY, 4), (Role.CONTROL, 3), (Role.SECONDARY, 2)):
+    for role, most in ((Role.PRIMARY, 4), (Role.CONTROL, 3), (Role.PREMISE, 2), (Role.SECONDARY, 2)):
         formulas = [f"{c.name}: {formula(paper, c)}" for c in claim.by_role(role)]
         lines += [f"{str(role).capitalize()}: {text}" for text in _at_most(formulas, most)]
     lines.append(_gate_line(paper, claim))

@@ -127,7 +127,7 @@ def estimate(cfg: PaperConfig, *, models: int = 1) -> dict[str, float]:
     size_gib = weights.size_bytes(cfg.model.backbone) / 2**30 if cfg.model.backbone else 0.0
     parameters = size_gib * 2**30 / 4
     tokens_per_item = 0.5 * (cfg.data.source_tokens + cfg.target_tokens)
-    trained = cfg.optim.max_steps * cfg.optim.batch_size * models if cfg.objective.is_trained else 0
+    trained = cfg.optim.steps * cfg.optim.batch_size * models if cfg.objective.is_trained else 0
     flop = parameters * tokens_per_item * (6 * trained + 6 * cfg.data.n_test)
     images_gib = (cfg.data.n_train + cfg.data.n_test) / cfg.data.questions_per_case * 64 * 128 * 4 / 2**30
     return {"minutes": round(0.1 + flop / 50e9 / 60, 2), "mem_gib": round(0.8 + 8 * size_gib + 2 * images_gib, 2)}

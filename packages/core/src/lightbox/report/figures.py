@@ -24,7 +24,12 @@ INK, SOFT, FAINT, BAND = "#1f2933", "#6b7680", "#d5dade", "#eceff2"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555", "#8C6D1F")
 LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))  # 7 styles to 8 colours: 56 arms differ
 MARKERS = "osD^vPX"
-ROLES = {"primary": ("s", "#0072B2"), "control": ("D", "#D55E00"), "secondary": ("o", "#6b7680")}
+ROLES = {
+    "primary": ("s", "#0072B2"),
+    "control": ("D", "#D55E00"),
+    "premise": ("^", "#009E73"),
+    "secondary": ("o", "#6b7680"),
+}
 MOST_DRAWN = 128
 """Figures kept in memory: a page is written again after every job, and most of its figures are what they were."""
 

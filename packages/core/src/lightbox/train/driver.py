@@ -66,7 +66,7 @@ def fit(
     memory_advice: Advice | None = None,
     prepare: Prepare | None = None,
 ) -> History:
-    """Train `model` in place for `optim.max_steps` optimiser steps, or continue from the newest checkpoint in `out`.
+    """Train `model` in place for `optim.steps` optimiser steps, or continue from the newest checkpoint in `out`.
 
     Writes `out/checkpoints/step-XXXXXXXX/`, `out/history.json` and `out/card.json` (times are in the card only, so
     that a repeated run gives the same history byte for byte).
@@ -138,7 +138,7 @@ def fit(
     is_tried = not training.tries_longest
 
     with RunCard(out, card_facts, is_resumed=state.step > 0) as card, StopSignals() as signals, training.feed:
-        while state.step < optim.max_steps:
+        while state.step < optim.steps:
             # ---- the longest items first, so that memory runs out now or never
             if not is_tried:
                 _try_longest(training, state, card)
@@ -165,7 +165,7 @@ def fit(
             state.step += 1
 
             # ---- log, evaluate, save
-            is_last = state.step == optim.max_steps
+            is_last = state.step == optim.steps
             _record(state, means, lr=lr, is_due=is_last or state.step % run.log_every_steps == 0)
             is_due = is_last or (run.save_every_steps > 0 and state.step % run.save_every_steps == 0)
             if is_due and evaluate is not None:
@@ -278,7 +278,7 @@ def _forward_backward(training: Training, micro_batches: Iterable[tuple[list[int
 
 def _set_lr(training: Training, step: int) -> float:
     optim = training.optim
-    factor = lr_factor(step, max_steps=optim.max_steps, warmup_frac=optim.warmup_frac, schedule=optim.schedule)
+    factor = lr_factor(step, max_steps=optim.steps, warmup_frac=optim.warmup_frac, schedule=optim.schedule)
     for group in training.optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor
     return optim.lr * factor
