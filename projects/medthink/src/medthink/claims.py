@@ -253,9 +253,9 @@ _T2_EXACT = _claim(
         ),
     ),
     gate=_gate("none", "reasoning"),
-    note="Exactness, the share of rationales that state exactly the right facts, is lowered in two ways: lesions at half "
-    "their size, and half of the training rationales corrupted. The number is the mean rise of the loss over both. "
-    "Milder doses are shown beside it. Lesions of another size are other images, so those terms are not paired by item.",
+    note="Exactness, the share of rationales that state exactly the right facts, is lowered in two ways: lesions at "
+    "half their size, and half of the training rationales corrupted. The number is the mean rise of the loss over "
+    "both. Milder doses are shown beside it. Lesions of another size are other images, so they are not paired by item.",
 )
 
 _T3 = _claim(
@@ -284,9 +284,9 @@ _T3 = _claim(
         _beside("out-of-fold - Reasoning", "stage2_out_of_fold", "reasoning"),
     ),
     gate=_gate("stage2_out_of_fold", "stage2_in_sample", "stage2_gold", "none", "reasoning"),
-    note="Stage 1 over-fits its training items, so stage 2 trained on its in-sample text meets other text in test; where "
-    "it does not over-fit, nothing is tested. Decoding is greedy. Two-Stage trains two models, so answer-only at twice "
-    "the steps stands beside it.",
+    note="Stage 1 over-fits its training items, so stage 2 trained on its in-sample text meets other text in test; "
+    "where it does not over-fit, nothing is tested. Decoding is greedy. Two-Stage trains two models, so answer-only at "
+    "twice the steps stands beside it.",
 )
 
 _T4 = _claim(

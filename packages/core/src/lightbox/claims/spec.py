@@ -23,7 +23,7 @@ class Kind(StrEnum):
 
 
 class Role(StrEnum):
-    """What a contrast does for its claim: decides it, guards it, must hold for it to be tested, or is shown beside it."""
+    """What a contrast does for its claim: decides or guards it, must hold for a test, or is shown beside it."""
 
     PRIMARY = "primary"
     CONTROL = "control"

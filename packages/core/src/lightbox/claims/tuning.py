@@ -184,9 +184,8 @@ def widened(rows: Sequence[dict], rates: Sequence[float]) -> list[float]:
         [0.001, 0.002, 0.004]
     """
     best = set(choose(rows).values())
-    return sorted(
-        {*rates, *([rates[0] / 2] if rates[0] in best else []), *([rates[-1] * 2] if rates[-1] in best else [])}
-    )
+    beyond = {rates[0]: rates[0] / 2, rates[-1]: rates[-1] * 2}
+    return sorted({*rates, *(rate for edge, rate in beyond.items() if edge in best)})
 
 
 def trial_score(paper: Paper, scores: Scores, arm: str, seed: int) -> dict:
@@ -235,7 +234,7 @@ def _merge_choice(rates: dict[str, float], path: Path, paper: Paper) -> None:
     rates = {name: rate for name, rate in earlier.items() if name in paper.claims.arms} | rates
     head = (
         f"# Learning rate per arm, chosen on development seeds at `{PRESET}` size, every arm from the same grid.\n"
-        f"# Written by `python -m lightbox.claims.tuning {paper.name}`; the trials stand in results/{paper.name}/{FILE}.\n"
+        f"# Written by `python -m lightbox.claims.tuning {paper.name}`; trials: results/{paper.name}/{FILE}.\n"
     )
     order = [name for name in paper.claims.arms if name in rates]
     replace_text(path, head + "".join(f"{name}: {rates[name]}\n" for name in order))
