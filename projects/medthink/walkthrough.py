@@ -9,7 +9,9 @@
 
 # %%
 import atexit
+import csv
 import inspect
+import io
 import math
 import sys
 import tempfile
@@ -195,8 +197,9 @@ share = torch.sigmoid(model.fusion.gate.bias.detach().mean())
 print(f"the gate lets in {share:.3f} of the image at the start")
 
 # %% [markdown]
-# The gate starts nearly shut, so the first steps leave the pretrained T5 as it is. Without an image the model *is* the
-# plain T5, number for number.
+# The gate starts half open, as in the official code. It need not: nearly shut (`model.gate_bias=-4`), it leaves the
+# pretrained T5 as it is in the first steps, and what the image says is learnt later (LOG.md). Without an image the
+# model *is* the plain T5, number for number.
 
 # %%
 text = {name: batch.inputs[name] for name in ("input_ids", "attention_mask")}
@@ -364,8 +367,31 @@ place = repo_root() / "results" / "medthink" / "quick" / "results.json"
 for entry in load_results(place).claims if place.is_file() else ():
     low, high = entry.ci95 or ("-", "-")
     print(f"{entry.id}: {entry.effect} {entry.unit}, {low} to {high}: {entry.verdict}")
+    for curve in entry.by_budget:
+        if curve.role != "arm":
+            points = ", ".join(f"{point.budget}: {point.mean:+.1f}" for point in curve.points)
+            print(f"    {curve.name}, by steps{' (pilot)' if curve.is_pilot else ''}: {points}")
 if not place.is_file():
     print("ours: not run yet")
+
+# %% [markdown]
+# An effect is a difference of two arms, and each arm is as good as its training. Two settings can turn its sign without
+# touching the idea: how long both train (the lines above), and at which rate. So every arm gets its own rate from the
+# same grid, chosen on development seeds. What if both took one rate? These are the trials; look along a row, then at
+# where each row is best.
+
+# %%
+trials: dict[str, dict[float, list[float]]] = {}
+grid = repo_root() / "results" / "medthink" / "tuning.csv"
+for row in csv.DictReader(io.StringIO(grid.read_text(encoding="utf-8"))) if grid.is_file() else ():
+    if row["arm"] in claim.arms:
+        trials.setdefault(row["arm"], {}).setdefault(float(row["lr"]), []).append(100 * float(row["score"]))
+for arm, by_rate in trials.items():
+    print(f"{arm:<12}" + "  ".join(f"{rate:g}: {sum(v) / len(v):.1f}" for rate, v in sorted(by_rate.items())))
+
+assert (
+    len({tuple(sorted(by_rate)) for by_rate in trials.values()}) == 1
+)  # break: drop an arm's lowest rate from the file
 
 # %% [markdown]
 # And this run? The real rules, applied to the four little arms above.

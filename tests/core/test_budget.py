@@ -1,5 +1,6 @@
 import csv
 import io
+import json
 from dataclasses import replace
 
 import pytest
@@ -388,6 +389,38 @@ def test_half_the_budget_runs_on_the_verdicts_own_seeds_and_its_curves_are_kept(
     assert curves["true", False].role == "arm"
 
 
+@pytest.fixture
+def longer(toy, tmp_path, monkeypatch):
+    """The toy whose Y1 is decided at 8 steps and whose Y2 is at the preset's 4; both run half of theirs too."""
+    monkeypatch.setattr(runner, "Pool", InlinePool)
+    monkeypatch.setattr("lightbox.runs.index.open_tracker", lambda out: Silent())
+    text = (toy / "claims.py").read_text()
+    (toy / "claims.py").write_text(text.replace("is_primary=True,", 'is_primary=True, declared={"quick": 8},'))
+    paper = paced_toy(toy)
+    run_pilot(paper, tmp_path, ids=("Y1", "Y2"))
+    return paper
+
+
+def test_a_claim_is_decided_at_the_budget_it_declares(longer, tmp_path):
+    todo = plan(choose_claims([longer], ["Y1", "Y2"]), "quick")
+    arms = {arm for _, arm, _ in todo.keys}
+    own = {"none", "true", "filler", "none@8", "true@8", "filler@8"}
+    assert arms == own | {"twice", "majority", "none@2", "true@2", "twice@2"}  # half of 8 is the preset's own 4
+    console = claim_tables.plain_console(file=io.StringIO(), width=200)
+    new = reproduce.run_plan(todo, tmp_path / "out", root=tmp_path / "results", console=console, publish=True)
+    entries = {claim.id: claim for claim in new.claims}
+    assert [entries[name].convergence.budget for name in ("Y1", "Y2")] == [8, 4]
+    names = {job.key: job.arm for job in new.jobs}
+    assert {names[key] for key in entries["Y1"].run_ids} == own | {"majority"}
+    assert {names[key] for key in entries["Y2"].run_ids} == arms - {"filler", "none@8", "true@8", "filler@8"}
+    for name, budgets in (("Y1", [4, 8]), ("Y2", [2, 4])):
+        [curve] = [c for c in entries[name].by_budget if c.name == "true minus none" and not c.is_pilot]
+        assert [point.budget for point in curve.points] == budgets
+    again = published.recompute(tmp_path / "results" / "toy" / "quick", longer)
+    assert {claim.id: claim for claim in again.claims} == {name: e.beside(None) for name, e in entries.items()}
+    assert claim_tables.planned_convergence(longer, longer.claims.claim("Y1"), todo, tmp_path / "results").budget == 8
+
+
 def test_movement_on_the_verdicts_own_seeds_is_still_learning(paced, measured, tmp_path):
     claim = paced.claims.claim("Y1")
     todo = plan(choose_claims([paced], ["Y1"]), "quick")
@@ -417,6 +450,16 @@ def test_published_results_are_recomputed_with_their_pilot_and_marked_without(go
     [marked] = published.recompute(folder, paced).claims
     assert marked.verdict == Verdict.STILL_LEARNING
     assert "no pilot" in marked.reason
+
+
+def test_a_document_whose_digest_was_taken_away_is_refused(go, measured, tmp_path):
+    go(publish=True)
+    path = tmp_path / "results" / "toy" / "quick" / "results.json"
+    content = json.loads(path.read_text())
+    del content["sha256"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(RequestError, match=r"results\.json\. The digest at its end was taken away"):
+        load(path)
 
 
 def test_results_of_before_claims_had_a_budget_come_out_marked(go, paced, measured, tmp_path):

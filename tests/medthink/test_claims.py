@@ -17,7 +17,7 @@ from medthink.claims import PAPER
 from medthink.config import resolve
 from medthink.scores import METRICS
 
-QUICK_ARMS = {"none", "explanation", "same_answer", "filler", "reasoning", "untouched", "majority", "question_only"}
+QUICK_ARMS = {"none", "explanation", "same_answer", "filler", "untouched", "majority", "question_only"}
 METHOD_KEYS = {"data.rationale", "data.corruption_pct", "data.form", "data.lesion_scale_pct", "optim.steps_factor"}
 
 
@@ -37,9 +37,9 @@ def test_claims_are_consistent():
     assert [claim.id for claim in PAPER.claims if claim.is_primary] == ["T1"]
 
 
-def test_quick_runs_t1_and_t2_on_five_seeds_with_the_declared_arms():
+def test_quick_runs_t1_on_five_seeds_with_the_declared_arms():
     quick = [claim for claim in PAPER.claims if "quick" in claim.presets]
-    assert [claim.id for claim in quick] == ["T1", "T2"]
+    assert [claim.id for claim in quick] == ["T1"]
     assert {claim.seeds["quick"] for claim in quick} == {5}
     assert {arm for claim in quick for arm in claim.arms} == QUICK_ARMS
 

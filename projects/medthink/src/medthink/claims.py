@@ -10,7 +10,7 @@ from lightbox.claims.spec import BEST, Arm, Claim, Contrast, Gate, Kind, Measure
 from lightbox.phantom.questions import CLOSED_KINDS
 
 _claim = partial(Claim, "medthink")
-LADDER = {"full": (0.25, 0.5)}  # shares of the preset's budget that the verdict's own seeds run too
+LONG = {"full": 2000}  # steps at which T1 and T2 are decided; the other claims have the preset's
 CORRUPTION_PCT = (0, 10, 25, 50)
 LESION_SCALE_PCT = (75, 50)  # beside 100, the phantom's own
 UNTRAINED = "objective.is_trained=false"
@@ -160,7 +160,7 @@ _T1 = _claim(
     is_primary=True,
     presets=("smoke", "quick", "full"),
     seeds={"smoke": 1, "quick": 5, "full": 8},
-    ladder=LADDER,
+    declared=LONG,
     note="Reproduced only if the true rationale also beats a rationale of another item with the same question kind and "
     "answer, and filler of the same length: otherwise longer targets explain the gain.",
 )
@@ -227,9 +227,8 @@ _T2 = _claim(
         *_by_kind("answer only - Reasoning", "none", "reasoning"),
     ),
     gate=_gate("explanation", "none", "reasoning"),
-    presets=("smoke", "quick", "full"),
-    seeds={"smoke": 1, "quick": 5, "full": 8},
-    ladder=LADDER,
+    seeds={"smoke": 1, "full": 8},
+    declared=LONG,
     note="Prediction before the run: the loss sits where the generated rationale states wrong facts, and closes or "
     "turns where it states the right ones, so the sign depends on how exact rationales are (T2-exact).",
 )

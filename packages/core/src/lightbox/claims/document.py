@@ -5,6 +5,7 @@ relative to the document; curves hold, by paper, metric and arm, one thinned cur
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -288,7 +289,7 @@ def load(path: Path) -> Document:
 
     Raises:
         RequestError: where there is none, it is no results document, another version of Lightbox wrote it, or it was
-            edited since. A document from before there were digests is read as it is.
+            edited since. A document from before there were digests, whose claims have no budget, is read as it is.
     """
     again = "Run `lightbox reproduce` again, which keeps finished jobs"
     try:
@@ -302,8 +303,10 @@ def load(path: Path) -> Document:
     if schema != SCHEMA:
         why = f"This version of Lightbox reads schema {SCHEMA}"
         raise RequestError(f"{path} has schema {schema!r}", why, f"{again}, or use the version that wrote it")
-    if content.pop(SEAL, None) not in (None, digest(content)):
+    seal = content.pop(SEAL, None)
+    if seal != digest(content) and (seal is not None or _has_budget(content)):
         why = "It does not match the digest at its end, so it was edited, or merged by hand"
+        why = why if seal is not None else "The digest at its end was taken away"
         raise RequestError(f"The results are {path}", why, f"Restore it, or delete it: {again[0].lower()}{again[1:]}")
     try:
         return _DOCUMENT.validate_python(content)
@@ -311,3 +314,9 @@ def load(path: Path) -> Document:
         first = err.errors()[0]
         why = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
         raise RequestError(f"The results are {path}", f"They hold what no results hold: {why}", again) from err
+
+
+def _has_budget(content: Mapping[str, Any]) -> bool:
+    """Whether a document is of the time when claims had a training budget, which is later than digests."""
+    claims = content.get("claims")
+    return isinstance(claims, list) and any(isinstance(claim, dict) and claim.get("budget") for claim in claims)
