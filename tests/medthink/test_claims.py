@@ -8,10 +8,12 @@ import pytest
 
 from lightbox.claims.jobs import arm_job
 from lightbox.claims.pilot import deciding_arms, plan_pilot
+from lightbox.claims.published import published_folders, recompute
 from lightbox.claims.registry import Paper, check_claims
 from lightbox.claims.spec import Kind, Role
 from lightbox.files import to_plain
 from lightbox.paper.conditions import IMAGE
+from lightbox.paths import results_dir
 from lightbox.runs.folders import KEY_COLUMNS, flatten
 from medthink.claims import PAPER
 from medthink.config import resolve
@@ -118,3 +120,13 @@ def test_claims_and_config_import_no_torch():
     code = "import sys, medthink.claims, medthink.config; medthink.config.resolve(['preset=smoke']); "
     code += "sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'mlflow')))"
     assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("preset", ["quick", pytest.param("full", marks=pytest.mark.slow)])
+def test_what_is_published_can_be_decided_again(preset):
+    """Also what an older source, phantom or list of claims left: it is marked, and never an error."""
+    paper = Paper("medthink", "medthink", PAPER)
+    for folder, _ in published_folders(results_dir(), [paper], preset):
+        entries = recompute(folder, paper).claims
+        assert {entry.id for entry in entries} <= {claim.id for claim in PAPER.claims if preset in claim.presets}
+        assert "T1" in {entry.id for entry in entries}

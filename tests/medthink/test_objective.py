@@ -70,10 +70,17 @@ def test_nothing_supervised_gives_zero_and_no_gradient(logits):
 
 
 def test_weighed_answer_counts_as_much_as_alone(logits):
-    """Divided by all tokens, as the driver does, its terms come to what they come to where it is the whole target."""
-    answers, rationales = [[3, 4], [5, 1]], [[6, 2, 1], [3]]
-    labels = label_rows([a + r for a, r in zip(answers, rationales, strict=True)], pad_id=0)
+    """A target of five tokens with its end, of which two are the answer; answer-only would have three with its end."""
+    labels = label_rows([[3, 4, 6, 2, 1], [5, 3, 6, 2, 1]], pad_id=0)
     total, tokens, _ = target_loss(logits, labels, answer_weights(labels, n_answer=2))
-    rest = by_hand(logits[:1, 2:], rationales[:1]) + by_hand(logits[1:, 2:3], rationales[1:])
-    assert tokens.item() == 8
-    assert total.item() / 8 == pytest.approx(by_hand(logits, answers) / 4 + rest / 8, abs=1e-6)
+    answers = by_hand(logits, [[3, 4], [5, 3]])
+    rest = by_hand(logits[:, 2:], [[6, 2, 1], [6, 2, 1]])
+    assert tokens.item() == 10
+    assert total.item() / 10 == pytest.approx(answers / 6 + rest / 10, rel=1e-5)
+
+
+def test_weighed_answer_does_not_depend_on_the_micro_batches(logits):
+    labels = label_rows([[3, 4, 6, 2, 1], [5, 1]], pad_id=0)
+    whole = target_loss(logits, labels, answer_weights(labels, n_answer=1))[0]
+    parts = [target_loss(logits[[i]], labels[[i]], answer_weights(labels[[i]], n_answer=1))[0] for i in (0, 1)]
+    assert whole.item() == pytest.approx(sum(parts).item(), rel=1e-6)

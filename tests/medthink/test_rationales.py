@@ -1,6 +1,7 @@
 """The arms' rationales are what they say, exactly and repeatably."""
 
 import re
+from collections import Counter, defaultdict
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from lightbox import phantom
 from lightbox.errors import RequestError
 from lightbox.phantom.facts import parse, sentence_kind
+from lightbox.phantom.questions import CLOSED_KINDS
 from medthink import rationales
 from medthink.config import resolve
 from medthink.data import load_splits
@@ -15,7 +17,7 @@ from medthink.data import load_splits
 
 @pytest.fixture(scope="module")
 def drawn():
-    cfg = resolve(["preset=smoke", "run.seed=3", "data.n_train=400", "data.n_test=4"])
+    cfg = resolve(["preset=smoke", "run.seed=3", "data.n_train=1200", "data.n_test=4"])
     return load_splits(cfg, with_images=False)[0].samples
 
 
@@ -116,21 +118,31 @@ def test_corruption_words_are_those_of_the_phantom():
 def test_evidence_lacks_the_conclusion_and_keeps_what_it_rests_on(make_item):
     seen = "the left hilum holds a small dense disc ."
     told = {
-        "presence": f"{seen} the small dense disc is a nodule .",
         "count_comparison": f"{seen} that makes none on the right , one on the left .",
         "composition": f"{seen} the largest is in the middle part .",
         "comparison": f"{seen} the left lung holds the larger one .",
     }
     for kind, text in told.items():
         assert rationales.evidence(make_item(kind=kind, rationale=text).record) == seen
-    assert rationales.evidence(make_item(kind="threshold", rationale="the heart is large .").record) == ""
+    for kind, text in (
+        ("threshold", "the heart is large ."),
+        ("presence", f"{seen} the small dense disc is a nodule ."),
+    ):
+        assert rationales.evidence(make_item(kind=kind, rationale=text).record) == ""
     other = "Opacity in the left lung, as in pneumonia. It is bright."
-    assert rationales.evidence(make_item(kind="vqa", rationale=other).record) == other
+    assert rationales.evidence(make_item(kind="presence", rationale=other).record) == other
 
 
-def test_evidence_of_no_kind_of_question_states_its_answer(drawn):
-    """The same evidence must stand beside both answers of a kind where it says nothing of the image."""
+def test_form_of_the_evidence_does_not_tell_the_answer(drawn):
+    """Whoever knows which kinds of sentence stand there, and nothing else, must be near chance on every kind."""
+    answers = defaultdict(Counter)
     for item in drawn:
-        kinds = {sentence_kind(part.strip()) for part in rationales.evidence(item.record).split(".") if part.strip()}
-        assert kinds <= {"finding", "where", "clear", "name", "look"}, item.record.rationale
-        assert item.record.kind != "presence" or kinds <= {"finding", "clear"}
+        question = item.record
+        told = tuple(sentence_kind(part.strip()) for part in rationales.evidence(question).split(".") if part.strip())
+        place = question.answer_index if question.kind in ("side", "comparison") else question.answer
+        answers[question.kind, told][place] += 1
+    assert {kind for kind, _ in answers} == set(CLOSED_KINDS)
+    for kind in CLOSED_KINDS:
+        counts = [count for (own, _), count in answers.items() if own == kind]
+        right, total = (sum(map(part, counts)) for part in (lambda c: max(c.values()), Counter.total))
+        assert right / total < 0.65, kind  # with presence as the phantom tells it: above 0.8

@@ -29,11 +29,13 @@ def target_loss(
         The sum in nats, with gradient; the number of supervised tokens; detached diagnostics: the share of them
         predicted right (`token_acc`, in [0, 1]).
     """
-    total, tokens = token_cross_entropy(logits, labels)
-    if weights is not None:
-        terms = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none")
-        total = (terms * weights.flatten()).sum()
     is_supervised = labels != IGNORED
+    tokens = is_supervised.sum()
+    if weights is None:
+        total, _ = token_cross_entropy(logits, labels)
+    else:
+        terms = F.cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
+        total = (terms * weights).sum()
     hits = (logits.detach().argmax(dim=-1) == labels) & is_supervised
     return total, tokens, {"token_acc": hits.sum() / tokens.clamp(min=1)}
 
@@ -41,18 +43,18 @@ def target_loss(
 def answer_weights(labels: Int[Tensor, "b t"], n_answer: int) -> Float[Tensor, "b t"]:
     """Weights with which the answer, the first tokens of each target, counts as much as where it is the whole target.
 
-    Answer-only divides its loss by the answer's tokens, Explanation by all, so that an answer token moves the weights
-    less, the longer the rationale. Not in the paper: a control of what the order is credited with.
+    Answer-only divides a row's loss by the answer and the end token, Explanation by the whole target, so that an answer
+    token moves the weights less, the longer the rationale. Not in the paper: a control of what the order is credited
+    with. A row is weighed by its own length, so that the loss of a step does not depend on its micro-batches.
 
     Args:
         labels: ids, -100 where a position carries no loss; targets begin at position 0.
-        n_answer: tokens of the answer in each row.
+        n_answer: tokens of the answer in each row, without an end token.
 
     Example:
-        >>> answer_weights(torch.tensor([[5, 6, 7, 8]]), n_answer=1)
-        tensor([[4., 1., 1., 1.]])
+        >>> answer_weights(torch.tensor([[5, 6, 7, 1]]), n_answer=1)  # four tokens; answer-only would have two
+        tensor([[2., 1., 1., 1.]])
     """
-    is_supervised = labels != IGNORED
-    is_answer = is_supervised & (torch.arange(labels.shape[1], device=labels.device) < n_answer)
-    share = is_supervised.sum() / is_answer.sum().clamp(min=1)
-    return torch.where(is_answer, share, torch.ones_like(share)).to(torch.float32)
+    lengths = (labels != IGNORED).sum(dim=1, keepdim=True)
+    is_answer = torch.arange(labels.shape[1], device=labels.device) < n_answer
+    return torch.where(is_answer, lengths / (n_answer + 1), torch.ones_like(lengths, dtype=torch.float32))

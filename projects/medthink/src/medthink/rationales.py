@@ -20,8 +20,8 @@ FILLER_WORDS = tuple("that is the part of the image in question".split())
 MASK = "<extra_id_0>"
 CONCLUSIONS = frozenset("heart heart_name larger_side larger above largest count count_by_side".split())
 """Kinds of sentence that state what is asked, in other words at most; the others are what it is concluded from."""
-NAMING = frozenset({"name", "look"})
-"""Kinds of sentence that say what a look is called: knowledge, but of a presence question the conclusion."""
+TELLING = frozenset({"presence"})
+"""Kinds of question whose rationale gives the answer by its form: what is there is named, what is not is left out."""
 POLARITY_WORDS = frozenset("yes no not none never without absent present clear normal abnormal true false".split())
 Questions = Sequence[Sample[Question]]
 SWAPS = {"side": SIDES, "zone": ZONES, "finding": CLASS_NAMES}
@@ -139,16 +139,17 @@ def with_answer_hidden(items: Questions, *, hides_answer: bool) -> list[Sample[Q
 
 
 def evidence(question: Question) -> str:
-    """The rationale without the sentences that conclude; one that is no phantom's is left as it is.
+    """The rationale without the sentences that conclude, or that tell by being there; another source's as it is.
 
     Example:
         >>> text = "a small dense disc lies in the left hilum . the left lung holds the larger one ."
         >>> evidence(Question("q", "on which side is the larger finding ?", "left", rationale=text, kind="comparison"))
         'a small dense disc lies in the left hilum .'
     """
-    concluding = CONCLUSIONS | NAMING if question.kind == "presence" else CONCLUSIONS
-    sentences = re.findall(r"\S[^.]*\.?", question.rationale)
-    return " ".join(s.strip() for s in sentences if sentence_kind(s.rstrip(" .").lower()) not in concluding)
+    sentences = [sentence.strip() for sentence in re.findall(r"\S[^.]*\.?", question.rationale)]
+    kinds = [sentence_kind(sentence.rstrip(" .").lower()) for sentence in sentences]
+    is_evidence = [not kind or (kind not in CONCLUSIONS and question.kind not in TELLING) for kind in kinds]
+    return " ".join(sentence for sentence, is_one in zip(sentences, is_evidence, strict=True) if is_one)
 
 
 def masked(question: Question, rationale: str) -> str:

@@ -24,6 +24,8 @@ from lightbox.claims.jobs import Plan
 from lightbox.claims.jobs import plan as plan_jobs
 from lightbox.claims.registry import Paper
 from lightbox.claims.runner import Finished
+from lightbox.claims.spec import Claim, Contrast, Role
+from lightbox.claims.statistics import Scores
 from lightbox.claims.verdicts import PRESETS_WITHOUT_VERDICT
 from lightbox.errors import RequestError, WorkError
 from lightbox.files import file_sha256, replace_bytes, replace_text
@@ -152,8 +154,9 @@ def recompute(folder: Path, paper: Paper) -> Document:
     """Recompute every effect, interval and verdict of a published folder from its parquet files.
 
     Claims are decided as the paper's `claims.py` declares them now, on the seeds that were published; a claim that it
-    no longer declares is left out. A claim whose jobs have other keys than today's, as source, settings or data
-    changed, is marked with `older_source`, the commits that made them.
+    no longer declares, or not at that preset, is left out. A claim whose jobs have other keys than today's, as source,
+    settings or data changed, is marked with `older_source`, the commits that made them, and what is shown beside its
+    verdict is left out where their scores lack it, such as a kind of question that was not asked then.
 
     Args:
         folder: `results/<paper>/<preset>`.
@@ -170,15 +173,30 @@ def recompute(folder: Path, paper: Paper) -> Document:
     entries = []
     for earlier in published.claims:
         claim = paper.claims.claim(earlier.id)
-        if claim is None:
+        if claim is None or published.preset not in claim.presets:
             continue
         own = [job for job in published.jobs if job.key in earlier.run_ids and claim.reads(job.arm)]
         jobs = {(job.arm, job.seed): job for job in own}
         scores = results.scores_of(paper, {pair: scores_path(folder, job) for pair, job in jobs.items()})
         older = sorted({job.commit for job in own if job.commit and job.key not in today})
+        if older:
+            claim = replace(claim, contrasts=_measured(claim, scores))
         entry = claim_entry(claim, published.preset, scores, jobs, pilot, seeds=sorted({job.seed for job in own}))
         entries.append(replace(entry, older_source=tuple(older)))
     return replace(published, claims=tuple(entries), family=document.family_of(tuple(entries)))
+
+
+def _measured(claim: Claim, scores: Scores) -> tuple[Contrast, ...]:
+    """Contrasts of a claim without the secondary ones that some scores hold no item of."""
+
+    def is_measured(contrast: Contrast) -> bool:
+        ready = scores.complete_seeds((m.arm for _, m in contrast.terms), sorted({seed for _, seed in scores.tables}))
+        try:
+            return all(scores.values(m, seed=seed)[1].size for _, m in contrast.terms for seed in ready)
+        except WorkError:  # a column that was not written then
+            return False
+
+    return tuple(c for c in claim.contrasts if c.role is not Role.SECONDARY or is_measured(c))
 
 
 def published_folders(root: Path, papers: Sequence[Paper], preset: str = "") -> list[tuple[Path, Paper]]:
