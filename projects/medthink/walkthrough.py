@@ -389,9 +389,8 @@ for row in csv.DictReader(io.StringIO(grid.read_text(encoding="utf-8"))) if grid
 for arm, by_rate in trials.items():
     print(f"{arm:<12}" + "  ".join(f"{rate:g}: {sum(v) / len(v):.1f}" for rate, v in sorted(by_rate.items())))
 
-assert (
-    len({tuple(sorted(by_rate)) for by_rate in trials.values()}) == 1
-)  # break: drop an arm's lowest rate from the file
+grids = {tuple(sorted(by_rate)) for by_rate in trials.values()}
+assert len(grids) <= 1  # break: drop an arm's lowest rate from the file
 
 # %% [markdown]
 # And this run? The real rules, applied to the four little arms above.

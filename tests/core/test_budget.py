@@ -395,7 +395,7 @@ def longer(toy, tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "Pool", InlinePool)
     monkeypatch.setattr("lightbox.runs.index.open_tracker", lambda out: Silent())
     text = (toy / "claims.py").read_text()
-    (toy / "claims.py").write_text(text.replace("is_primary=True,", 'is_primary=True, declared={"quick": 8},'))
+    (toy / "claims.py").write_text(text.replace("is_primary=True,", 'is_primary=True, budget_by_preset={"quick": 8},'))
     paper = paced_toy(toy)
     run_pilot(paper, tmp_path, ids=("Y1", "Y2"))
     return paper
@@ -406,6 +406,7 @@ def test_a_claim_is_decided_at_the_budget_it_declares(longer, tmp_path):
     arms = {arm for _, arm, _ in todo.keys}
     own = {"none", "true", "filler", "none@8", "true@8", "filler@8"}
     assert arms == own | {"twice", "majority", "none@2", "true@2", "twice@2"}  # half of 8 is the preset's own 4
+    assert {arm for _, arm in todo.own_arms()} == {"none@8", "true@8", "filler@8", "none", "true", "twice", "majority"}
     console = claim_tables.plain_console(file=io.StringIO(), width=200)
     new = reproduce.run_plan(todo, tmp_path / "out", root=tmp_path / "results", console=console, publish=True)
     entries = {claim.id: claim for claim in new.claims}
@@ -469,7 +470,7 @@ def test_results_of_before_claims_had_a_budget_come_out_marked(go, paced, measur
     lines = claim_tables.explanation(paced, paced.claims.claim("Y1"), [("quick", old)])
     assert lines[-1].endswith("; withdrawn: no pilot says whether it turns with more training")
     document = load(folder / "results.json")
-    write(replace(document, jobs=tuple(replace(job, settings="") for job in document.jobs)), folder / "results.json")
+    write(replace(document, jobs=tuple(replace(job, settings="", budget=None) for job in document.jobs)), folder / "results.json")
     [marked] = published.recompute(folder, paced).claims
     assert marked.verdict == Verdict.STILL_LEARNING
 

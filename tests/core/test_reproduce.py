@@ -243,7 +243,7 @@ def test_explanation_names_caveats_and_every_link_with_its_state(toy, index, sai
 def test_explanation_stays_within_20_lines_for_a_claim_of_many_contrasts(toy, index, said, tmp_path):
     paper = load_papers(packages={"toy": "toy"})[0]
     claim = paper.claims.claims[1]
-    many = tuple(replace(claim.contrasts[0], name=f"link {i}", role=list(Role)[i % 3]) for i in range(40))
+    many = tuple(replace(claim.contrasts[0], name=f"link {i}", role=list(Role)[i % len(Role)]) for i in range(40))
     entry = go(tmp_path, said, preset="smoke").claims[1]
     published = [("quick", entry), ("full", entry)]
     lines = claim_tables.explanation(paper, replace(claim, contrasts=many), published)

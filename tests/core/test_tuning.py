@@ -10,13 +10,15 @@ import yaml
 
 from lightbox.claims import tuning
 from lightbox.claims.registry import Paper
+from lightbox.claims.spec import Arm
 from lightbox.claims.statistics import Scores
 from lightbox.errors import RequestError, WorkError
 from lightbox.runs.folders import read_scores
 from lightbox.testing.fake_results import fake_claims
 from lightbox.testing.fake_runs import write_job
 
-CLAIMS = replace(fake_claims(), tuning=("bleu4", "correct"))
+ARMS = fake_claims().arms | {"answer_only": Arm("answer_only", "answers and nothing else")}
+CLAIMS = replace(fake_claims(), tuning=("bleu4", "correct"), arms=ARMS)
 
 
 def trial(tmp_path, arm, claims):
@@ -44,8 +46,14 @@ def test_kinds_weigh_alike_in_a_trial_where_the_claims_weigh_them_so():
     assert score == {"metric": "correct", "items": 10, "score": 0.5}
 
 
-def test_an_arm_that_is_never_scored_under_the_papers_condition_is_judged_under_its_own(tmp_path):
-    assert trial(tmp_path, "explanation", replace(CLAIMS, condition="volume"))[0]["items"] == 120
+def test_an_arm_is_tuned_under_the_condition_that_it_declares(tmp_path):
+    elsewhere = replace(CLAIMS, condition="volume")
+    with pytest.raises(WorkError, match="chosen under 'volume', and it was scored under .*blank.*tuned_under"):
+        trial(tmp_path / "a", "explanation", elsewhere)
+    arms = ARMS | {"explanation": Arm("explanation", "t", tuned_under="blank")}
+    score, scores = trial(tmp_path / "b", "explanation", replace(elsewhere, arms=arms))
+    judged = scores.tables["explanation", 0].to_pandas().query("condition == 'blank'")
+    assert score["score"] == pytest.approx(judged.bleu4.mean(), abs=1e-6)
 
 
 def test_a_paper_that_declares_no_tuning_metric_is_tuned_by_its_headline(tmp_path):
@@ -93,7 +101,7 @@ def tuned(tmp_path, monkeypatch):
 
     def tune(**options):
         place = {"root": tmp_path, "choice": tmp_path / "quick.yaml"}
-        return tuning.tune(paper, tmp_path / "out", budget=70, **place | options), asked
+        return tuning.tune(paper, tmp_path / "out", **{"budget": 70} | place | options), asked
 
     return tune
 
@@ -108,14 +116,31 @@ def test_tuning_widens_until_no_edge_wins_and_writes_table_and_choice(tuned, tmp
     assert {row["budget"] for row in rows} == {"70"}
 
 
-def test_trials_and_rates_of_arms_that_were_not_tuned_again_stay(tuned, tmp_path):
-    first, _ = tuned()
-    names = [name for name, arm in CLAIMS.arms.items() if arm.is_trained and not arm.rate_of]
+def test_trials_of_other_arms_stay_where_budget_and_grid_are_theirs(tuned, tmp_path):
+    first, _ = tuned(arms=("explanation", "none"))
     before = trials_in(tmp_path)
-    tuned(arms=names[:1], rates=(1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2))
+    tuned(arms=("filler",), rates=(2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3))
     after = trials_in(tmp_path)
-    assert [row for row in after if row["arm"] != names[0]] == [row for row in before if row["arm"] != names[0]]
-    assert set(yaml.safe_load((tmp_path / "quick.yaml").read_text())) == set(first)
+    assert [row for row in after if row["arm"] != "filler"] == before
+    assert {row["arm"] for row in after} == {"explanation", "none", "filler"}
+    with pytest.raises(
+        RequestError, match="holds trials of 'filler' at budget 70 and rates 0.00025, .*rivals share both"
+    ):
+        tuned(arms=("reasoning",), rates=(1e-3, 2e-3, 4e-3, 8e-3))
+    with pytest.raises(RequestError, match="at budget 35"):
+        tuned(arms=("reasoning",), budget=35)
+    assert set(first) == {"explanation", "none"}
+
+
+def test_every_trained_arm_has_a_rate_and_one_that_was_not_tuned_is_marked(tuned, tmp_path):
+    (tmp_path / "quick.yaml").write_text("reasoning: 0.002\nfiller: 0.5\nfirst: 1\n")
+    tuned(arms=("filler",))
+    lines = (tmp_path / "quick.yaml").read_text().splitlines()
+    assert "filler: 0.004" in lines
+    assert "reasoning: 0.002  # not tuned on this grid" in lines
+    assert "none: 0.001  # not tuned on this grid" in lines
+    rates = yaml.safe_load("\n".join(lines))
+    assert set(rates) == {name for name, arm in ARMS.items() if arm.is_trained}
 
 
 def test_grid_without_the_rate_of_arms_that_others_read_is_refused(tuned):

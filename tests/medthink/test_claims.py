@@ -122,6 +122,21 @@ def test_claims_and_config_import_no_torch():
     assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
 
 
+def test_rise_of_the_loss_is_its_mean_over_both_ways_of_making_rationales_inexact():
+    accuracy = {"none": 0.8, "reasoning": 0.75, "none_lesions50": 0.6, "reasoning_lesions50": 0.4}
+    accuracy["reasoning_corrupt50"] = 0.65
+    [primary] = PAPER.claim("T2-exact").by_role(Role.PRIMARY)
+    rise = sum(weight * accuracy[m.arm] for weight, m in primary.terms)
+    assert rise == pytest.approx((0.2 + 0.15) / 2 - 0.05)
+
+
+def test_every_trained_arm_has_a_rate_and_doses_share_one():
+    rates = resolve(["preset=quick"]).tuned
+    trained = {name: arm for name, arm in PAPER.arms.items() if arm.is_trained}
+    assert set(rates) == set(trained)
+    assert all(rates[name] == rates[arm.rate_of] for name, arm in trained.items() if arm.rate_of)
+
+
 @pytest.mark.parametrize("preset", ["quick", pytest.param("full", marks=pytest.mark.slow)])
 def test_what_is_published_can_be_decided_again(preset):
     """Also what an older source, phantom or list of claims left: it is marked, and never an error."""
@@ -129,4 +144,5 @@ def test_what_is_published_can_be_decided_again(preset):
     for folder, _ in published_folders(results_dir(), [paper], preset):
         entries = recompute(folder, paper).claims
         assert {entry.id for entry in entries} <= {claim.id for claim in PAPER.claims if preset in claim.presets}
-        assert "T1" in {entry.id for entry in entries}
+        [t1] = [entry for entry in entries if entry.id == "T1"]
+        assert len(t1.seeds) == t1.planned_seeds  # the arms were found, whatever they were called then

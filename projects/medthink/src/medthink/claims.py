@@ -20,11 +20,12 @@ OUT_OF_FOLD = "objective.stage2_rationales=out_of_fold"
 IN_SAMPLE = "objective.stage2_rationales=in_sample"
 ALIKE = "objective.answer_loss=alike"
 SAME_ANSWER = "data.rationale=same_answer"
+READ = ("explanation", "reasoning")  # whose rationales of the test items the readers of T4 get
 BOTH_STAGES_1 = ("stage1", "stage1_folds")
 
 
-def _arm(name: str, title: str, method: str, *overrides: str, needs: tuple[str, ...] = (), rate_of: str = "") -> Arm:
-    return Arm(name, title, (f"objective.method={method}", *overrides), needs, UNTRAINED not in overrides, rate_of)
+def _arm(name: str, title: str, method: str, *overrides: str, needs: tuple[str, ...] = (), **options: str) -> Arm:
+    return Arm(name, title, (f"objective.method={method}", *overrides), needs, UNTRAINED not in overrides, **options)
 
 
 def corruption_arm(order: str, pct: int) -> str:
@@ -45,7 +46,8 @@ def _scaled(order: str, pct: int) -> Arm:
 
 
 # What `experiment=NAME` means, and nothing else: the arms of a claim share data, steps and initial weights, and differ
-# in the strategy or in what rationales say.
+# in the strategy or in what rationales say. Three kinds of arm differ in what their name says: none_twice in steps,
+# explanation_alike in the loss, *_lesions* in the size of what is drawn.
 ARMS = (
     _arm("untouched", "arm 0: shipped weights, not trained", "none", UNTRAINED),
     _arm("majority", "most frequent training answer of the question kind", "majority", UNTRAINED),
@@ -64,13 +66,14 @@ ARMS = (
     _arm("stage2_gold", "stage 2 trained on reference rationales", "second_stage", needs=("stage1",)),
     _arm("stage2_in_sample", "stage 2 on stage 1's training rationales", "second_stage", IN_SAMPLE, needs=("stage1",)),
     _arm("stage2_out_of_fold", "stage 2 on out-of-fold rationales", "second_stage", OUT_OF_FOLD, needs=BOTH_STAGES_1),
-    _arm("reader", "text-only reader trained on reference rationales", "reader", needs=("explanation", "reasoning")),
+    _arm("reader", "text-only reader trained on reference rationales", "reader", needs=READ, tuned_under="reference"),
     _arm(
         "reader_evidence",
         "the same reader, conclusions dropped and answer-bearing words masked",
         "reader",
         "objective.hides_answer=true",
-        needs=("explanation", "reasoning"),
+        needs=READ,
+        tuned_under="reference",
     ),
     *(_scaled(order, pct) for pct in LESION_SCALE_PCT for order in ("none", "reasoning")),
     *(_corrupted(order, pct) for order in ("explanation", "reasoning") for pct in CORRUPTION_PCT[1:]),
@@ -160,7 +163,7 @@ _T1 = _claim(
     is_primary=True,
     presets=("smoke", "quick", "full"),
     seeds={"smoke": 1, "quick": 5, "full": 8},
-    declared=LONG,
+    budget_by_preset=LONG,
     note="Reproduced only if the true rationale also beats a rationale of another item with the same question kind and "
     "answer, and filler of the same length: otherwise longer targets explain the gain.",
 )
@@ -228,7 +231,7 @@ _T2 = _claim(
     ),
     gate=_gate("explanation", "none", "reasoning"),
     seeds={"smoke": 1, "full": 8},
-    declared=LONG,
+    budget_by_preset=LONG,
     note="Prediction before the run: the loss sits where the generated rationale states wrong facts, and closes or "
     "turns where it states the right ones, so the sign depends on how exact rationales are (T2-exact).",
 )
@@ -246,6 +249,12 @@ _T2_EXACT = _claim(
             is_paired=False,
         ),
         *(_exactness_falls(reasoning) for _, reasoning in INEXACT_WAYS),
+        Contrast(
+            "lesions at 50 % can be seen: own image - blank image",
+            ((1.0, Measure("none_lesions50")), (-1.0, Measure("none_lesions50", condition="blank"))),
+            Role.PREMISE,
+            min_effect=0.05,
+        ),
         *(
             Contrast(f"answer only - Reasoning, {name}", _loss_terms(*arms), Role.SECONDARY)
             for name, arms in LOSSES.items()
@@ -312,9 +321,11 @@ _T4 = _claim(
         "A whole reference rationale contains the answer, so what a reader gains from it is true by construction; the "
         "links read its evidence only.",
     ),
-    note="Evidence is what is left without the sentences that conclude, with option and polarity words masked; some "
-    "kinds of question then keep none. The reader never trains without a rationale, so its no-rationale score is a "
-    "lower bound; the question-only look-up stands beside it. The paper's judge reads whole rationales.",
+    note="Evidence is what is left without the sentences that conclude, with option and polarity words masked. "
+    "Presence and threshold questions keep none, as theirs tells the answer by its form, and what would answer a side "
+    "question is masked, so those kinds cannot gain. The reader of whole rationales never trains without one, so its "
+    "no-rationale score is a lower bound; the question-only look-up stands beside it. The paper's judge reads whole "
+    "rationales.",
 )
 
 _T5 = _claim(

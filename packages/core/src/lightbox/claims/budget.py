@@ -2,9 +2,9 @@
 
 A contrast *moves* from one budget to a later one if its effect comes nearer to zero, or crosses it, by the minimum
 effect m or more; one that lies within m moves if it changes by m in any direction. A growing effect may go on growing.
-A claim is on its plateau at a budget if the pilot goes to twice that, and no link or control moves from there to any
-later budget of the pilot. Where a preset also runs half its budget on the verdict's own seeds, nothing may move from
-there either. The declared budget is the smallest on the plateau.
+A claim is on its plateau at a budget if the pilot goes to twice that, and no link, control or premise moves from there
+to any later budget of the pilot. Where a preset also runs half its budget on the verdict's own seeds, nothing may move
+from there either. The declared budget is the smallest on the plateau.
 
 That rule reads means, and a pilot of few seeds misses movements: of simulated arms that cross after the pilot ends
 (`benchmarks/verdict_engine.py`, page `docs/power.md`), up to three in ten kept "contradicted" under it alone. So a
@@ -192,7 +192,7 @@ def written(where: Sequence[tuple[str, str]]) -> str:
 
 
 def deciding(claim: Claim) -> list[Contrast]:
-    """Links and controls."""
+    """Links, controls and premises."""
     return [contrast for contrast in claim.contrasts if contrast.role is not Role.SECONDARY]
 
 
@@ -256,7 +256,7 @@ def _pilot_effect(
     terms = {seed: [means.get(place_of(m, seed, budget, pilot.claims)) for _, m in contrast.terms] for seed in seeds}
     rows = {seed: [row for row in found if row is not None] for seed, found in terms.items() if None not in found}
     for seed, found in rows.items():
-        if len({row.items for row in found}) > 1:
+        if contrast.is_paired and len({row.items for row in found}) > 1:
             counts = ", ".join(f"{row.arm} {row.items}" for row in found)
             raise _refusal(claim, pilot, f"'{contrast.name}' pairs unequal numbers of items at seed {seed}: {counts}")
     weights = [weight for weight, _ in contrast.terms]
@@ -326,7 +326,9 @@ def convergence(claim: Claim, ladders: Mapping[str, Ladder], budget: int) -> Con
     """Whether a claim is on its plateau at a budget of the pilot."""
     budgets = sorted(set.intersection(*(set(ladder) for ladder in ladders.values())))
     plateau = next((b for b in budgets if 2 * b in budgets and not movements(claim, ladders, b)), None)
-    unsettled = [name for name, ladder in ladders.items() if moving(ladder, budget, slack=True)]
+    premises = {contrast.name for contrast in claim.by_role(Role.PREMISE)}  # no verdict rests on the sign of one
+    moving_maybe = [name for name, ladder in ladders.items() if moving(ladder, budget, slack=True)]
+    unsettled = [name for name in moving_maybe if name not in premises]
     moved = movements(claim, ladders, budget)
     return Convergence(claim.budget, budget, plateau, not moved, "; ".join(moved), tuple(unsettled))
 

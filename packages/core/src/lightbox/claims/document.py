@@ -149,7 +149,7 @@ class ClaimEntry:
         return "" if self.budget is not None else "withdrawn: no pilot says whether it turns with more training"
 
     def deciding_contrasts(self) -> list[ContrastEntry]:
-        """Links and controls."""
+        """Links, controls and premises."""
         return [contrast for contrast in self.contrasts if contrast.role is not Role.SECONDARY]
 
     def deciding_interval(self, contrast: ContrastEntry) -> tuple[Ends | None, int]:
@@ -319,4 +319,5 @@ def load(path: Path) -> Document:
 def _has_budget(content: Mapping[str, Any]) -> bool:
     """Whether a document is of the time when claims had a training budget, which is later than digests."""
     claims = content.get("claims")
-    return isinstance(claims, list) and any(isinstance(claim, dict) and claim.get("budget") for claim in claims)
+    entries = [claim for claim in claims if isinstance(claim, dict)] if isinstance(claims, list) else []
+    return any(claim.get("budget") is not None for claim in entries)

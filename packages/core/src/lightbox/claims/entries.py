@@ -11,12 +11,13 @@ from lightbox.claims.budget import Convergence, Ladder, Pilot
 from lightbox.claims.document import BudgetCurve, BudgetPoint, ClaimEntry, ContrastEntry, GateEntry, JobEntry, Level
 from lightbox.claims.gate import GateResult, gate_result
 from lightbox.claims.jobs import name_in_claim, seeds_of
-from lightbox.claims.spec import BEST, Claim, Kind, Measure, Role, base_arm
+from lightbox.claims.spec import BEST, Claim, Contrast, Kind, Measure, Role, base_arm
 from lightbox.claims.statistics import Effect, Ends, Scores, contrast_effect
 from lightbox.claims.verdicts import PRESETS_WITHOUT_VERDICT, Decision, decide
+from lightbox.errors import WorkError
 
 DIGITS = 8
-DECLARED = ("paper", "id", "kind", "statement", "location", "paper_numbers", "note", "is_primary", "unit", "budget")
+COPIED = ("paper", "id", "kind", "statement", "location", "paper_numbers", "note", "is_primary", "unit", "budget")
 SCALED = ("effect", "per_seed", "seed_sd", "between_sd", "min_effect")
 
 
@@ -28,6 +29,7 @@ def claim_entry(
     pilot: Pilot,
     *,
     seeds: Sequence[int] | None = None,
+    is_older: bool = False,
 ) -> ClaimEntry:
     """Decide one claim and write it down.
 
@@ -38,12 +40,16 @@ def claim_entry(
         jobs: by (arm, seed), for keys, commits, times and what the pilot must share.
         pilot: of the paper.
         seeds: of the scores; None takes those of the preset.
+        is_older: the scores may lack what is shown beside the verdict, such as a kind of question that was not asked
+            then; that is left out.
 
     Raises:
         RequestError: where the test set is smaller than the claim needs.
         WorkError: where scores do not pair.
     """
     jobs, scores = as_declared(claim, preset, jobs, scores, pilot)
+    if is_older:
+        claim = replace(claim, contrasts=_measured(claim, scores))
     planned = len(seeds_of(claim, preset))
     seeds = seeds_of(claim, preset) if seeds is None else seeds
     effects = [contrast_effect(c, scores, seeds=seeds, min_effect=claim.min_effect) for c in claim.contrasts]
@@ -53,7 +59,7 @@ def claim_entry(
     top, scale = _deciding(claim, effects), claim.unit_scale
     used = {job.key: job for (arm, seed), job in jobs.items() if claim.reads(arm) and seed in seeds}
     return ClaimEntry(
-        **{name: getattr(claim, name) for name in DECLARED},
+        **{name: getattr(claim, name) for name in COPIED},
         verdict=decision.verdict,
         reason=decision.reason,
         effect=printed(top.effect, scale),
@@ -86,13 +92,25 @@ def as_declared(
     trained = {pair: job for pair, job in jobs.items() if base_arm(pair[0])[0] in budgeted}
     usual = next((job.budget for (name, _), job in trained.items() if not base_arm(name)[1]), None) or 0
     names = {pair: pair[0] if claim.reads(pair[0]) else None for pair in jobs}
-    if claim.budget:  # the budgets of earlier publications are not recorded: they ran at the preset's alone
-        for (name, seed), job in trained.items():
-            own = job.budget or base_arm(name)[1] or usual
-            names[name, seed] = name_in_claim(claim, preset, name, budget=own, usual=usual)
+    for (name, seed), job in trained.items():
+        if claim.budget and job.budget:  # of earlier publications no budget is recorded: all ran at the preset's
+            names[name, seed] = name_in_claim(claim, preset, name, budget=job.budget, usual=usual)
     read = {pair: (own, pair[1]) for pair, own in names.items() if own is not None}
     tables = {read[pair]: table for pair, table in scores.tables.items() if pair in read}
     return {read[pair]: jobs[pair] for pair in read}, replace(scores, tables=tables)
+
+
+def _measured(claim: Claim, scores: Scores) -> tuple[Contrast, ...]:
+    """Contrasts of a claim without the secondary ones that some scores hold no item of."""
+
+    def is_measured(contrast: Contrast) -> bool:
+        ready = scores.complete_seeds((m.arm for _, m in contrast.terms), sorted({seed for _, seed in scores.tables}))
+        try:
+            return all(scores.values(m, seed=seed)[1].size for _, m in contrast.terms for seed in ready)
+        except WorkError:  # a column that was not written then
+            return False
+
+    return tuple(c for c in claim.contrasts if c.role is not Role.SECONDARY or is_measured(c))
 
 
 def by_budget(

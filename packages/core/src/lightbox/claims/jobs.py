@@ -80,6 +80,21 @@ class Plan:
             if name == paper.name and claim.reads(arm) and seed in seeds_of(claim, self.preset)
         }
 
+    def own_arms(self) -> set[tuple[str, str]]:
+        """Arms, as (paper, planned name), that some claim reads at its declared budget; not those of a ladder alone."""
+        usual = {paper.name: preset_budget(paper, self.preset) for paper, _ in self.claims if paper.claims.budget}
+        own = set()
+        for (name, arm, _), key in self.keys.items():
+            for paper, claim in self.claims:
+                is_own = name == paper.name and claim.reads(arm)
+                if is_own and claim.budget and base_arm(arm)[0] in paper.claims.budgeted:
+                    budget = self.jobs[key].budget
+                    called = name_in_claim(claim, self.preset, arm, budget=budget, usual=usual[name])
+                    is_own = called is not None and not base_arm(called)[1]
+                if is_own:
+                    own.add((name, arm))
+        return own
+
 
 FIRST_SEED = {"full": 100}
 """First seed of a preset, 0 where it is not named: `full` shares none with `quick`, so that one confirms the other."""
@@ -96,7 +111,7 @@ def budgets_of(claim: Claim, preset: str, usual: int) -> tuple[int, ...]:
 
     `usual` is the preset's own, which a claim has where it declares none.
     """
-    declared = claim.declared.get(preset, usual)
+    declared = claim.budget_by_preset.get(preset, usual)
     return (*sorted(int(share * declared) for share in claim.ladder.get(preset, ())), declared)
 
 

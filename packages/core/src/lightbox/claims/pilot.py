@@ -51,7 +51,7 @@ def check_ladder(budgets: Sequence[int]) -> None:
 
 
 def deciding_arms(claim: Claim) -> list[str]:
-    """Arms that links, controls and the gate of a claim read."""
+    """Arms that links, controls, premises and the gate of a claim read."""
     return list(replace(claim, contrasts=tuple(deciding(claim))).arms)
 
 

@@ -24,8 +24,7 @@ from lightbox.claims.jobs import Plan
 from lightbox.claims.jobs import plan as plan_jobs
 from lightbox.claims.registry import Paper
 from lightbox.claims.runner import Finished
-from lightbox.claims.spec import Claim, Contrast, Role
-from lightbox.claims.statistics import Scores
+from lightbox.claims.spec import base_arm
 from lightbox.claims.verdicts import PRESETS_WITHOUT_VERDICT
 from lightbox.errors import RequestError, WorkError
 from lightbox.files import file_sha256, replace_bytes, replace_text
@@ -83,7 +82,7 @@ def check_scores(folder: Path, jobs: Sequence[JobEntry]) -> None:
     rows = {tuple(row[name] for name in IDENTITY[:-1]): row for row in _rows_of(table)}  # of several the last
     owners: dict[str, set[tuple[str, int]]] = {}
     for job in jobs:
-        owners.setdefault(job.key, set()).add((job.arm, job.seed))
+        owners.setdefault(job.key, set()).add((base_arm(job.arm)[0], job.seed))
     for job in jobs:
         path, named = scores_path(folder, job), f"arm '{job.arm}', seed {job.seed}"
         row = rows.get((job.paper, folder.name, job.arm, str(job.seed), job.key))
@@ -101,7 +100,9 @@ def check_scores(folder: Path, jobs: Sequence[JobEntry]) -> None:
             why = f"Their SHA-256 begins {sha256[:12]}, and {table} names {str(row['scores_sha256'])[:12]}"
             raise WorkError(given, f"{why}: the file was edited, cut or exchanged", again)
         own = {"paper": job.paper, "key": job.key, "rows": count}
-        if label and (not own.items() <= label.items() or (label["arm"], label["seed"]) not in owners[job.key]):
+        # a budget may become the preset's own: the arm is then planned under another name, and the job is the same
+        is_owner = label and (base_arm(label["arm"])[0], label["seed"]) in owners[job.key]
+        if label and not (own.items() <= label.items() and is_owner):
             said = (
                 f"arm '{label.get('arm')}', seed {label.get('seed')}, key {label.get('key')}, {label.get('rows')} rows"
             )
@@ -179,24 +180,10 @@ def recompute(folder: Path, paper: Paper) -> Document:
         jobs = {(job.arm, job.seed): job for job in own}
         scores = results.scores_of(paper, {pair: scores_path(folder, job) for pair, job in jobs.items()})
         older = sorted({job.commit for job in own if job.commit and job.key not in today})
-        if older:
-            claim = replace(claim, contrasts=_measured(claim, scores))
-        entry = claim_entry(claim, published.preset, scores, jobs, pilot, seeds=sorted({job.seed for job in own}))
+        seeds = sorted({job.seed for job in own})
+        entry = claim_entry(claim, published.preset, scores, jobs, pilot, seeds=seeds, is_older=bool(older))
         entries.append(replace(entry, older_source=tuple(older)))
     return replace(published, claims=tuple(entries), family=document.family_of(tuple(entries)))
-
-
-def _measured(claim: Claim, scores: Scores) -> tuple[Contrast, ...]:
-    """Contrasts of a claim without the secondary ones that some scores hold no item of."""
-
-    def is_measured(contrast: Contrast) -> bool:
-        ready = scores.complete_seeds((m.arm for _, m in contrast.terms), sorted({seed for _, seed in scores.tables}))
-        try:
-            return all(scores.values(m, seed=seed)[1].size for _, m in contrast.terms for seed in ready)
-        except WorkError:  # a column that was not written then
-            return False
-
-    return tuple(c for c in claim.contrasts if c.role is not Role.SECONDARY or is_measured(c))
 
 
 def published_folders(root: Path, papers: Sequence[Paper], preset: str = "") -> list[tuple[Path, Paper]]:

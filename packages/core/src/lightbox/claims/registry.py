@@ -127,6 +127,8 @@ def _check_claim(paper: PaperClaims, claim: Claim) -> None:
     if claim.kind in (Kind.DIRECTIONAL, Kind.PATTERN):
         why = "It rests on one number; kind chain takes several"
         _refuse_unless(len(links) == 1, paper, f"{declared} with {len(links)} primary contrasts", why)
+    premises = claim.by_role(Role.PREMISE) if claim.kind is Kind.EXACT else ()
+    _refuse_unless(not premises, paper, f"{declared} with a premise", "A premise is judged by an interval")
     names = [contrast.name for contrast in claim.contrasts]
     _refuse_unless(len(set(names)) == len(names), paper, f"{declared}, contrasts {names}", "A name is used twice")
     missing = [arm for arm in claim.arms if arm not in paper.arms]

@@ -142,9 +142,9 @@ def _error_entry(plan: Plan, key: str, error: Exception) -> ErrorEntry:
 
 def _examples(plan: Plan, finished: Finished, folder: Path) -> list[ShownExample]:
     """Examples of the first seed, with the paths of their images relative to `folder`."""
-    first, shown = min((seed for _, _, seed in plan.keys), default=0), []
+    first, shown, own = min((seed for _, _, seed in plan.keys), default=0), [], plan.own_arms()
     for (paper, arm, seed), key in plan.keys.items():
-        if seed == first and key in finished.folders and not base_arm(arm)[1]:
+        if seed == first and key in finished.folders and (paper, arm) in own:
             place = Path(os.path.relpath(finished.folders[key], folder))
             for row in folders.read_examples(finished.folders[key])[:EXAMPLES_PER_ARM]:
                 shown.append(ShownExample(paper, arm, seed, Example.from_row(row).moved_to(place)))
@@ -154,8 +154,9 @@ def _examples(plan: Plan, finished: Finished, folder: Path) -> list[ShownExample
 def _curves(plan: Plan, finished: Finished) -> dict[str, Curves]:
     """Curves by paper, metric and arm, one a seed, each thinned to at most `CURVE_POINTS` points."""
     curves: dict[str, Curves] = {}
+    own = plan.own_arms()
     for (paper, arm, _), key in plan.keys.items():
-        if key in finished.folders and not base_arm(arm)[1]:
+        if key in finished.folders and (paper, arm) in own:
             for metric, points in folders.read_history(finished.folders[key]).items():
                 thinned = points[:: -(-len(points) // CURVE_POINTS)] if points else []
                 by_arm = curves.setdefault(paper, {}).setdefault(metric, {})

@@ -55,6 +55,7 @@ class Arm:
         needs: arms of the same seed whose finished job directories this arm reads.
         is_trained: False for evaluation-only arms and baselines.
         rate_of: takes the tuned learning rate of this arm, "" has its own: doses of one arm share a rate.
+        tuned_under: condition of the scores that choose its rate; "" is the paper's.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Arm:
     needs: tuple[str, ...] = ()
     is_trained: bool = True
     rate_of: str = ""
+    tuned_under: str = ""
 
 
 def at_budget(arm: str, budget: int) -> str:
@@ -160,9 +162,9 @@ class Claim:
     the size presets that run it, `seeds` how many seeds each takes. `bound` is for kind exact: the number must be at
     least the bound, or at most where `is_upper_bound`. `min_items` is the fewest items a seed a verdict may rest on.
     `caveats` are what a reader of the verdict must know, one sentence each, such as what is true by construction.
-    `budget` is the config leaf that says how long the arms train, "" where the claim has no training budget. `declared`
-    is its value by preset, where the claim has another than the preset; `ladder` says, by preset, at which shares of it
-    the verdict's own seeds run too.
+    `budget` is the config leaf that says how long the arms train, "" where the claim has no training budget. Its value
+    is the preset's, or what `budget_by_preset` says; `ladder` says, by preset, at which shares of it the verdict's own
+    seeds run too.
     """
 
     paper: str
@@ -185,7 +187,7 @@ class Claim:
     min_items: int = 100
     caveats: tuple[str, ...] = ()
     budget: str = "optim.max_steps"
-    declared: dict[str, int] = field(default_factory=dict)
+    budget_by_preset: dict[str, int] = field(default_factory=dict)
     ladder: dict[str, tuple[float, ...]] = field(default_factory=dict)
 
     def by_role(self, role: Role) -> tuple[Contrast, ...]:

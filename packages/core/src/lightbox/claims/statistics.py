@@ -169,6 +169,11 @@ def contrast_effect(
 def _unpaired_effect(contrast: Contrast, scores: Scores, *, seeds: Sequence[int], min_effect: float) -> Effect:
     """Effect of a contrast whose terms hold other items: weighted means, one number a seed."""
     values = {seed: [(weight, scores.values(m, seed=seed)[1]) for weight, m in contrast.terms] for seed in seeds}
+    for seed, terms in values.items():
+        if empty := [m.label for (_, m), (_, own) in zip(contrast.terms, terms, strict=True) if not own.size]:
+            given = f"Contrast '{contrast.name}', seed {seed}, reads no item of '{empty[0]}'"
+            why = "A mean needs at least one item"
+            raise WorkError(given, why, "Correct the condition and `where` of its measures")
     per_seed = [sum(weight * own.mean() for weight, own in terms) for terms in values.values()]
     items = min((own.size for terms in values.values() for _, own in terms), default=0)
     return effect_of(contrast, per_seed, seeds=seeds, items=items, min_effect=min_effect)

@@ -119,10 +119,10 @@ def tune(
             break
         grid = wider
     chosen = choose(rows)
-    _merge_table(rows, (root or results_dir()) / paper.name / FILE)
+    tried = _merge_table(rows, (root or results_dir()) / paper.name / FILE)
     taken = {name: chosen.get(arm.rate_of or name) for name, arm in paper.claims.arms.items() if arm.is_trained}
     taken = {name: rate for name, rate in taken.items() if rate is not None}
-    _merge_choice(taken, choice or _package_folder(paper) / "conf" / "tuned" / f"{PRESET}.yaml", paper)
+    _merge_choice(taken, choice or _package_folder(paper) / "conf" / "tuned" / f"{PRESET}.yaml", paper, tried)
     return taken
 
 
@@ -189,14 +189,18 @@ def widened(rows: Sequence[dict], rates: Sequence[float]) -> list[float]:
 
 
 def trial_score(paper: Paper, scores: Scores, arm: str, seed: int) -> dict:
-    """Mean of the first tuning metric that the arm has, under the paper's condition or else the first it was scored in.
+    """Mean of the first tuning metric that the arm has, under the condition that the arm or else the paper declares.
 
     Raises:
-        WorkError: where it has none of them.
+        WorkError: where it has none of them, or was not scored under that condition.
     """
     table = scores.tables[arm, seed]
+    condition = paper.claims.arms[arm].tuned_under or paper.claims.condition
     conditions = table["condition"].unique().to_pylist()
-    condition = paper.claims.condition if paper.claims.condition in conditions else conditions[0]
+    if condition not in conditions:
+        why = f"Its rate would be chosen under '{condition}', and it was scored under {', '.join(conditions)}"
+        do = "Declare Arm.tuned_under in claims.py"
+        raise WorkError(f"The scores of arm '{arm}', seed {seed}", why, do)
     metrics = paper.claims.tuning or (paper.claims.headline,)
     for metric in metrics:
         if metric not in table.column_names:
@@ -217,27 +221,56 @@ def _trial(paper: Paper, arm: Arm, rate: float, budget: int) -> Arm:
     return replace(arm, overrides=(*arm.overrides, f"optim.lr={rate}", "data.eval_split=validation", *more))
 
 
-def _merge_table(rows: Sequence[dict], path: Path) -> None:
-    """Write the trials; those of arms that were not tried this time stay, without what their file did not record."""
-    arms = {row["arm"] for row in rows}
-    earlier = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))) if path.exists() else ()
+def _merge_table(rows: Sequence[dict], path: Path) -> set[str]:
+    """Write the trials; those of arms that were not tried this time stay, if they are of the same budget and grid.
+
+    Gives the arms in the table.
+
+    Trials of before a budget was recorded go: they were of another source, and stay in git.
+
+    Raises:
+        RequestError: where others stay that were tried at another budget or on another grid.
+    """
+    arms, size = {row["arm"] for row in rows}, _size(rows)
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    earlier = [row for row in csv.DictReader(io.StringIO(text)) if row.get("budget") and row["arm"] not in arms]
+    for arm in {row["arm"] for row in earlier}:
+        if (other := _size([row for row in earlier if row["arm"] == arm])) != size:
+            raise RequestError(
+                f"The trials of {', '.join(sorted(arms))} are at budget {size[0]} and rates {size[1]}",
+                f"{path} holds trials of '{arm}' at budget {other[0]} and rates {other[1]}, and rivals share both",
+                "Tune with those --budget and --rates, or tune all arms again",
+            )
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, FIELDS, restval="", extrasaction="ignore", lineterminator="\n")
+    writer = csv.DictWriter(buffer, FIELDS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows([*(row for row in earlier if row["arm"] not in arms), *rows])
+    writer.writerows([*earlier, *rows])
     replace_text(path, buffer.getvalue())
+    return {row["arm"] for row in (*earlier, *rows)}
 
 
-def _merge_choice(rates: dict[str, float], path: Path, paper: Paper) -> None:
-    """Write the rates; those of arms that were not tuned this time stay, those of arms that are no more go."""
+def _size(rows: Sequence[dict]) -> tuple[str, str]:
+    """Budgets and rates of some trials, written out."""
+    budgets, rates = {int(row["budget"]) for row in rows}, {float(row["lr"]) for row in rows}
+    return ", ".join(map(str, sorted(budgets))), ", ".join(f"{rate:g}" for rate in sorted(rates))
+
+
+def _merge_choice(rates: dict[str, float], path: Path, paper: Paper, tried: set[str]) -> None:
+    """Write the rate of every trained arm: chosen now, what stood there, or the middle of the grid where nothing did.
+
+    Arms that are not among those `tried`, and take no such arm's rate, are marked as not tuned.
+    """
     earlier = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
-    rates = {name: rate for name, rate in earlier.items() if name in paper.claims.arms} | rates
-    head = (
-        f"# Learning rate per arm, chosen on development seeds at `{PRESET}` size, every arm from the same grid.\n"
-        f"# Written by `python -m lightbox.claims.tuning {paper.name}`; trials: results/{paper.name}/{FILE}.\n"
-    )
-    order = [name for name in paper.claims.arms if name in rates]
-    replace_text(path, head + "".join(f"{name}: {rates[name]}\n" for name in order))
+    lines = [
+        f"# Learning rate per arm, chosen on development seeds at `{PRESET}` size, every arm from the same grid.",
+        f"# Written by `python -m lightbox.claims.tuning {paper.name}`; trials: results/{paper.name}/{FILE}.",
+    ]
+    for name, arm in paper.claims.arms.items():
+        if arm.is_trained:
+            rate = rates.get(name, earlier.get(arm.rate_of or name, earlier.get(name)))
+            mark = "" if (arm.rate_of or name) in tried else "  # not tuned on this grid"
+            lines.append(f"{name}: {MIDDLE if rate is None else rate}{mark}")
+    replace_text(path, "\n".join(lines) + "\n")
 
 
 def _package_folder(paper: Paper) -> Path:

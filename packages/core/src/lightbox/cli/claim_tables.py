@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lightbox import machine
-from lightbox.claims.budget import FILE, Convergence, judge, load_pilot
+from lightbox.claims.budget import FILE, Convergence, judge, load_pilot, steps
 from lightbox.claims.document import ClaimEntry, Document, Published
 from lightbox.claims.jobs import Job, Plan, budgets_of, preset_budget, seeds_of
 from lightbox.claims.registry import Paper
@@ -129,10 +129,15 @@ def explanation(paper: Paper, claim: Claim, entries: Sequence[tuple[str, ClaimEn
         margin = "Equivalence margin" if claim.kind is Kind.EQUIVALENCE else "Minimum effect"
         lines.append(f"{margin}: {claim.min_effect * scale:g} {unit}; at least {claim.min_items} items a seed")
     budget = f"; budget {claim.budget}, pilot results/{paper.name}/{FILE}" if claim.budget else ""
-    lines.append(f"Runs at: {', '.join(f'{preset} ({claim.seeds[preset]} seeds)' for preset in claim.presets)}{budget}")
+    lines.append(f"Runs at: {', '.join(_size(claim, preset) for preset in claim.presets)}{budget}")
     lines += [f"Caveats: {' '.join(claim.caveats)}"] if claim.caveats else []
     lines += [_verdict_line(preset, entry) for preset, entry in entries] or ["Verdict: no published run"]
     return lines
+
+
+def _size(claim: Claim, preset: str) -> str:
+    own = claim.budget_by_preset.get(preset)
+    return f"{preset} ({claim.seeds[preset]} seeds{f', {own} {steps(claim.budget)}' if own else ''})"
 
 
 def formula(paper: Paper, contrast: Contrast) -> str:

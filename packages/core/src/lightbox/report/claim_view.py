@@ -32,9 +32,7 @@ CHIPS = {
         Chip("control failed", "◆", "bad", "the effect is there, but a control does as well"),
         Chip("still learning", "◔", "open", "another verdict would hold, but more training moves the effect, or may"),
         Chip("inconclusive", "◐", "open", "the interval leaves it open"),
-        Chip(
-            "not testable", "∅", "plain", "the gate failed: no arm beats the baselines, or the task is solved already"
-        ),
+        Chip("not testable", "∅", "plain", "no arm beats the baselines, the task is solved, or a premise is missing"),
     )
 }
 
