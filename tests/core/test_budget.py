@@ -24,7 +24,7 @@ from lightbox.claims.statistics import effect_of
 from lightbox.claims.verdicts import decide
 from lightbox.cli import claim_tables, reproduce
 from lightbox.errors import RequestError
-from lightbox.report.claim_view import CHIPS, ClaimView, turn
+from lightbox.report.claim_view import CHIPS, ClaimView, stopped_early, turn
 from lightbox.report.readme import results_lines
 from lightbox.testing.fake_results import fake_results
 from lightbox.testing.inline_pool import InlinePool
@@ -470,7 +470,10 @@ def test_results_of_before_claims_had_a_budget_come_out_marked(go, paced, measur
     lines = claim_tables.explanation(paced, paced.claims.claim("Y1"), [("quick", old)])
     assert lines[-1].endswith("; withdrawn: no pilot says whether it turns with more training")
     document = load(folder / "results.json")
-    write(replace(document, jobs=tuple(replace(job, settings="", budget=None) for job in document.jobs)), folder / "results.json")
+    write(
+        replace(document, jobs=tuple(replace(job, settings="", budget=None) for job in document.jobs)),
+        folder / "results.json",
+    )
     [marked] = published.recompute(folder, paced).claims
     assert marked.verdict == Verdict.STILL_LEARNING
 
@@ -505,6 +508,24 @@ def test_the_turn_of_a_sign_is_said(tmp_path, means, sentence):
     claim = fake_results(tmp_path).claims[0]
     shown = replace(claim, budget="optim.max_steps", by_budget=(curve(*means), curve(-9, 9, 9, 9, role="arm")))
     assert turn(shown) == sentence
+
+
+def test_each_arm_at_its_own_best_budget_is_said(tmp_path):
+    points = {"true": (0.6, 0.72, 0.7), "none": (0.66, 0.64, 0.68)}
+    curves = [
+        BudgetCurve(
+            name,
+            "arm",
+            True,
+            tuple(BudgetPoint(b, 100 * mean, None, 3) for b, mean in zip((2, 4, 8), means, strict=True)),
+        )
+        for name, means in points.items()
+    ]
+    plain = fake_results(tmp_path).claims[0]
+    link = replace(plain.links[0], name="true minus none", arm="true", rival="none")
+    claim = replace(plain, budget="steps", contrasts=(link,), by_budget=tuple(curves))
+    assert stopped_early(claim, 1) == "'true minus none' +4.0 points, true at 4, none at 8 steps"
+    assert stopped_early(replace(claim, by_budget=()), 1) == ""
 
 
 def test_the_figure_holds_every_curve_and_a_claim_without_curves_has_none(tmp_path):

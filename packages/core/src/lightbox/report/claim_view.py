@@ -8,7 +8,7 @@ from lightbox.claims.document import ClaimEntry, ContrastEntry, Document
 from lightbox.claims.spec import Kind, Verdict
 from lightbox.claims.verdicts import PRESETS_WITHOUT_VERDICT
 from lightbox.report import figures
-from lightbox.report.numbers import decimals, interval, level
+from lightbox.report.numbers import decimals, interval, level, signed
 
 WRAP, SHORT = 36, 70
 
@@ -58,6 +58,7 @@ class ClaimView:
         self.by_budget = _budget_figure(claim)
         self.has_own_seeds = any(not curve.is_pilot for curve in claim.by_budget)
         self.turn = turn(claim)
+        self.stopped_early = stopped_early(claim, self.digits)
 
     def interval(self, contrast: ContrastEntry) -> str:
         """The interval that decides a contrast."""
@@ -134,6 +135,21 @@ def turn(claim: ClaimEntry) -> str:
         (low, _), (high, _) = points[other[-1] : other[-1] + 2]
         seeds = "in the pilot" if curve.is_pilot else "on the verdict's own seeds"
         sentences.append(f"'{curve.name}' turns its sign between {low} and {high} {steps(claim.budget or '')}, {seeds}")
+    return "; ".join(sentences)
+
+
+def stopped_early(claim: ClaimEntry, digits: int) -> str:
+    """What each link would come to if each of its arms stopped at its own best budget of the pilot; "" without one.
+
+    That is what early stopping on validation items would give. It decides nothing.
+    """
+    scores = {curve.name: curve.points for curve in claim.by_budget if curve.is_pilot and curve.role == "arm"}
+    sentences = []
+    for link in claim.links:
+        if {link.arm, link.rival} <= scores.keys():
+            best, rival = (max(scores[name], key=lambda point: point.mean) for name in (link.arm, link.rival))
+            at = f"{link.arm} at {best.budget}, {link.rival} at {rival.budget} {steps(claim.budget or '')}"
+            sentences.append(f"'{link.name}' {signed(best.mean - rival.mean, digits)} {claim.unit}, {at}")
     return "; ".join(sentences)
 
 
