@@ -141,10 +141,11 @@ def _size(claim: Claim, preset: str) -> str:
 
 
 def formula(paper: Paper, contrast: Contrast) -> str:
-    """A contrast as a sum of measures, for example ``true - none (accuracy)``."""
+    """A contrast as a sum of measures, for example ``true - none (accuracy)``, and the minimum that is its own."""
     terms = " ".join(f"{'-' if weight < 0 else '+'} {abs(weight):g} {m.label}" for weight, m in contrast.terms)
     metrics = ", ".join(dict.fromkeys(m.metric or paper.claims.headline for _, m in contrast.terms))
-    return f"{terms.replace(' 1 ', ' ').removeprefix('+ ')} ({metrics})"
+    least = "" if contrast.min_effect is None else f", at least {contrast.min_effect:g}"
+    return f"{terms.replace(' 1 ', ' ').removeprefix('+ ')} ({metrics}{least})"
 
 
 def _at_most(texts: Sequence[str], count: int) -> list[str]:
