@@ -3,6 +3,7 @@ import io
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from lightbox.claims import pilot as pilot_command
@@ -115,6 +116,18 @@ def test_a_noisy_pilot_rules_no_movement_out_and_one_seed_none_at_all():
     assert "on the plateau; no negative verdict can rest on: link" in noisy.summary()
     single = {b: effect_of(LINK, [-0.05], seeds=(900,), items=500, min_effect=0.02) for b in BUDGETS}
     assert convergence(CLAIM, {"link": single}, 600).unsettled == ("link",)
+
+
+def test_more_seeds_at_the_last_budgets_settle_what_three_leave_open():
+    """The SD of a movement comes from the whole ladder, its interval from the seeds of that movement."""
+    three = ladder(REVERSED, wobble=0.012)
+    assert convergence(CLAIM, {"link": three}, 1200).unsettled == ("link",)
+    spread = np.tile([-0.01, 0.0, 0.01], 4)
+    more = {}
+    for budget, sign in ((1200, 1), (2400, -1)):
+        d = np.mean(three[budget].per_seed) + spread + sign * 0.012 * np.sign(spread)
+        more[budget] = effect_of(LINK, d, seeds=range(900, 912), items=500, min_effect=0.02)
+    assert convergence(CLAIM, {"link": three | more}, 1200).unsettled == ()
 
 
 def verdict_of(link, control, judged):

@@ -350,34 +350,34 @@ def moving(ladder: Ladder, budget: int, *, slack: bool = False) -> int | None:
     Args:
         ladder: effects of one contrast.
         budget: where from.
-        slack: True adds the bound to each movement, and so asks which one is not ruled out.
+        slack: True adds the half-width of its interval to each movement, and so asks which one is not ruled out.
     """
     if budget not in ladder:
         return None
     start = ladder[budget]
-    bound = movement_bound(ladder) if slack else 0.0
+    spread = movement_spread(ladder) if slack else 0.0
     for later in (b for b in ladder if b > budget):
         shared = [seed for seed in start.seeds if seed in ladder[later].seeds]
         before, after = (_mean(effect, shared) for effect in (start, ladder[later]))
         is_within = abs(before) < start.min_effect - ROUNDING
         away = abs(after - before) if is_within else np.sign(before) * (before - after)
-        if not shared or away + bound >= start.min_effect - ROUNDING:
+        if not shared or away + spread / len(shared) ** 0.5 >= start.min_effect - ROUNDING:
             return later
     return None
 
 
-def movement_bound(ladder: Ladder) -> float:
-    """Half-width of the 95 % interval of a movement, its SD pooled over the ladder's doublings."""
-    squares, degrees, fewest = 0.0, 0, 10**9
+def movement_spread(ladder: Ladder) -> float:
+    """Half-width of the 95 % interval of the movement of one seed, its SD pooled over the ladder's doublings.
+
+    Over n seeds the interval of a movement is narrower by the root of n. Infinite where no doubling has two seeds.
+    """
+    squares, degrees = 0.0, 0
     for first, second in zip(list(ladder.values()), list(ladder.values())[1:], strict=False):
         a, b = (dict(zip(effect.seeds, effect.per_seed, strict=True)) for effect in (first, second))
         moved = np.array([b[seed] - a[seed] for seed in a if seed in b])
         if moved.size > 1:
             squares, degrees = squares + moved.var() * moved.size, degrees + moved.size - 1
-        fewest = min(fewest, moved.size)
-    if not degrees or not fewest:
-        return float("inf")
-    return t_quantile(LEVEL, degrees) * float(np.sqrt(squares / degrees / fewest))
+    return t_quantile(LEVEL, degrees) * float(np.sqrt(squares / degrees)) if degrees else float("inf")
 
 
 def _mean(effect: Effect, seeds: Sequence[int]) -> float:
