@@ -1,12 +1,17 @@
 """The catalogue refuses wrong requests; cards agree with readers."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from lightbox.errors import RequestError
+from lightbox.paper.composition import inputs
 from lightbox.readers.catalog import DATASETS, read, root_of
 from lightbox.readers.dataset_cards import dataset_cards_dir, dataset_names, load_dataset_card, parse_dataset_card
+from lightbox.runs.sources import CHOICES, closure
 
 WANTED = {"vqa_rad", "vqa_med_2019", "slake", "path_vqa", "r_rad", "r_slake", "r_path"}
+WANTED |= {"pmc_vqa", "kvasir_vqa", "omnimedvqa", "medxpertqa_mm"}
 
 
 def test_every_reader_has_a_card_with_the_same_licence_and_title_field():
@@ -58,6 +63,8 @@ def test_unknown_name_split_option_and_root_are_refused(tmp_path, monkeypatch):
         read("vqa", tmp_path)
     with pytest.raises(RequestError, match="split='validation' of vqa_rad.*train, test"):
         read("vqa_rad", tmp_path, "validation")
+    with pytest.raises(RequestError, match="split='train' of kvasir_vqa.*It has no official split"):
+        read("kvasir_vqa", tmp_path, "train")
     with pytest.raises(RequestError, match="option 'langage'.*language, use_masks"):
         read("slake", tmp_path, langage="en")
     with pytest.raises(RequestError, match="takes no options"):
@@ -75,3 +82,19 @@ def test_default_root_is_the_folder_of_that_name_below_the_variable(tmp_path, mo
     assert root_of("slake") == tmp_path / "slake"
     with pytest.raises(RequestError, match="not a folder"):
         root_of("vqa_rad")
+
+
+def test_key_of_a_job_follows_the_reader_that_it_uses_and_no_other():
+    """A reader that is missing in `CHOICES` would make every job with real data stale when it changes."""
+    assert {reader.module for reader in DATASETS.values()} == set(CHOICES["lightbox.readers.catalog"])
+    reached = closure("medthink", ("lightbox.readers.catalog", "lightbox.readers.kvasir_vqa")).keys()
+    assert reached >= {f"lightbox.readers.{name}" for name in ("kvasir_vqa", "shards", "stores", "members", "rows")}
+    assert not {"lightbox.readers.pmc_vqa", "lightbox.readers.slake"} & reached
+
+
+def test_key_of_a_job_changes_with_a_zip_file(tmp_path):
+    cfg = SimpleNamespace(data=SimpleNamespace(is_phantom=False, root=str(tmp_path)), is_baseline=True)
+    (tmp_path / "OmniMedVQA.zip").write_bytes(b"one")
+    before = inputs(cfg)
+    (tmp_path / "OmniMedVQA.zip").write_bytes(b"another")
+    assert inputs(cfg) != before

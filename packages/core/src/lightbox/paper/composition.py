@@ -31,7 +31,7 @@ _READING = (
     "lightbox.readers.dicom",
     "lightbox.readers.parquet",
 )
-_TEXTS = (".json", ".jsonl", ".parquet", ".txt", ".csv", ".xml")
+_TEXTS = (".json", ".jsonl", ".parquet", ".txt", ".csv", ".xml", ".zip")  # a zip file may hold both
 _IMAGES = (".png", ".jpg", ".jpeg", ".dcm", ".nii", ".gz", ".tif", ".tiff", ".bmp", ".npz", ".npy")
 
 

@@ -7,7 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lightbox.errors import RequestError
-from lightbox.readers import path_vqa, rationales, slake, vqa_med_2019, vqa_rad
+from lightbox.readers import (
+    kvasir_vqa,
+    medxpertqa_mm,
+    omnimedvqa,
+    path_vqa,
+    pmc_vqa,
+    rationales,
+    slake,
+    vqa_med_2019,
+    vqa_rad,
+)
 from lightbox.readers.rows import Gathering, ReadResult
 
 ROOT_VARIABLE = "LIGHTBOX_DATA_ROOT"
@@ -15,7 +25,7 @@ ROOT_VARIABLE = "LIGHTBOX_DATA_ROOT"
 
 @dataclass(frozen=True)
 class Reader:
-    """How one dataset is read: title, licence as every case carries it, official splits, and the function."""
+    """How one dataset is read: title, licence as every case carries it, official splits if any, and the function."""
 
     title: str
     licence: str
@@ -45,6 +55,10 @@ DATASETS: dict[str, Reader] = {
     "r_rad": Reader("R-RAD", "not stated", _TWO, rationales.read_cases),
     "r_slake": Reader("R-SLAKE", "not stated", _TWO, rationales.read_cases),
     "r_path": Reader("R-Path", "not stated", _THREE, rationales.read_cases),
+    "pmc_vqa": Reader("PMC-VQA", "CC-BY-SA", _TWO, pmc_vqa.read_cases),
+    "kvasir_vqa": Reader("Kvasir-VQA", "CC-BY-NC-4.0", (), kvasir_vqa.read_cases),
+    "omnimedvqa": Reader("OmniMedVQA", "not stated", (), omnimedvqa.read_cases),
+    "medxpertqa_mm": Reader("MedXpertQA MM", "MIT", ("validation", "test"), medxpertqa_mm.read_cases),
 }
 
 
@@ -65,8 +79,9 @@ def read(name: str, root: Path | str | None = None, split: str | None = None, **
     """
     reader = find(name)
     if split is not None and split not in reader.splits:
+        splits = f"Its splits are {', '.join(reader.splits)}" if reader.splits else "It has no official split"
         raise RequestError(
-            f"split='{split}' of {name}", f"Its splits are {', '.join(reader.splits)}", "Choose one of them"
+            f"split='{split}' of {name}", splits, "Choose one of them" if reader.splits else "Leave it out"
         )
     for option in options:
         if option not in reader.options:

@@ -1,11 +1,14 @@
-"""Files read strictly: JSON, JSON lines, separated text. Size capped, encoding checked, failures named."""
+"""Files read strictly: JSON, JSON lines, CSV, separated text. Size capped, encoding checked, failures named."""
 
+import csv
+import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from lightbox.errors import RequestError
+from lightbox.readers.members import member_bytes, split_member
 from lightbox.readers.rows import RowError
 
 MAX_BYTES = 1 << 30
@@ -19,25 +22,13 @@ class StrictObject(dict):
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of one regular file.
+    """The content of one regular file, or of one member of a zip file.
 
     Raises:
         RequestError: missing, not a file, unreadable, over `MAX_BYTES`, empty, or a Git LFS pointer.
     """
-    source = f"File '{path}'"
-    if not path.is_file():
-        raise RequestError(source, "There is no such file", "Check the root folder, or fetch the dataset first")
-    try:
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise RequestError(
-                f"{source} has {size} bytes",
-                f"Files above {MAX_BYTES} bytes are not read at once",
-                "Split the file",
-            )
-        content = path.read_bytes()
-    except OSError as err:
-        raise RequestError(source, f"It cannot be opened: {err.strerror}", "Check its permissions") from err
+    source, place = f"File '{path}'", split_member(path)
+    content = _file_bytes(path) if place is None else member_bytes(*place)
     if not content.strip():
         raise RequestError(source, "It is empty", "Fetch the file again")
     if content.startswith(_LFS):
@@ -112,6 +103,68 @@ def read_lines(path: Path) -> Iterator[tuple[int, str | RowError]]:
             yield number, raw.decode("utf-8").strip("\r")
         except UnicodeDecodeError as err:
             yield number, RowError("row", f"is not UTF-8 at byte {err.start} of the line")
+
+
+def read_csv(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str] | RowError]]:
+    """Yield (line on which the row starts, cells by column) of a CSV file with a header.
+
+    A bad row is yielded as its `RowError`. Where a quote is never closed, only the line that it opens on is given up.
+
+    Raises:
+        RequestError: the header is no CSV, one of `columns` is missing, or a column stands twice.
+    """
+    text = read_bytes(path).decode("utf-8-sig", errors="surrogateescape")
+    lines = list(io.StringIO(text, newline="\n"))  # not str.splitlines, which would also cut at U+2028
+    try:
+        header = next(csv.reader(lines[:1], strict=True), [])
+    except csv.Error as err:
+        raise RequestError(f"File '{path}'", f"Its first line is not CSV: {err}", "Fetch the file again") from err
+    missing = [name for name in columns if name not in header]
+    if missing or len(set(header)) < len(header):
+        why = f"The column {', '.join(missing)} is missing" if missing else "A column stands twice"
+        raise RequestError(
+            f"File '{path}' has the columns {', '.join(header)}", why, "Fetch the file named in the card"
+        )
+    start = 1
+    while start < len(lines):
+        rows = csv.reader((lines[place] for place in range(start, len(lines))), strict=True)
+        read = 0
+        try:
+            for cells in rows:
+                if cells:
+                    yield start + read + 1, _checked(cells, header)
+                read = rows.line_num
+        except csv.Error as err:
+            yield start + read + 1, RowError("row", f"is not CSV: {err}")
+            read += 1
+        start += read
+
+
+def _file_bytes(path: Path) -> bytes:
+    source = f"File '{path}'"
+    if not path.is_file():
+        raise RequestError(source, "There is no such file", "Check the root folder, or fetch the dataset first")
+    try:
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise RequestError(
+                f"{source} has {size} bytes",
+                f"Files above {MAX_BYTES} bytes are not read at once",
+                "Split the file",
+            )
+        return path.read_bytes()
+    except OSError as err:
+        raise RequestError(source, f"It cannot be opened: {err.strerror}", "Check its permissions") from err
+
+
+def _checked(cells: list[str], header: list[str]) -> dict[str, str] | RowError:
+    if len(cells) != len(header):
+        return RowError("row", f"has {len(cells)} cells where {len(header)} belong: {', '.join(header)}")
+    row = dict(zip(header, cells, strict=True))
+    for name, cell in row.items():
+        if not cell.isascii() and any("\udc80" <= sign <= "\udcff" for sign in cell):  # bytes that decoding set aside
+            return RowError(name, "is not UTF-8")
+    return row
 
 
 def separated(line: str | RowError, names: tuple[str, ...]) -> dict[str, str]:

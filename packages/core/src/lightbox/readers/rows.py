@@ -4,7 +4,7 @@ import dataclasses
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -63,11 +63,14 @@ class Gathering:
         self.problems: list[Problem] = []
         self._cases: dict[tuple[str, str], Case] = {}
         self._questions: dict[tuple[str, str], list[Question]] = {}
+        self._place = ""
+        self._first: dict[str, str] = {}
 
     @contextmanager
     def row(self, file: Path, row: int | str, *, counter: str = "rows") -> Iterator[None]:
         """Turn a `RowError`, or a record that its boundary check refuses, into a `Problem`; the next row is read."""
         self.counts[counter] += 1
+        self._place = f"{file.name}, row {row}"
         try:
             yield
         except RowError as err:
@@ -87,6 +90,17 @@ class Gathering:
         elif case.images != self._cases[key].images:  # a question would be asked of another image without a word
             raise RowError("image", f"is {case.images[0]}, but case {case.id} shows {self._cases[key].images[0]}")
         self._questions[key].extend(questions)
+
+    def add_once(self, case: Case, question: Question, *, id_field: str) -> None:
+        """As `add`, for a question whose id is its own in the whole set.
+
+        Raises:
+            RowError: on `id_field`, where a row before has the id, in whichever shard or part.
+        """
+        if question.id in self._first:
+            raise RowError(id_field, f"is {question.id}, as in {self._first[question.id]}; the first row is kept")
+        self.add(case, question)
+        self._first[question.id] = self._place
 
     def add_findings(self, case: Case, findings: Iterable[Finding]) -> None:
         """Add findings to a case that is already there."""
@@ -187,6 +201,14 @@ def index_field(row: Mapping[str, object], name: str, size: int) -> int:
     return value
 
 
+def letter_field(row: Mapping[str, object], name: str, letters: Sequence[str]) -> int:
+    """A field that names one of `letters`, in capitals or not; the place of that letter, counted from 0."""
+    letter = text_field(row, name).upper()
+    if letter not in letters:
+        raise RowError(name, f"is {shown(row[name])}, not one of {', '.join(letters)}")
+    return letters.index(letter)
+
+
 def inside(folder: Path, name: str, field_name: str) -> Path:
     """`folder / name`, for a relative name that stays inside the folder."""
     # names written on Windows; pathlib would take the whole for one part
@@ -215,4 +237,9 @@ def make_question(
         if literal not in YES_NO:
             return Question(id=qid, text=text, answer=answer, **fields)
         choices, index = YES_NO, YES_NO.index(literal)
+    return make_choice(qid, text, choices, index, **fields)
+
+
+def make_choice(qid: str, text: str, choices: tuple[str, ...], index: int, **fields: Any) -> Question:
+    """Build a multiple-choice question of any number of options; `index` says which is right."""
     return Question(id=qid, text=text, answer=choices[index], options=choices, answer_index=index, **fields)

@@ -2,7 +2,9 @@
 
 Official layout: `train.json`, `validate.json` (or `validation.json`), `test.json` beside `imgs/xmlab<k>/{source.jpg,
 mask.png, detection.json, question.json}`. A folder with image folders only is read from their `question.json` (no
-split). A folder with question files only is read as text: its cases hold no image. `detection.json` is a list of
+split). A folder with question files only is read as text: its cases hold no image. `imgs.zip`, as BoKelvin/SLAKE
+publishes it, is read in place. mdwiratathya/SLAKE-vqa-english is read as parquet, see `shards`: image, question and
+answer of the English rows, and nothing else. `detection.json` is a list of
 ``{label: [left, top, width, height]}`` in pixels. `mask.png` paints each region in one grey level on black; a region
 takes the name of the box that it fills, since the boxes were drawn around the regions. Patients are unknown.
 """
@@ -16,8 +18,10 @@ import numpy as np
 
 from lightbox.errors import RequestError
 from lightbox.readers.documents import read_json
-from lightbox.readers.images import image_size_wh, load_image
+from lightbox.readers.images import load_image
 from lightbox.readers.rows import Gathering, RowError, as_row, inside, make_question, shown, text_field
+from lightbox.readers.shards import find_shards, read_shards
+from lightbox.readers.stores import ImageStore, find_store, image_size_wh
 from lightbox.records import Box, Case, Finding, box_from_mask, box_from_xywh_px, box_iou, check_box
 
 LANGUAGES = ("en", "zh", "all")
@@ -31,23 +35,34 @@ def read_cases(
     """Read SLAKE below `root`.
 
     Args:
-        root: folder of the dataset, in one of the three layouts above.
+        root: folder of the dataset, in one of the layouts above.
         rows: where cases, problems and counts go.
         split: "train", "validation", "test", or None for all.
         language: "en", "zh" or "all"; the rows left out are counted as `rows_of_other_languages`.
         use_masks: also load `mask.png`, one finding per grey level (about 0.3 GB for the whole set).
 
     Raises:
-        RequestError: no question file, or an unreadable one; an unknown language.
+        RequestError: no question file, or an unreadable one; an unknown language; Chinese or masks asked of parquet.
     """
     if language not in LANGUAGES:
         raise RequestError(f"language='{language}'", f"The choices are {', '.join(LANGUAGES)}", "Choose one of them")
-    images = next((root / name for name in ("imgs", "images") if (root / name).is_dir()), root)
-    has_images = any(images.glob("xmlab*"))  # question files travel without the images, and text alone is of use
-    for file, name in _files(root, images, split):
+    store = find_store(root, rows, folders=("imgs", "images"), zips=("imgs.zip",))
+    # question files travel without the images, and text alone is of use
+    has_images = store.is_zip or any(store.root.glob("xmlab*"))
+    files = _files(root, store.root, split)
+    if files[0][0].suffix == ".parquet":
+        if language == "zh" or use_masks:
+            raise RequestError(
+                f"language='{language}', use_masks={use_masks} for SLAKE as parquet",
+                "That form holds the English questions and no masks",
+                "Leave both out, or fetch BoKelvin/SLAKE",
+            )
+        read_shards(files, rows, title="SLAKE")
+        return
+    for file, name in files:
         for number, value in enumerate(read_json(file, list), start=1):
             with rows.row(file, number):
-                _add(rows, value, images if has_images else None, name, language, number)
+                _add(rows, value, store if has_images else None, name, language, number)
     for case in rows.cases if has_images else ():
         image = case.images[0]
         assert isinstance(image, Path)
@@ -64,24 +79,27 @@ def _files(root: Path, images: Path, split: str | None) -> list[tuple[Path, str]
     files = [(root / file, name) for name, names in names_by_split.items() for file in names if (root / file).is_file()]
     if not files and split is None:
         files = [(file, "") for file in sorted(images.glob("xmlab*/question.json"))]
+    files = files or find_shards(root, tuple(names_by_split))
     if files:
         return files
     raise RequestError(
         f"SLAKE at '{root}'" + (f", split '{split}'" if split else ""),
         f"There is no {' or '.join(names[0] for names in names_by_split.values())}"
-        + ("" if split else ", and no xmlab*/question.json"),
+        + ("" if split else ", no xmlab*/question.json")
+        + " and no parquet file of that kind",
         "Name the folder that holds them with --root",
     )
 
 
-def _add(rows: Gathering, value: object, images: Path | None, split: str, language: str, number: int) -> None:
+def _add(rows: Gathering, value: object, store: ImageStore | None, split: str, language: str, number: int) -> None:
     row = as_row(value)
     spoken = text_field(row, "q_lang", default="en")
     if language not in ("all", spoken):
         rows.counts["rows_of_other_languages"] += 1
         return
     case_id = text_field(row, "img_id")
-    path = inside(images or Path(), text_field(row, "img_name"), "img_name")
+    name = text_field(row, "img_name")
+    path = inside(Path(), name, "img_name") if store is None else store.path(name, "img_name")
     question = make_question(
         text_field(row, "qid", default="") or f"{case_id}-{number}",  # the files per image have no qid
         text_field(row, "question"),
@@ -95,7 +113,7 @@ def _add(rows: Gathering, value: object, images: Path | None, split: str, langua
         rows.counts["closed_without_options" if source_closed else "yes_no_marked_open"] += 1
     case = Case(
         id=case_id,
-        images=(path,) if images else (),
+        images=() if store is None else (path,),
         modality=text_field(row, "modality", default=""),
         body_part=text_field(row, "location", default=""),
         split=split,
@@ -117,9 +135,10 @@ def _boxes(folder: Path, rows: Gathering) -> list[Finding]:
     entries: list = []
     with rows.row(file, "all", counter="box_files"):
         entries = read_json(file, list)
+    image_wh = None
     for number, value in enumerate(entries, start=1):
         with rows.row(file, number, counter="boxes"):
-            image_wh = _size_wh(folder)
+            image_wh = image_wh or _size_wh(folder)
             findings += [Finding(name, boxes=(_box(xywh, image_wh, name),)) for name, xywh in as_row(value).items()]
     return findings
 

@@ -17,6 +17,7 @@ from lightbox.readers.images import load_image
 from lightbox.readers.leakage import Leakage, image_key, leakage
 from lightbox.readers.rows import Problem, ReadResult
 from lightbox.readers.splits import split_by_file
+from lightbox.readers.stores import image_note
 from lightbox.records import Case, Question, questions_of
 
 LISTED = 20
@@ -122,7 +123,7 @@ def validate_cases(
     name: str, root: str, result: ReadResult, *, is_own_split: bool, on_image: Tick | None = None
 ) -> Validation:
     """Check cases already read, or drawn; arguments as `validate`."""
-    pixels, unreadable = decode_all([image for case in result.cases for image in case.images], on_image)
+    pixels, unreadable, changed = decode_all([image for case in result.cases for image in case.images], on_image)
     rows = questions_of(result.cases)
     ids = Counter(question.id for _, question in rows)
     duplicates = [qid for qid, count in ids.items() if count > 1]
@@ -138,7 +139,7 @@ def validate_cases(
         images=len(pixels) + len(unreadable),
         identical_images=len(pixels) - len(set(pixels.values())),
         counts=_tables(rows),
-        notes=dict(sorted(result.counts.items())),
+        notes=dict(sorted((result.counts | changed).items())),
         leakage=leakage(result.cases, pixels=pixels),
         is_own_split=is_own_split,
         malformed=len(result.problems),
@@ -153,24 +154,27 @@ def validate_cases(
 
 def decode_all(
     images: Sequence[Path | np.ndarray], on_image: Tick | None = None
-) -> tuple[dict[str, str], dict[str, str]]:
+) -> tuple[dict[str, str], dict[str, str], dict[str, int]]:
     """Decode each distinct image once.
 
     Returns:
-        Digest of the decoded pixels by image key, and the reason by key for images that cannot be decoded.
+        Digest of the decoded pixels by image key, the reason by key for images that cannot be decoded, and how many
+        images decoding changed, by `stores.image_note`.
     """
     distinct = {image_key(image): image for image in images}  # SLAKE asks 14,000 questions of 642 images
-    pixels, unreadable = {}, {}
+    pixels, unreadable, changed = {}, {}, Counter[str]()
     for done, (key, image) in enumerate(distinct.items(), start=1):
         try:
             grey = load_image(image)
             # of decoded pixels: the same picture saved twice has other bytes
             pixels[key] = hashlib.sha256(str(grey.shape).encode() + grey.tobytes()).hexdigest()
+            note = image_note(image) if isinstance(image, Path) else ""
+            changed.update([note] if note else [])
         except RequestError as err:
             unreadable[key] = err.why
         if on_image is not None:
             on_image(done, len(distinct))
-    return pixels, unreadable
+    return pixels, unreadable, dict(changed)
 
 
 def _tables(rows: Iterable[tuple[Case, Question]]) -> dict[str, dict[str, int]]:

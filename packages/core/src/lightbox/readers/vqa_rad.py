@@ -1,14 +1,15 @@
-"""VQA-RAD in its three released forms.
+"""VQA-RAD in its four released forms.
 
 | form | files | split |
 |---|---|---|
 | public | `VQA_RAD Dataset Public.json`, one list | `phrase_type` starts with "test" |
 | split | `trainset.json`, `testset.json` (the MEVF division), lists with the same keys | the file |
 | llava_med | `*train*.jsonl`, `*test*.jsonl` with question_id, image, text, gpt4_answer, answer_type | the file |
+| parquet | flaviagiammarino/vqa-rad, see `shards`: image, question, answer | the file |
 
 The public form names the teaching case of each image (`image_case_url`); its number stands in for the patient. The
-other two forms do not, so patients are unknown there. Closed items whose answer is neither yes nor no have no options
-in any of these files and are read as open; `closed_without_options` counts them.
+other forms do not, so patients are unknown there. Closed items whose answer is neither yes nor no have no options in
+any of these files and are read as open; `closed_without_options` counts them where the form says that they are closed.
 """
 
 import re
@@ -18,9 +19,10 @@ from pathlib import Path
 from lightbox.errors import RequestError
 from lightbox.readers.documents import read_json, read_json_lines
 from lightbox.readers.rows import Gathering, RowError, as_row, case_id_of, inside, make_question, text_field
+from lightbox.readers.shards import find_shards, read_shards
 from lightbox.records import Case
 
-FORMS = ("public", "split", "llava_med")
+FORMS = ("public", "split", "llava_med", "parquet")
 SPLITS = ("train", "test")
 PUBLIC_FILE = "VQA_RAD Dataset Public.json"
 BODY_PARTS = {"HEAD": "head", "CHEST": "chest", "ABD": "abdomen"}
@@ -36,13 +38,17 @@ def read_cases(root: Path, rows: Gathering, *, split: str | None = None, form: s
         root: folder with the question files and an image folder beside them.
         rows: where cases, problems and counts go.
         split: "train", "test", or None for both.
-        form: "public", "split", "llava_med", or "auto" for the first of these that is there.
+        form: "public", "split", "llava_med", "parquet", or "auto" for the first of these that is there.
 
     Raises:
         RequestError: no question file, or an unreadable one.
     """
     folder = next((root / name for name in _IMAGE_FOLDERS if (root / name).is_dir()), root)
-    for file, file_split in _files(root, split, form):
+    files = _files(root, split, form)
+    if files[0][0].suffix == ".parquet":
+        read_shards(files, rows, title="VQA-RAD")
+        return
+    for file, file_split in files:
         if file.suffix == ".jsonl":
             for number, value in read_json_lines(file):
                 with rows.row(file, number):
@@ -64,7 +70,8 @@ def _files(root: Path, split: str | None, form: str) -> list[tuple[Path, str]]:
     request = f"form '{form}'" + (f", split '{split}'" if split else "")
     raise RequestError(
         f"VQA-RAD at '{root}', {request}",
-        f"There is no '{PUBLIC_FILE}', no trainset.json or testset.json, and no llava_med_format/*.jsonl of that kind",
+        f"There is no '{PUBLIC_FILE}', no trainset.json or testset.json, and no llava_med_format/*.jsonl and no "
+        "data/*.parquet of that kind",
         "Name the folder that holds one of them with --root",
     )
 
@@ -78,6 +85,8 @@ def _form_files(root: Path, form: str) -> Iterator[tuple[Path, str]]:
         for name in SPLITS:
             files = [*root.glob(f"*{name}*.jsonl"), *root.glob(f"llava_med_format/*{name}*.jsonl")]
             yield from ((file, name) for file in sorted(files))
+    if form == "parquet":
+        yield from find_shards(root, SPLITS)
 
 
 def _add_original(rows: Gathering, value: object, folder: Path, split: str, *, only_split: str | None) -> None:

@@ -74,7 +74,18 @@ CHOICES = {
     ),
     "lightbox.backbones.towers": ("lightbox.backbones.detr",),
     "lightbox.readers.catalog": tuple(
-        f"lightbox.readers.{reader}" for reader in ("path_vqa", "rationales", "slake", "vqa_med_2019", "vqa_rad")
+        f"lightbox.readers.{reader}"
+        for reader in (
+            "kvasir_vqa",
+            "medxpertqa_mm",
+            "omnimedvqa",
+            "path_vqa",
+            "pmc_vqa",
+            "rationales",
+            "slake",
+            "vqa_med_2019",
+            "vqa_rad",
+        )
     ),
     "lightbox.readers.images": ("lightbox.readers.dicom", "lightbox.readers.parquet"),
 }

@@ -1,0 +1,133 @@
+"""Where the images of a dataset lie: a folder, or a zip file whose members are read in place.
+
+`find_store` chooses; `ImageStore.path` turns the name in a row into the path of a case, checked. A path into a zip or
+parquet file is an `InnerPath`, which opens like a file.
+"""
+
+import io
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image
+
+from lightbox.errors import RequestError
+from lightbox.readers import images
+from lightbox.readers.members import open_archive, split_member
+from lightbox.readers.parquet import image_bytes, is_row_path
+from lightbox.readers.rows import Gathering, RowError, inside, shown
+
+_PNG_DEPTH = 24  # the byte of a PNG that says how many bits a sample has
+
+
+class InnerPath(type(Path())):  # Path itself cannot be subclassed before Python 3.12
+    """A path into a zip or parquet file, equal to the plain path; `open` gives what lies there.
+
+    So a digest of a case's image is made of its bytes, as for a file of its own.
+    """
+
+    def open(self, mode: str = "r", *_: object, **__: object) -> io.BytesIO:
+        if mode != "rb":
+            raise io.UnsupportedOperation(f"'{self}' can only be read as bytes")
+        return io.BytesIO(image_bytes(Path(self)))
+
+    def is_file(self) -> bool:
+        """True for a member that is there, and for any row."""
+        place = split_member(Path(self))
+        return is_row_path(Path(self)) if place is None else place[1] in open_archive(place[0]).members
+
+
+@dataclass(frozen=True)
+class ImageStore:
+    """A folder, or a zip file with its members by every ending of their names ("" where an ending names several)."""
+
+    root: Path
+    members: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def is_zip(self) -> bool:
+        """True where the images are members of a zip file."""
+        return self.root.is_file()
+
+    def path(self, name: str, field_name: str) -> Path:
+        """The path of the image that a row calls `name`; whether a folder has it, decoding tells.
+
+        Raises:
+            RowError: it leads outside, or no member or several members of the zip file are called so.
+        """
+        place = inside(self.root, name, field_name)
+        if not self.is_zip:
+            return place
+        member = self.members.get(place.relative_to(self.root).as_posix())
+        if not member:
+            count = "no member" if member is None else "more than one member"
+            raise RowError(field_name, f"is {shown(name)}, which names {count} of {self.root.name}")
+        return InnerPath(self.root, member)
+
+
+def find_store(root: Path, rows: Gathering, *, folders: Sequence[str], zips: Sequence[str]) -> ImageStore:
+    """The first of `folders` with something in it, else the first of `zips` that is there, else `root` itself."""
+    for name in folders:
+        if (root / name).is_dir() and any((root / name).iterdir()):
+            return ImageStore(root / name)
+    file = next((root / name for name in zips if (root / name).is_file()), None)
+    return ImageStore(root) if file is None else zip_store(file, rows)
+
+
+def zip_store(file: Path, rows: Gathering) -> ImageStore:
+    """A store of a zip file; members that lead outside it or stand twice become malformed rows of `rows`.
+
+    Raises:
+        RequestError: not a zip file.
+    """
+    archive = open_archive(file)
+    rows.counts["zip_members"] += len(archive.members)
+    for name, reason in archive.refused:
+        with rows.row(file, name, counter="zip_members"):
+            raise RowError("member", reason)
+    return ImageStore(file, _by_ending(archive.members))
+
+
+def _by_ending(names: Iterable[str]) -> dict[str, str]:
+    """Rows name an image from some folder on, the zip file from its top: figures/a.jpg is found as a.jpg too."""
+    endings: dict[str, str] = {}
+    for name in names:
+        _, *rest = name.split("/")
+        for start in range(len(rest)):
+            ending = "/".join(rest[start:])
+            endings[ending] = "" if ending in endings else name
+    return endings | {name: name for name in names}  # a whole name means that member, whatever ends like it
+
+
+def image_size_wh(path: Path) -> tuple[int, int]:
+    """As `images.image_size_wh`, also of a member of a zip file or a row of parquet; pixels are not decoded.
+
+    Raises:
+        RequestError: missing, unreadable, or neither PNG nor JPEG.
+    """
+    if not is_row_path(path):
+        return images.image_size_wh(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `load_image` has the cap
+            with Image.open(io.BytesIO(image_bytes(path)), formats=("PNG", "JPEG")) as image:
+                turned = image.getexif().get(0x0112, 1) >= 5  # as there
+                return (image.height, image.width) if turned else (image.width, image.height)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as err:
+        raise RequestError(f"Image '{path}'", f"Its header cannot be read: {err}", "Fetch the file again") from err
+
+
+def image_note(path: Path) -> str:
+    """What decoding changed in an image that `load_image` has read, as a count calls it; "" for most images.
+
+    "cmyk_images" lose their printing colours; "images_of_16_bits" are scaled to 8, or cut to 8 where they are coloured.
+    """
+    with io.BytesIO(image_bytes(path)) if is_row_path(path) else path.open("rb") as source:
+        head = source.read(_PNG_DEPTH + 1)
+        if head.startswith(b"\x89PNG"):
+            return "images_of_16_bits" if head[_PNG_DEPTH] == 16 else ""
+        if not head.startswith(b"\xff\xd8"):  # DICOM, which is always scaled
+            return ""
+        with Image.open(source, formats=("JPEG",)) as image:
+            return "cmyk_images" if image.mode == "CMYK" else ""
