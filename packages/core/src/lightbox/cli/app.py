@@ -35,6 +35,7 @@ COMMANDS = {
     "pretrain": Entry("lightbox.cli.train:pretrain", "Rebuild the tiny foundation models."),
     "data": Entry("lightbox.cli.data:app", "List, validate, show, render and convert datasets."),
     "compare": Entry("lightbox.cli.compare:compare", "Put recorded runs side by side."),
+    "conventions": Entry("lightbox.cli.conventions:conventions", "Score predictions by the rules of several groups."),
     "bench": Entry("lightbox.cli.bench:app", "Measure ratios against named peers."),
     "memory": Entry("lightbox.cli.memory:memory", "Predict whether a training step fits on a card."),
     "doctor": Entry("lightbox.cli.doctor:doctor", "Say what this machine has, lacks, and what that costs."),
