@@ -11,7 +11,6 @@
 import atexit
 import csv
 import inspect
-import io
 import math
 import sys
 import tempfile
@@ -383,7 +382,7 @@ if not place.is_file():
 # %%
 trials: dict[str, dict[float, list[float]]] = {}
 grid = repo_root() / "results" / "medthink" / "tuning.csv"
-for row in csv.DictReader(io.StringIO(grid.read_text(encoding="utf-8"))) if grid.is_file() else ():
+for row in csv.DictReader(grid.read_text(encoding="utf-8").splitlines()) if grid.is_file() else ():
     if row["arm"] in claim.arms:
         trials.setdefault(row["arm"], {}).setdefault(float(row["lr"]), []).append(100 * float(row["score"]))
 for arm, by_rate in trials.items():

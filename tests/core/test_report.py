@@ -363,6 +363,7 @@ def test_a_document_without_extras_still_makes_a_page(quick, tmp_path):
         del content[name]
     for claim in content["claims"]:
         del claim["published"], claim["older_source"]
+    content["sha256"] = documents.digest(content)
     (tmp_path / "results.json").write_text(json.dumps(content))
     page = page_of(documents.load(tmp_path / "results.json"), tmp_path)
     assert page.text.count("● reproduced") == 3  # table, glossary, section

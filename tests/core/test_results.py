@@ -305,7 +305,7 @@ def test_recomputing_from_published_scores_gives_the_same_numbers(run, tmp_path)
     assert {claim.older_source for claim in again.claims} == {()}
 
 
-def test_edited_document_is_refused_and_one_without_a_digest_is_not_trusted(run, tmp_path):
+def test_edited_document_is_refused_and_an_older_one_without_a_digest_is_not_trusted(run, tmp_path):
     first = publish(run, tmp_path)
     paper = load_papers(packages={"toy": "toy"})[0]
     path = tmp_path / "toy" / "quick" / "results.json"
@@ -317,6 +317,11 @@ def test_edited_document_is_refused_and_one_without_a_digest_is_not_trusted(run,
         published.recompute(path.parent, paper)
     content = json.loads(text)
     del content["sha256"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(RequestError, match=r"results\.json\. The digest at its end was taken away"):
+        published.recompute(path.parent, paper)
+    for claim in content["claims"]:  # as claims were before they had a training budget, which is when digests came
+        del claim["budget"]
     path.write_text(json.dumps(content))
     again = published.recompute(path.parent, paper)
     assert [claim.verdict for claim in again.claims] == ["reproduced", "reproduced"]

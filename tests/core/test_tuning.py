@@ -124,7 +124,7 @@ def test_trials_of_other_arms_stay_where_budget_and_grid_are_theirs(tuned, tmp_p
     assert [row for row in after if row["arm"] != "filler"] == before
     assert {row["arm"] for row in after} == {"explanation", "none", "filler"}
     with pytest.raises(
-        RequestError, match="holds trials of 'filler' at budget 70 and rates 0.00025, .*rivals share both"
+        RequestError, match="holds trials of 'explanation' at budget 70 and rates 0.00025, .*rivals share both"
     ):
         tuned(arms=("reasoning",), rates=(1e-3, 2e-3, 4e-3, 8e-3))
     with pytest.raises(RequestError, match="at budget 35"):

@@ -234,7 +234,7 @@ def _merge_table(rows: Sequence[dict], path: Path) -> set[str]:
     arms, size = {row["arm"] for row in rows}, _size(rows)
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     earlier = [row for row in csv.DictReader(io.StringIO(text)) if row.get("budget") and row["arm"] not in arms]
-    for arm in {row["arm"] for row in earlier}:
+    for arm in sorted({row["arm"] for row in earlier}):
         if (other := _size([row for row in earlier if row["arm"] == arm])) != size:
             raise RequestError(
                 f"The trials of {', '.join(sorted(arms))} are at budget {size[0]} and rates {size[1]}",
