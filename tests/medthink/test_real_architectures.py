@@ -123,7 +123,8 @@ def test_every_strategy_of_the_paper_on_a_vision_language_model(folder, sizes, t
     assert shown["reader"] == {"no_rationale", "reference", "generated", "generated_reasoning"}
     assert shown["stage1_folds"] == {"out_of_fold"}
     assert shown["stage2_out_of_fold"] == {"image", "blank", "shuffled"}
-    assert folders.read_scores(jobs / "stage1")["correct"].null_count == 6 * 3
+    assert shown["stage1"] == {"image", "blank", "shuffled", "train"}
+    assert folders.read_scores(jobs / "stage1")["correct"].null_count == 6 * 3 + 24  # it writes no answer
 
 
 def test_command_in_a_process_of_its_own(folder, sizes, tmp_path):
