@@ -117,7 +117,7 @@ def test_tuning_widens_until_no_edge_wins_and_writes_table_and_choice(tuned, tmp
 
 
 def test_trials_of_other_arms_stay_where_budget_and_grid_are_theirs(tuned, tmp_path):
-    first, _ = tuned(arms=("explanation", "none"))
+    first, asked = tuned(arms=("explanation", "none"))
     before = trials_in(tmp_path)
     tuned(arms=("filler",), rates=(2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3))
     after = trials_in(tmp_path)
@@ -129,6 +129,7 @@ def test_trials_of_other_arms_stay_where_budget_and_grid_are_theirs(tuned, tmp_p
         tuned(arms=("reasoning",), rates=(1e-3, 2e-3, 4e-3, 8e-3))
     with pytest.raises(RequestError, match="at budget 35"):
         tuned(arms=("reasoning",), budget=35)
+    assert len(asked) == 3  # refused before a trial ran
     assert set(first) == {"explanation", "none"}
 
 

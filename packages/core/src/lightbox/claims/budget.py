@@ -327,8 +327,9 @@ def convergence(claim: Claim, ladders: Mapping[str, Ladder], budget: int) -> Con
     budgets = sorted(set.intersection(*(set(ladder) for ladder in ladders.values())))
     plateau = next((b for b in budgets if 2 * b in budgets and not movements(claim, ladders, b)), None)
     premises = {contrast.name for contrast in claim.by_role(Role.PREMISE)}  # no verdict rests on the sign of one
-    moving_maybe = [name for name, ladder in ladders.items() if moving(ladder, budget, slack=True)]
-    unsettled = [name for name in moving_maybe if name not in premises]
+    unsettled = [
+        name for name, ladder in ladders.items() if name not in premises and moving(ladder, budget, slack=True)
+    ]
     moved = movements(claim, ladders, budget)
     return Convergence(claim.budget, budget, plateau, not moved, "; ".join(moved), tuple(unsettled))
 

@@ -80,18 +80,23 @@ class Plan:
             if name == paper.name and claim.reads(arm) and seed in seeds_of(claim, self.preset)
         }
 
+    def usual_budget(self, paper: Paper) -> int:
+        """The preset's training budget, as the jobs of a paper have it; 0 where no claim runs at it."""
+        budgeted = paper.claims.budgeted  # and no "@": such a name has another budget
+        jobs = (self.jobs[key] for (name, arm, _), key in self.keys.items() if name == paper.name and arm in budgeted)
+        return next((job.budget for job in jobs), 0)
+
     def own_arms(self) -> set[tuple[str, str]]:
         """Arms, as (paper, planned name), that some claim reads at its declared budget; not those of a ladder alone."""
-        usual = {paper.name: preset_budget(paper, self.preset) for paper, _ in self.claims if paper.claims.budget}
         own = set()
-        for (name, arm, _), key in self.keys.items():
-            for paper, claim in self.claims:
-                is_own = name == paper.name and claim.reads(arm)
-                if is_own and claim.budget and base_arm(arm)[0] in paper.claims.budgeted:
-                    budget = self.jobs[key].budget
-                    called = name_in_claim(claim, self.preset, arm, budget=budget, usual=usual[name])
-                    is_own = called is not None and not base_arm(called)[1]
-                if is_own:
+        for paper, claim in self.claims:
+            budgeted = paper.claims.budgeted if claim.budget else frozenset()
+            usual = self.usual_budget(paper) if claim.budget else 0
+            for (name, arm, _), key in self.keys.items():
+                called: str | None = arm
+                if base_arm(arm)[0] in budgeted:
+                    called = name_in_claim(claim, self.preset, arm, budget=self.jobs[key].budget, usual=usual)
+                if name == paper.name and claim.reads(arm) and called is not None and not base_arm(called)[1]:
                     own.add((name, arm))
         return own
 

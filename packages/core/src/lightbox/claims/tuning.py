@@ -20,7 +20,7 @@ from pathlib import Path
 
 import yaml
 
-from lightbox.claims.jobs import Job, Plan, make_template, with_seed
+from lightbox.claims.jobs import Job, Plan, make_template, preset_budget, with_seed
 from lightbox.claims.registry import Paper, arms_in_order, choose_claims, load_papers
 from lightbox.claims.results import scores_of
 from lightbox.claims.runner import find_finished, run
@@ -103,13 +103,15 @@ def tune(
         The chosen rate of every arm that was tuned or takes a tuned arm's.
 
     Raises:
-        RequestError: where the grid lacks `MIDDLE`.
+        RequestError: where the grid lacks `MIDDLE`, or arms that stay in the table had another budget or grid.
         WorkError: a trial failed.
     """
     if MIDDLE not in rates:
         why = f"Arms that others read are trained at {MIDDLE:g}, and every arm shall have the same trials"
         raise RequestError(f"The grid of rates is {', '.join(f'{rate:g}' for rate in rates)}", why, "Add that rate")
-    own, grid = tuned_arms(paper, arms), sorted(rates)
+    own, grid, table = tuned_arms(paper, arms), sorted(rates), (root or results_dir()) / paper.name / FILE
+    budgets = {budget or preset_budget(paper, PRESET)}
+    _check_others(table, {arm.name for arm in own}, budgets, set(grid))  # before hours of work and not after them
     rows: list[dict] = []
     for _ in range(MOST_WIDENED + 1):
         rows = _trials(paper, own, grid, out, seeds=seeds, budget=budget, workers=workers)
@@ -119,7 +121,7 @@ def tune(
             break
         grid = wider
     chosen = choose(rows)
-    tried = _merge_table(rows, (root or results_dir()) / paper.name / FILE)
+    tried = _merge_table(rows, table)
     taken = {name: chosen.get(arm.rate_of or name) for name, arm in paper.claims.arms.items() if arm.is_trained}
     taken = {name: rate for name, rate in taken.items() if rate is not None}
     _merge_choice(taken, choice or _package_folder(paper) / "conf" / "tuned" / f"{PRESET}.yaml", paper, tried)
@@ -224,35 +226,44 @@ def _trial(paper: Paper, arm: Arm, rate: float, budget: int) -> Arm:
 def _merge_table(rows: Sequence[dict], path: Path) -> set[str]:
     """Write the trials; those of arms that were not tried this time stay, if they are of the same budget and grid.
 
-    Gives the arms in the table.
-
-    Trials of before a budget was recorded go: they were of another source, and stay in git.
+    Trials of before a budget was recorded go: they were of another source, and stay in git. Gives the table's arms.
 
     Raises:
-        RequestError: where others stay that were tried at another budget or on another grid.
+        RequestError: see `_check_others`.
     """
-    arms, size = {row["arm"] for row in rows}, _size(rows)
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    earlier = [row for row in csv.DictReader(io.StringIO(text)) if row.get("budget") and row["arm"] not in arms]
-    for arm in sorted({row["arm"] for row in earlier}):
-        if (other := _size([row for row in earlier if row["arm"] == arm])) != size:
-            raise RequestError(
-                f"The trials of {', '.join(sorted(arms))} are at budget {size[0]} and rates {size[1]}",
-                f"{path} holds trials of '{arm}' at budget {other[0]} and rates {other[1]}, and rivals share both",
-                "Tune with those --budget and --rates, or tune all arms again",
-            )
+    arms, budgets = {row["arm"] for row in rows}, {row["budget"] for row in rows}
+    others = _check_others(path, arms, budgets, {row["lr"] for row in rows})
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, FIELDS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows([*earlier, *rows])
+    writer.writerows([*others, *rows])
     replace_text(path, buffer.getvalue())
-    return {row["arm"] for row in (*earlier, *rows)}
+    return {row["arm"] for row in (*others, *rows)}
 
 
-def _size(rows: Sequence[dict]) -> tuple[str, str]:
-    """Budgets and rates of some trials, written out."""
-    budgets, rates = {int(row["budget"]) for row in rows}, {float(row["lr"]) for row in rows}
-    return ", ".join(map(str, sorted(budgets))), ", ".join(f"{rate:g}" for rate in sorted(rates))
+def _check_others(path: Path, arms: set[str], budgets: set[int], rates: set[float]) -> list[dict]:
+    """Trials in the table of other arms than these.
+
+    Raises:
+        RequestError: where they were tried at another budget or on another grid.
+    """
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    others = [row for row in csv.DictReader(io.StringIO(text)) if row.get("budget") and row["arm"] not in arms]
+    for arm in sorted({row["arm"] for row in others}):
+        own = [row for row in others if row["arm"] == arm]
+        own_budgets, own_rates = {int(row["budget"]) for row in own}, {float(row["lr"]) for row in own}
+        if (own_budgets, own_rates) != (budgets, rates):
+            raise RequestError(
+                f"The trials of {', '.join(sorted(arms))} are at {_size(budgets, rates)}",
+                f"{path} holds trials of '{arm}' at {_size(own_budgets, own_rates)}, and rivals share both",
+                "Tune with those --budget and --rates, or tune all arms again",
+            )
+    return others
+
+
+def _size(budgets: set[int], rates: set[float]) -> str:
+    at = ", ".join(map(str, sorted(budgets)))
+    return f"budget {at} and rates {', '.join(f'{rate:g}' for rate in sorted(rates))}"
 
 
 def _merge_choice(rates: dict[str, float], path: Path, paper: Paper, tried: set[str]) -> None:

@@ -10,7 +10,7 @@ from rich.table import Table
 from lightbox import machine
 from lightbox.claims.budget import FILE, Convergence, judge, load_pilot, steps
 from lightbox.claims.document import ClaimEntry, Document, Published
-from lightbox.claims.jobs import Job, Plan, budgets_of, preset_budget, seeds_of
+from lightbox.claims.jobs import Job, Plan, budgets_of, seeds_of
 from lightbox.claims.registry import Paper
 from lightbox.claims.spec import Claim, Contrast, Kind, Role, base_arm
 from lightbox.claims.statistics import Ends
@@ -51,7 +51,7 @@ def show_plan(
 def planned_convergence(paper: Paper, claim: Claim, plan: Plan, root: Path) -> Convergence:
     """Whether a claim will be on its plateau, as far as the pilot of its paper tells."""
     named = {base_arm(arm)[0]: plan.jobs[key] for (name, arm, _), key in plan.keys.items() if name == paper.name}
-    run = budgets_of(claim, plan.preset, preset_budget(paper, plan.preset))[-1]
+    run = budgets_of(claim, plan.preset, plan.usual_budget(paper))[-1]
     return judge(claim, run, load_pilot(root, paper.claims), named)[0]
 
 
