@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from contextlib import nullcontext
 
 import numpy as np
 import psutil
@@ -19,6 +20,7 @@ import torch
 from lightbox.config import TrainConfig
 from lightbox.errors import RequestError, WorkError, guard
 from lightbox.files import file_sha256
+from lightbox.runs import folders
 from lightbox.runs.key import effective
 from lightbox.testing.training import fit_tagger, make_source, tagger_step
 from lightbox.train import checkpoint
@@ -169,6 +171,9 @@ def test_a_worker_that_dies_ends_the_run_and_the_same_command_goes_on(tmp_path):
 
     def collate(usual, indices):
         if fatal[0] in indices and multiprocessing.current_process().daemon:
+            # once what it made before has been taken: how a worker dies while it hands over is the next test's
+            while not checkpoint.latest(tmp_path / "dying" / folders.CHECKPOINTS):
+                time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGKILL)
         return usual(indices)
 
@@ -190,6 +195,32 @@ def test_a_worker_that_dies_while_it_hands_over_a_batch_is_named_too(tmp_path, m
     with pytest.raises(WorkError, match=r"prepared items .* died .*train\.workers"):
         fit(tmp_path, AHEAD)
     assert not children()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_death_that_is_told_in_the_middle_of_the_shutdown_hides_nothing(tmp_path, monkeypatch, fails):
+    """Torch raises wherever the signal arrives: there, nobody waits for that worker, and an earlier error must stay."""
+    join, interrupted = multiprocessing.process.BaseProcess.join, []
+
+    def interrupted_join(process, timeout=None):
+        if not interrupted:
+            interrupted.append(process.pid)
+            raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+        return join(process, timeout)
+
+    def collate(usual, indices):
+        if fails:
+            raise ValueError("an image without pixels")
+        return usual(indices)
+
+    monkeypatch.setattr("multiprocessing.process.BaseProcess.join", interrupted_join)
+    with pytest.raises(ValueError, match="an image without pixels") if fails else nullcontext():
+        fit(tmp_path / "ahead", AHEAD, source=collating(collate))
+    assert interrupted
+    assert not children()
+    if not fails:
+        fit(tmp_path / "in-line", IN_LINE)
+        assert bits(tmp_path / "ahead") == bits(tmp_path / "in-line")
 
 
 @pytest.mark.parametrize("error", [ConnectionResetError("the image server"), EOFError("half an image")])

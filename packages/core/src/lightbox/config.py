@@ -61,7 +61,7 @@ class OptimConfig:
     micro_batch_size: int = 0
     """Items per forward pass; 0 means batch_size; must divide batch_size; memory grows in proportion."""
     warmup_frac: float = 0.0
-    """Share of max_steps with rising learning rate, in [0, 1); raising it delays learning."""
+    """Share of the steps with rising learning rate, in [0, 1); raising it delays learning."""
     schedule: str = "linear"
     """After warm-up: linear (to 0), cosine (to 0) or constant; no cost."""
     optimizer: str = "adamw"
@@ -80,7 +80,7 @@ class OptimConfig:
         if not 0 <= self.warmup_frac < 1:
             raise RequestError(
                 f"optim.warmup_frac is {self.warmup_frac}",
-                "It is a share of max_steps and some steps must remain after warm-up",
+                "It is a share of the steps, and some must remain after warm-up",
                 "Set optim.warmup_frac in [0, 1)",
             )
         if self.micro_batch_size and self.batch_size % self.micro_batch_size:

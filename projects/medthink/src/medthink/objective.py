@@ -1,7 +1,7 @@
 """MedThink's objective: token cross-entropy of the target, L = - sum_n log p(Y_n | X, Y_<n).
 
 The paper's only loss. What differs between strategies is the target; what differs from the official code is that pads
-carry no loss (`label_rows` in `data` decides, by labels).
+carry no loss (`lightbox.backbones.t5.label_rows` decides, by labels).
 """
 
 import torch

@@ -146,11 +146,7 @@ def evidence(question: Question) -> str:
         >>> evidence(Question("q", "on which side is the larger finding ?", "left", rationale=text, kind="comparison"))
         'a small dense disc lies in the left hilum .'
     """
-    sentences = [
-        sentence.strip()
-        # `data.one_spaced` has made a text of it
-        for sentence in re.findall(r"\S[^.]*\.?", question.rationale)  # pyright: ignore[reportCallIssue]
-    ]
+    sentences = [sentence.strip() for sentence in re.findall(r"\S[^.]*\.?", question.rationale or "")]
     kinds = [sentence_kind(sentence.rstrip(" .").lower()) for sentence in sentences]
     is_evidence = [not kind or (kind not in CONCLUSIONS and question.kind not in TELLING) for kind in kinds]
     return " ".join(sentence for sentence, is_one in zip(sentences, is_evidence, strict=True) if is_one)

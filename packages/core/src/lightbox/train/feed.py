@@ -26,6 +26,7 @@ from lightbox.train import processes
 from lightbox.train.batches import BatchSource
 
 SHOWN = 8
+PATIENCE_S = 5
 _DIED = "DataLoader worker (pid"
 _TOKENIZER_THREADS = "TOKENIZERS_PARALLELISM"
 
@@ -111,9 +112,20 @@ class Feed:
             yield indices
 
     def _end(self) -> None:
-        if self._loader is not None:
-            self._loader._shutdown_workers()  # a loader without end has no public way, and a traceback may hold it
-            self._loader = None
+        if self._loader is None:
+            return
+        loader, self._loader = self._loader, None
+        try:
+            loader._shutdown_workers()  # a loader without end has no public way, and a traceback may hold it
+        except RuntimeError as err:
+            if not str(err).startswith(_DIED):
+                raise
+            # the signal of a death arrived in the middle of the shutdown, when nobody waits for that worker any more;
+            # torch has told the others to end and forgotten them
+            for worker in loader._workers:
+                worker.join(timeout=PATIENCE_S)
+                worker.kill()
+                worker.join()
 
     def _death(self, err: Exception) -> WorkError:
         names = self._named(itertools.chain.from_iterable(self._ahead))
