@@ -188,8 +188,8 @@ def write_lines(path, *rows):
 def test_a_line_becomes_a_question_and_a_text_and_extra_fields_stay_out(tmp_path):
     row = GOOD | {"prediction": " Yes.\n", "patient_name": "X", "rationale": "because", "kind": "presence"}
     opened = {"id": 2, "question": "Where?", "answer": 3, "options": [], "answer_index": None, "prediction": "3"}
-    predictions, problems = read_predictions(write_lines(tmp_path / "p.jsonl", row, b"", opened))
-    assert problems == []
+    predictions, problems, others = read_predictions(write_lines(tmp_path / "p.jsonl", row, b"", opened))
+    assert (problems, others) == ([], {})
     assert predictions == [
         Prediction(Question("1", "Is it?", "yes", ("yes", "no"), 0), " Yes.\n"),  # as it was written
         Prediction(Question("2", "Where?", "3"), "3"),
@@ -220,10 +220,22 @@ def test_a_line_becomes_a_question_and_a_text_and_extra_fields_stay_out(tmp_path
 )
 def test_a_malformed_line_is_named_and_the_rest_is_read(tmp_path, row, field, reason):
     path = write_lines(tmp_path / "p.jsonl", GOOD, row, GOOD | {"id": "9"})
-    predictions, problems = read_predictions(path)
+    predictions, problems, _ = read_predictions(path)
     assert [prediction.question.id for prediction in predictions] == ["1", "9"]
     assert [(problem.file, problem.row, problem.field) for problem in problems] == [(str(path), "2", field)]
     assert reason in problems[0].reason
+
+
+def test_lines_that_name_a_condition_are_read_one_condition_at_a_time(tmp_path):
+    rows = [GOOD | {"condition": name, "prediction": name} for name in ("image", "blank", "shuffled")]
+    path = write_lines(tmp_path / "p.jsonl", *rows, GOOD | {"id": "9"})  # the last names none, so it is read with any
+    for condition in ("image", "blank"):
+        predictions, problems, others = read_predictions(path, condition)
+        assert [(p.question.id, p.text) for p in predictions] == [("1", condition), ("9", GOOD["prediction"])]
+        assert (problems, others.total()) == ([], 2)
+    other = write_lines(tmp_path / "other.jsonl", *rows)
+    with pytest.raises(RequestError, match="no line of condition 'reference'.*of 'image', 'blank', 'shuffled'"):
+        read_predictions(other, "reference")
 
 
 def test_a_file_without_a_readable_line_is_refused_with_its_first_problem(tmp_path):

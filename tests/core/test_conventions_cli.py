@@ -84,7 +84,7 @@ def test_the_table_shows_scores_counts_and_where_each_misleads(predictions, caps
     assert run_command(predictions, "--only", "else-b", "--only", "ours") == 0
     shown = capsys.readouterr().out
     assert "12 items" in shown
-    assert "left out: 0" in shown
+    assert "left out: 0 malformed" in shown
     assert shown.index("else-b") < shown.index("66.7 %") < shown.index("25.0 %")
     assert "9 of 12" in shown
     assert "refusal" in shown
@@ -104,7 +104,7 @@ def test_malformed_lines_are_named_counted_and_end_with_1(predictions, capsys):
     assert run_command(predictions, "--only", "ours") == 1
     shown = capsys.readouterr()
     assert "12 items" in shown.out
-    assert "left out: 2" in shown.out
+    assert "left out: 2 malformed" in shown.out
     assert "25.0 %" in shown.out
     assert [line.partition(", ")[2][:30] for line in shown.err.splitlines()] == [
         "row 13, field 'prediction': is",

@@ -9,6 +9,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from lightbox.backbones import towers
+from lightbox.cli import main
 from lightbox.errors import RequestError
 from lightbox.paper import features
 from lightbox.paper.conditions import GREY, shuffled_rows
@@ -80,6 +81,39 @@ def test_reader_reads_four_texts_and_sees_no_image(asked, tmp_path):
         one.condition: one for one in evaluate.conditions(resolve([*SMALL, "experiment=reader_evidence"]), asked, needs)
     }
     assert masked["generated_reasoning"].questions[0].record.rationale == f"{MASK} reasoning"
+
+
+class Parrot:
+    """A model that writes the letter A of every item, in the image condition as a sentence and else bare."""
+
+    def write(self, questions, split, rows, *, max_new_tokens):
+        own = [sample.image for sample in split.samples]
+        return ["The answer is (A). Solution: it is." if rows == own else "A" for _ in questions]
+
+
+@pytest.mark.parametrize("arm", ["explanation", "stage1"])
+def test_what_was_written_can_be_scored_by_the_rules_of_others(asked, tmp_path, capsys, arm):
+    scores = evaluate.evaluate(
+        resolve([*SMALL, f"experiment={arm}"]), Parrot(), asked, folder=tmp_path, needs={}
+    ).to_pandas()
+    with pytest.raises(SystemExit) as caught:
+        main(["conventions", str(tmp_path), "--json", "--condition", "blank"])
+    if arm == "stage1":  # it answers nothing
+        assert caught.value.code == 2
+        assert "holds no predictions.jsonl" in capsys.readouterr().err
+        return
+    blank = {row["convention"]: row["score"] for row in json.loads(capsys.readouterr().out)["conventions"]}
+    with pytest.raises(SystemExit):
+        main(["conventions", str(tmp_path), "--json"])
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["items"], shown["of_other_conditions"]) == (30, {"'blank'": 30, "'shuffled'": 30})
+    by_rule = {row["convention"]: row["score"] for row in shown["conventions"]}
+    correct = scores.groupby("condition")["correct"].mean()
+    assert 0 < correct["image"] < 1
+    assert by_rule["ours"] == pytest.approx(correct["image"])
+    assert blank["ours"] == correct["blank"] == 0
+    assert blank["first-character"] == pytest.approx(correct["image"])
+    assert by_rule["first-character"] == 0
 
 
 def test_features_are_the_towers_and_computed_once(tower_folder, tmp_path, monkeypatch):

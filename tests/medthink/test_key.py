@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import medthink
+from lightbox.cli import main
 from lightbox.cli.job_origin import explanation
 from lightbox.paper.pretrained import find_pretrained
 from lightbox.runs import folders, sources
@@ -121,3 +122,15 @@ def test_an_evaluation_is_explained_by_what_it_was_asked(tiny, tmp_path):
     again = ENTRIES.run_once(asked, "eval")
     key = folders.read_run(again).key
     assert explanation(key, tmp_path, tmp_path)[-1] == "Today: nothing differs"
+
+
+def test_an_evaluation_is_shown_under_rival_rules_where_one_asks(tiny, tmp_path, capsys):
+    asked = [*tiny, "experiment=untouched", f"run.out={tmp_path}"]
+    with pytest.raises(SystemExit) as caught:
+        main(["evaluate", "medthink", *asked, "--conventions"])
+    assert caught.value.code == 0
+    assert "llava-med-substring" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as caught:
+        main(["evaluate", "medthink", "--conventions", "--", *asked, "--multirun"])
+    assert caught.value.code == 2
+    assert "--conventions is given with a sweep" in capsys.readouterr().err

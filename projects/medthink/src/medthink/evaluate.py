@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from lightbox.eval.answers import stated_answer
-from lightbox.paper import baselines, examples
+from lightbox.paper import baselines, examples, predictions
 from lightbox.paper.baselines import BY_METHOD
 from lightbox.paper.conditions import IMAGE, shown_rows
 from lightbox.paper.generated import Generated, add_generated, read_generated, with_generated
@@ -57,7 +57,7 @@ def evaluate(
     needs: Mapping[str, Path],
     more_rows: Sequence[scores.ScoreRow] = (),
 ) -> pa.Table:
-    """Generate and score under every condition; write scores.parquet, generated.json and examples.
+    """Generate and score under every condition; write scores.parquet, predictions.jsonl, generated.json and examples.
 
     Args:
         cfg: strategy and lengths.
@@ -77,6 +77,7 @@ def evaluate(
     rows = list(more_rows)
     generated: Generated = {}
     shown: list[examples.Shown] = []
+    written: list[predictions.Written] = []
     for asked in conditions(cfg, split, needs):
         texts = learner.write(asked.questions, split, asked.rows, max_new_tokens=asked.max_new_tokens)
         is_judged = method not in ANSWER_FIRST or asked.condition == IMAGE
@@ -86,6 +87,8 @@ def evaluate(
             gold = reference[sample.id]
             row = scores.score_text(gold, asked.condition, text=answer, rationale=rationale, parse_facts=parse_facts)
             rows.append(row)
+            if answer is not None:
+                written.append(predictions.Written(gold, asked.condition, answer))
             if asked.condition in (IMAGE, REFERENCE):
                 read = sample.record.rationale if method in ("second_stage", "reader") else rationale
                 shown.append(_example(gold, answer, read or "", is_right=row["correct"] == 1.0))
@@ -97,6 +100,7 @@ def evaluate(
         scores.add_losses(rows, folders.read_scores(needs["none"]))
     if generated:
         add_generated(folder, generated)
+    predictions.write_predictions(folder, written)
     examples.write_examples(folder, shown, split, is_synthetic=cfg.data.is_phantom)
     return folders.write_scores(folder, rows, scores.METRICS)
 

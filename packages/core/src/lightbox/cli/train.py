@@ -28,9 +28,28 @@ def train(paper: Paper, overrides: Overrides = None) -> None:
     paper_cli(paper).train(list(overrides or []))
 
 
-def evaluate(paper: Paper, overrides: Overrides = None) -> None:
+def evaluate(
+    paper: Paper,
+    overrides: Overrides = None,
+    with_conventions: Annotated[
+        bool, typer.Option("--conventions", help="Show the same predictions under the scoring rules of other groups.")
+    ] = False,
+) -> None:
     """Score a trained model and write its per-item scores."""
-    paper_cli(paper).evaluate(list(overrides or []))
+    from lightbox.paper.multirun import is_multirun
+
+    words = list(overrides or [])
+    if with_conventions and is_multirun(words):
+        raise RequestError(
+            "--conventions is given with a sweep",
+            "A sweep makes several runs, and the table is of one",
+            "Leave it out, and run `lightbox conventions` on the folder of each",
+        )
+    folder = paper_cli(paper).evaluate(words)
+    if with_conventions:
+        from lightbox.cli.conventions import conventions
+
+        conventions(folder)
 
 
 def predict(

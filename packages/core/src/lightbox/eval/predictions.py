@@ -1,5 +1,6 @@
 """A file of predictions, one JSON object a line: read strictly, malformed lines named, the rest kept. No torch."""
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,37 +11,51 @@ from lightbox.readers.rows import Problem, RowError, as_row, choices_field, inde
 from lightbox.records import Question
 
 
-def read_predictions(path: Path) -> tuple[list[Prediction], list[Problem]]:
+def read_predictions(path: Path, condition: str = "image") -> tuple[list[Prediction], list[Problem], Counter[str]]:
     """Read `id`, `question`, `options`, `answer`, `answer_index` and `prediction` of each line, and no other field.
 
     An open question has no `options` and no `answer_index`: absent, null, or an empty list. An empty `prediction` is an
     answer that failed and is kept; a missing one is malformed.
 
+    Args:
+        path: of the file.
+        condition: which lines, where they name a `condition` as the file of a run does; lines without one are read.
+
     Returns:
-        Predictions in the order of the file, and the malformed lines.
+        Predictions in the order of the file, the malformed lines, and how many lines of other conditions were left out.
 
     Raises:
         RequestError: where the file cannot be read, or none of its lines.
     """
-    predictions, problems, lines = [], [], {}
+    predictions, problems, lines, others = [], [], {}, Counter()
     for number, value in read_json_lines(path):
         try:
             if isinstance(value, RowError):
                 raise value
-            prediction = _prediction(as_row(value))
+            row = as_row(value)
+            if (other := row.get("condition", condition)) != condition:
+                others[shown(other)] += 1
+                continue
+            prediction = _prediction(row)
             first = lines.setdefault(prediction.question.id, number)
             if first != number:  # it would count twice
                 raise RowError("id", f"{shown(prediction.question.id)} stands on line {first} already")
             predictions.append(prediction)
         except RowError as err:
             problems.append(Problem(str(path), str(number), err.name, err.reason))
+    if not predictions and others:
+        raise RequestError(
+            f"File '{path}' has no line of condition '{condition}'",
+            f"Its lines are of {', '.join(others)}",
+            "Name one of them with --condition",
+        )
     if not predictions:
         raise RequestError(
             f"File '{path}' has no readable line",
             f"There is nothing to score. The first malformed one is {problems[0]}",
             "Write one object a line with id, question, options, answer, answer_index and prediction",
         )
-    return predictions, problems
+    return predictions, problems, others
 
 
 def _prediction(row: Mapping[str, object]) -> Prediction:

@@ -70,9 +70,13 @@ class Entries:
         """
         self._enter(argv, "train")
 
-    def evaluate(self, argv: Sequence[str] | None = None) -> None:
-        """Score a saved model on any split; `model.backbone` is the `model` folder of a run."""
-        self._enter(argv, "eval")
+    def evaluate(self, argv: Sequence[str] | None = None) -> Path | None:
+        """Score a saved model on any split; `model.backbone` is the `model` folder of a run.
+
+        Returns:
+            The folder of the scores; None after a sweep, which has one a run.
+        """
+        return self._enter(argv, "eval")
 
     def main(self) -> None:
         """Run `python -m PAPER train|eval ...`, the form for `accelerate launch -m`; exit 2 where it is neither."""
@@ -159,13 +163,21 @@ class Entries:
                 self.check(cfg, base)
             forecast.check_fits(cfg, base)
 
-    def _enter(self, argv: Sequence[str] | None, mode: str) -> None:
+    def _enter(self, argv: Sequence[str] | None, mode: str) -> Path | None:
         level = logging.INFO if is_first_process() else logging.WARNING
         logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
         words = list(sys.argv[1:] if argv is None else argv)
-        code = guard(lambda: self._sweep(words, mode) if multirun.is_multirun(words) else self.run_once(words, mode))
-        if code:
+        made: list[Path] = []
+
+        def work() -> None:
+            if multirun.is_multirun(words):
+                self._sweep(words, mode)
+            else:
+                made.append(self.run_once(words, mode))
+
+        if code := guard(work):
             raise SystemExit(code)
+        return made[0] if made else None
 
     def _sweep(self, words: list[str], mode: str) -> None:
         accept, run = partial(self.accept, mode=mode), partial(self.run_once, mode=mode, is_indexed=False)

@@ -9,6 +9,7 @@ A claim's job lies in `<out>/jobs/<key>/`, a single training in `<out>/runs/<arm
 | `history.json` | `train.driver` | after the last step |
 | `nonfinite.json` | `train.watch` | where a number that is not finite stopped the training |
 | `scores.parquet` | the paper's `evaluate` | before any mean is taken |
+| `predictions.jsonl` | the paper's `evaluate` | with the scores, where the run answers questions |
 | `examples.json`, `examples/` | the paper's `evaluate` | with the scores |
 | `model/` | the paper's `train` command | after scoring; a claim's job keeps none |
 | `log.txt`, `error.json` | the worker; the runner | while a job runs; where it failed |
@@ -42,6 +43,7 @@ RECORD = "job.json"
 CARD = "card.json"
 HISTORY = "history.json"
 SCORES = "scores.parquet"
+PREDICTIONS = "predictions.jsonl"
 EXAMPLES, EXAMPLE_IMAGES = "examples.json", "examples"
 CHECKPOINTS = "checkpoints"
 MODEL = "model"
@@ -363,7 +365,7 @@ def mark_finished(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
     scores = pq.read_table(folder / SCORES)
     _write_table(scores.replace_schema_metadata({LABEL: canonical_json(label_of(record, scores.num_rows))}), folder)
     for path in sorted(folder.iterdir()):
-        if path.suffix in (".parquet", ".json"):
+        if path.suffix in (".parquet", ".json", ".jsonl"):
             sync_file(path)
     done = {**record, "files": {SCORES: file_sha256(folder / SCORES)}, "finished": True}
     (folder / FAILURE).unlink(missing_ok=True)

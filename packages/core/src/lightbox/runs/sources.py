@@ -35,6 +35,7 @@ OUTSIDE = {
     "lightbox.paper.entries": "the command line",
     "lightbox.paper.forecast": "a forecast of memory, and advice where it runs out",
     "lightbox.paper.examples": "what the page shows of a run",
+    "lightbox.paper.predictions": "texts for other scoring rules; ours reads them before they are written",
     "lightbox.paper.purpose": "refuses weights that were trained for something else",
     "lightbox.adapters.memory": "a forecast of memory",
     "lightbox.adapters.guards": "refuses a model that would not train as asked",
