@@ -115,7 +115,7 @@ def test_leaks_and_baselines_stand_beside_a_real_score(overrides, tower_folder, 
     assert card["baselines"] == {"majority": 0.5, "question_only": 0.5}
 
 
-def test_saved_model_is_scored_again_with_the_same_result(overrides, tower_folder, tmp_path):
+def test_saved_model_is_scored_again_with_the_same_result(overrides, r_slake, tower_folder, tmp_path, capsys):
     out = tmp_path / "out"
     given = [*overrides, f"model.tower={tower_folder}", "experiment=none"]
     cli.train([*given, f"run.out={out}"])
@@ -123,3 +123,15 @@ def test_saved_model_is_scored_again_with_the_same_result(overrides, tower_folde
     again = [o for o in given if not o.startswith("model.backbone")] + [f"model.backbone={folder / 'model'}"]
     cli.evaluate([*again, f"run.out={tmp_path / 'again'}"])
     assert scored(tmp_path / "again").equals(scored(out))
+    # as it is on a part that was held back, which comes without what was trained on
+    (r_slake / "closed-end" / "trainset.json").unlink()
+    cli.evaluate([*again, f"run.out={tmp_path / 'held'}"])
+    assert scored(tmp_path / "held").equals(scored(out))
+    card = folders.read_card(next((tmp_path / "held" / "runs").iterdir()))
+    assert (card["baselines"], card["items"]) == ({}, {"train": 0, "test": 4})
+    for command, more in ((cli.train, []), (cli.evaluate, ["experiment=majority"])):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            command([*again, *more, f"run.out={tmp_path / 'refused'}"])
+        assert caught.value.code == 2
+        assert "its split 'train'" in capsys.readouterr().err

@@ -183,8 +183,12 @@ def guess_accuracy(train: Split[Question], scored: Split[Question], method: str)
 
 
 def beside_score(cfg: Config, train: Split[Question], scored: Split[Question]) -> dict[str, object]:
-    """What a score must be read beside: the baselines on the same items and what the splits share."""
-    accuracies = {method: guess_accuracy(train, scored, method) for method in ("majority", "question_only")}
+    """What a score must be read beside: the baselines on the same items and what the splits share.
+
+    Baselines count training answers; where a model is scored on data without a training part there are none.
+    """
+    methods = ("majority", "question_only") if train.samples else ()
+    accuracies = {method: guess_accuracy(train, scored, method) for method in methods}
     return baselines.beside_score(cfg, train, scored, accuracies)
 
 

@@ -61,7 +61,7 @@ def run(
     if cfg.is_folded and cfg.objective.is_trained:
         write_out_of_fold(cfg, base, train, folder, cache=cache, memory_advice=memory_advice)
         return
-    learner = open_learner(cfg, base, (train, scored), cache=cache)
+    learner = open_learner(cfg, base, [split for split in (train, scored) if split.samples], cache=cache)
     if cfg.objective.is_trained:
         questions = training_questions(cfg, train.samples, needs, learner.tokenizer)
         learner.fit(questions, train, folder, memory_advice=memory_advice)

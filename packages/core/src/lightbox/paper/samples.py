@@ -67,6 +67,8 @@ def load_splits(
 ) -> tuple[Split[Record], Split[Record]]:
     """The training split and the split to be scored.
 
+    Where a trained model is only scored, real data need hold no training part; that split is then empty.
+
     Args:
         cfg: `data.*` and `run.seed` decide.
         pick: records of a case that become samples; a case without any is left out.
@@ -83,7 +85,15 @@ def load_splits(
     else:
         cases = read_cases(cfg.data)
         cases_of = {name: iter([case for case in cases if case.split == name]) for name in sizes}
-    train, scored = (_gather(name, cases_of[name], pick, limit=n, cfg=cfg, what=what) for name, n in sizes.items())
+    train, scored = (_gather(name, cases_of[name], pick, limit=n) for name, n in sizes.items())
+    is_learnt_from = cfg.objective.is_trained or cfg.is_baseline
+    for split in [train, scored] if is_learnt_from else [scored]:
+        if not split.samples:
+            raise RequestError(
+                f"data.source is {cfg.data.source}, its split '{split.name}'",
+                f"It holds no {what}",
+                "Choose another data.source, data.eval_split or data.split=by_image",
+            )
     return train, scored
 
 
@@ -114,9 +124,7 @@ def _cases(seeds: range, knobs: phantom.Knobs, per_case: int, drawing: tuple[tup
     return phantom.draw_cases(seeds, knobs, questions_per_case=per_case, **dict(drawing))
 
 
-def _gather(
-    name: str, cases: Iterator[Case], pick: Pick[Record], *, limit: int, cfg: PaperConfig, what: str
-) -> Split[Record]:
+def _gather(name: str, cases: Iterator[Case], pick: Pick[Record], *, limit: int) -> Split[Record]:
     """At most `limit` records as samples, with the images they show."""
     samples: list[Sample[Record]] = []
     images: list[np.ndarray | Path] = []
@@ -131,12 +139,6 @@ def _gather(
         samples += [Sample(_name(case, record), record, case.id, row) for record in records]
         if len(samples) == limit:
             break
-    if not samples:
-        raise RequestError(
-            f"data.source is {cfg.data.source}, its split '{name}'",
-            f"It holds no {what}",
-            "Choose another data.source, data.eval_split or data.split=by_image",
-        )
     return Split(name, samples, images, case_ids)
 
 
