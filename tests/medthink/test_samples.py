@@ -1,5 +1,6 @@
 """Samples from the phantom and from a real format: counts, forms, splits, and refusals."""
 
+import itertools
 import json
 
 import numpy as np
@@ -108,6 +109,48 @@ def test_leaks_of_an_official_split_are_counted_and_by_image_has_none(tmp_path):
     assert all(sentence.startswith("0 of ") for sentence in leaks(clean.data))
     train, test = load_splits(clean)
     assert {i.case_id for i in train.samples}.isdisjoint({i.case_id for i in test.samples})
+
+
+@pytest.fixture
+def vqa_med(tmp_path):
+    """VQA-Med 2019, two images a part, three questions each: two of modality, one of either form, and a plane."""
+    asked = {
+        "Modality": ["is this a t1 weighted image?|no", "what kind of image is this?|ct"],
+        "Plane": ["what plane is this?|axial"],
+    }
+    for part, first in (("train", 1), ("val", 3)):
+        folder = tmp_path / part
+        (folder / "images").mkdir(parents=True)
+        (folder / "QAPairsByCategory").mkdir()
+        for number in (first, first + 1):
+            Image.new("L", (8, 8), number).save(folder / "images" / f"synpic{number}.jpg")
+        by_kind = {
+            kind: [f"synpic{number}|{text}\n" for text in texts for number in (first, first + 1)]
+            for kind, texts in asked.items()
+        }
+        for kind, lines in by_kind.items():
+            (folder / "QAPairsByCategory" / f"C1_{kind}_{part}.txt").write_text("".join(lines))
+        (folder / f"All_QA_Pairs_{part}.txt").write_text("".join(itertools.chain(*by_kind.values())))
+    source = ["data.source=vqa_med_2019", f"data.root={tmp_path}", "data.eval_split=validation"]
+    return [*SMALL, *source, "experiment=none"]
+
+
+@pytest.mark.parametrize(
+    ("form", "kinds", "number"),
+    [("closed", "[]", 2), ("open", "[]", 4), ("any", "[]", 6), ("any", "[plane]", 2), ("open", "[modality]", 2)],
+)
+def test_form_and_kinds_choose_the_questions_of_a_real_set(vqa_med, form, kinds, number):
+    for split in load_splits(resolve([*vqa_med, f"data.form={form}", f"data.kinds={kinds}"])):
+        assert len(split.samples) == number
+        assert {sample.record.kind for sample in split.samples} <= set(kinds.strip("[]").split(",")) or kinds == "[]"
+
+
+def test_a_kind_that_a_set_lacks_is_named_and_the_phantom_takes_no_choice(vqa_med):
+    with pytest.raises(RequestError, match="holds no closed question of kind organ or plane"):
+        load_splits(resolve([*vqa_med, "data.kinds=[organ,plane]"]))
+    for choice in ("data.kinds=[side]", "data.form=any"):
+        with pytest.raises(RequestError, match=f"{choice.split('=')[0]} is .* and data.source is phantom"):
+            resolve([*SMALL, choice])
 
 
 def test_strategy_that_needs_rationales_refuses_data_without_them(tmp_path):

@@ -19,7 +19,7 @@ __all__ = ["Config", "check", "chosen", "estimate", "inputs", "resolve"]
 N_FOLDS = 5
 STRATEGIES = ("none", "explanation", "reasoning", "first_stage", "second_stage", "reader")
 ANSWER_TARGETS = ("none", "second_stage", "reader")
-FORMS = ("closed", "open")
+FORMS = ("closed", "open", "any")
 RATIONALES = ("true", "same_answer", "filler", "corrupted")
 STAGE2_SOURCES = ("gold", "in_sample", "out_of_fold")
 PADS = ("masked", "official")
@@ -51,7 +51,7 @@ class DataConfig(schema.DataConfig):
     """Which questions, and what their training rationales say. Lengths in the paper: 512 read, 256 or 32 written."""
 
     form: str = "closed"
-    """closed (two options, letter answer) or open (answer text), trained apart as in the paper; no cost."""
+    """closed (two options, letter answer) or open (answer text), trained apart as in the paper; any: real data only."""
     rationale: str = "true"
     """Training rationales: true, same_answer (another item's), filler (neutral words), corrupted; test is untouched."""
     corruption_pct: float = 0.0
@@ -63,6 +63,12 @@ class DataConfig(schema.DataConfig):
         super().__post_init__()
         check_positive("data.answer_target_tokens", self.answer_target_tokens)
         check_choice("data.form", self.form, FORMS)
+        if self.form == "any" and self.is_phantom:
+            raise RequestError(
+                "data.form is any and data.source is phantom",
+                "The phantom draws one form or the other",
+                "Set data.form=closed or open, or data.source to a real data set",
+            )
         check_choice("data.rationale", self.rationale, RATIONALES)
         if not 0 <= self.corruption_pct <= 100 or (self.corruption_pct > 0) != (self.rationale == "corrupted"):
             raise RequestError(
@@ -138,9 +144,9 @@ class Config(PaperConfig):
                 "Only Explanation and Reasoning train on altered rationales",
                 "Set objective.method=explanation or reasoning, or data.rationale=true",
             )
-        if self.objective.answer_loss == "alike" and self.data.form == "open":
+        if self.objective.answer_loss == "alike" and self.data.form != "closed":
             raise RequestError(
-                "objective.answer_loss is alike and data.form is open",
+                f"objective.answer_loss is alike and data.form is {self.data.form}",
                 "The answer of an open question is as long as it is, so its tokens are not counted off",
                 "Set data.form=closed, or objective.answer_loss=tokens",
             )

@@ -70,13 +70,13 @@ def load_splits(cfg: Config, *, with_images: bool = True) -> tuple[Split[Questio
 
     def pick(case: Case) -> list[Question]:
         """Closed means two options, as in the paper; open means none."""
-        n_options = 2 if cfg.data.form == "closed" else 0
-        return [one_spaced(question) for question in case.questions if len(question.options) == n_options]
+        n_options = {"closed": (2,), "open": (0,), "any": (0, 2)}[cfg.data.form]
+        return [one_spaced(question) for question in case.questions if len(question.options) in n_options]
 
     train, scored = samples.load_splits(
         cfg,
         pick,
-        what=f"{cfg.data.form} question",
+        what="question" if cfg.data.form == "any" else f"{cfg.data.form} question",
         with_images=with_images,
         **({"closed": cfg.data.form == "closed"} if cfg.data.is_phantom else {}),
     )

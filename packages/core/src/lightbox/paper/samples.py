@@ -16,7 +16,7 @@ from lightbox.errors import RequestError
 from lightbox.files import digest, file_sha256
 from lightbox.paper.schema import DataConfig, PaperConfig
 from lightbox.readers import catalog, leakage, splits
-from lightbox.records import Case
+from lightbox.records import Case, Finding
 
 CHUNK = 512  # cases drawn at a time until there are enough records
 MOST_CHUNKS = 8  # kept in memory: a seed of MedThink's `full` takes 4, 27 MiB in all
@@ -85,14 +85,16 @@ def load_splits(
     else:
         cases = read_cases(cfg.data)
         cases_of = {name: iter([case for case in cases if case.split == name]) for name in sizes}
-    train, scored = (_gather(name, cases_of[name], pick, limit=n) for name, n in sizes.items())
+    kinds = cfg.data.kinds
+    wanted = (lambda case: [record for record in pick(case) if _kind(record) in kinds]) if kinds else pick
+    train, scored = (_gather(name, cases_of[name], wanted, limit=n) for name, n in sizes.items())
     is_learnt_from = cfg.objective.is_trained or cfg.is_baseline
     for split in [train, scored] if is_learnt_from else [scored]:
         if not split.samples:
             raise RequestError(
                 f"data.source is {cfg.data.source}, its split '{split.name}'",
-                f"It holds no {what}",
-                "Choose another data.source, data.eval_split or data.split=by_image",
+                f"It holds no {what}" + f" of kind {' or '.join(kinds)}" * bool(kinds),
+                "Choose another data.source, data.eval_split or data.kinds, or data.split=by_image",
             )
     return train, scored
 
@@ -145,6 +147,11 @@ def _gather(name: str, cases: Iterator[Case], pick: Pick[Record], *, limit: int)
 def _name(case: Case, record: Any) -> str:
     """A record's own id; a finding has none and is named by its case."""
     return getattr(record, "id", "") or f"{case.id}/{record.name}"
+
+
+def _kind(record: Any) -> str:
+    """A finding has no kind beside its name."""
+    return record.name if isinstance(record, Finding) else record.kind
 
 
 def _image_digest(image: np.ndarray | Path) -> str:

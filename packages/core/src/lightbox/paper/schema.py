@@ -74,6 +74,9 @@ class DataConfig:
     """For real data: official, or by_image (80 / 10 / 10 % by patient or image: no image on two sides); no cost."""
     eval_split: str = "test"
     """Which split is scored: test, validation (tuning), test_shifted (phantom); no cost."""
+    kinds: list[str] = field(default_factory=list)
+    """For real data: question kinds (names of findings) that are trained on and scored, such as [modality,plane]; [] is
+    all of them."""
     questions_per_case: int = 4
     """Phantom questions per image, >= 1; lower means more images for the same items, so more feature time."""
     rho: float = 0.0
@@ -95,6 +98,12 @@ class DataConfig:
                 f"data.source is {self.source} and data.root is empty",
                 "A real data set is read from a folder on this machine",
                 "Set data.root to that folder, or data.source=phantom",
+            )
+        if self.source == PHANTOM and self.kinds:
+            raise RequestError(
+                f"data.kinds is {list(self.kinds)} and data.source is phantom",
+                "The phantom draws its kinds in fixed shares, so that arms and baselines have the same",
+                "Leave data.kinds empty, or set data.source to a real data set",
             )
         if self.source != PHANTOM and self.eval_split == "test_shifted":
             raise RequestError(
