@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from lightbox.claims.budget import Convergence
-from lightbox.claims.spec import Kind, Role, Verdict
+from lightbox.claims.spec import PHANTOM, REAL, Kind, Role, Verdict
 from lightbox.claims.statistics import Effect, Ends, agreement
 from lightbox.claims.verdicts import Family, family
 from lightbox.errors import RequestError
@@ -21,6 +21,10 @@ from lightbox.files import digest, replace_text
 from lightbox.runs.examples import Example
 
 SCHEMA = 1
+MEANING = {
+    PHANTOM: "A verdict on phantom images speaks about a mechanism, never about patients.",
+    REAL: "A number on real images speaks about one small model and one public set, never about patients.",
+}
 SEAL = "sha256"
 
 Curve = list[tuple[int, float | None]]
@@ -138,6 +142,7 @@ class ClaimEntry:
     published: Published | None = None
     older_source: tuple[str, ...] = ()
     caveats: tuple[str, ...] = ()
+    images: str = PHANTOM
     hardware: tuple[str, ...] = ()
     budget: str | None = None
     convergence: Convergence | None = None
@@ -257,6 +262,16 @@ class Document:
     errors: tuple[ErrorEntry, ...] = ()
     examples: tuple[ShownExample, ...] = ()
     curves: dict[str, Curves] = field(default_factory=dict)
+
+    @property
+    def is_real(self) -> bool:
+        """True where the images of its claims are real ones."""
+        return any(claim.images == REAL for claim in self.claims)
+
+    @property
+    def meaning(self) -> str:
+        """What its verdicts speak about, in a sentence."""
+        return MEANING[REAL if self.is_real else PHANTOM]
 
     @property
     def job_s(self) -> float:

@@ -78,6 +78,7 @@ def claim_entry(
         commits=tuple(sorted({job.commit for job in used.values() if job.commit})),
         hardware=tuple(sorted({job.hardware for job in used.values() if job.hardware})),
         caveats=claim.caveats,
+        images=claim.images,
         wall_s=round(sum(job.wall_s or 0.0 for job in used.values()), 1),
         convergence=judged,
         by_budget=curves,

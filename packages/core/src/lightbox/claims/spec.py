@@ -9,6 +9,7 @@ slope or a difference of differences has others.
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+PHANTOM, REAL = "phantom", "real"
 BEST = "{best}"  # in place of an arm: whichever candidate of the gate has the highest mean
 
 
@@ -162,6 +163,7 @@ class Claim:
     the size presets that run it, `seeds` how many seeds each takes. `bound` is for kind exact: the number must be at
     least the bound, or at most where `is_upper_bound`. `min_items` is the fewest items a seed a verdict may rest on.
     `caveats` are what a reader of the verdict must know, one sentence each, such as what is true by construction.
+    `images` is PHANTOM or REAL, and says what the verdict is about.
     `budget` is the config leaf that says how long the arms train, "" where the claim has no training budget. Its value
     is the preset's, or what `budget_by_preset` says; `ladder` says, by preset, at which shares of it the verdict's own
     seeds run too.
@@ -186,6 +188,7 @@ class Claim:
     is_upper_bound: bool = False
     min_items: int = 100
     caveats: tuple[str, ...] = ()
+    images: str = PHANTOM
     budget: str = "optim.max_steps"
     budget_by_preset: dict[str, int] = field(default_factory=dict)
     ladder: dict[str, tuple[float, ...]] = field(default_factory=dict)

@@ -89,7 +89,7 @@ def show_verdicts(console: Console, document: Document) -> None:
             f"{family.verdicts} verdicts drawn, {family.reproduced} reproduced; "
             f"if every true effect were 0, {family.expected_false:.2f} of them would be expected to be false"
         )
-    console.print("A verdict on synthetic images is about the mechanism, not about clinical performance.")
+    console.print(document.meaning)
 
 
 def _brackets(ends: Ends | None, percent: int = 95) -> str:

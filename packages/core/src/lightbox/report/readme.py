@@ -28,7 +28,6 @@ from lightbox.report.paper_map import read_map
 BLOCK = re.compile(r"^<!-- (results|config|map|memory): ([\w/]+) -->\n(.*?)^<!-- end \1 -->$", re.DOTALL | re.MULTILINE)
 OPENING = re.compile(r"^<!-- (?:results|config|map|memory): .*$", re.MULTILINE)
 BUILT = ("lightbox-out", "site", "__pycache__")
-MECHANISM = "A verdict on phantom images speaks about a mechanism, never about patients."
 COMMIT_DIGITS = 7  # a longer one reads like a key; keys stand in results.json
 
 
@@ -174,7 +173,7 @@ def _origin(document: Document) -> str:
 def _family(document: Document) -> str:
     family = document.family
     return (
-        f"{MECHANISM} Verdicts drawn: {family.verdicts}; if no effect existed, "
+        f"{document.meaning} Verdicts drawn: {family.verdicts}; if no effect existed, "
         f'{number(family.expected_false)} false "reproduced" would be expected among them.'
     )
 
