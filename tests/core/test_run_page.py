@@ -101,7 +101,7 @@ def test_kinds_stand_apart(run_page):
 
 def test_questions_and_answers_are_counted(run_page):
     assert "4 scored items ask 3 different question texts; 50 % of the items" in run_page.text
-    assert "would be right on 75 % without any image" in run_page.text
+    assert "is right on 50 % of those items" in run_page.text
     assert "is there a nodule ? 2 yes (1) ; no (1) 50 %" in run_page.text
     assert "yes or no 2 50 % 100.0" in run_page.text
     assert "another option 1 25 %" in run_page.text

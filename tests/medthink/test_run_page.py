@@ -81,7 +81,7 @@ def test_figures_of_a_run_beside_its_data_are_those_worked_out_by_hand(run):
     assert "organ 2 50.0" in page.text
     assert "4 scored items ask 2 different question texts; 100 % of the items" in page.text
     assert "100 % have a text that stands in the training questions." in page.text
-    assert "would be right on 50 % without any image" in page.text
+    assert "is right on 50 % of those items" in page.text
     assert "one to three words 4 100 % 75.0 [50.0, 100.0]" in page.text
     assert "0 of 2 validation images (0 of 4 items)" in page.text
     assert "ours 75.0 25.0 4 of 4 0" in page.text

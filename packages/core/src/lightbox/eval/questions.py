@@ -37,8 +37,9 @@ class RepeatedText:
 class Repetition:
     """How far the questions of a set repeat.
 
-    `n_repeated` items have a text that another item has too. `n_commonest` items have the commonest answer of their
-    text, which is what a perfect guess from the text alone would get right. `texts` are in order of frequency.
+    `n_repeated` items have a text that another item has too; `n_commonest` of them have the commonest answer of their
+    text, which is what the best guess from the text alone gets right on these very items. `texts` are in order of
+    frequency.
     """
 
     n_items: int
@@ -89,6 +90,6 @@ def repetition(questions: Sequence[Question]) -> Repetition:
         n_items=len(questions),
         n_texts=len(texts),
         n_repeated=sum(text.count for text in texts if text.count > 1),
-        n_commonest=sum(text.answers[0][1] for text in texts),
+        n_commonest=sum(text.answers[0][1] for text in texts if text.count > 1),
         texts=tuple(sorted(texts, key=lambda text: -text.count)),
     )

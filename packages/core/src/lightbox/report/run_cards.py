@@ -63,10 +63,10 @@ def shelves(items: RunItems) -> list[Shelf]:
     first = [item for item in worst if by_rival[item]]
     rest = [item for item in worst if not by_rival[item]]
     chosen_worst = [*spread(items, first), *spread(items, rest)]
-    here = "with its own image" if items.looked else "here"
+    here = " with its own image" if items.looked else ""
     names = [SHOWN[name] for name in (BLANK, SHUFFLED) if name in items.correct and name != items.main]
-    best_meaning = ", wrong ".join([f"right {here}", *([" and ".join(names)] if names else [])])
-    worst_meaning = f"wrong {here}"
+    best_meaning = ", wrong ".join([f"right{here}", *([" and ".join(names)] if names else [])])
+    worst_meaning = f"wrong{here}"
     if names:
         worst_meaning += f"; {len(first) or 'none'} of them right {' or '.join(names)}" + ", shown first" * bool(first)
     return [

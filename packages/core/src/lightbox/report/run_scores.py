@@ -161,7 +161,7 @@ def interval_note(items: RunItems, rows: Sequence[Level]) -> str:
     first = rows[0].estimate
     unit = "images" if items.samples else "items"
     counted = f"{first.n_groups} images of {first.n_items} items" if items.samples else f"{first.n_items} items"
-    text = f"Intervals: 95 %, percentile, from {counted} drawn again with replacement."
+    text = f"Intervals: 95 %, percentile, from {counted} drawn again with replacement; exact where all items are alike."
     if not items.samples:
         text += " Which item shows which image is not known here, so they are too narrow where items share images."
     if first.n_groups < FEW_GROUPS:
