@@ -80,7 +80,7 @@ def test_figures_of_a_run_beside_its_data_are_those_worked_out_by_hand(run):
     assert "question-only best without image +25.0 [0.0, 50.0] the interval holds 0" in page.text
     assert "organ 2 50.0" in page.text
     assert "4 scored items ask 2 different question texts; 100 % of the items" in page.text
-    assert "100 % have a text that stands in the training questions." in page.text
+    assert "100 % have a text that stands in the training questions. The commonest answer" in page.text
     assert "is right on 50 % of those items" in page.text
     assert "one to three words 4 100 % 75.0 [50.0, 100.0]" in page.text
     assert "0 of 2 validation images (0 of 4 items)" in page.text

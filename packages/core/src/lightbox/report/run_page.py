@@ -22,7 +22,8 @@ from lightbox.paper.conditions import BLANK
 from lightbox.readers import catalog
 from lightbox.report import numbers, run_cards, run_scores
 from lightbox.report.page import template_of
-from lightbox.report.run_items import RunItems, leaks, read_items, shared_with_training
+from lightbox.report.run_items import RunItems
+from lightbox.report.run_reading import leaks, read_items, shared_with_training
 from lightbox.report.run_scores import MOST_KINDS, Level
 from lightbox.runs import folders
 
@@ -53,7 +54,7 @@ def write_run_page(folder: Path) -> Path:
     """Write `report.html` into the folder of a finished run of answers; its path.
 
     Raises:
-        RequestError, WorkError: see `run_items.read_items`.
+        RequestError, WorkError: see `run_reading.read_items`.
     """
     path = folder / PAGE
     replace_text(path, render(read_items(folder)))
