@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import pytest
 from PIL import Image, ImageColor
@@ -19,37 +18,7 @@ from lightbox.report.claim_view import ClaimView
 from lightbox.report.page import write_page
 from lightbox.runs.examples import BoxMark, Example, MaskMark, Picture, Step
 from lightbox.testing.fake_results import failed_job, fake_results
-
-PAYLOAD = "<script>alert(1)</script>\"'&{{ 7 * 7 }}$x^2$"
-VOID = ("meta", "br", "img", "link", "input")
-
-
-class Page(HTMLParser):
-    """Tags with their attributes, visible text, and whether every tag that was opened is closed."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.tags, self.texts, self.open, self.is_balanced = [], [], [], True
-        self.feed(html)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        self.is_balanced &= bool(self.open) and self.open.pop() == tag
-
-    def handle_data(self, data):
-        if not self.open or self.open[-1] != "style":
-            self.texts.append(data)
-
-    @property
-    def text(self):
-        return " ".join(" ".join(self.texts).split())
-
-    def all(self, tag):
-        return [attrs for name, attrs in self.tags if name == tag]
+from lightbox.testing.web_page import PAYLOAD, Page
 
 
 @pytest.fixture(scope="module")
@@ -71,10 +40,7 @@ def quick(tmp_path_factory):
 def page_of(document, out, folder=None):
     path = out / "reproduce" / f"medthink-{document.preset}" / "report.html"
     write_page(document, path, folder=folder)
-    html = path.read_text(encoding="utf-8")
-    page = Page(html)
-    page.html = html
-    return page
+    return Page(path.read_text(encoding="utf-8"))
 
 
 def test_the_page_is_one_file_that_asks_for_nothing(quick):

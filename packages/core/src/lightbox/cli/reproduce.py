@@ -17,7 +17,7 @@ from lightbox.cli import claim_tables, job_origin
 from lightbox.cli.session import PAGE, Session, write_document
 from lightbox.errors import RequestError, WorkError
 from lightbox.paths import default_out, repo_root, results_dir
-from lightbox.runs.folders import open_output
+from lightbox.runs.folders import RECORD, open_output
 
 Papers = Annotated[list[str] | None, typer.Argument(metavar="[PAPER ...]", help="Papers by name; left out, all.")]
 Out = Annotated[Path | None, typer.Option(help="Output folder; left out, ./lightbox-out.")]
@@ -64,7 +64,8 @@ def reproduce(
 def report(
     papers: Papers = None,
     source: Annotated[
-        str, typer.Option("--from", help='"results" (committed), or a folder of an earlier run.')
+        str,
+        typer.Option("--from", help='"results" (committed), a folder of an earlier `reproduce`, or of one run.'),
     ] = "results",
     preset: Annotated[str, typer.Option(help="Only this preset; left out, one page for each.")] = "",
     out: Out = None,
@@ -72,7 +73,10 @@ def report(
         bool, typer.Option("--readmes", help="Write no page; bring the generated blocks of every README up to date.")
     ] = False,
 ) -> None:
-    """Write the page again, at once: from committed results, every interval recomputed, or from an earlier run."""
+    """Write the page again, at once: from committed results, every interval recomputed, or of an earlier run.
+
+    Of one training or evaluation, the page shows its score beside what needs no image, its data, and items to look at.
+    """
     console = claim_tables.plain_console()
     if readmes:
         from lightbox.report.readme import write_blocks
@@ -242,14 +246,21 @@ def report_published(papers: Sequence[Paper], root: Path, out: Path, *, preset: 
 def report_folder(folder: Path) -> list[Path]:
     """Write the page of each results.json of an earlier run again: in the folder itself, or under its reproduce/.
 
+    The folder of one training, evaluation or job has no such file; its own page is written into it.
+
     Raises:
-        RequestError: where there is none, or it is of another schema.
+        RequestError: where there is neither, it is of another schema, or the run has no answers to show.
     """
     from lightbox.report.page import write_page
 
     own = folder / published.DOCUMENT
+    if not own.exists() and (folder / RECORD).is_file():
+        from lightbox.report.run_page import write_run_page
+
+        return [write_run_page(folder)]
     paths = [own] if own.exists() else sorted(folder.glob(f"reproduce/*/{published.DOCUMENT}"))
     if not paths:
-        why = f"It holds no {published.DOCUMENT}, nor does a folder under its reproduce/"
-        raise RequestError(f"--from is '{folder}'", why, "Give the folder of an earlier `lightbox reproduce`")
+        why = f"It holds no {published.DOCUMENT}, nor does a folder under its reproduce/, and no {RECORD} of a run"
+        do = "Give the folder of an earlier `lightbox reproduce`, or of one finished run under its runs/"
+        raise RequestError(f"--from is '{folder}'", why, do)
     return [write_document(load(path), path.parent, write_page) for path in paths]

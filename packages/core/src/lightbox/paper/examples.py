@@ -50,11 +50,11 @@ def write_examples(folder: Path, shown: Sequence[Shown], split: Split[Any], *, i
     folders.write_examples(folder, rows)
 
 
-def draw_example(image: np.ndarray | Path, *, is_synthetic: bool) -> Image.Image:
-    """The image as a grey square of `SHOWN_PX`, letterboxed, marked where it is synthetic."""
-    picture = Image.fromarray(load_image(image, image_px=SHOWN_PX))
+def draw_example(image: np.ndarray | Path, *, is_synthetic: bool, in_colour: bool = False) -> Image.Image:
+    """The image as a square of `SHOWN_PX`, grey unless asked otherwise, letterboxed, marked where it is synthetic."""
+    picture = Image.fromarray(load_image(image, image_px=SHOWN_PX, in_colour=in_colour))
     if is_synthetic:
-        ImageDraw.Draw(picture).text((4, SHOWN_PX - 14), "synthetic image", fill=255)
+        ImageDraw.Draw(picture).text((4, SHOWN_PX - 14), "synthetic image", fill="white")
     return picture
 
 

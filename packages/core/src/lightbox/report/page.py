@@ -66,6 +66,11 @@ def render(document: Document, *, folder: Path, run_ids: Mapping[str, str]) -> s
 
 @cache
 def _template() -> Template:
+    return template_of("page.html.j2")
+
+
+def template_of(name: str) -> Template:
+    """A template of a page: every value is escaped, and one that is not there is an error."""
     environment = Environment(
         loader=PackageLoader("lightbox.report", "template"),
         autoescape=True,
@@ -75,7 +80,7 @@ def _template() -> Template:
     )
     formats = (numbers.signed, numbers.interval, numbers.number, numbers.level, numbers.duration, numbers.percent)
     environment.globals |= {form.__name__: form for form in formats}
-    return environment.get_template("page.html.j2")
+    return environment.get_template(name)
 
 
 def _run_ids(path: Path) -> dict[str, str]:
