@@ -286,6 +286,30 @@ def _row_doubled(rng: random.Random, value: Any, key: Any) -> Any:
     return value
 
 
+def _in_another_part(rng: random.Random, file: Path) -> Damage | None:
+    """A row of this file in another file of the set too, as where a set was divided anew."""
+    others = [other for other in sorted(file.parent.rglob(f"*{file.suffix}")) if other != file and other.is_file()]
+    if not others:
+        return None
+    other = rng.choice(others)
+    if file.suffix in (".txt", ".csv"):
+        lines = [line for line in file.read_bytes().splitlines(keepends=True)[1:] if line.strip()]
+        if not lines:
+            return None
+        other.write_bytes(other.read_bytes() + rng.choice(lines))
+        return Damage(f"a line of it in {other.name} too")
+    value, more = _load(file), _load(other)
+    if not value or type(value) is not type(more):
+        return None
+    key, row = _row(rng, value)
+    if isinstance(more, dict):
+        more[f"{key} again"] = row
+    else:
+        more.append(row)
+    _store(other, more)
+    return Damage(f"row {key} in {other.name} too")
+
+
 def _row_replaced(rng: random.Random, value: Any, key: Any) -> Any:
     value[key] = rng.choice((None, 7, "text", [], {}, [value[key]], {"row": value[key]}, True))
     return value
@@ -303,6 +327,7 @@ def _wrapped(rng: random.Random, value: Any, _: Any) -> Any:
 
 ROW_CHANGES: dict[str, Change] = {
     "row doubled": _rows_change(_row_doubled),
+    "row in another part": _in_another_part,
     "row replaced": _rows_change(_row_replaced),
     "row removed": _rows_change(_row_removed, keeps_form=True),
     "wrapped": _rows_change(_wrapped, rows=None),

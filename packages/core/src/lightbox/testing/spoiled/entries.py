@@ -193,6 +193,15 @@ def _link_to_root(_: random.Random, file: Path) -> Damage | None:
     return Damage("a link to the folder above beside it", True)
 
 
+def _renamed(rng: random.Random, file: Path) -> Damage:
+    """Files found by a pattern may be called anything between its parts, also bytes that are no UTF-8."""
+    odd = rng.choice((b"\xff", b"\x1b[2J", b"\n", b"\xc2\x85"))
+    name = file.stem.encode() + b"-" + odd + file.suffix.encode()
+    os.rename(file, os.path.join(os.fsencode(file.parent), name))
+    # ids are made of the names of shards alone; any other file is missing under its own name
+    return Damage(f"called {name}", file.suffix != ".parquet")
+
+
 CHANGES: dict[str, Change] = {
     "flip": _bytes_change(_flip),
     "flip at an end": _bytes_change(_flip_at_an_end),
@@ -214,6 +223,7 @@ CHANGES: dict[str, Change] = {
     ),
     "error page": _put_in_place(b"<!DOCTYPE html><html><title>404</title></html>\n", "an error page as its content"),
     "missing": _missing,
+    "renamed": _renamed,
     "folder": _folder,
     "link to itself": _loop,
     "link to nothing": _dangling,
