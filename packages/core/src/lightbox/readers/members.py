@@ -19,11 +19,12 @@ _BROKEN = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFErro
 
 @dataclass(frozen=True)
 class Archive:
-    """An open zip file: its members by name, and (name, reason) of those that are not read."""
+    """An open zip file: its members by name, (name, reason) of those that are not read, names of its folders."""
 
     file: zipfile.ZipFile
     members: dict[str, zipfile.ZipInfo]
     refused: tuple[tuple[str, str], ...]
+    folders: frozenset[str]
 
 
 def split_member(path: Path) -> tuple[Path, str] | None:
@@ -44,7 +45,10 @@ def is_there(path: Path) -> bool:
     Asked before a part of a dataset is read, so that what stands in the place of a file is refused and not passed over.
     """
     place = split_member(path)
-    return os.path.lexists(path) if place is None else place[1] in open_archive(place[0]).members
+    if place is None:
+        return os.path.lexists(path)
+    archive = open_archive(place[0])
+    return place[1] in archive.members or place[1] in archive.folders
 
 
 def check_folder(path: Path) -> Path:
@@ -119,4 +123,5 @@ def _archive(file: Path, mtime_ns: int, size: int, process: int) -> Archive:
             refused.append((name, "stands twice in the zip file; the first is kept"))
         else:
             members[name] = info
-    return Archive(archive, members, tuple(refused))
+    folders = frozenset(info.filename[:-1] for info in archive.infolist() if info.filename.endswith("/"))
+    return Archive(archive, members, tuple(refused), folders)

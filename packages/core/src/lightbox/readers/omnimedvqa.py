@@ -45,7 +45,8 @@ def read_cases(root: Path, rows: Gathering, *, split: str | None = None, access:
         store, files = ImageStore(base), [*base.glob("QA_information/*/*.json")]
     elif is_there(archive):
         store = zip_store(archive, rows)
-        files = [InnerPath(archive, name) for name in open_archive(archive).members if name.endswith(".json")]
+        opened = open_archive(archive)
+        files = [InnerPath(archive, name) for name in (*opened.members, *opened.folders) if name.endswith(".json")]
     else:
         store, files = ImageStore(root), []
     chosen = sorted(file for file in files if file.parent.name in ACCESS[access])

@@ -98,6 +98,8 @@ def _digest(cell: object) -> str:
 
 
 def _opened(file: Path, columns: Sequence[str], rows: Gathering, title: str) -> pq.ParquetFile:
+    if not file.name.isprintable():  # ids are made of it
+        raise RequestError(f"File '{file}'", "Its name is no printable text", "Rename it")
     if not file.is_file():  # a pipe would be waited for
         raise RequestError(
             f"File '{file}'", "It is a folder, a pipe or a link that leads nowhere", "Fetch the file again"

@@ -161,6 +161,8 @@ def _boxes(folder: Path, rows: Gathering) -> list[Finding]:
                 Finding(clean_text(name, "label"), boxes=(_box(xywh, image_wh, name),))
                 for name, xywh in as_row(value).items()
             ]
+            if not found:
+                raise RowError("row", "is an object without a box")
             rows.counts["repeated_boxes"] += sum(finding in findings for finding in found)
             findings += found
     return findings

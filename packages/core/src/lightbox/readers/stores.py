@@ -131,10 +131,11 @@ def image_fault(path: Path) -> str:
 
     Pillow decodes such a file without a word, to other pixels than were written. JPEG and DICOM have no checksum.
     """
-    content = image_bytes(path) if is_row_path(path) else path.read_bytes()
-    if not content.startswith(_PNG):
-        return ""
-    place = len(_PNG)
+    with io.BytesIO(image_bytes(path)) if is_row_path(path) else path.open("rb") as source:
+        if source.read(len(_PNG)) != _PNG:
+            return ""
+        content = source.read()
+    place = 0
     while place + _CHUNK_FRAME <= len(content):
         size, kind = struct.unpack_from(">I4s", content, place)
         stop = place + _CHUNK_FRAME + size
