@@ -11,6 +11,7 @@ import zlib
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pydicom
 import pytest
 from PIL import Image
 
@@ -319,6 +320,31 @@ def test_member_packed_by_another_method_and_damaged_is_unreadable(small, kind):
     assert validate("pmc_vqa", folder).unreadable_images == 1
 
 
+@pytest.mark.parametrize(("tag", "less"), [("Rows", 1), ("Columns", 5)])
+def test_dicom_whose_header_says_fewer_rows_or_columns_than_it_holds_is_unreadable(small, tag, less):
+    """The first pixels of it passed for the whole."""
+    folder = small("vqa_rad/dicom")
+    file = folder / "images" / "0.dcm"
+    dataset = pydicom.dcmread(file)
+    pixels = dataset.PixelData
+    for extra, unreadable in ((b"\0" * 38, 0), (b"\0" * 40, 1)):  # a row is 40 bytes
+        dataset.PixelData = pixels + extra
+        dataset.save_as(file)
+        assert validate("vqa_rad", folder).unreadable_images == unreadable
+    dataset.PixelData = pixels
+    dataset[tag].value -= less
+    dataset.save_as(file)
+    assert validate("vqa_rad", folder).unreadable_images == 1
+
+
+def test_shard_whose_name_is_no_printable_text_is_refused(small):
+    """Ids are made of the name."""
+    file = small("path_vqa") / "data" / "train-00000-of-00001.parquet"
+    file.rename(os.fsdecode(os.fsencode(file.parent) + b"/train-\xff.parquet"))
+    with pytest.raises(RequestError, match="Its name is no printable text"):
+        read("path_vqa", file.parent.parent)
+
+
 def test_member_without_a_name_is_a_problem_and_the_rest_is_read(small):
     folder = small("omnimedvqa/zip")
     file = folder / "OmniMedVQA.zip"
@@ -332,6 +358,26 @@ def test_member_without_a_name_is_a_problem_and_the_rest_is_read(small):
     result = read("omnimedvqa", folder)
     assert [(problem.row, problem.field) for problem in result.problems] == [("", "member")]
     assert result.counts["questions"] == 12
+
+
+@pytest.mark.parametrize(
+    ("name", "archive", "member"),
+    [
+        ("slake/zip", "imgs.zip", "imgs/xmlab0/detection.json"),
+        ("omnimedvqa/zip", "OmniMedVQA.zip", "OmniMedVQA/QA_information/Open-access/Forms.json"),
+    ],
+)
+def test_folder_in_the_place_of_a_member_is_a_problem(small, name, archive, member):
+    folder = small(name)
+    with zipfile.ZipFile(folder / archive) as whole:
+        members = {each: whole.read(each) for each in whole.namelist()}
+    with zipfile.ZipFile(folder / archive, "w") as changed:
+        for each, content in members.items():
+            changed.writestr(
+                zipfile.ZipInfo(f"{each}/") if each == member else each, b"" if each == member else content
+            )
+    result = read(SETS[name].dataset, folder)
+    assert {problem.file for problem in result.problems} == {str(folder / archive / member)}
 
 
 def test_archive_that_is_a_pipe_is_refused_and_not_waited_for(tmp_path):
