@@ -2,7 +2,6 @@
 
 import dataclasses
 import re
-import reprlib
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,7 +17,6 @@ MAX_TEXT = 20_000
 YES_NO = ("yes", "no")
 _FIELD = re.compile(r"field '([^']*)'")  # the checks of records name the field in their message
 _SHOWN = 80
-_SHOWN_DEPTH = 4
 
 
 class RowError(Exception):
@@ -151,24 +149,9 @@ class Gathering:
         return ReadResult(cases, tuple(self.problems), dict(self.counts))
 
 
-class _Repr(reprlib.Repr):
-    """A repr that ends, however deep or long the value is."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.maxlevel = _SHOWN_DEPTH
-        self.maxstring = self.maxlong = self.maxother = _SHOWN
-
-    def repr_StrictObject(self, value: dict, level: int) -> str:  # found by the name of the type
-        return self.repr_dict(value, level)
-
-
-_repr = _Repr().repr
-
-
 def shown(value: object) -> str:
     """The value as a message shows it: its repr, cut short."""
-    text = _repr(value)
+    text = repr(value)
     return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
 
 
