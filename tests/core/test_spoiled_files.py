@@ -425,7 +425,7 @@ FOUND = [
     ("slake/folder", 0, "key gone"),
     ("slake/zip", 0, "lzma"),
     ("slake/by image", 3, "pipe"),
-    ("vqa_rad/parquet", 1, "column twice"),
+    ("vqa_rad/parquet", 0, "column twice"),
     ("pmc_vqa/v1", 2, "link to nothing"),
     ("omnimedvqa/folder", 0, "pixels against their checksum"),
 ]
