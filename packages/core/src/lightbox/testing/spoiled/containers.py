@@ -21,8 +21,8 @@ from lightbox.testing.spoiled.pictures import PICTURE_CHANGES
 
 BOMB_BYTES = 1 << 26
 Members = list[tuple[str, bytes]]
-_BYTES = [name for name in CHANGES if name not in ("missing", "folder", "pipe", "device", "link to above")]
-_INNER = [name for name in _BYTES if "link" not in name and "folder" not in name]
+_NAMES = ("missing", "renamed", "folder", "pipe", "device", "file for folder")  # of what stands under a name
+_INNER = [name for name in CHANGES if name not in _NAMES and "link" not in name]
 
 
 def _spoil_inside(rng: random.Random, name: str, content: bytes) -> tuple[bytes, Damage] | None:

@@ -236,7 +236,7 @@ def _key_twice(rng: random.Random, holder: Any, key: Any) -> tuple[str, str] | N
 
 
 def _index(rng: random.Random, holder: Any, key: Any) -> tuple[str, str] | None:
-    if not isinstance(holder[key], int):
+    if not isinstance(holder, dict) or not isinstance(holder[key], int):  # numbers in a list are pixels of a box
         return None
     token = rng.choice(("-1", "99", "0.0", '"0"', "1" * 30, "1" * 400))
     holder[key] = _MARK
