@@ -67,7 +67,7 @@ def test_reproduce_writes_results_and_page_and_prints_a_row_a_claim(toy, index, 
     assert "[25/25] toy twice, seed 4" in text
     assert "toy Y1  reproduced  +12" in text
     assert "2 verdicts drawn, 2 reproduced" in text
-    assert "not about clinical performance" in text
+    assert "speaks about a mechanism, never about patients" in text
 
 
 def test_index_gets_one_parent_a_paper_and_each_job_with_the_claims_that_read_it(toy, index, said, tmp_path):
