@@ -228,7 +228,7 @@ def test_a_malformed_line_is_named_and_the_rest_is_read(tmp_path, row, field, re
 
 def test_lines_that_name_a_condition_are_read_one_condition_at_a_time(tmp_path):
     rows = [GOOD | {"condition": name, "prediction": name} for name in ("image", "blank", "shuffled")]
-    path = write_lines(tmp_path / "p.jsonl", *rows, GOOD | {"id": "9"})  # the last names none, so it is read with any
+    path = write_lines(tmp_path / "p.jsonl", *rows, GOOD | {"id": "9", "condition": None})  # the last names none
     for condition in ("image", "blank"):
         predictions, problems, others = read_predictions(path, condition)
         assert [(p.question.id, p.text) for p in predictions] == [("1", condition), ("9", GOOD["prediction"])]

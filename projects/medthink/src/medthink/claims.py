@@ -95,14 +95,13 @@ def _beside(name: str, arm: Measure | str, rival: Measure | str) -> Contrast:
     return difference(name, arm, rival, Role.SECONDARY)
 
 
-def _by_kind(name: str, arm: str, rival: str) -> list[Contrast]:
-    """A difference on the questions of each kind: an effect that one kind alone carries is no effect of the method."""
-    kinds = [(("kind", kind),) for kind in CLOSED_KINDS]
-    return [_beside(f"{kind[0][1]}: {name}", Measure(arm, where=kind), Measure(rival, where=kind)) for kind in kinds]
-
-
 def _of_kind(measure: Measure, kind: str) -> Measure:
     return replace(measure, where=(("kind", kind),))
+
+
+def _by_kind(name: str, arm: Measure, rival: Measure, kinds: tuple[str, ...] = CLOSED_KINDS) -> list[Contrast]:
+    """A difference on the questions of each kind: an effect that one kind alone carries is no effect of the method."""
+    return [_beside(f"{kind}: {name}", _of_kind(arm, kind), _of_kind(rival, kind)) for kind in kinds]
 
 
 def _bleu(n: int, name: str, arm: str, rival: str, role: Role = Role.SECONDARY) -> Contrast:
@@ -161,7 +160,7 @@ _T1 = _claim(
         difference("Explanation - answer only", "explanation", "none"),
         difference("true - same-answer rationale", "explanation", "same_answer", Role.CONTROL),
         difference("true rationale - filler", "explanation", "filler", Role.CONTROL),
-        *_by_kind("Explanation - answer only", "explanation", "none"),
+        *_by_kind("Explanation - answer only", Measure("explanation"), Measure("none")),
         _beside("Explanation - arm 0", "explanation", "untouched"),
     ),
     gate=_gate("explanation", "none", "same_answer", "filler"),
@@ -232,7 +231,7 @@ _T2 = _claim(
             ((1.0, Measure("reasoning", "loss_at_wrong_facts")),),
             Role.SECONDARY,
         ),
-        *_by_kind("answer only - Reasoning", "none", "reasoning"),
+        *_by_kind("answer only - Reasoning", Measure("none"), Measure("reasoning")),
     ),
     gate=_gate("explanation", "none", "reasoning"),
     seeds={"smoke": 1, "full": 8},
@@ -391,13 +390,13 @@ _R1 = _claim(
     contrasts=(
         *(difference(f"own image - {name}", "none", rival) for name, rival in IMAGE_FREE),
         *(
-            Contrast(f"{kind}: accuracy", ((1.0, Measure("none", where=(("kind", kind),))),), Role.SECONDARY)
+            Contrast(f"{kind}: accuracy", ((1.0, _of_kind(Measure("none"), kind)),), Role.SECONDARY)
             for kind in REAL_KINDS
         ),
         *(
-            _beside(f"{kind}: own image - {name}", Measure("none", where=(("kind", kind),)), _of_kind(rival, kind))
-            for kind in REAL_KINDS
+            contrast
             for name, rival in IMAGE_FREE
+            for contrast in _by_kind(f"own image - {name}", Measure("none"), rival, REAL_KINDS)
         ),
         _beside("own image - arm 0", "none", "untouched"),
     ),
@@ -412,8 +411,8 @@ _R1 = _claim(
         "Seeds redraw the model's training and not the test images, which are the same for all: the interval is that "
         "of the training. Patients are unknown, so the division is by image.",
     ),
-    note="Answer-only, trained as a whole on the training part of VQA-Med 2019, divided by image. Rate and steps were "
-    "chosen on the validation part. No budget curve: it is one number, and not a comparison of methods.",
+    note="Answer-only, trained as a whole on the training part of VQA-Med 2019, divided by image. No budget curve: "
+    "it is one number, and not a comparison of methods.",
 )
 
 PAPER = PaperClaims(

@@ -19,7 +19,8 @@ def read_predictions(path: Path, condition: str = "image") -> tuple[list[Predict
 
     Args:
         path: of the file.
-        condition: which lines, where they name a `condition` as the file of a run does; lines without one are read.
+        condition: which lines, where they name a `condition` as the file of a run does; lines
+            without one, or with null, are read.
 
     Returns:
         Predictions in the order of the file, the malformed lines, and how many lines of other conditions were left out.
@@ -33,8 +34,9 @@ def read_predictions(path: Path, condition: str = "image") -> tuple[list[Predict
             if isinstance(value, RowError):
                 raise value
             row = as_row(value)
-            if (other := row.get("condition", condition)) != condition:
-                others[shown(other)] += 1
+            named = row.get("condition")
+            if named not in (None, condition):
+                others[shown(named)] += 1
                 continue
             prediction = _prediction(row)
             first = lines.setdefault(prediction.question.id, number)

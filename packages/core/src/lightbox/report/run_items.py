@@ -110,14 +110,14 @@ class RunItems:
         """Baseline -> item -> guess, recomputed from the data set; empty where it could not be read."""
         if self.train is None or self.scored is None:
             return {}
-        found = {}
+        by_baseline = {}
         for name in ANSWER_BASELINES:
             texts = BY_METHOD[name](self.train.samples, self.scored.samples)
-            found[name] = {
+            by_baseline[name] = {
                 sample.id: Guess(text, text == sample.record.answer.lower())
                 for sample, text in zip(self.scored.samples, texts, strict=True)
             }
-        return found
+        return by_baseline
 
     def groups(self, items: Sequence[str]) -> list[Hashable] | None:
         """The image that each item shows; None where that is not known."""

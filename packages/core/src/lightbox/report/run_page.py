@@ -64,7 +64,7 @@ def write_run_page(folder: Path) -> Path:
 def render(items: RunItems) -> str:
     """The page as text."""
     rows = run_scores.levels(items)
-    found = run_scores.leads(items, rows)
+    beside = run_scores.leads(items, rows)
     by_kind = run_scores.kind_rows(items, rows)
     rules, inapplicable = conventions(items)
     sentences = leaks(items)
@@ -77,8 +77,8 @@ def render(items: RunItems) -> str:
         facts=_facts(items),
         licence=_licence(items),
         levels=rows,
-        leads=found,
-        conclusion=run_scores.conclusion(items, found),
+        leads=beside,
+        conclusion=run_scores.conclusion(items, beside),
         interval_note=run_scores.interval_note(items, rows),
         kinds=by_kind[:MOST_KINDS],
         n_more_kinds=max(0, len(by_kind) - MOST_KINDS),

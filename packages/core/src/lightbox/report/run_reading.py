@@ -76,18 +76,18 @@ def _predictions(items: RunItems) -> dict[str, dict[str, Prediction]]:
             f"older versions do not. {_again(items.run)} and write the page of the new run."
         )
         return {}
-    found: dict[str, dict[str, Prediction]] = {}
+    by_condition: dict[str, dict[str, Prediction]] = {}
     for condition in items.conditions:
         try:
             read, problems, _ = read_predictions(path, condition)
         except RequestError as err:
             items.missing.append(f"What the model wrote under {condition}: {err.given} {err.why}")
             continue
-        found[condition] = {one.question.id: one for one in read}
+        by_condition[condition] = {one.question.id: one for one in read}
         if problems:
             items.missing.append(f"{len(problems)} lines of {folders.PREDICTIONS}, the first: {problems[0]}.")
-        _check_texts(items, condition, found[condition])
-    return found
+        _check_texts(items, condition, by_condition[condition])
+    return by_condition
 
 
 def _again(run: Run) -> str:

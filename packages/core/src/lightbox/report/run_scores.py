@@ -109,25 +109,25 @@ def leads(items: RunItems, rows: Sequence[Level]) -> list[Lead]:
         return []
     own = items.correct[IMAGE]
     mean = 100 * _mean(own)
-    found = []
+    differences = []
     for rival in sorted((row for row in rows if row.needs_no_image), key=lambda row: -row.estimate.mean):
         other = item_values(items, rival.name)
         paired = {item: value - other[item] for item, value in own.items() if item in other}
         estimate = _estimate(items, paired, is_share=False) if paired else None
         effect = estimate.mean if estimate else mean - rival.estimate.mean
-        found.append(Lead(rival, effect, estimate, is_alike=bool(paired) and not any(paired.values())))
-    return found
+        differences.append(Lead(rival, effect, estimate, is_alike=bool(paired) and not any(paired.values())))
+    return differences
 
 
-def conclusion(items: RunItems, found: Sequence[Lead]) -> str:
+def conclusion(items: RunItems, beside: Sequence[Lead]) -> str:
     """What the score shows about the use of the image, in one or two sentences."""
     if items.is_baseline:
         return "This arm counts training answers. It looks at no image; every trained arm is to be read beside it."
     if not items.looked:
         return f"The run was not scored with images; its first condition is {items.main}."
-    if not found:
+    if not beside:
         return "Nothing that needs no image was scored beside it, so the score does not show that the image was used."
-    best = found[0]
+    best = beside[0]
     said = f"{signed(best.effect, 1)} points against {best.rival.title}, the best of what needs no image"
     if best.estimate is None:
         said += f"; no interval can be given, because of {best.rival.title} only the mean is known"
@@ -135,16 +135,16 @@ def conclusion(items: RunItems, found: Sequence[Lead]) -> str:
         said += "; there is no interval"
     else:
         said += f" (95 % interval {interval(best.estimate.interval, 1)})"
-    unknown = [TITLES[name][0] for name in WITHOUT_IMAGE if name not in {lead.rival.name for lead in found}]
+    unknown = [TITLES[name][0] for name in WITHOUT_IMAGE if name not in {lead.rival.name for lead in beside}]
     tail = f" What {' and '.join(unknown)} would give is not known here." if unknown else ""
     if best.is_above:
         return f"The image helped: {said}.{tail}"
-    return f"The score does not show that the image was used: {said}.{_other_images(found)}{tail}"
+    return f"The score does not show that the image was used: {said}.{_other_images(beside)}{tail}"
 
 
-def _other_images(found: Sequence[Lead]) -> str:
+def _other_images(beside: Sequence[Lead]) -> str:
     """What the model does with other images in place of the right one, where that is clear."""
-    own = [lead for lead in found if lead.rival.name in SHOWN]
+    own = [lead for lead in beside if lead.rival.name in SHOWN]
     ways = " and ".join(SHOWN[lead.rival.name] for lead in own)
     if own and all(lead.is_alike for lead in own):
         return f" Not one item turns right or wrong {ways}."
@@ -207,16 +207,16 @@ def _condition_level(items: RunItems, name: str) -> Level:
     title, note = TITLES.get(name, (name.replace("_", " "), ""))
     if items.is_baseline:
         title, note = TITLES.get(items.run.config["objective"]["method"], (title, note))
-    found = {metric: items.values[metric].get(name) for metric in (PARSED, RECALL)}
-    means = {metric: 100 * _mean(values) if values else None for metric, values in found.items()}
+    by_metric = {metric: items.values[metric].get(name) for metric in (PARSED, RECALL)}
+    means = {metric: 100 * _mean(values) if values else None for metric, values in by_metric.items()}
     return Level(name, title, note, _estimate(items, items.correct[name]), means[PARSED], means[RECALL])
 
 
 def _estimate(items: RunItems, values: Mapping[str, float], *, is_share: bool = True) -> Estimate:
-    found = mean_estimate(list(values.values()), items.groups(list(values)), is_share=is_share)
-    ends = found.interval
+    estimate = mean_estimate(list(values.values()), items.groups(list(values)), is_share=is_share)
+    ends = estimate.interval
     percent = None if ends is None else (100 * ends[0], 100 * ends[1])
-    return Estimate(100 * found.mean, percent, found.n_items, found.n_groups)
+    return Estimate(100 * estimate.mean, percent, estimate.n_items, estimate.n_groups)
 
 
 def _mean(values: Mapping[str, float]) -> float:
