@@ -269,6 +269,32 @@ def test_png_that_decodes_against_its_checksum_or_without_end_is_unreadable(smal
     assert validate("omnimedvqa", folder).is_ok
 
 
+def jpeg(pixels, **options):
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "JPEG", **options)
+    return stream.getvalue()
+
+
+JPEG_PIXELS = np.random.default_rng(0).integers(0, 256, (40, 40), dtype=np.uint8)
+THUMBNAIL = b"\xff\xe1\x00\x12Exif\0\0\xff\xd8\xff\xda\0\0\xff\xd9"
+
+
+@pytest.mark.parametrize("segment", [b"", THUMBNAIL, b"\xff\xff"], ids=["plain", "thumbnail", "filled"])
+def test_jpeg_whose_tail_is_zeros_is_unreadable(small, segment):
+    """The decoder takes zeros for pixels until it has enough, and Pillow says nothing."""
+    folder = small("omnimedvqa/folder")
+    file = folder / "Images" / "Shapes" / "0.png"
+    sound, progressive = (jpeg(JPEG_PIXELS, progressive=choice) for choice in (False, True))
+    content = sound[:2] + segment + sound[2:]
+    tail = len(content) // 4
+    file.write_bytes(content[:-tail] + bytes(tail))
+    found = validate("omnimedvqa", folder)
+    assert [reason.rstrip(".") for _, reason in found.unreadable] == ["It has no end"]
+    for whole in (content, progressive):
+        file.write_bytes(whole + b"..")
+        assert validate("omnimedvqa", folder).is_ok
+
+
 def test_mask_that_is_damaged_or_no_8_bit_png_is_a_problem(small):
     folder = small("slake/folder")
     file = folder / "imgs" / "xmlab0" / "mask.png"
@@ -416,6 +442,16 @@ def test_box_that_stands_twice_is_counted(small):
     result = read("slake", folder)
     assert (result.counts["repeated_boxes"], len(result.cases[0].findings)) == (2, 3)  # of the case of each split
     assert result.problems == ()
+
+
+def test_image_that_lost_its_boxes_or_mask_is_counted(small):
+    folder = small("slake/folder")
+    sound = read("slake", folder, use_masks=True).counts
+    assert (sound["images_without_boxes"], sound["images_without_masks"]) == (0, 0)
+    for name in ("detection.json", "mask.png"):
+        (folder / "imgs" / "xmlab0" / name).unlink()
+    counts = read("slake", folder, use_masks=True).counts
+    assert counts["images_without_boxes"] == counts["images_without_masks"] > 0
 
 
 # ------------------------------------------------- the judge itself

@@ -80,8 +80,12 @@ def read_cases(
         image = case.images[0]
         assert isinstance(image, Path)
         folder = image.parent
-        findings = _boxes(folder, rows) if is_there(folder / "detection.json") else []
-        if use_masks and is_there(folder / "mask.png"):
+        has_boxes, has_mask = (is_there(folder / name) for name in ("detection.json", "mask.png"))
+        # said, not refused: where a set comes without them, its questions can be read all the same
+        rows.counts["images_without_boxes"] += not has_boxes
+        findings = _boxes(folder, rows) if has_boxes else []
+        rows.counts["images_without_masks"] += use_masks and not has_mask
+        if use_masks and has_mask:
             with rows.row(folder / "mask.png", case.id, counter="masks"):
                 findings = _with_masks(findings, folder)
         rows.add_findings(case, findings)

@@ -21,6 +21,7 @@ from lightbox.readers.parquet import image_bytes, is_row_path
 from lightbox.readers.rows import Gathering, RowError, inside, shown
 
 _PNG = b"\x89PNG\r\n\x1a\n"
+_JPEG, _JPEG_END, _SCAN = b"\xff\xd8", b"\xff\xd9", 0xDA
 _CHUNK_FRAME = 12  # bytes of a chunk of a PNG around its data
 _PNG_DEPTH = 24  # the byte of a PNG that says how many bits a sample has
 
@@ -127,15 +128,20 @@ def image_size_wh(path: Path) -> tuple[int, int]:
 
 
 def image_fault(path: Path) -> str:
-    """What is wrong with an image that decodes all the same: a PNG whose checksums fail, or that has no end; else "".
+    """What is wrong with an image that decodes all the same; "" for most images.
 
-    Pillow decodes such a file without a word, to other pixels than were written. JPEG and DICOM have no checksum.
+    A PNG whose checksums fail, or a PNG or JPEG without its end: Pillow decodes such a file without a word, to other
+    pixels than were written. Within its end, a JPEG says nothing of damage, as it has no checksum; nor has DICOM.
     """
     with io.BytesIO(image_bytes(path)) if is_row_path(path) else path.open("rb") as source:
-        if source.read(len(_PNG)) != _PNG:
-            return ""
         content = source.read()
-    place = 0
+    if content.startswith(_PNG):
+        return _png_fault(content)
+    return _jpeg_fault(content) if content.startswith(_JPEG) else ""
+
+
+def _png_fault(content: bytes) -> str:
+    place = len(_PNG)
     while place + _CHUNK_FRAME <= len(content):
         size, kind = struct.unpack_from(">I4s", content, place)
         stop = place + _CHUNK_FRAME + size
@@ -148,6 +154,20 @@ def image_fault(path: Path) -> str:
             return ""
         place = stop
     return "It has no end"
+
+
+def _jpeg_fault(content: bytes) -> str:
+    """Segments are walked to the first scan: a thumbnail in one of them has an end of its own."""
+    place = len(_JPEG)
+    while place + 4 <= len(content):
+        sign, kind, size = struct.unpack_from(">BBH", content, place)
+        if sign == 0xFF and kind == 0xFF:  # any number of these may stand before a marker
+            place += 1
+            continue
+        if sign != 0xFF or kind == _SCAN:
+            break
+        place += 2 + size
+    return "" if _JPEG_END in content[place:] else "It has no end"
 
 
 def image_note(path: Path) -> str:

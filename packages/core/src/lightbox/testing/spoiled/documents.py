@@ -12,6 +12,10 @@ from typing import Any
 from lightbox.testing.spoiled.entries import Change, Damage
 
 TEXT = (".json", ".jsonl", ".txt", ".csv")
+NAMES_AS_KEYS = ("detection.json",)
+"""Files whose keys are names of what is seen: another key is another name, and no reader can know which one is right."""
+IDS = ("qid", "img_id")
+"""Numbers that only tell rows apart: where no other row has it, another one serves as well."""
 _MARK = "@@spoiled@@"
 VALUES = {
     "null": "null",
@@ -142,7 +146,8 @@ def _load(file: Path) -> Any:
 
 def _store(file: Path, value: Any, mark: str = "", marked: str = "") -> None:
     if file.suffix == ".jsonl":
-        text = "".join(json.dumps(row) + "\n" for row in value)
+        rows = value if isinstance(value, list) else [value]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
     else:
         text = json.dumps(value, indent=1)
     file.write_text(text.replace(json.dumps(mark), marked) if mark else text, encoding="utf-8")
@@ -185,7 +190,9 @@ def _field_change(
             return None
         note, marked = done if isinstance(done, tuple) else (done, "")
         _store(file, value, _MARK if marked else "", marked)
-        return Damage(f"row {key}, {name}: {note}", keeps_form, rows)
+        is_name = edit is _key_renamed and file.name in NAMES_AS_KEYS
+        is_id = edit is _index and name in IDS
+        return Damage(f"row {key}, {name}: {note}", keeps_form or is_name or is_id, rows)
 
     return change
 
