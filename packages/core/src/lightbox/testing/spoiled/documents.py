@@ -13,7 +13,7 @@ from lightbox.testing.spoiled.entries import Change, Damage
 
 TEXT = (".json", ".jsonl", ".txt", ".csv")
 NAMES_AS_KEYS = ("detection.json",)
-"""Files whose keys are names of what is seen: another key is another name, and no reader can know which one is right."""
+"""Files whose keys are names of what is seen: another key is another name, and none can know which is right."""
 IDS = ("qid", "img_id")
 """Numbers that only tell rows apart: where no other row has it, another one serves as well."""
 _MARK = "@@spoiled@@"
