@@ -499,6 +499,8 @@ def test_form_is_kept_where_values_alone_differ(tmp_path):
     assert kept(".txt", b"a|b\nc|d\n", b"a|x\n")
     assert not kept(".txt", b"a|b\nc|d\n", b"a|b\nc|\0\n")
     assert not kept(".csv", b"a,b\n", b"a;b\n")
+    assert kept(".csv", b'a,b\n"c d",e\n', b'a,b\n"c\n d",e\n')
+    assert not kept(".csv", b"a,b\nc,d\n", b"a,b\nc,\nd\n")
     whole = png(HEADER, chunk(b"IDAT", DATA), chunk(b"IEND", b""))
     assert kept(".png", whole, whole)
     assert not kept(".png", whole, whole[:-8])

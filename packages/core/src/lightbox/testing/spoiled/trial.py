@@ -20,6 +20,7 @@ word; what libjpeg mutters about a stream, Pillow does not pass on. A digest in 
 (`lightbox data validate` says so), and small sets have none.
 """
 
+import csv
 import hashlib
 import io
 import json
@@ -251,7 +252,8 @@ def keeps_form(before: Path, after: Path) -> bool:
     if ending in (".json", ".jsonl"):
         return _shape(first, ending) == _shape(second, ending) != "none"
     if ending in TEXT:
-        return _separators(second) is not None and set(_separators(second) or ()) <= set(_separators(first) or ())
+        measure = _cells if ending == ".csv" else _separators
+        return measure(second) is not None and set(measure(second) or ()) <= set(measure(first) or ())
     if ending in PICTURES and second.startswith(PNG):
         return all(zlib.crc32(kind + data) == crc for kind, data, crc in chunks(second)) and second.endswith(
             b"IEND\xaeB`\x82"
@@ -297,6 +299,16 @@ def _separators(content: bytes) -> list[int] | None:
     if "\0" in signs:
         return None
     return [line.count("|") + 1000 * line.count(",") for line in text.split("\n") if line.strip()]
+
+
+def _cells(content: bytes) -> list[int] | None:
+    """Number of cells of each row, which a line break inside quotes does not change; None where it is no text."""
+    if _separators(content) is None:
+        return None
+    try:
+        return [len(row) for row in csv.reader(io.StringIO(content.decode("utf-8"), newline="")) if row]
+    except csv.Error:  # a cell that is longer than the module takes
+        return None
 
 
 def _columns(content: bytes) -> str:
