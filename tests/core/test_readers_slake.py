@@ -131,6 +131,7 @@ def test_question_file_alone_is_read_as_text(tmp_path, name):
         ('[{"Liver": [18, 3, 4, 2]}]', "1", "Liver"),
         ('[{"Liver": [-1, 3, 4, 2]}]', "1", "Liver"),
         ("[3]", "1", "row"),
+        ("[{}]", "1", "row"),
         ('{"Liver": [2, 3, 4, 2]}', "all", "row"),
         ("[{", "all", "row"),
     ],

@@ -11,6 +11,8 @@ from lightbox.readers.images import load_image
 from lightbox.readers.leakage import leakage
 from lightbox.readers.splits import split_by_image
 from lightbox.readers.validate import validate
+from lightbox.testing.spoiled.sets import SETS
+from lightbox.testing.spoiled.trial import BAD, run_trial
 
 pytestmark = [
     pytest.mark.real,
@@ -89,3 +91,10 @@ def test_slake_text_is_read_whole(data_root):
     assert found.counts["modality"] == {"CT": 482, "X-Ray": 338, "MRI": 233}
     facts = [q.facts for case in read("slake", data_root / "slake_qa_text").cases for q in case.questions if q.facts]
     assert len(facts) == 155
+
+
+@pytest.mark.parametrize("name", [name for name, small in SETS.items() if small.folder])
+def test_spoiled_parts_of_real_sets_give_no_traceback_and_no_silence(data_root, tmp_path, name):
+    """`benchmarks/fuzz_readers.py` runs thousands."""
+    outcomes = [run_trial(name, seed, tmp_path, data_root) for seed in range(10)]
+    assert [outcome for outcome in outcomes if outcome.verdict in BAD] == []

@@ -92,6 +92,7 @@ def read_dicom(
         try:
             dataset = pydicom.dcmread(source)
             _check_size(dataset, path, max_pixels)
+            _check_rows(dataset)
             values = _decode(dataset)
             tags = _tags(dataset)
         except _BROKEN as err:
@@ -126,6 +127,17 @@ def _check_size(dataset: pydicom.Dataset, path: Path, max_pixels: int) -> None:
             f"Above {max_pixels} pixels an image is taken for a decompression bomb",
             "Scale the image down before, if it is genuine",
         )
+
+
+def _check_rows(dataset: pydicom.Dataset) -> None:
+    """Refuse a header that says fewer rows than its pixels fill; pydicom reads the first of them and warns at most."""
+    if dataset.file_meta.TransferSyntaxUID.is_compressed:
+        return
+    values = int(dataset.Columns) * int(dataset.get("SamplesPerPixel") or 1)
+    row_bytes = max(1, values * int(dataset.BitsAllocated) // 8)
+    # less than a row is padding, which some scanners write
+    if len(dataset.PixelData) >= (int(dataset.Rows) + 1) * row_bytes:
+        raise ValueError("more rows than the header says")
 
 
 def _decode(dataset: pydicom.Dataset) -> np.ndarray:

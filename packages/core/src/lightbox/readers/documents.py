@@ -3,12 +3,13 @@
 import csv
 import io
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from lightbox.errors import RequestError
-from lightbox.readers.members import member_bytes, split_member
+from lightbox.readers.members import is_there, member_bytes, split_member
 from lightbox.readers.rows import RowError
 
 MAX_BYTES = 1 << 30
@@ -142,8 +143,9 @@ def read_csv(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str
 
 def _file_bytes(path: Path) -> bytes:
     source = f"File '{path}'"
-    if not path.is_file():
-        raise RequestError(source, "There is no such file", "Check the root folder, or fetch the dataset first")
+    if not os.path.isfile(path):  # and not Path.is_file, which raises where a name is too long
+        why = ", but a folder, a pipe or a link that leads nowhere" if is_there(path) else ""
+        raise RequestError(source, f"There is no such file{why}", "Check the root folder, or fetch the dataset first")
     try:
         size = path.stat().st_size
         if size > MAX_BYTES:

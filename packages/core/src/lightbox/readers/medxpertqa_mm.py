@@ -13,6 +13,7 @@ from pathlib import Path
 
 from lightbox.errors import RequestError
 from lightbox.readers.documents import read_json_lines
+from lightbox.readers.members import check_folder, is_there
 from lightbox.readers.rows import (
     Gathering,
     RowError,
@@ -41,9 +42,9 @@ def read_cases(root: Path, rows: Gathering, *, split: str | None = None) -> None
     Raises:
         RequestError: no question file, or an unreadable one.
     """
-    folder = root / "MM" if (root / "MM").is_dir() else root
+    folder = root / "MM" if check_folder(root / "MM").is_dir() else root
     names = _FILES if split is None else {split: _FILES[split]}
-    files = {part: folder / name for part, name in names.items() if (folder / name).is_file()}
+    files = {part: folder / name for part, name in names.items() if is_there(folder / name)}
     if not files:
         raise RequestError(
             f"MedXpertQA MM at '{root}'",
@@ -61,6 +62,7 @@ def _add(rows: Gathering, value: object, store: ImageStore, part: str) -> None:
     if isinstance(value, RowError):
         raise value
     row = as_row(value)
+    rows.note_optional(row, ("medical_task", "question_type", "body_system"))
     letters, choices = _options(row)
     images = tuple(store.path(name, "images") for name in choices_field(row, "images"))
     qid = text_field(row, "id")

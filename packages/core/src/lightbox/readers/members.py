@@ -1,6 +1,8 @@
 """Members of zip files, addressed as ``<file>.zip/<member>`` and read in place; nothing is ever unpacked."""
 
+import lzma
 import os
+import stat
 import struct
 import zipfile
 import zlib
@@ -12,16 +14,17 @@ from lightbox.errors import RequestError
 from lightbox.readers.rows import RowError, inside
 
 MAX_MEMBER_BYTES = 1 << 30
-_BROKEN = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, RuntimeError, ValueError)
+_BROKEN = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError, RuntimeError, ValueError)
 
 
 @dataclass(frozen=True)
 class Archive:
-    """An open zip file: its members by name, and (name, reason) of those that are not read."""
+    """An open zip file: its members by name, (name, reason) of those that are not read, names of its folders."""
 
     file: zipfile.ZipFile
     members: dict[str, zipfile.ZipInfo]
     refused: tuple[tuple[str, str], ...]
+    folders: frozenset[str]
 
 
 def split_member(path: Path) -> tuple[Path, str] | None:
@@ -34,6 +37,29 @@ def split_member(path: Path) -> tuple[Path, str] | None:
             return Path(file), member.replace(os.sep, "/")
         start = text.lower().find(ending, start + 1)
     return None
+
+
+def is_there(path: Path) -> bool:
+    """True where anything has this name: a member, a file, and also a folder, a pipe or a link that leads nowhere.
+
+    Asked before a part of a dataset is read, so that what stands in the place of a file is refused and not passed over.
+    """
+    place = split_member(path)
+    if place is None:
+        return os.path.lexists(path)
+    archive = open_archive(place[0])
+    return place[1] in archive.members or place[1] in archive.folders
+
+
+def check_folder(path: Path) -> Path:
+    """`path`, where it is a folder or nothing.
+
+    Raises:
+        RequestError: a file, or a link that leads nowhere, stands in its place; what it held would be left out.
+    """
+    if os.path.lexists(path) and not path.is_dir():
+        raise RequestError(f"'{path}'", "It is the name of a folder of the dataset, and no folder", "Fetch it again")
+    return path
 
 
 def member_bytes(file: Path, name: str) -> bytes:
@@ -68,6 +94,8 @@ def open_archive(file: Path) -> Archive:
     """
     try:
         state = file.stat()
+        if not stat.S_ISREG(state.st_mode):  # a pipe would be waited for
+            raise OSError("it is no regular file")
         return _archive(file, state.st_mtime_ns, state.st_size, os.getpid())
     except _BROKEN as err:
         raise RequestError(
@@ -83,7 +111,8 @@ def _archive(file: Path, mtime_ns: int, size: int, process: int) -> Archive:
     members: dict[str, zipfile.ZipInfo] = {}
     refused: list[tuple[str, str]] = []
     for info in archive.infolist():
-        if info.is_dir() or info.filename.startswith("__MACOSX/"):  # macOS's own notes beside every file
+        # and not info.is_dir, which takes a name for one sign at least; __MACOSX has macOS's own notes on every file
+        if info.filename.endswith("/") or info.filename.startswith("__MACOSX/"):
             continue
         try:
             name = inside(Path(), info.filename, "member").as_posix()
@@ -94,4 +123,5 @@ def _archive(file: Path, mtime_ns: int, size: int, process: int) -> Archive:
             refused.append((name, "stands twice in the zip file; the first is kept"))
         else:
             members[name] = info
-    return Archive(archive, members, tuple(refused))
+    folders = frozenset(info.filename[:-1] for info in archive.infolist() if info.filename.endswith("/"))
+    return Archive(archive, members, tuple(refused), folders)

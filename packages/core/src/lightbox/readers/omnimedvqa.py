@@ -12,13 +12,14 @@ from pathlib import Path
 
 from lightbox.errors import RequestError
 from lightbox.readers.documents import read_json
-from lightbox.readers.members import open_archive
+from lightbox.readers.members import check_folder, is_there, open_archive
 from lightbox.readers.rows import Gathering, RowError, as_row, case_id_of, make_choice, shown, text_field
 from lightbox.readers.stores import ImageStore, InnerPath, zip_store
 from lightbox.records import Case
 
 ACCESS = {"open": ("Open-access",), "restricted": ("Restricted-access",), "all": ("Open-access", "Restricted-access")}
 OPTIONS = ("option_A", "option_B", "option_C", "option_D")
+_OPTIONAL = ("option_C", "option_D", "question_type", "modality_type", "modality")
 FOLDER, ARCHIVE = "OmniMedVQA", "OmniMedVQA.zip"
 
 
@@ -36,13 +37,16 @@ def read_cases(root: Path, rows: Gathering, *, split: str | None = None, access:
     """
     if access not in ACCESS:
         raise RequestError(f"access='{access}'", f"The choices are {', '.join(ACCESS)}", "Choose one of them")
-    base = next((folder for folder in (root, root / FOLDER) if (folder / "QA_information").is_dir()), None)
+    base = next((folder for folder in (root, root / FOLDER) if check_folder(folder / "QA_information").is_dir()), None)
     archive = root / ARCHIVE
     if base is not None:
+        for name in ACCESS[access]:
+            check_folder(base / "QA_information" / name)
         store, files = ImageStore(base), [*base.glob("QA_information/*/*.json")]
-    elif archive.is_file():
+    elif is_there(archive):
         store = zip_store(archive, rows)
-        files = [InnerPath(archive, name) for name in open_archive(archive).members if name.endswith(".json")]
+        opened = open_archive(archive)
+        files = [InnerPath(archive, name) for name in (*opened.members, *opened.folders) if name.endswith(".json")]
     else:
         store, files = ImageStore(root), []
     chosen = sorted(file for file in files if file.parent.name in ACCESS[access])
@@ -64,6 +68,7 @@ def read_cases(root: Path, rows: Gathering, *, split: str | None = None, access:
 
 def _add(rows: Gathering, value: object, store: ImageStore) -> None:
     row = as_row(value)
+    rows.note_optional(row, _OPTIONAL)
     choices = tuple(text for name in OPTIONS if (text := text_field(row, name, default="")))
     if len(choices) < 2:
         raise RowError("option_A", f"begins {len(choices)} options; a choice needs two")

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from lightbox.errors import RequestError
 from lightbox.readers.documents import read_csv
+from lightbox.readers.members import is_there
 from lightbox.readers.rows import Gathering, RowError, case_id_of, clean_text, letter_field, make_choice, shown
 from lightbox.readers.stores import ImageStore, find_store
 from lightbox.records import Case
@@ -66,7 +67,7 @@ def read_cases(root: Path, rows: Gathering, *, split: str | None = None, form: s
 
 
 def _there(root: Path, names: dict[str, str], split: str | None) -> dict[str, Path]:
-    return {part: root / name for part, name in names.items() if split in (None, part) and (root / name).is_file()}
+    return {part: root / name for part, name in names.items() if split in (None, part) and is_there(root / name)}
 
 
 def _add(
@@ -75,6 +76,9 @@ def _add(
     if isinstance(row, RowError):
         raise row
     part, qid = place
+    if label == "Answer":  # v2
+        rows.note_optional(row, ("index", "split"))
+        rows.counts["rows_numbered_by_line"] += "index" not in row
     choices = tuple(
         clean_text(row[name].strip().removeprefix(f"{letter}:"), name)
         for name, letter in zip(CHOICES, LETTERS, strict=True)

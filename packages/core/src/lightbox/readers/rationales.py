@@ -11,12 +11,14 @@ from pathlib import Path
 
 from lightbox.errors import RequestError
 from lightbox.readers.documents import StrictObject, read_json
+from lightbox.readers.members import check_folder, is_there
 from lightbox.readers.rows import (
     Gathering,
     RowError,
     as_row,
     case_id_of,
     choices_field,
+    clean_text,
     index_field,
     inside,
     make_question,
@@ -47,9 +49,9 @@ def read_cases(root: Path, rows: Gathering, *, split: str | None = None, images:
     files = [
         (folder / f"{stem}.json", name)
         for name in splits
-        for folder in (*(root / kind for kind in _FOLDERS), root)
+        for folder in (*(check_folder(root / kind) for kind in _FOLDERS), root)
         for stem in _STEMS[name]
-        if (folder / f"{stem}.json").is_file()
+        if is_there(folder / f"{stem}.json")
     ]
     if not files:
         raise RequestError(
@@ -66,11 +68,12 @@ def read_cases(root: Path, rows: Gathering, *, split: str | None = None, images:
                 raise RowError("qid", "stands twice in the file; the first row is kept")
         for qid, value in content.items():
             with rows.row(file, qid):
-                _add(rows, value, root / images, name, f"{prefix}-{qid}")
+                _add(rows, value, root / images, name, f"{prefix}-{clean_text(qid, 'qid')}")
 
 
 def _add(rows: Gathering, value: object, images: Path, split: str, qid: str) -> None:
     row = as_row(value)
+    rows.note_optional(row, ("image_organ", "img_id"))
     choices = choices_field(row, "choices")
     index = index_field(row, "answer", len(choices))
     field = next((name for name in _IMAGE_FIELDS if name in row), "image")

@@ -1,8 +1,8 @@
 """Rows of a dataset: fields checked one by one, malformed rows set aside by name, questions gathered into cases."""
 
 import dataclasses
-import math
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -63,21 +63,32 @@ class Gathering:
         self.problems: list[Problem] = []
         self._cases: dict[tuple[str, str], Case] = {}
         self._questions: dict[tuple[str, str], list[Question]] = {}
-        self._place = ""
+        self._file, self._place = "", ""
+        self._optional: Counter[tuple[str, str, bool]] = Counter()  # by file, field, whether it is absent
         self._first: dict[str, str] = {}
 
     @contextmanager
     def row(self, file: Path, row: int | str, *, counter: str = "rows") -> Iterator[None]:
         """Turn a `RowError`, or a record that its boundary check refuses, into a `Problem`; the next row is read."""
         self.counts[counter] += 1
-        self._place = f"{file.name}, row {row}"
+        self._file, self._place = str(file), f"{file.name}, row {row}"
         try:
             yield
         except RowError as err:
-            self.problems.append(Problem(str(file), str(row), err.name, err.reason))
+            self.problems.append(Problem(str(file), _named(row), _named(err.name), err.reason))
         except RequestError as err:
             named = _FIELD.search(err.given)
-            self.problems.append(Problem(str(file), str(row), named.group(1) if named else "row", err.why))
+            self.problems.append(Problem(str(file), _named(row), named.group(1) if named else "row", err.why))
+
+    def note_optional(self, row: Mapping[str, object], fields: Iterable[str]) -> None:
+        """Note which optional fields the row at hand has; `result` counts those that other rows of its file have.
+
+        A key that is misspelled or null would else pass for one that the source never had.
+        """
+        for name in fields:
+            value = row.get(name)
+            is_absent = value is None or isinstance(value, str) and not value.strip()
+            self._optional[self._file, name, is_absent] += 1
 
     def add(self, case: Case, *questions: Question) -> None:
         """Add a case, or further questions of one already there (same split and id)."""
@@ -132,6 +143,9 @@ class Gathering:
         self.counts["cases"] = len(cases)
         self.counts["questions"] = sum(len(case.questions) for case in cases)
         self.counts["malformed_rows"] = len(self.problems)
+        for (file, name, is_absent), count in self._optional.items():
+            if is_absent and (file, name, False) in self._optional:
+                self.counts[f"rows_without_{name}"] += count
         return ReadResult(cases, tuple(self.problems), dict(self.counts))
 
 
@@ -139,6 +153,11 @@ def shown(value: object) -> str:
     """The value as a message shows it: its repr, cut short."""
     text = repr(value)
     return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
+
+
+def is_finite(value: object) -> bool:
+    """True for a number that a float can hold: not NaN, infinity, an integer of 400 digits, true or false."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def as_row(value: object) -> Mapping[str, object]:
@@ -163,7 +182,7 @@ def text_field(row: Mapping[str, object], name: str, *, default: str | None = No
     if name not in row:
         raise RowError(name, "is missing")
     # answers such as 2 stand in files as numbers
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+    if is_finite(value):
         return str(value)
     if not isinstance(value, str):
         raise RowError(name, f"is {shown(value)}, not text")
@@ -171,13 +190,15 @@ def text_field(row: Mapping[str, object], name: str, *, default: str | None = No
 
 
 def clean_text(value: str, name: str, *, may_be_empty: bool = False) -> str:
-    """Strip and check one text: length, encodable, not empty."""
+    """Strip and check one text: length, encodable, without NUL, not empty."""
     if len(value) > MAX_TEXT:
         raise RowError(name, f"has {len(value)} characters, more than {MAX_TEXT}")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as err:
         raise RowError(name, "holds half a surrogate pair, which is not text") from err
+    if "\0" in value:  # in files that were cut, or are UTF-16 without a mark; JSON and CSV let it pass
+        raise RowError(name, "holds a NUL, which is not text")
     if not value.strip() and not may_be_empty:
         raise RowError(name, "is empty")
     return value.strip()
@@ -197,7 +218,7 @@ def index_field(row: Mapping[str, object], name: str, size: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise RowError(name, "is missing" if name not in row else f"is {shown(value)}, not an index")
     if not 0 <= value < size:
-        raise RowError(name, f"is index {value} with {size} choices; the index counts from 0")
+        raise RowError(name, f"is index {shown(value)} with {size} choices; the index counts from 0")
     return value
 
 
@@ -243,3 +264,9 @@ def make_question(
 def make_choice(qid: str, text: str, choices: tuple[str, ...], index: int, **fields: Any) -> Question:
     """Build a multiple-choice question of any number of options; `index` says which is right."""
     return Question(id=qid, text=text, answer=choices[index], options=choices, answer_index=index, **fields)
+
+
+def _named(name: object) -> str:
+    """A key of a file as a problem names it: as it is where it is short text, and as its repr, cut short, elsewhere."""
+    text = str(name)
+    return text if len(text) <= _SHOWN and text.isprintable() else shown(text)

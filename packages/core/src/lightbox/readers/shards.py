@@ -98,8 +98,17 @@ def _digest(cell: object) -> str:
 
 
 def _opened(file: Path, columns: Sequence[str], rows: Gathering, title: str) -> pq.ParquetFile:
+    if not file.name.isprintable():  # ids are made of it
+        raise RequestError(f"File '{file}'", "Its name is no printable text", "Rename it")
+    if not file.is_file():  # a pipe would be waited for
+        raise RequestError(
+            f"File '{file}'", "It is a folder, a pipe or a link that leads nowhere", "Fetch the file again"
+        )
     shard = pq.ParquetFile(file)
     schema = shard.schema_arrow
+    twice = sorted({name for name in columns if schema.names.count(name) > 1})
+    if twice:  # a row would hold the last of them and say nothing
+        raise RequestError(f"File '{file}'", f"The column {', '.join(twice)} stands twice", "Fetch the file again")
     missing = [name for name in columns if name not in schema.names]
     if missing:
         raise RequestError(
@@ -107,7 +116,17 @@ def _opened(file: Path, columns: Sequence[str], rows: Gathering, title: str) -> 
             f"{title} needs {', '.join(missing)} too",
             f"Fetch the parquet release named in the card of {rows.dataset}",
         )
+    times = [name for name in columns if _holds_time(schema.field(name).type)]
+    if times:  # pyarrow holds times that Python cannot
+        raise RequestError(
+            f"File '{file}'", f"The column {', '.join(times)} holds times, no text", "Fetch the file again"
+        )
     for name in schema.names:
         if name not in columns:
             rows.counts[f"rows_with_unread_column_{name}"] += shard.metadata.num_rows
     return shard
+
+
+def _holds_time(kind: pa.DataType) -> bool:
+    inner = [kind.value_type] if pa.types.is_dictionary(kind) else [kind.field(n).type for n in range(kind.num_fields)]
+    return pa.types.is_temporal(kind) or any(_holds_time(each) for each in inner)

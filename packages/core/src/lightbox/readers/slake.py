@@ -19,13 +19,26 @@ import numpy as np
 from lightbox.errors import RequestError
 from lightbox.readers.documents import read_json
 from lightbox.readers.images import load_image
-from lightbox.readers.rows import Gathering, RowError, as_row, inside, make_question, shown, text_field
+from lightbox.readers.members import is_there
+from lightbox.readers.rows import (
+    Gathering,
+    RowError,
+    as_row,
+    clean_text,
+    inside,
+    is_finite,
+    make_question,
+    shown,
+    text_field,
+)
 from lightbox.readers.shards import find_shards, read_shards
-from lightbox.readers.stores import ImageStore, find_store, image_size_wh
+from lightbox.readers.stores import ImageStore, find_store, image_fault, image_size_wh
 from lightbox.records import Box, Case, Finding, box_from_mask, box_from_xywh_px, box_iou, check_box
 
 LANGUAGES = ("en", "zh", "all")
 SAME_REGION_IOU = 0.9  # a box and its region agree up to their edges
+_PNG_HEAD = 25  # up to the byte that says how many bits a sample has
+_OPTIONAL = ("qid", "q_lang", "content_type", "base_type", "triple", "answer_type", "modality", "location")
 _FILES = {"train": ("train.json",), "validation": ("validate.json", "validation.json"), "test": ("test.json",)}
 
 
@@ -67,8 +80,12 @@ def read_cases(
         image = case.images[0]
         assert isinstance(image, Path)
         folder = image.parent
-        findings = _boxes(folder, rows) if (folder / "detection.json").is_file() else []
-        if use_masks and (folder / "mask.png").is_file():
+        has_boxes, has_mask = (is_there(folder / name) for name in ("detection.json", "mask.png"))
+        # said, not refused: where a set comes without them, its questions can be read all the same
+        rows.counts["images_without_boxes"] += not has_boxes
+        findings = _boxes(folder, rows) if has_boxes else []
+        rows.counts["images_without_masks"] += use_masks and not has_mask
+        if use_masks and has_mask:
             with rows.row(folder / "mask.png", case.id, counter="masks"):
                 findings = _with_masks(findings, folder)
         rows.add_findings(case, findings)
@@ -76,9 +93,12 @@ def read_cases(
 
 def _files(root: Path, images: Path, split: str | None) -> list[tuple[Path, str]]:
     names_by_split = _FILES if split is None else {split: _FILES[split]}
-    files = [(root / file, name) for name, names in names_by_split.items() for file in names if (root / file).is_file()]
+    files = [(root / file, name) for name, names in names_by_split.items() for file in names if is_there(root / file)]
     if not files and split is None:
-        files = [(file, "") for file in sorted(images.glob("xmlab*/question.json"))]
+        folders = sorted(images.glob("xmlab*"))
+        # what stands in the place of a folder is read too, so that it is refused
+        is_odd = {folder: not folder.is_dir() and not folder.suffix for folder in folders}
+        files = [(file, "") for f in folders if is_there(file := f / "question.json") or is_odd[f]]
     files = files or find_shards(root, tuple(names_by_split))
     if files:
         return files
@@ -93,6 +113,7 @@ def _files(root: Path, images: Path, split: str | None) -> list[tuple[Path, str]
 
 def _add(rows: Gathering, value: object, store: ImageStore | None, split: str, language: str, number: int) -> None:
     row = as_row(value)
+    rows.note_optional(row, _OPTIONAL)
     spoken = text_field(row, "q_lang", default="en")
     if language not in ("all", spoken):
         rows.counts["rows_of_other_languages"] += 1
@@ -124,10 +145,11 @@ def _add(rows: Gathering, value: object, store: ImageStore | None, split: str, l
 def _facts(row: Mapping[str, object]) -> tuple[str, ...]:
     """The knowledge triple of a `kvqa` row as one fact; a `vqa` row has a placeholder there."""
     triple = row.get("triple")
-    if text_field(row, "base_type", default="") != "kvqa" or not isinstance(triple, list):
+    if text_field(row, "base_type", default="") != "kvqa" or triple is None:
         return ()
-    parts = [text_field({"triple": part}, "triple") for part in triple]
-    return (" | ".join(parts),) if parts else ()
+    if not isinstance(triple, list) or len(triple) != 3:
+        raise RowError("triple", f"is {shown(triple)}, not a list of three texts")
+    return (" | ".join(text_field({"triple": part}, "triple") for part in triple),)
 
 
 def _boxes(folder: Path, rows: Gathering) -> list[Finding]:
@@ -139,15 +161,22 @@ def _boxes(folder: Path, rows: Gathering) -> list[Finding]:
     for number, value in enumerate(entries, start=1):
         with rows.row(file, number, counter="boxes"):
             image_wh = image_wh or _size_wh(folder)
-            findings += [Finding(name, boxes=(_box(xywh, image_wh, name),)) for name, xywh in as_row(value).items()]
+            found = [
+                Finding(clean_text(name, "label"), boxes=(_box(xywh, image_wh, name),))
+                for name, xywh in as_row(value).items()
+            ]
+            if not found:
+                raise RowError("row", "is an object without a box")
+            rows.counts["repeated_boxes"] += sum(finding in findings for finding in found)
+            findings += found
     return findings
 
 
 def _box(xywh: Any, image_wh: tuple[int, int], name: str) -> Box:
-    is_numbers = isinstance(xywh, list) and all(isinstance(v, int | float) and not isinstance(v, bool) for v in xywh)
-    if not is_numbers or len(xywh) != 4:
+    if not isinstance(xywh, list) or len(xywh) != 4 or not all(is_finite(v) for v in xywh):
         raise RowError(name, f"is {shown(xywh)}, not left, top, width, height in pixels")
-    box = box_from_xywh_px(*xywh, image_wh=image_wh)
+    # floats add up to infinity where integers of 300 digits would not divide
+    box = box_from_xywh_px(*(float(v) for v in xywh), image_wh=image_wh)
     try:
         return check_box(box, where=name)
     except RequestError as err:
@@ -164,6 +193,12 @@ def _size_wh(folder: Path) -> tuple[int, int]:
 def _with_masks(findings: list[Finding], folder: Path) -> list[Finding]:
     """Give each region of `mask.png` to the finding whose box it fills; one without a box is a finding of its own."""
     levels = load_image(folder / "mask.png")
+    if fault := image_fault(folder / "mask.png"):
+        raise RowError("mask.png", f"is damaged: {fault}")
+    with (folder / "mask.png").open("rb") as file:
+        head = file.read(_PNG_HEAD)
+    if not head.startswith(b"\x89PNG") or head[-1] > 8:  # JPEG paints new levels around a region, 16 bits are scaled
+        raise RowError("mask.png", "is no PNG of 8 bits, so its levels are not what was painted")
     if (folder / "source.jpg").is_file() and levels.shape[::-1] != image_size_wh(folder / "source.jpg"):
         raise RowError("mask.png", f"has {levels.shape[::-1]} pixels, the image {image_size_wh(folder / 'source.jpg')}")
     named = list(findings)

@@ -5,7 +5,9 @@ parquet file is an `InnerPath`, which opens like a file.
 """
 
 import io
+import struct
 import warnings
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +16,13 @@ from PIL import Image
 
 from lightbox.errors import RequestError
 from lightbox.readers import images
-from lightbox.readers.members import open_archive, split_member
+from lightbox.readers.members import check_folder, is_there, open_archive, split_member
 from lightbox.readers.parquet import image_bytes, is_row_path
 from lightbox.readers.rows import Gathering, RowError, inside, shown
 
+_PNG = b"\x89PNG\r\n\x1a\n"
+_JPEG, _JPEG_END, _SCAN = b"\xff\xd8", b"\xff\xd9", 0xDA
+_CHUNK_FRAME = 12  # bytes of a chunk of a PNG around its data
 _PNG_DEPTH = 24  # the byte of a PNG that says how many bits a sample has
 
 
@@ -67,11 +72,15 @@ class ImageStore:
 
 
 def find_store(root: Path, rows: Gathering, *, folders: Sequence[str], zips: Sequence[str]) -> ImageStore:
-    """The first of `folders` with something in it, else the first of `zips` that is there, else `root` itself."""
+    """The first of `folders` with something in it, else the first of `zips` that is there, else `root` itself.
+
+    Raises:
+        RequestError: something else stands in the place of a folder, or the zip file is none.
+    """
     for name in folders:
-        if (root / name).is_dir() and any((root / name).iterdir()):
+        if check_folder(root / name).is_dir() and any((root / name).iterdir()):
             return ImageStore(root / name)
-    file = next((root / name for name in zips if (root / name).is_file()), None)
+    file = next((root / name for name in zips if is_there(root / name)), None)
     return ImageStore(root) if file is None else zip_store(file, rows)
 
 
@@ -116,6 +125,49 @@ def image_size_wh(path: Path) -> tuple[int, int]:
                 return (image.height, image.width) if turned else (image.width, image.height)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as err:
         raise RequestError(f"Image '{path}'", f"Its header cannot be read: {err}", "Fetch the file again") from err
+
+
+def image_fault(path: Path) -> str:
+    """What is wrong with an image that decodes all the same; "" for most images.
+
+    A PNG whose checksums fail, or a PNG or JPEG without its end: Pillow decodes such a file without a word, to other
+    pixels than were written. Within its end, a JPEG says nothing of damage, as it has no checksum; nor has DICOM.
+    """
+    with io.BytesIO(image_bytes(path)) if is_row_path(path) else path.open("rb") as source:
+        content = source.read()
+    if content.startswith(_PNG):
+        return _png_fault(content)
+    return _jpeg_fault(content) if content.startswith(_JPEG) else ""
+
+
+def _png_fault(content: bytes) -> str:
+    place = len(_PNG)
+    while place + _CHUNK_FRAME <= len(content):
+        size, kind = struct.unpack_from(">I4s", content, place)
+        stop = place + _CHUNK_FRAME + size
+        if stop > len(content):
+            break
+        # a length, a kind of four letters, the data, the checksum of kind and data
+        if zlib.crc32(content[place + 4 : stop - 4]) != struct.unpack_from(">I", content, stop - 4)[0]:
+            return f"The checksum of its {kind.decode('latin-1')!a} chunk is wrong"
+        if kind == b"IEND":
+            return ""
+        place = stop
+    return "It has no end"
+
+
+def _jpeg_fault(content: bytes) -> str:
+    """Segments are walked to the first scan: a thumbnail in one of them has an end of its own."""
+    place = len(_JPEG)
+    while place + 4 <= len(content):
+        sign, kind, size = struct.unpack_from(">BBH", content, place)
+        if sign == 0xFF and kind == 0xFF:  # any number of these may stand before a marker
+            place += 1
+            continue
+        if sign != 0xFF or kind == _SCAN:
+            break
+        place += 2 + size
+    return "" if _JPEG_END in content[place:] else "It has no end"
 
 
 def image_note(path: Path) -> str:

@@ -17,7 +17,7 @@ from lightbox.readers.images import load_image
 from lightbox.readers.leakage import Leakage, image_key, leakage
 from lightbox.readers.rows import Problem, ReadResult
 from lightbox.readers.splits import split_by_file
-from lightbox.readers.stores import image_note
+from lightbox.readers.stores import image_fault, image_note
 from lightbox.records import Case, Question, questions_of
 
 LISTED = 20
@@ -166,6 +166,9 @@ def decode_all(
     for done, (key, image) in enumerate(distinct.items(), start=1):
         try:
             grey = load_image(image)
+            fault = image_fault(image) if isinstance(image, Path) else ""
+            if fault:
+                raise RequestError(f"Image '{image}'", fault, "Fetch the file again, or leave it out")
             # of decoded pixels: the same picture saved twice has other bytes
             pixels[key] = hashlib.sha256(str(grey.shape).encode() + grey.tobytes()).hexdigest()
             note = image_note(image) if isinstance(image, Path) else ""

@@ -7,6 +7,7 @@ with lines ``synpic|category|question|answer``. Reference answers are kept as wr
 alternatives and ``( )`` holds an optional part. Patients are unknown.
 """
 
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from lightbox.errors import RequestError
@@ -54,7 +55,12 @@ def read_cases(root: Path, rows: Gathering, *, split: str | None = None) -> None
 
 
 def _find(root: Path, pattern: str) -> list[Path]:
-    return sorted([*root.glob(pattern), *root.glob(f"*/{pattern}")])  # the archives unpack into a folder each
+    folders = [
+        root,
+        *(folder for folder in root.iterdir() if folder.is_dir()),
+    ]  # the archives unpack into a folder each
+    # and not Path.glob, which passes over a link that leads nowhere
+    return sorted(file for folder in folders for file in folder.iterdir() if fnmatchcase(file.name, pattern))
 
 
 def _kinds(folder: Path, rows: Gathering) -> dict[tuple[str, ...], str]:

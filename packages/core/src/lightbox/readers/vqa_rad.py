@@ -18,6 +18,7 @@ from pathlib import Path
 
 from lightbox.errors import RequestError
 from lightbox.readers.documents import read_json, read_json_lines
+from lightbox.readers.members import is_there
 from lightbox.readers.rows import Gathering, RowError, as_row, case_id_of, inside, make_question, text_field
 from lightbox.readers.shards import find_shards, read_shards
 from lightbox.records import Case
@@ -27,6 +28,7 @@ SPLITS = ("train", "test")
 PUBLIC_FILE = "VQA_RAD Dataset Public.json"
 BODY_PARTS = {"HEAD": "head", "CHEST": "chest", "ABD": "abdomen"}
 _IMAGE_FOLDERS = ("images", "VQA_RAD Image Folder", "VQA_RAD_Image_Folder")
+_OPTIONAL = ("image_organ", "image_case_url", "question_type", "answer_type")
 # MedPix case pages, in an older and a newer form of their address
 _CASE_NUMBER = re.compile(r"(?:id=|/case/)([0-9a-fA-F-]+)")
 
@@ -77,10 +79,10 @@ def _files(root: Path, split: str | None, form: str) -> list[tuple[Path, str]]:
 
 
 def _form_files(root: Path, form: str) -> Iterator[tuple[Path, str]]:
-    if form == "public" and (root / PUBLIC_FILE).is_file():
+    if form == "public" and is_there(root / PUBLIC_FILE):
         yield root / PUBLIC_FILE, ""
     if form == "split":
-        yield from ((root / f"{s}set.json", s) for s in SPLITS if (root / f"{s}set.json").is_file())
+        yield from ((root / f"{s}set.json", s) for s in SPLITS if is_there(root / f"{s}set.json"))
     if form == "llava_med":
         for name in SPLITS:
             files = [*root.glob(f"*{name}*.jsonl"), *root.glob(f"llava_med_format/*{name}*.jsonl")]
@@ -91,6 +93,7 @@ def _form_files(root: Path, form: str) -> Iterator[tuple[Path, str]]:
 
 def _add_original(rows: Gathering, value: object, folder: Path, split: str, *, only_split: str | None) -> None:
     row = as_row(value)
+    rows.note_optional(row, _OPTIONAL)
     phrase = text_field(row, "phrase_type", default="")
     if not split:
         if not phrase:
@@ -123,6 +126,7 @@ def _add_llava_med(rows: Gathering, value: object, folder: Path, split: str) -> 
     if isinstance(value, RowError):
         raise value
     row = as_row(value)
+    rows.note_optional(row, ("answer_type",))
     text = text_field(row, "text").replace("<image>", "").strip()  # LLaVA's placeholder, which a backbone writes itself
     question = make_question(text_field(row, "question_id"), text, text_field(row, "gpt4_answer"))
     case = _case(text_field(row, "image"), folder, "image", split)

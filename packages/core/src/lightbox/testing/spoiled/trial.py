@@ -1,0 +1,319 @@
+"""One file of a small set spoiled, the set read as a user reads it, and a verdict on what the readers said.
+
+| verdict | |
+|---|---|
+| refused | a `RequestError` in three parts that names the file, or the folder that lacks one |
+| said | malformed rows, unreadable images, ids met twice, questions in two splits or another count went up |
+| same | what was read is what the sound set gives: the damage hit nothing that is read |
+| undetectable | other content of sound form: a letter of a question, a pixel of a JPEG, a whole row less |
+| silent | other content, the form broken, and nothing said |
+| rest lost | the damage is in one row, and rows beside it were lost |
+| unnamed | a refusal that lacks a part, or names no place |
+| traceback | any other exception |
+| hang | no end in time; the caller's clock knows |
+
+What is *undetectable* is told apart by tests that share no code with the readers (`keeps_form`): the same keys and
+types in JSON, the same separators in text, checksums that hold in PNG, an end in JPEG, the same columns and rows in
+parquet.
+JPEG, DICOM and the pages of a parquet file carry no checksum, so a flipped bit in them is another picture or another
+word; what libjpeg mutters about a stream, Pillow does not pass on. A digest in the dataset's card sees all of it
+(`lightbox data validate` says so), and small sets have none.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import random
+import shutil
+import traceback
+import warnings
+import zlib
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from typer.testing import CliRunner
+
+from lightbox.cli.data import app
+from lightbox.errors import LightboxError
+from lightbox.readers import catalog
+from lightbox.readers import validate as validation
+from lightbox.readers.images import load_image
+from lightbox.readers.splits import split_by_image
+from lightbox.readers.stores import image_size_wh
+from lightbox.records import Case
+from lightbox.testing.spoiled.containers import PARQUET_CHANGES, ZIP_CHANGES
+from lightbox.testing.spoiled.documents import CSV_CHANGES, FIELD_CHANGES, ROW_CHANGES, TEXT, TEXT_CHANGES
+from lightbox.testing.spoiled.entries import CHANGES, ROOT, Change, Damage
+from lightbox.testing.spoiled.pictures import DICOM_CHANGES, PICTURE_CHANGES, PICTURES, PNG, chunks
+from lightbox.testing.spoiled.sets import SETS, write_set
+
+GOOD = ("refused", "said", "same", "undetectable")
+BAD = ("traceback", "hang", "silent", "rest lost", "unnamed")
+TOTALS = ("rows", "cases", "questions", "boxes", "box_files", "masks", "files", "zip_members", "malformed_rows")
+TRIES = 20
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A set through the readers: digest of its content, questions in all and most of one case, what was said."""
+
+    content: str
+    questions: int
+    most: int
+    said: Counter[str]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one trial gave; set, seed, variant and, where one was named, the change make it again."""
+
+    set: str
+    seed: int
+    file: str
+    change: str
+    note: str
+    verdict: str
+    detail: str
+
+
+def changes_of(file: Path) -> dict[str, Change]:
+    """Every change that a file of this name can suffer."""
+    ending = file.suffix.lower()
+    changes = dict(CHANGES)
+    if ending in TEXT:
+        changes |= TEXT_CHANGES
+    if ending in (".json", ".jsonl"):
+        changes |= FIELD_CHANGES | ROW_CHANGES
+    if ending in PICTURES:
+        changes |= PICTURE_CHANGES
+    return changes | {".csv": CSV_CHANGES, ".zip": ZIP_CHANGES, ".parquet": PARQUET_CHANGES, ".dcm": DICOM_CHANGES}.get(
+        ending, {}
+    )
+
+
+def spoil(folder: Path, rng: random.Random, change: str | None = None) -> tuple[Path, str, Damage]:
+    """Spoil one file of a set: kinds of files are drawn evenly, then a file, then a change, unless one is named."""
+    files: dict[str, list[Path]] = {}
+    for file in sorted(folder.rglob("*")):
+        if file.is_file() and (change is None or change in changes_of(file)):
+            files.setdefault(file.suffix, []).append(file)
+    for _ in range(TRIES if files else 0):
+        file = rng.choice(files[rng.choice(sorted(files))])
+        name = change or rng.choice(sorted(changes_of(file)))
+        damage = changes_of(file)[name](rng, file)
+        if damage is not None:
+            return file, name, damage
+    raise LookupError(f"the change '{change}' applies to no file of {folder}")
+
+
+def look(name: str, folder: Path) -> Seen:
+    """Read a small set by every public way: `catalog.read`, `validate`, `lightbox data validate` and `show`, splits."""
+    small = SETS[name]
+    split_file = folder / small.split_file if small.split_file else None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, on profiles and EXIF that it passes over
+        result = catalog.read(small.dataset, folder, **small.options)
+        found = validation.validate(small.dataset, folder, split_file=split_file, **small.options)
+        said = Counter({key: count for key, count in found.notes.items() if key not in TOTALS})
+        said.update({f"unknown {table}": counts.get("unknown", 0) for table, counts in found.counts.items()})
+        said.update(
+            malformed=found.malformed,
+            unreadable=found.unreadable_images,
+            duplicates=found.duplicates,
+            repeated=found.repeated_items,
+            in_two_splits=sum(leak.repeated_pairs for leak in found.leakage),
+        )
+        split_by_image(result.cases, 0)
+        content = [_plain(case, folder) for case in result.cases]
+        # the commands print what was read: reading it again would only take time
+        with (
+            patch.object(catalog, "read", return_value=result),
+            patch.object(validation, "validate", return_value=found),
+        ):
+            _command("validate", small.dataset, "--root", str(folder))
+            _command("show", small.dataset, "--root", str(folder), "-n", "99")
+    most = max((len(case.questions) for case in result.cases), default=0)
+    digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    return Seen(digest, found.questions, most, said)
+
+
+def run_trial(
+    name: str, seed: int, work: Path, data_root: Path | None = None, *, variant: int = 0, change: str | None = None
+) -> Outcome:
+    """Spoil one file of a small set and judge what the readers make of it.
+
+    Args:
+        name: a key of `sets.SETS`.
+        seed: decides file and change, with `variant`, which decides rows and pictures.
+        work: folder in which sets are written; sound ones are kept there and used again.
+        data_root: of real data, which real sets need.
+        variant: of the small set.
+        change: the change to make; None draws one.
+    """
+    sound = work / "sound" / name.replace("/", "-") / str(variant) / ROOT
+    before = _before(name, sound, variant, data_root)
+    folder = work / "spoiled" / ROOT
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(sound, folder)
+    file, chosen, damage = spoil(folder, random.Random(f"{name} {variant} {seed}"), change)
+    relative = str(file.relative_to(folder))
+    verdict, detail = _judge(name, folder, file, damage, before, sound / relative)
+    return Outcome(name, seed, relative, chosen, damage.note, verdict, detail.replace(str(work), "..."))
+
+
+_LOOKS: dict[Path, Seen] = {}
+
+
+def _before(name: str, sound: Path, variant: int, data_root: Path | None) -> Seen:
+    if sound not in _LOOKS:
+        write_set(name, sound, variant, data_root)
+        _LOOKS[sound] = look(name, sound)
+    return _LOOKS[sound]
+
+
+def _judge(name: str, folder: Path, file: Path, damage: Damage, before: Seen, original: Path) -> tuple[str, str]:
+    rows = None if file.name == SETS[name].split_file else damage.rows  # half a split file is no split
+    try:
+        after = look(name, folder)
+    except LightboxError as err:
+        text = str(err)
+        if not all(len(part) > 3 for part in (err.given, err.why, err.do)):
+            return "unnamed", f"not in three parts: {text}"
+        if rows is not None and before.questions > before.most + rows:
+            return "rest lost", text
+        return "refused" if str(folder) in text else "unnamed", text
+    except Exception as err:  # noqa: BLE001  whatever a user would see as a traceback is what is looked for
+        return "traceback", "".join(traceback.format_exception_only(err)).strip() + " | " + _where(err)
+    if rows is not None and after.questions < before.questions - max(rows, before.most):
+        return "rest lost", f"{after.questions} of {before.questions} questions are left"
+    more = {key: count - before.said[key] for key, count in after.said.items() if count > before.said[key]}
+    if more:
+        return "said", json.dumps(more)
+    if after.content == before.content:
+        return "same", ""
+    is_sound = keeps_form(original, file) if damage.keeps_form is None else damage.keeps_form
+    return "undetectable" if is_sound else "silent", f"{after.questions} of {before.questions} questions"
+
+
+def _where(err: BaseException) -> str:
+    frames = [frame for frame in traceback.extract_tb(err.__traceback__) if "readers" in frame.filename]
+    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "outside the readers"
+
+
+def _command(*words: str) -> None:
+    """Run `lightbox data`; what it raises, other than an exit or an error in three parts, is raised here."""
+    error = CliRunner().invoke(app, list(words)).exception
+    if error is not None and not isinstance(error, SystemExit | LightboxError):
+        raise error
+
+
+def _plain(case: Case, folder: Path) -> list[Any]:
+    findings = [
+        (
+            finding.name,
+            finding.boxes,
+            "" if finding.mask is None else hashlib.sha256(finding.mask.tobytes()).hexdigest(),
+        )
+        for finding in case.findings
+    ]
+    questions = [
+        (q.id, q.text, q.answer, q.options, q.answer_index, q.rationale, q.facts, q.kind, q.language)
+        for q in case.questions
+    ]
+    images = [(str(image).removeprefix(str(folder)), _pixels(Path(image))) for image in case.images]
+    return [case.id, case.patient_id, case.modality, case.body_part, case.split, findings, questions, images]
+
+
+def _pixels(image: Path) -> str:
+    """Digest of an image as runs load it, square and in colour, and as it is."""
+    try:
+        square, whole = load_image(image, image_px=32, in_colour=True), load_image(image)
+        if image.suffix in PICTURES:
+            image_size_wh(image)
+    except LightboxError:
+        return "unreadable"
+    assert square.shape[:2] == (32, 32), square.shape
+    assert min(whole.shape) > 0, whole.shape
+    assert whole.dtype == np.uint8, whole.dtype
+    return hashlib.sha256(str(whole.shape).encode() + whole.tobytes() + square.tobytes()).hexdigest()
+
+
+def keeps_form(before: Path, after: Path) -> bool:
+    """Whether a spoiled file is still of the form of the sound one, by a test that shares no code with the readers."""
+    ending = before.suffix.lower()
+    first, second = before.read_bytes(), after.read_bytes()
+    if ending in (".json", ".jsonl"):
+        return _shape(first, ending) == _shape(second, ending) != "none"
+    if ending in TEXT:
+        measure = _cells if ending == ".csv" else _separators
+        return measure(second) is not None and set(measure(second) or ()) <= set(measure(first) or ())
+    if ending in PICTURES and second.startswith(PNG):
+        return all(zlib.crc32(kind + data) == crc for kind, data, crc in chunks(second)) and second.endswith(
+            b"IEND\xaeB`\x82"
+        )
+    if ending in PICTURES:
+        return second.startswith(b"\xff\xd8") and b"\xff\xd9" in second
+    if ending == ".parquet":
+        return _columns(first) == _columns(second)
+    return ending == ".dcm" and len(second) >= len(first)
+
+
+def _shape(content: bytes, ending: str) -> str:
+    """Keys, types and lengths of JSON, without its values; of JSON lines, the kinds of row that there are."""
+    try:
+        text = content.decode("utf-8-sig")
+        values = (
+            [json.loads(line) for line in text.split("\n") if line.strip()] if ending == ".jsonl" else json.loads(text)
+        )
+    except (ValueError, RecursionError):
+        return "none"
+
+    def shape(value: object) -> object:
+        if isinstance(value, dict):
+            return {key: shape(item) for key, item in value.items()}
+        return [shape(item) for item in value] if isinstance(value, list) else type(value).__name__
+
+    shaped = shape(values)
+    rows = (
+        {json.dumps(row, sort_keys=True) for row in shaped}
+        if ending == ".jsonl" and isinstance(shaped, list)
+        else shaped
+    )
+    return json.dumps(sorted(rows) if isinstance(rows, set) else rows, sort_keys=True)
+
+
+def _separators(content: bytes) -> list[int] | None:
+    """Number of separators on each line; None where it is no text."""
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError:
+        return None
+    signs = set(text)
+    if "\0" in signs:
+        return None
+    return [line.count("|") + 1000 * line.count(",") for line in text.split("\n") if line.strip()]
+
+
+def _cells(content: bytes) -> list[int] | None:
+    """Number of cells of each row, which a line break inside quotes does not change; None where it is no text."""
+    if _separators(content) is None:
+        return None
+    try:
+        return [len(row) for row in csv.reader(io.StringIO(content.decode("utf-8"), newline="")) if row]
+    except csv.Error:  # a cell that is longer than the module takes
+        return None
+
+
+def _columns(content: bytes) -> str:
+    try:
+        table = pq.read_table(io.BytesIO(content))
+        return f"{table.schema.names} {table.num_rows}" if table.to_pylist() is not None else ""
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as err:
+        return str(err)
