@@ -117,7 +117,9 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> Florence2ForConditionalGen
     config = Florence2Config(
         vision_config=vision, text_config=text, image_token_id=tokenizer.convert_tokens_to_ids(IMAGE), **special
     )
-    return Florence2ForConditionalGeneration(config)
+    model = Florence2ForConditionalGeneration(config)
+    model.generation_config.forced_bos_token_id = config.bos_token_id  # as the published model decodes
+    return model
 
 
 def davit_patches(vision: nn.Module, pixel_values: Tensor) -> Tensor:

@@ -37,7 +37,15 @@ def draw_boxes(
     for start in range(0, len(indices), BATCH):
         batch = rows.collate(indices[start : start + BATCH])
         inputs = encode(model, batch | {"pixel_values": shown(batch["pixel_values"])})
-        ids = model.generate(**inputs, max_new_tokens=MOST_TOKENS, do_sample=False, num_beams=1)
+        # encoded here: `generate` hands embeddings to no encoder of this family
+        encoded = model.model.language_model.encoder(**inputs)
+        ids = model.generate(
+            encoder_outputs=encoded,
+            attention_mask=inputs["attention_mask"],
+            max_new_tokens=MOST_TOKENS,
+            do_sample=False,
+            num_beams=1,
+        )
         texts = tokenizer.batch_decode(ids, skip_special_tokens=False)
         boxes += [codec.decode(text.replace(" ", ""), BINS, BINS) for text in texts]
     return boxes
