@@ -6,8 +6,10 @@ import re
 import numpy as np
 import pytest
 import torch
-from transformers import LlavaForConditionalGeneration
+from transformers import Florence2ForConditionalGeneration, LlavaForConditionalGeneration
 
+from lightbox.backbones.florence2 import Florence2Backbone
+from lightbox.backbones.loading import load
 from lightbox.backbones.seq2seq import load_seq2seq
 from lightbox.backbones.towers import load_tower
 from lightbox.backbones.weights import CARD, check_card
@@ -23,13 +25,18 @@ from lightbox.pretrain.t5 import text_pairs
 from lightbox.pretrain.tower import PATCH_PX, dense_set, known_rank
 
 SHIPPED_LIMIT_BYTES = 24_000_000
+SHIPPED = sorted(card.parent.name for card in (shared_data() / "weights").glob(f"*/{CARD}"))
 
 
 def weights(name):
     return shared_data() / "weights" / name
 
 
-@pytest.mark.parametrize("name", NAMES)
+def test_what_is_shipped_can_be_rebuilt():
+    assert {"t5", "tower", "llava"} <= set(SHIPPED) <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_files_are_what_the_card_says(name):
     card = check_card(weights(name))
     # the tower saw images and reports, which are older than the questions of today
@@ -122,6 +129,12 @@ def test_a_build_is_repeated_to_the_same_bytes_and_loads_by_name(name, tmp_path)
         model = LlavaForConditionalGeneration.from_pretrained(folder)
         tokens = model.get_image_features(pixel_values=torch.zeros(2, 3, 64, 64)).pooler_output
         assert [token.shape for token in tokens] == [(64, model.config.text_config.hidden_size)] * 2
+    elif name == "florence2":
+        model = Florence2ForConditionalGeneration.from_pretrained(folder)
+        tokens = model.get_image_features(pixel_values=torch.zeros(2, 3, 64, 64)).pooler_output
+        assert tokens.shape == (2, 65, model.config.text_config.d_model)
+        backbone = load(str(folder))
+        assert (type(backbone), backbone.codec.bins) == (Florence2Backbone, 64)
     else:
         features = load_tower(str(folder)).encode(torch.zeros(2, 64, 64, dtype=torch.uint8))
         assert features.shape == (2, 64, 96)

@@ -4,14 +4,21 @@ A prompt is plain text, or a task of the published model such as `<OD>`, which i
 puts the image tokens, a begin and an end token around it.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
+import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutput
 
+from lightbox.backbones import rows
 from lightbox.backbones.backbone import Backbone
 from lightbox.backbones.codecs import CoordinateCodec, FlorenceBins
 from lightbox.backbones.conversation import Conversation
 from lightbox.backbones.reading import ImageFields, Placed
+from lightbox.backbones.rows import IGNORED, VlmBatch
 from lightbox.backbones.vision import LayerTaps, VisionFeatures
 from lightbox.errors import RequestError
 
@@ -113,3 +120,63 @@ class Florence2Backbone(Backbone):
                 "Hand in the images",
             )
         return {name: value[index] for name, value in pixels.items()}, None
+
+
+class Florence2OnFeatures(Florence2Backbone):
+    """A Florence-2 whose tower stays as it is: its images are that tower's patches, b p c, computed once.
+
+    The projector behind the tower is part of the model still, and learns.
+    """
+
+    def encode_images(self, images: Sequence[Any]) -> Float[Tensor, "b p c"]:
+        """Patches of 8-bit images by the tower, without gradient, all on one grid since the processor makes squares."""
+        with torch.no_grad():
+            return torch.stack(self.tower(images).patches).cpu()
+
+    def prepare(
+        self,
+        images: Float[Tensor, "b p c"] | None,
+        prompts: Sequence[str],
+        targets: Sequence[str] | None = None,
+        *,
+        max_tokens: int = rows.UNLIMITED,
+        padding: str = "right",
+    ) -> VlmBatch:
+        """Turn texts and patches into a batch on the CPU; see `Backbone.prepare`. Padding is always on the right."""
+        rows.check_counts(images, prompts, targets)
+        self.check_texts(prompts, what="prompt")
+        image = "" if images is None else self.processor.image_token
+        # one more than patches: their mean stands first
+        counts = [] if images is None else [images.shape[1] + 1]
+        ids = [self._expanded(self.text_ids(image + prompt, is_first=True), iter(counts)) for prompt in prompts]
+        labels = [[]] * len(ids) if targets is None else [self.target_ids(target) for target in targets]
+        lengths = [(len(row), len(answer)) for row, answer in zip(ids, labels, strict=True)]
+        rows.check_lengths(lengths, limit=max_tokens, context=self.context_tokens, is_joined=False)
+        pad_id = self.tokenizer.pad_token_id
+        inputs = rows.padded([self._typed({"input_ids": row}) for row in ids], pad_id, side="right")
+        if images is not None:
+            inputs["patches"] = images
+        if targets is None:
+            return VlmBatch(inputs)
+        stacked = rows.stacked(labels, IGNORED, side="right")
+        inputs["decoder_input_ids"] = rows.shifted_right(stacked, start_id=self.decoder_start_id, pad_id=pad_id)
+        return VlmBatch(inputs, stacked)
+
+    def inputs_of(self, batch: VlmBatch) -> dict[str, Any]:
+        """Embeddings of image and prompt in the place of ids and pixels."""
+        inputs = dict(batch.inputs)
+        ids, patches = inputs.pop("input_ids"), inputs.pop("patches", None)
+        embeddings = self.core.get_input_embeddings()(ids)
+        if patches is not None:
+            side = round(patches.shape[1] ** 0.5)
+            tokens = self.part(self.family.projector)(rearrange(patches, "b (h w) c -> b c h w", h=side))
+            is_image = (ids == self.image_token_id)[..., None]
+            embeddings = embeddings.masked_scatter(is_image, tokens.to(embeddings.dtype))
+        return inputs | {"inputs_embeds": embeddings}
+
+    def generation_inputs(self, batch: VlmBatch) -> dict[str, Any]:
+        """What the decoder reads, made here: transformers' `generate` hands embeddings to no encoder of this family."""
+        encoder, inputs = self.core.get_encoder(), self.inputs_of(batch)
+        encoded = encoder(inputs_embeds=inputs["inputs_embeds"], attention_mask=inputs["attention_mask"])
+        states = BaseModelOutput(last_hidden_state=encoded.last_hidden_state)
+        return {"encoder_outputs": states, "attention_mask": inputs["attention_mask"]}

@@ -1,4 +1,4 @@
-"""The tiny foundation models: `t5` (text), `tower` (vision), `llava` (both), each rebuilt by one function.
+"""The tiny foundation models: `t5` (text), `tower` (vision), `llava` (both), `florence2` (boxes), a function each.
 
 `build` is what `lightbox pretrain` calls. `card` writes and checks the model card and file digests.
 """

@@ -15,11 +15,12 @@ from lightbox.errors import RequestError
 from lightbox.paths import default_out, shared_data
 from lightbox.phantom.splits import load_splits
 from lightbox.phantom.version import IMAGES_VERSION, VERSION
+from lightbox.pretrain.florence2 import build_florence2
 from lightbox.pretrain.llava import build_llava
 from lightbox.pretrain.t5 import build_t5
 from lightbox.pretrain.tower import build_tower
 
-BUILDERS = {"t5": build_t5, "tower": build_tower, "llava": build_llava}
+BUILDERS = {"t5": build_t5, "tower": build_tower, "llava": build_llava, "florence2": build_florence2}
 NAMES = tuple(BUILDERS)
 TOLERANCE = 0.05
 """A rebuilt model's scores differ from the card's by at most this: another machine has other bits."""

@@ -6,8 +6,8 @@ against a small report encoder that is trained along and not shipped.
 """
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +39,7 @@ TEMPERATURE = 0.1  # as ConVIRT
 MASK_WEIGHT, MASK_POSITIVE = 4.0, 4.0
 OPTIM = OptimConfig(lr=1.5e-3, max_steps=5000, batch_size=64, warmup_frac=0.05)
 WORLDS = (Knobs(), Knobs(vocabulary="triples"), Knobs(vocabulary="triples", distractors=1))
-"""Half named classes, half any known triple: the tower must not only know the classes of one paper."""
+"""A third named classes, the rest any known triple: the tower must not only know the classes of one paper."""
 
 
 @dataclass
@@ -62,11 +62,11 @@ def known_rank() -> np.ndarray:
     return np.where(known, np.cumsum(known), 0)
 
 
-def dense_set(split: str, n_cases: int, *, seed: int = 0) -> DenseSet:
+def dense_set(split: str, n_cases: int, *, seed: int = 0, worlds: Sequence[Knobs] = WORLDS) -> DenseSet:
     """Draw images with dense targets from a phantom split, the worlds in turn."""
     parts = []
-    share = n_cases // len(WORLDS)
-    for k, knobs in enumerate(WORLDS):
+    share = n_cases // len(worlds)
+    for k, knobs in enumerate(worlds):
         seeds = seed_range(split, seed + k, share)
         parts += [_dense_chunk(seeds[start : start + CHUNK], knobs) for start in range(0, share, CHUNK)]
     return DenseSet(
@@ -100,12 +100,59 @@ def _patches(images: np.ndarray) -> np.ndarray:
     return rearrange(images, "n (h a) (w b) -> n (h w) (a b)", a=PATCH_PX, b=PATCH_PX)
 
 
-class DenseTower(nn.Module):
-    """The tower with the heads that train it; only `vision` is shipped."""
+class DenseHeads(nn.Module):
+    """What trains a tower and is not shipped: triple and pixel heads on its patches, and a small report encoder."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        config = CLIPVisionConfig(
+        self.norm = nn.LayerNorm(width)
+        self.triple = nn.Linear(width, int(known_rank().max()) + 1)
+        self.pixels = nn.Linear(width, PATCH_PX**2)
+        self.image_projection = nn.Linear(width, width)
+        self.words = nn.EmbeddingBag(VOCAB_SIZE, width, mode="mean", padding_idx=0)
+        self.text_projection = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
+
+    def forward(self, patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Triple logits (b, p, n_ids), pixel logits (b, p, 64), unit image embeddings (b, d) of patches (b, p, d)."""
+        tokens = self.norm(patches)
+        image = F.normalize(self.image_projection(tokens.mean(dim=1)), dim=-1)
+        return self.triple(tokens), self.pixels(tokens), image
+
+    def embed_text(self, ids: Tensor) -> Tensor:
+        """Unit report embeddings (b, d) from word ids (b, t), 0 where padded."""
+        return F.normalize(self.text_projection(self.words(ids)), dim=-1)
+
+
+class DenseTower(nn.Module):
+    """A tower with the heads that train it; only `vision` is shipped.
+
+    Args:
+        vision: the tower.
+        read: its patches (b, p, d), row by row, from pixels (b, 3, h, w).
+        width: d.
+        reads_reports: False leaves out the contrast with reports, which name classes.
+    """
+
+    def __init__(
+        self,
+        vision: nn.Module,
+        read: Callable[[nn.Module, Tensor], Tensor],
+        width: int,
+        *,
+        reads_reports: bool = True,
+    ) -> None:
+        super().__init__()
+        self.vision, self.read, self.heads, self.reads_reports = vision, read, DenseHeads(width), reads_reports
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See `DenseHeads`."""
+        return self.heads(self.read(self.vision, pixel_values))
+
+
+def make_clip() -> CLIPVisionModel:
+    """The tower that is shipped, with random weights."""
+    return CLIPVisionModel(
+        CLIPVisionConfig(
             hidden_size=WIDTH,
             intermediate_size=3 * WIDTH,
             num_hidden_layers=4,
@@ -115,23 +162,12 @@ class DenseTower(nn.Module):
             projection_dim=WIDTH,
             hidden_act="gelu",  # torch's own; CLIP's quick_gelu is an approximation of it that gains nothing here
         )
-        self.vision = CLIPVisionModel(config)
-        self.norm = nn.LayerNorm(WIDTH)
-        self.triple = nn.Linear(WIDTH, int(known_rank().max()) + 1)
-        self.pixels = nn.Linear(WIDTH, PATCH_PX**2)
-        self.image_projection = nn.Linear(WIDTH, WIDTH)
-        self.words = nn.EmbeddingBag(VOCAB_SIZE, WIDTH, mode="mean", padding_idx=0)
-        self.text_projection = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.GELU(), nn.Linear(WIDTH, WIDTH))
+    )
 
-    def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Triple logits (b, p, n_ids), pixel logits (b, p, 64), unit image embeddings (b, d)."""
-        tokens = self.norm(self.vision(pixel_values=pixel_values).last_hidden_state[:, 1:])  # b p d
-        image = F.normalize(self.image_projection(tokens.mean(dim=1)), dim=-1)
-        return self.triple(tokens), self.pixels(tokens), image
 
-    def embed_text(self, ids: Tensor) -> Tensor:
-        """Unit report embeddings (b, d) from word ids (b, t), 0 where padded."""
-        return F.normalize(self.text_projection(self.words(ids)), dim=-1)
+def clip_patches(vision: nn.Module, pixel_values: Tensor) -> Tensor:
+    """Its last layer without the class token."""
+    return vision(pixel_values=pixel_values).last_hidden_state[:, 1:]
 
 
 def normalise(pixels: np.ndarray) -> Tensor:
@@ -141,7 +177,7 @@ def normalise(pixels: np.ndarray) -> Tensor:
 
 
 def dense_loss(model: DenseTower, batch: dict[str, Tensor]):
-    """Sum over images of the three losses; finding and background patches weigh the same."""
+    """Sum over images of the losses; finding and background patches weigh the same."""
     triple, pixels, image = model(batch["pixel_values"])
     ids = batch["patch_ids"].flatten()
     per_patch = F.cross_entropy(triple.flatten(0, 1), ids, reduction="none")
@@ -150,13 +186,20 @@ def dense_loss(model: DenseTower, batch: dict[str, Tensor]):
     id_loss = per_patch[is_finding].sum() / is_finding.sum().clamp(min=1) + per_patch[~is_finding].mean()
     weight = torch.tensor(MASK_POSITIVE)
     mask_loss = F.binary_cross_entropy_with_logits(pixels, batch["patch_masks"].float(), pos_weight=weight)
-    text = model.embed_text(batch["report_ids"])
+    n = len(pixels)
+    parts = {"id": id_loss.detach(), "mask": mask_loss.detach()}
+    total = id_loss + MASK_WEIGHT * mask_loss
+    if model.reads_reports:
+        contrast = _contrast(image, model.heads.embed_text(batch["report_ids"]))
+        total, parts["contrast"] = total + contrast, contrast.detach()
+    return total * n, n, parts
+
+
+def _contrast(image: Tensor, text: Tensor) -> Tensor:
+    """ConVIRT Eq. 4 with lambda 1/2 over unit embeddings (b, d) of images and their reports."""
     scores = image @ text.T / TEMPERATURE  # b b
     target = torch.arange(len(scores))
-    contrast = (F.cross_entropy(scores, target) + F.cross_entropy(scores.T, target)) / 2  # ConVIRT Eq. 4, lambda 1/2
-    n = len(scores)
-    parts = {"id": id_loss.detach(), "mask": mask_loss.detach(), "contrast": contrast.detach()}
-    return (id_loss + MASK_WEIGHT * mask_loss + contrast) * n, n, parts
+    return (F.cross_entropy(scores, target) + F.cross_entropy(scores.T, target)) / 2
 
 
 def build_tower(folder: Path, work: Path, *, max_steps: int | None = None) -> dict:
@@ -170,11 +213,32 @@ def build_tower(folder: Path, work: Path, *, max_steps: int | None = None) -> di
     Returns:
         Facts for the model card.
     """
-    train = dense_set("pretrain", CASES if max_steps is None else 384, seed=SEED)
-    held_back = dense_set("pretrain_validation", VALIDATION_CASES)
-    reports = fixed_tokenizer()(train.reports)["input_ids"]
     seed_everything(SEED)
-    model = DenseTower()
+    model = DenseTower(make_clip(), clip_patches, WIDTH)
+    scores = train_dense(model, OPTIM, work, max_steps=max_steps)
+    model.eval().vision.save_pretrained(folder)
+    _write_preprocessor(folder)
+    return {
+        "recipe": dense_recipe(OPTIM, max_steps),
+        "parameters": sum(p.numel() for p in model.vision.parameters()),
+        "scores": scores,
+        "saw": "images and reports of known triples: dense triple ids, finding pixels, image-report contrast",
+    }
+
+
+def dense_recipe(optim: OptimConfig, max_steps: int | None) -> dict:
+    """What a card says of a dense training."""
+    steps = max_steps or optim.max_steps
+    return {"steps": steps, "batch_size": optim.batch_size, "lr": optim.lr, "seed": SEED, "cases": CASES}
+
+
+def train_dense(
+    model: DenseTower, optim: OptimConfig, work: Path, *, worlds: Sequence[Knobs] = WORLDS, max_steps: int | None
+) -> dict[str, float]:
+    """Train a tower on the dense targets of phantom images; its scores on held-back ones."""
+    train = dense_set("pretrain", CASES if max_steps is None else 384, seed=SEED, worlds=worlds)
+    held_back = dense_set("pretrain_validation", VALIDATION_CASES, worlds=worlds)
+    reports = fixed_tokenizer()(train.reports)["input_ids"]
 
     def collate(indices: list[int]) -> dict[str, Tensor]:
         return {
@@ -184,19 +248,11 @@ def build_tower(folder: Path, work: Path, *, max_steps: int | None = None) -> di
             "report_ids": pad([reports[i] for i in indices], 0),
         }
 
-    optim = OptimConfig(**{**vars(OPTIM), "max_steps": max_steps or OPTIM.max_steps})
+    optim = replace(optim, max_steps=max_steps or optim.max_steps)
     source = BatchSource(n_items=len(train.reports), collate=collate, batch_size=optim.batch_size, seed=SEED)
     run = RunConfig(seed=SEED, save_every_steps=500, log_every_steps=50)
     fit(model, dense_loss, source, optim=optim, run=run, out=work)
-    model.eval().vision.save_pretrained(folder)
-    _write_preprocessor(folder)
-    recipe = {"steps": optim.max_steps, "batch_size": optim.batch_size, "lr": optim.lr, "seed": SEED, "cases": CASES}
-    return {
-        "recipe": recipe,
-        "parameters": sum(p.numel() for p in model.vision.parameters()),
-        "scores": score_tower(model, held_back),
-        "saw": "images and reports of known triples: dense triple ids, finding pixels, image-report contrast",
-    }
+    return score_tower(model.eval(), held_back)
 
 
 def _write_preprocessor(folder: Path) -> None:
@@ -234,8 +290,9 @@ def score_tower(model: DenseTower, held_back: DenseSet) -> dict:
         predicted = pixels & (look[ids] == look_index)[..., None]
         truth = held_back.patch_masks & (look[held_back.patch_ids] == look_index)[..., None]
         scores[f"iou_{'_or_'.join(classes)}"] = float((predicted & truth).sum() / max(1, (predicted | truth).sum()))
-    reports = pad(fixed_tokenizer()(held_back.reports)["input_ids"], 0)
-    scores |= _retrieval(torch.cat(images), model.embed_text(reports))
+    if model.reads_reports:
+        reports = pad(fixed_tokenizer()(held_back.reports)["input_ids"], 0)
+        scores |= _retrieval(torch.cat(images), model.heads.embed_text(reports))
     return {name: round(value, 4) for name, value in scores.items()}
 
 

@@ -1,0 +1,75 @@
+"""A Florence-2 on features that its frozen tower made before says what it says of the images."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lightbox.backbones.attention import choose
+from lightbox.backbones.families import BY_MODEL_TYPE
+from lightbox.backbones.florence2 import Florence2Backbone, Florence2OnFeatures
+from lightbox.errors import RequestError
+from lightbox.pretrain.florence2 import make_model, make_processor, make_tokenizer
+
+PROMPTS = ["<CAPTION_TO_PHRASE_GROUNDING>dense disc", "<CAPTION_TO_PHRASE_GROUNDING>hazy band , left hilum"]
+TARGETS = ["<loc_3><loc_4><loc_20><loc_63>", "nothing"]
+
+
+@pytest.fixture(scope="module")
+def pair():
+    """The same random model, once on images and once on features."""
+    torch.manual_seed(0)
+    tokenizer = make_tokenizer()
+    model, processor = make_model(tokenizer).eval(), make_processor(tokenizer)
+    parts = {
+        "attention": choose("eager", device="cpu", dtype="fp32", model_type="florence2"),
+        "name": "tiny",
+        "revision": "",
+        "quant": "none",
+        "dtype": torch.float32,
+    }
+    return [
+        kind(model, processor, BY_MODEL_TYPE["florence2"], **parts) for kind in (Florence2Backbone, Florence2OnFeatures)
+    ]
+
+
+@pytest.fixture(scope="module")
+def images():
+    rng = np.random.default_rng(0)
+    return [Image.fromarray(rng.integers(0, 256, (64, 64), dtype=np.uint8)) for _ in PROMPTS]
+
+
+def test_the_loss_and_its_gradient_are_those_on_images(pair, images):
+    on_images, on_features = pair
+    patches = on_features.encode_images(images)
+    assert patches.shape == (2, 64, 96)
+    gradients = []
+    for backbone, seen in ((on_images, images), (on_features, patches)):
+        batch = backbone.prepare(seen, PROMPTS, TARGETS, max_tokens=200)
+        total, tokens, _ = backbone.loss(batch)
+        backbone.model.zero_grad()
+        (total / tokens).backward()
+        projector = backbone.part(backbone.family.projector).image_projection.weight
+        gradients.append((total.detach(), tokens, projector.grad.clone()))
+    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-5, rtol=1e-4)
+    assert gradients[0][2].abs().max() > 0
+
+
+def test_answers_are_those_on_images(pair, images):
+    on_images, on_features = pair
+    said = on_images.answer(images, PROMPTS, max_new_tokens=12)
+    assert on_features.answer(on_features.encode_images(images), PROMPTS, max_new_tokens=12) == said
+    assert on_features.answer(on_features.encode_images(images[::-1]), PROMPTS, max_new_tokens=12, batch_size=1)
+
+
+def test_text_alone_is_read_too(pair):
+    on_images, on_features = pair
+    assert on_features.answer(None, PROMPTS, max_new_tokens=6) == on_images.answer(None, PROMPTS, max_new_tokens=6)
+
+
+def test_a_row_that_is_too_long_is_refused(pair, images):
+    patches = pair[1].encode_images(images)
+    with pytest.raises(RequestError, match="Item 0 has 76 tokens in the prompt"):
+        pair[1].prepare(patches, PROMPTS, max_tokens=70)
+    with pytest.raises(RequestError, match="2 prompts, 1 images"):
+        pair[1].prepare(patches[:1], PROMPTS)
