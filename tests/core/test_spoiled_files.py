@@ -464,6 +464,7 @@ FOUND = [
     ("vqa_rad/parquet", 0, "column twice"),
     ("pmc_vqa/v1", 2, "link to nothing"),
     ("omnimedvqa/folder", 0, "pixels against their checksum"),
+    ("omnimedvqa/zip", 7016, "member renamed"),
 ]
 
 
