@@ -235,6 +235,7 @@ def test_omnimedvqa_golden_in_every_layout(tmp_path, form):
         ({"gt_answer": "painting"}, "gt_answer", "which is 0 of the options"),
         ({"option_B": "drawing"}, "gt_answer", "which is 2 of the options"),
         ({"option_B": "", "option_C": ""}, "option_A", "begins 1 options"),
+        ({"option_B": ""}, "option_B", "is missing before an option that is there"),
         ({"image_path": "Images/../../a.png"}, "image_path", "does not name a file inside"),
         ({"question": 3.5e400}, "question", "not text"),
     ],

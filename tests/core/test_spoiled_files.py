@@ -464,6 +464,7 @@ FOUND = [
     ("vqa_rad/parquet", 0, "column twice"),
     ("pmc_vqa/v1", 2, "link to nothing"),
     ("omnimedvqa/folder", 0, "pixels against their checksum"),
+    ("omnimedvqa/zip", 7016, "member renamed"),
 ]
 
 
@@ -483,6 +484,14 @@ def test_judge_names_silence_and_a_traceback(work, monkeypatch):
     monkeypatch.setattr(validation, "image_note", lambda path: 1 / 0)
     outcome = run_trial(name, 0, work, change=change)
     assert (outcome.verdict, outcome.detail.partition(" ")[0]) == ("traceback", "ZeroDivisionError:")
+
+
+def zip_of(members):
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return stream.getvalue()
 
 
 def test_form_is_kept_where_values_alone_differ(tmp_path):
@@ -506,6 +515,11 @@ def test_form_is_kept_where_values_alone_differ(tmp_path):
     assert not kept(".png", whole, whole[:-8])
     assert not kept(".png", whole, whole.replace(DATA[20:24], b"\xff" * 4))
     assert not kept(".parquet", b"PAR1", b"PAR2 cut")
+    packed = zip_of({"a.png": whole, "b.csv": b"a,b\nc,d\n"})
+    assert kept(".zip", packed, zip_of({"a.png": whole, "b.csv": b"a,b\nc,x\n"}))
+    assert not kept(".zip", packed, zip_of({"a.png": whole[:-8], "b.csv": b"a,b\nc,d\n"}))
+    assert not kept(".zip", packed, zip_of({"b.csv": b"a,b\nc,d\n"}))
+    assert not kept(".zip", packed, packed[:-30])
 
 
 @pytest.mark.slow

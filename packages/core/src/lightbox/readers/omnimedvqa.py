@@ -20,6 +20,7 @@ from lightbox.records import Case
 ACCESS = {"open": ("Open-access",), "restricted": ("Restricted-access",), "all": ("Open-access", "Restricted-access")}
 OPTIONS = ("option_A", "option_B", "option_C", "option_D")
 _OPTIONAL = ("option_C", "option_D", "question_type", "modality_type", "modality")
+_PLACES = frozenset({"QA_information", "Images"})
 FOLDER, ARCHIVE = "OmniMedVQA", "OmniMedVQA.zip"
 
 
@@ -47,6 +48,8 @@ def read_cases(root: Path, rows: Gathering, *, split: str | None = None, access:
         store = zip_store(archive, rows)
         opened = open_archive(archive)
         files = [InnerPath(archive, name) for name in (*opened.members, *opened.folders) if name.endswith(".json")]
+        # a question file that lost its name would be missed by nobody
+        rows.counts["members_elsewhere"] = sum(_PLACES.isdisjoint(name.split("/")) for name in opened.members)
     else:
         store, files = ImageStore(root), []
     chosen = sorted(file for file in files if file.parent.name in ACCESS[access])
@@ -69,7 +72,10 @@ def read_cases(root: Path, rows: Gathering, *, split: str | None = None, access:
 def _add(rows: Gathering, value: object, store: ImageStore) -> None:
     row = as_row(value)
     rows.note_optional(row, _OPTIONAL)
-    choices = tuple(text for name in OPTIONS if (text := text_field(row, name, default="")))
+    options = [text_field(row, name, default="") for name in OPTIONS]
+    choices = tuple(text for text in options if text)
+    if "" in options[: len(choices)]:
+        raise RowError(OPTIONS[options.index("")], "is missing before an option that is there")
     if len(choices) < 2:
         raise RowError("option_A", f"begins {len(choices)} options; a choice needs two")
     image = text_field(row, "image_path")

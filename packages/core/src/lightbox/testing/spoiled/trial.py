@@ -28,6 +28,7 @@ import random
 import shutil
 import traceback
 import warnings
+import zipfile
 import zlib
 from collections import Counter
 from dataclasses import dataclass
@@ -247,8 +248,15 @@ def _pixels(image: Path) -> str:
 
 def keeps_form(before: Path, after: Path) -> bool:
     """Whether a spoiled file is still of the form of the sound one, by a test that shares no code with the readers."""
-    ending = before.suffix.lower()
-    first, second = before.read_bytes(), after.read_bytes()
+    return _keeps_form(before.suffix.lower(), before.read_bytes(), after.read_bytes())
+
+
+def _keeps_form(ending: str, first: bytes, second: bytes) -> bool:
+    if ending == ".zip":
+        old, new = _members(first), _members(second)
+        return old.keys() == new.keys() and all(
+            old[name] == new[name] or _keeps_form(Path(name).suffix.lower(), old[name], new[name]) for name in old
+        )
     if ending in (".json", ".jsonl"):
         return _shape(first, ending) == _shape(second, ending) != "none"
     if ending in TEXT:
@@ -309,6 +317,15 @@ def _cells(content: bytes) -> list[int] | None:
         return [len(row) for row in csv.reader(io.StringIO(content.decode("utf-8"), newline="")) if row]
     except csv.Error:  # a cell that is longer than the module takes
         return None
+
+
+def _members(content: bytes) -> dict[str, bytes]:
+    """Members of a zip file by name; none where it cannot be read to its end."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            return {name: archive.read(name) for name in archive.namelist()}
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, OSError, EOFError, ValueError):
+        return {}
 
 
 def _columns(content: bytes) -> str:
