@@ -178,7 +178,7 @@ def test_dataset_without_a_readable_row_is_refused_with_the_first_problem(tmp_pa
     with pytest.raises(RequestError, match="has no readable row.*row 1, field 'question': is empty"):
         read("vqa_rad", tmp_path)
     put(tmp_path, "trainset.json", [])
-    with pytest.raises(RequestError, match="has no readable row"):
+    with pytest.raises(RequestError, match="It is JSON without a row"):
         read("vqa_rad", tmp_path)
 
 

@@ -444,6 +444,15 @@ def test_box_that_stands_twice_is_counted(small):
     assert result.problems == ()
 
 
+def test_question_file_without_a_row_is_refused_and_an_image_without_a_box_is_not(small):
+    folder = small("slake/folder")
+    (folder / "imgs" / "xmlab0" / "detection.json").write_text("[]")
+    assert read("slake", folder).problems == ()
+    (folder / "train.json").write_text("[]")
+    with pytest.raises(RequestError, match=r"train.json'. It is JSON without a row"):
+        read("slake", folder)
+
+
 def test_image_that_lost_its_boxes_or_mask_is_counted(small):
     folder = small("slake/folder")
     sound = read("slake", folder, use_masks=True).counts

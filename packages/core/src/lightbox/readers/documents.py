@@ -61,8 +61,13 @@ def parse_json(text: str) -> object:
         raise ValueError("it is nested too deep") from err
 
 
-def read_json(path: Path, kind: type) -> Any:
+def read_json(path: Path, kind: type, *, may_be_empty: bool = False) -> Any:
     """Read a JSON file whose top level must be a `list` or an object (`dict`).
+
+    Args:
+        path: the file.
+        kind: `list` or `dict`.
+        may_be_empty: False refuses a file without a row, as an empty file is.
 
     Raises:
         RequestError: naming the file and the line.
@@ -79,6 +84,8 @@ def read_json(path: Path, kind: type) -> Any:
             f"This format is {expected}",
             "Check that the file belongs to this dataset",
         )
+    if not value and not may_be_empty:
+        raise RequestError(f"File '{path}'", "It is JSON without a row", "Fetch the file again, or leave it out")
     return value
 
 

@@ -156,7 +156,7 @@ def _boxes(folder: Path, rows: Gathering) -> list[Finding]:
     file, findings = folder / "detection.json", []
     entries: list = []
     with rows.row(file, "all", counter="box_files"):
-        entries = read_json(file, list)
+        entries = read_json(file, list, may_be_empty=True)  # an image on which nothing was marked
     image_wh = None
     for number, value in enumerate(entries, start=1):
         with rows.row(file, number, counter="boxes"):
