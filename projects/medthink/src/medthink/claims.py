@@ -11,7 +11,9 @@ from lightbox.claims.spec import BEST, REAL, Arm, Claim, Contrast, Gate, Kind, M
 from lightbox.phantom.questions import CLOSED_KINDS
 
 _claim = partial(Claim, "medthink")
-LONG = {"full": 2000}  # steps at which T1 and T2 are decided; the other claims have the preset's
+LONG = {"full": 8000}
+"""Steps at which T1 and T2 are decided; the others have the preset's. In the pilot T1's sign turns between 1,000 and
+4,000 and its effect grows up to here. Whether it stays, a budget twice as large must tell."""
 CORRUPTION_PCT = (0, 10, 25, 50)
 LESION_SCALE_PCT = (75, 50)  # beside 100, the phantom's own
 UNTRAINED = "objective.is_trained=false"
