@@ -1,5 +1,7 @@
 """What the tiny florence2 is taught: phrases that fit their boxes, of known triples only, in the form it is used in."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -85,7 +87,7 @@ def test_each_word_of_appearance_and_each_location_is_one_token(tokenizer):
 
 def test_a_row_is_what_the_processor_makes_of_the_grounding_task(tokenizer, rows):
     phrase = rows.data.phrases[0][0]
-    processor = make_processor(tokenizer)
+    processor: Any = make_processor(tokenizer)
     image = np.repeat(rows.data.pixels[0][..., None], 3, axis=2)
     made = processor(text=f"<CAPTION_TO_PHRASE_GROUNDING>{phrase.text}", images=image, return_tensors="pt")
     n_image = processor.num_image_tokens

@@ -6,6 +6,7 @@ tower then sees once.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -146,8 +147,8 @@ BINS = 64
 """Location tokens of the tiny model: one a pixel of its images."""
 
 
-def encode(model: Florence2ForConditionalGeneration, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Embeddings of image and prompt (b q, 65 + t, d) with their mask: each image goes through the tower once."""
+def encode(model: Any, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Embeddings of image and prompt (b q, 65 + t, d) with their mask, by a Florence-2 that sees each image once."""
     image = model.model.get_image_features(batch["pixel_values"]).pooler_output  # b, 65, d
     image = image.repeat_interleave(len(batch["input_ids"]) // len(image), dim=0)
     words = model.get_input_embeddings()(batch["input_ids"])

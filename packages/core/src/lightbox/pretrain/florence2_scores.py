@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,14 +25,14 @@ MODES: dict[str, Callable[[Tensor], Tensor]] = {
 
 @torch.inference_mode()
 def draw_boxes(
-    model: Florence2ForConditionalGeneration,
+    model: Any,
     tokenizer: PreTrainedTokenizerFast,
     rows: PhraseRows,
     indices: Sequence[int],
     *,
     shown: Callable[[Tensor], Tensor] = MODES[""],
 ) -> list[list[Box]]:
-    """Boxes by greedy decoding for each phrase of some images, the phrases of an image together."""
+    """Boxes that a Florence-2 draws greedily for each phrase of some images, the phrases of an image together."""
     codec = FlorenceBins(BINS)
     boxes = []
     for start in range(0, len(indices), BATCH):

@@ -214,13 +214,13 @@ def build_tower(folder: Path, work: Path, *, max_steps: int | None = None) -> di
         Facts for the model card.
     """
     seed_everything(SEED)
-    model = DenseTower(make_clip(), clip_patches, WIDTH)
-    scores = train_dense(model, OPTIM, work, max_steps=max_steps)
-    model.eval().vision.save_pretrained(folder)
+    vision = make_clip()
+    scores = train_dense(DenseTower(vision, clip_patches, WIDTH), OPTIM, work, max_steps=max_steps)
+    vision.eval().save_pretrained(folder)
     _write_preprocessor(folder)
     return {
         "recipe": dense_recipe(OPTIM, max_steps),
-        "parameters": sum(p.numel() for p in model.vision.parameters()),
+        "parameters": sum(p.numel() for p in vision.parameters()),
         "scores": scores,
         "saw": "images and reports of known triples: dense triple ids, finding pixels, image-report contrast",
     }
