@@ -104,9 +104,9 @@ def render(
     option: Options = None,
 ) -> None:
     """Write cases as PNGs with their boxes drawn; phantoms are enlarged four times and say that they are synthetic."""
+    from lightbox.paper.overlay import Mark, draw_boxes, with_strip
     from lightbox.paths import default_out
     from lightbox.readers.images import load_image
-    from lightbox.readers.overlays import overlay
 
     folder = out or default_out() / "render" / name
     written = 0
@@ -114,8 +114,9 @@ def render(
         if not case.images:
             continue
         strip = PHANTOM_STRIP if name == PHANTOM else f"{name} {case.id}, {case.licence}"
-        boxes = [(finding.name, box) for finding in case.findings if finding.present for box in finding.boxes]
-        picture = overlay(load_image(case.images[0]), boxes, strip=strip, scale=PHANTOM_SCALE if name == PHANTOM else 1)
+        marks = [Mark(finding.name, box) for finding in case.findings if finding.present for box in finding.boxes]
+        scale = PHANTOM_SCALE if name == PHANTOM else 1
+        picture = with_strip(draw_boxes(load_image(case.images[0]), marks, scale=scale), strip)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             picture.save(folder / f"{place:04d}.png")

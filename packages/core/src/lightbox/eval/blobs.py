@@ -48,7 +48,7 @@ def usual_image(images: Iterable[np.ndarray]) -> Usual:
 def largest_blob(image: np.ndarray, usual: Usual) -> Box:
     """Box of the region around the largest difference from the usual image, brighter or darker.
 
-    The region is what hangs together at half of the peak or more, a rule that needs no setting per data set. On phantoms
+    The region is what hangs together at half of the peak or more, a rule without a setting per data set. On phantoms
     with named findings its IoU with the best of them is 0.44 (the box in the middle: 0.07); it misses what is faint.
 
     Args:
