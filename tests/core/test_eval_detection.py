@@ -15,7 +15,7 @@ from lightbox.records import Box
 CLASSES = ("a", "b", "c", "d")
 
 
-def draw_boxes(rng, n, classes, scores):
+def random_boxes(rng, n, classes, scores):
     x0, y0 = rng.uniform(0, 0.7, (2, n))
     width, height = rng.uniform(0.05, 0.3, (2, n))
     names, sure = rng.integers(len(classes), size=n), rng.choice(scores, size=n)
@@ -29,11 +29,13 @@ def draw_set(seed):
     """Drawn and true boxes of up to 8 images; every fifth set without drawn, every seventh without true boxes."""
     rng = np.random.default_rng(seed)
     scores = [0.5, 1.0] if seed % 2 else rng.uniform(size=50)  # ties in every second set
-    true = [draw_boxes(rng, rng.integers(0, 5) * (seed % 7 > 0), CLASSES[:3], [1.0]) for _ in range(rng.integers(1, 9))]
+    true = [
+        random_boxes(rng, rng.integers(0, 5) * (seed % 7 > 0), CLASSES[:3], [1.0]) for _ in range(rng.integers(1, 9))
+    ]
     drawn = []
     for boxes in true:
         near = [box._replace(box=moved(rng, box.box), score=float(rng.choice(scores))) for box in boxes]
-        drawn.append((near + draw_boxes(rng, rng.integers(0, 3), CLASSES, scores)) * (seed % 5 > 0))
+        drawn.append((near + random_boxes(rng, rng.integers(0, 3), CLASSES, scores)) * (seed % 5 > 0))
     return drawn, true
 
 

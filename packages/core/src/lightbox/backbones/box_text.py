@@ -108,6 +108,8 @@ class Phrases(BoxForm):
     """Florence-2: each box behind its name, in the codec's own writing; no box is an empty text.
 
     Example:
+        >>> from lightbox.backbones.codecs import FlorenceBins
+        >>> from lightbox.records import Box
         >>> Phrases(FlorenceBins()).write([LabelledBox("nodule", Box(0.1, 0.2, 0.5, 1.0))], 64, 64)
         'nodule<loc_100><loc_200><loc_500><loc_999>'
     """
@@ -136,6 +138,7 @@ class JsonList(BoxForm):
         codec: pixels of the image as the model sees it, or of a grid: 0 to 1000 as in K2Sight's Qwen2-VL.
 
     Example:
+        >>> from lightbox.records import Box
         >>> JsonList().write([LabelledBox("nodule", Box(0.1, 0.2, 0.5, 1.0))], 64, 64)
         '[{"bbox_2d": [100, 200, 500, 1000], "label": "nodule"}]'
     """

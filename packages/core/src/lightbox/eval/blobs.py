@@ -68,7 +68,8 @@ def largest_blob(image: np.ndarray, usual: Usual) -> Box:
     whole = Box(0.0, 0.0, 1.0, 1.0)
     if apart.max() == 0:
         return whole
-    regions, _ = ndimage.label(apart >= apart.max() / 2)
+    regions = np.zeros(apart.shape, dtype=np.int32)
+    ndimage.label(apart >= apart.max() / 2, output=regions)
     return box_from_mask(regions == regions.flat[apart.argmax()]) or whole
 
 

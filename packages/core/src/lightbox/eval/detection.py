@@ -51,7 +51,7 @@ def average_precision(
             "annotations": _annotations(true, ids),
         }
     )
-    coco = COCOeval_faster(truth, truth.loadRes(_annotations(drawn, ids)), "bbox", print_function=_silent)
+    coco = COCOeval_faster(truth, truth.loadRes(_annotations(drawn, ids)), "bbox", print_function=lambda *_: None)
     coco.params.maxDets = [most_boxes]
     coco.evaluate()
     coco.accumulate()
@@ -71,7 +71,3 @@ def _annotations(images: Sequence[Sequence[LabelledBox]], ids: dict[str, int]) -
                 row = {"image_id": image, "category_id": ids[label], "bbox": sides, "score": score}
                 rows.append(row | {"id": len(rows) + 1, "area": sides[2] * sides[3], "iscrowd": 0})  # ids from 1 on
     return rows
-
-
-def _silent(*_: object) -> None:
-    """In place of the library's own report."""
