@@ -9,8 +9,6 @@ from typer.testing import CliRunner
 
 from lightbox.cli.data import PHANTOM_STRIP, app
 from lightbox.errors import RequestError
-from lightbox.readers.overlays import overlay
-from lightbox.records import Box
 
 runner = CliRunner()
 ROW = {"qid": 1, "image_name": "a.png", "question": "Is it \x1b[2J big?", "answer": "Yes", "phrase_type": "freeform"}
@@ -83,10 +81,3 @@ def test_show_and_validate_phantom():
     found = json.loads(result.stdout)
     assert found["is_own_split"] is True
     assert set(found["counts"]["split"]) == {"train", "validation", "test"}
-
-
-def test_overlay_draws_the_half_open_box_on_whole_source_pixels():
-    pixels = np.zeros((64, 64), np.uint8)
-    picture = np.asarray(overlay(pixels, [("", Box(0.25, 0.5, 0.5, 0.75))], strip="SYNTHETIC", scale=4))
-    rows, columns = np.nonzero(picture[:256, :256].any(axis=-1))
-    assert (columns.min(), columns.max() + 1, rows.min(), rows.max() + 1) == (64, 128, 128, 192)

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from lightbox.errors import RequestError, WorkError
 
-PHANTOM = "phantom"
+PHANTOM, KNOWLEDGE = "phantom", "knowledge"
 PHANTOM_STRIP = "SYNTHETIC phantom, not a patient"
 PHANTOM_SCALE = 4
 PUBLIC_LICENCES = ("CC0-1.0", "CC-BY-4.0", "MIT", "Apache-2.0")
@@ -56,7 +56,12 @@ def validate(
     option: Options = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check a whole dataset: counts, malformed rows, duplicate ids, unreadable images, leakage."""
+    """Check a whole dataset: counts, malformed rows, duplicate ids, unreadable images, leakage.
+
+    `knowledge` checks the attribute tables: every class covered, no description twice, none that names its class.
+    """
+    if name == KNOWLEDGE:
+        raise typer.Exit(_validate_knowledge(root, as_json))
     from lightbox.readers.validate import validate as check
     from lightbox.readers.validate import validate_cases
 
@@ -104,9 +109,9 @@ def render(
     option: Options = None,
 ) -> None:
     """Write cases as PNGs with their boxes drawn; phantoms are enlarged four times and say that they are synthetic."""
+    from lightbox.paper.overlay import Mark, draw_boxes, with_strip
     from lightbox.paths import default_out
     from lightbox.readers.images import load_image
-    from lightbox.readers.overlays import overlay
 
     folder = out or default_out() / "render" / name
     written = 0
@@ -114,8 +119,9 @@ def render(
         if not case.images:
             continue
         strip = PHANTOM_STRIP if name == PHANTOM else f"{name} {case.id}, {case.licence}"
-        boxes = [(finding.name, box) for finding in case.findings if finding.present for box in finding.boxes]
-        picture = overlay(load_image(case.images[0]), boxes, strip=strip, scale=PHANTOM_SCALE if name == PHANTOM else 1)
+        marks = [Mark(finding.name, box) for finding in case.findings if finding.present for box in finding.boxes]
+        scale = PHANTOM_SCALE if name == PHANTOM else 1
+        picture = with_strip(draw_boxes(load_image(case.images[0]), marks, scale=scale), strip)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             picture.save(folder / f"{place:04d}.png")
@@ -200,6 +206,27 @@ def _id_lines(case) -> Iterator[str]:
 
 def _boxes_text(boxes: tuple) -> str:
     return " ".join("(" + ", ".join(f"{edge:.3f}" for edge in box) + ")" for box in boxes)
+
+
+def _validate_knowledge(root: Path | None, as_json: bool) -> int:
+    """Print what is wrong with the attribute tables; 1 where anything is, else 0."""
+    from lightbox import knowledge
+
+    tables = knowledge.check(root)
+    is_ok = not any(faults for _, faults in tables.values())
+    if as_json:
+        plain = {
+            name: {"entries": n, "malformed": [str(fault) for fault in faults]} for name, (n, faults) in tables.items()
+        }
+        typer.echo(json.dumps({"tables": plain, "is_ok": is_ok}, indent=2))
+        return 0 if is_ok else 1
+    console = Console()
+    for name, (n, faults) in tables.items():
+        _say(console, f"{name} at {root or knowledge.folder()}: {n} entries", style="bold")
+        for fault in faults:
+            _say(console, f"malformed: {fault}")
+    _say(console, "sound" if is_ok else "broken", style="bold")
+    return 0 if is_ok else 1
 
 
 def _say(console: Console, line: str, *, style: str | None = None) -> None:
