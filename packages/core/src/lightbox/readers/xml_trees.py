@@ -72,7 +72,7 @@ def read_xml(path: Path, root_tag: str) -> Element:
     parser.StartDoctypeDeclHandler = lambda *_: refuse("It declares a document type, which can name other files")
     try:
         parser.Parse(read_bytes(path), True)
-    except (expat.ExpatError, ValueError) as err:  # ValueError: an encoding that expat does not know
+    except (expat.ExpatError, ValueError, LookupError) as err:  # the last two: an encoding that is not known
         raise RequestError(f"File '{path}'", f"It is not XML: {err}", "Fetch the file again, or correct it") from err
     (root,) = stack[0].children
     if root.tag != root_tag:
