@@ -213,8 +213,8 @@ def test_a_broken_xml_among_many_is_a_problem_of_its_own(tmp_path):
     assert len(result.cases) == 1
 
 
-CVAT = """<annotations><meta><task><labels><label><name>cell</name></label><label><name>dust</name></label></labels></task>
-</meta><image id="0" name="a.png" width="100" height="50">
+CVAT = """<annotations><meta><task><labels><label><name>cell</name></label><label><name>dust</name></label></labels>
+</task></meta><image id="0" name="a.png" width="100" height="50">
 <box label="cell" xtl="10.0" ytl="10" xbr="50" ybr="30"/>
 {}
 </image></annotations>"""
