@@ -12,6 +12,8 @@ from lightbox.runs.sources import CHOICES, closure
 
 WANTED = {"vqa_rad", "vqa_med_2019", "slake", "path_vqa", "r_rad", "r_slake", "r_path"}
 WANTED |= {"pmc_vqa", "kvasir_vqa", "omnimedvqa", "medxpertqa_mm"}
+WANTED |= {"vindr_cxr", "padchest_gr", "ms_cxr", "chestx_det", "nih_boxes", "nih_cxr_mass_boxes", "covid_cxr_masks"}
+WANTED |= {"dsb2018_nuclei", "bccd", "blood_smear_csv", "coco", "cvat", "pascal_voc", "yolo", "kitti"}
 
 
 def test_every_reader_has_a_card_with_the_same_licence_and_title_field():

@@ -8,15 +8,25 @@ from pathlib import Path
 
 from lightbox.errors import RequestError
 from lightbox.readers import (
+    box_csv,
+    chestx_det,
+    coco,
     kvasir_vqa,
+    mask_files,
     medxpertqa_mm,
+    ms_cxr,
+    nih_boxes,
     omnimedvqa,
+    padchest_gr,
     path_vqa,
     pmc_vqa,
     rationales,
     slake,
+    text_boxes,
+    vindr_cxr,
     vqa_med_2019,
     vqa_rad,
+    xml_boxes,
 )
 from lightbox.readers.rows import Gathering, ReadResult
 
@@ -59,6 +69,23 @@ DATASETS: dict[str, Reader] = {
     "kvasir_vqa": Reader("Kvasir-VQA", "CC-BY-NC-4.0", (), kvasir_vqa.read_cases),
     "omnimedvqa": Reader("OmniMedVQA", "not stated", (), omnimedvqa.read_cases),
     "medxpertqa_mm": Reader("MedXpertQA MM", "MIT", ("validation", "test"), medxpertqa_mm.read_cases),
+    # findings with boxes
+    "vindr_cxr": Reader("VinDr-CXR", "PhysioNet-Credentialed-1.5.0", _TWO, vindr_cxr.read_cases),
+    "padchest_gr": Reader("PadChest-GR", "BIMCV access agreement", _THREE, padchest_gr.read_cases),
+    "ms_cxr": Reader("MS-CXR", "PhysioNet-Credentialed-1.5.0", _THREE, ms_cxr.read_cases),
+    "chestx_det": Reader("ChestX-Det", "Apache-2.0", _TWO, chestx_det.read_cases),
+    "nih_boxes": Reader("NIH ChestX-ray8 boxes", "NIH Clinical Center", (), nih_boxes.read_list),
+    "nih_cxr_mass_boxes": Reader("Masses on NIH radiographs", "non-commercial", (), nih_boxes.read_masses),
+    "covid_cxr_masks": Reader("COVID-19 CXR segmentations", "CC-BY-NC-SA", (), mask_files.read_covid),
+    "dsb2018_nuclei": Reader("Data Science Bowl 2018", "CC0-1.0", (), mask_files.read_nuclei),
+    "bccd": Reader("BCCD", "MIT", _THREE, xml_boxes.read_voc),
+    "blood_smear_csv": Reader("Blood-cell detection", "MIT", (), box_csv.read_cases),
+    # a format, whoever's data
+    "coco": Reader("COCO JSON", "not stated", _THREE, coco.read_cases),
+    "cvat": Reader("CVAT for images", "not stated", (), xml_boxes.read_cvat),
+    "pascal_voc": Reader("Pascal VOC", "not stated", _THREE, xml_boxes.read_voc),
+    "yolo": Reader("YOLO text", "not stated", _THREE, text_boxes.read_yolo),
+    "kitti": Reader("KITTI text", "not stated", _THREE, text_boxes.read_kitti),
 }
 
 

@@ -45,6 +45,7 @@ NUMBER_TAGS = (
     "WindowCenter",
     "WindowWidth",
 )
+GREY_KINDS = ("MONOCHROME1", "MONOCHROME2")
 _CODE = re.compile(r"[A-Z0-9_ ]{1,16}")  # a DICOM code string; free text could hold a name
 _BROKEN = (  # all that pydicom and its decoders were seen to raise on spoiled files
     InvalidDicomError,
@@ -106,6 +107,38 @@ def read_dicom(
     return values, tags
 
 
+def dicom_size_wh(source: Path | io.BytesIO, *, path: Path) -> tuple[int, int]:
+    """Width and height of a DICOM image that `read_dicom` could decode, from its header.
+
+    Raises:
+        RequestError: not DICOM, no size, deflated, several frames, or a photometric interpretation that is not read.
+    """
+    with _quiet():
+        try:
+            if DEFLATED in _start(source):
+                raise NotImplementedError  # as there
+            dataset = pydicom.dcmread(source, stop_before_pixels=True)
+            frames, kind = int(dataset.get("NumberOfFrames") or 1), str(dataset.PhotometricInterpretation)
+            size_wh = int(dataset.Columns), int(dataset.Rows)
+        except _BROKEN as err:
+            raise RequestError(
+                f"DICOM image '{path}'",
+                f"Its header cannot be read ({type(err).__name__})",
+                "Fetch the file again, or leave it out",
+            ) from None  # the parser's text may quote the header
+    if frames != 1 or min(size_wh) < 1:
+        raise RequestError(
+            f"DICOM image '{path}'", f"It has {frames} frames of {size_wh} pixels; one is read", "Split it by frame"
+        )
+    # a code of the standard, or else a stranger's text that is not quoted
+    if int(dataset.get("SamplesPerPixel") or 1) == 1 and kind not in GREY_KINDS:
+        name = kind if _CODE.fullmatch(kind) else "another"
+        raise RequestError(
+            f"DICOM image '{path}'", f"Its photometric interpretation is {name}", f"Convert it to {GREY_KINDS[1]}"
+        )
+    return size_wh
+
+
 def _start(source: Path | io.BytesIO) -> bytes:
     """The first 2 KiB, where the transfer syntax stands."""
     if isinstance(source, io.BytesIO):
@@ -149,7 +182,7 @@ def _decode(dataset: pydicom.Dataset) -> np.ndarray:
         return stored.astype(np.float64) @ np.array([0.299, 0.587, 0.114])
     kind = dataset.PhotometricInterpretation
     # a palette or YBR read as grey would be a wrong picture without a word
-    if kind not in ("MONOCHROME1", "MONOCHROME2"):
+    if kind not in GREY_KINDS:
         raise NotImplementedError(kind)
     padding = dataset.get("PixelPaddingValue")
     # left in, one padding value would take the whole grey scale

@@ -116,6 +116,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, str | RowError]]:
 def read_csv(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str] | RowError]]:
     """Yield (line on which the row starts, cells by column) of a CSV file with a header.
 
+    Columns without a name, as a header that ends in commas has them, are not read.
     A bad row is yielded as its `RowError`. Where a quote is never closed, only the line that it opens on is given up.
 
     Raises:
@@ -128,7 +129,8 @@ def read_csv(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str
     except csv.Error as err:
         raise RequestError(f"File '{path}'", f"Its first line is not CSV: {err}", "Fetch the file again") from err
     missing = [name for name in columns if name not in header]
-    if missing or len(set(header)) < len(header):
+    named = [name for name in header if name]
+    if missing or len(set(named)) < len(named):
         why = f"The column {', '.join(missing)} is missing" if missing else "A column stands twice"
         raise RequestError(
             f"File '{path}' has the columns {', '.join(header)}", why, "Fetch the file named in the card"
@@ -169,7 +171,7 @@ def _file_bytes(path: Path) -> bytes:
 def _checked(cells: list[str], header: list[str]) -> dict[str, str] | RowError:
     if len(cells) != len(header):
         return RowError("row", f"has {len(cells)} cells where {len(header)} belong: {', '.join(header)}")
-    row = dict(zip(header, cells, strict=True))
+    row = {name: cell for name, cell in zip(header, cells, strict=True) if name}
     for name, cell in row.items():
         if not cell.isascii() and any("\udc80" <= sign <= "\udcff" for sign in cell):  # bytes that decoding set aside
             return RowError(name, "is not UTF-8")

@@ -161,7 +161,13 @@ def is_finite(value: object) -> bool:
 
 
 def as_row(value: object) -> Mapping[str, object]:
-    """`value` as a row, that is a JSON object without a repeated key."""
+    """`value` as a row, that is a JSON object without a repeated key.
+
+    Raises:
+        RowError: it is none, or is itself the error of a row that could not be parsed.
+    """
+    if isinstance(value, RowError):
+        raise value
     if not isinstance(value, Mapping):
         raise RowError("row", f"is a {type(value).__name__}, not an object: {shown(value)}")
     repeated = getattr(value, "repeated", ())

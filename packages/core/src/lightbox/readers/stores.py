@@ -1,7 +1,7 @@
 """Where the images of a dataset lie: a folder, or a zip file whose members are read in place.
 
-`find_store` chooses; `ImageStore.path` turns the name in a row into the path of a case, checked. A path into a zip or
-parquet file is an `InnerPath`, which opens like a file.
+`find_store` and `tree_store` choose; `ImageStore.path` turns the name in a row into the path of a case, checked. A path
+into a zip or parquet file is an `InnerPath`, which opens like a file.
 """
 
 import io
@@ -10,7 +10,7 @@ import warnings
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
@@ -23,6 +23,7 @@ from lightbox.readers.rows import Gathering, RowError, inside, shown
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG, _JPEG_END, _SCAN = b"\xff\xd8", b"\xff\xd9", 0xDA
 _CHUNK_FRAME = 12  # bytes of a chunk of a PNG around its data
+IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
 _PNG_DEPTH = 24  # the byte of a PNG that says how many bits a sample has
 
 
@@ -45,7 +46,10 @@ class InnerPath(type(Path())):  # Path itself cannot be subclassed before Python
 
 @dataclass(frozen=True)
 class ImageStore:
-    """A folder, or a zip file with its members by every ending of their names ("" where an ending names several)."""
+    """A folder, or a zip file, with its members by every ending of their names ("" where an ending names several).
+
+    A folder without members was not searched.
+    """
 
     root: Path
     members: Mapping[str, str] = field(default_factory=dict)
@@ -59,16 +63,16 @@ class ImageStore:
         """The path of the image that a row calls `name`; whether a folder has it, decoding tells.
 
         Raises:
-            RowError: it leads outside, or no member or several members of the zip file are called so.
+            RowError: it leads outside, or no member or several members are called so.
         """
         place = inside(self.root, name, field_name)
-        if not self.is_zip:
+        if not self.is_zip and not self.members:
             return place
         member = self.members.get(place.relative_to(self.root).as_posix())
         if not member:
             count = "no member" if member is None else "more than one member"
             raise RowError(field_name, f"is {shown(name)}, which names {count} of {self.root.name}")
-        return InnerPath(self.root, member)
+        return InnerPath(self.root, member) if self.is_zip else self.root / member
 
 
 def find_store(root: Path, rows: Gathering, *, folders: Sequence[str], zips: Sequence[str]) -> ImageStore:
@@ -82,6 +86,34 @@ def find_store(root: Path, rows: Gathering, *, folders: Sequence[str], zips: Seq
             return ImageStore(root / name)
     file = next((root / name for name in zips if is_there(root / name)), None)
     return ImageStore(root) if file is None else zip_store(file, rows)
+
+
+def tree_store(root: Path, rows: Gathering) -> ImageStore | None:
+    """The images anywhere below `root`, else those in its one zip file; None where there are none.
+
+    Each is found by every ending of its path, with or without the ending of its name: annotations name an image as
+    a/b.png, b.png or b.
+
+    Raises:
+        RequestError: no image file, and several zip files.
+    """
+    names = [
+        path.relative_to(root).as_posix()
+        for path in sorted(root.rglob("*"))
+        if path.suffix.lower() in IMAGE_ENDINGS and path.is_file()
+    ]
+    if names:
+        return ImageStore(root, _by_ending(names, without_suffix=True))
+    zips = sorted(root.glob("*.zip"))
+    if len(zips) > 1:
+        raise RequestError(
+            f"Folder '{root}' holds {len(zips)} zip files and no image", "One is read in place", "Unpack them"
+        )
+    if not zips:
+        return None
+    store = zip_store(zips[0], rows)
+    names = [name for name in open_archive(store.root).members if name.lower().endswith(IMAGE_ENDINGS)]
+    return ImageStore(store.root, _by_ending(names, without_suffix=True))
 
 
 def zip_store(file: Path, rows: Gathering) -> ImageStore:
@@ -98,23 +130,27 @@ def zip_store(file: Path, rows: Gathering) -> ImageStore:
     return ImageStore(file, _by_ending(archive.members))
 
 
-def _by_ending(names: Iterable[str]) -> dict[str, str]:
+def _by_ending(names: Iterable[str], *, without_suffix: bool = False) -> dict[str, str]:
     """Rows name an image from some folder on, the zip file from its top: figures/a.jpg is found as a.jpg too."""
     endings: dict[str, str] = {}
     for name in names:
-        _, *rest = name.split("/")
-        for start in range(len(rest)):
-            ending = "/".join(rest[start:])
-            endings[ending] = "" if ending in endings else name
+        forms = (name, str(PurePosixPath(name).with_suffix(""))) if without_suffix else (name,)
+        for ending in (form.split("/", start)[-1] for form in forms for start in range(name.count("/") + 1)):
+            if ending != name:
+                endings[ending] = "" if ending in endings else name
     return endings | {name: name for name in names}  # a whole name means that member, whatever ends like it
 
 
 def image_size_wh(path: Path) -> tuple[int, int]:
-    """As `images.image_size_wh`, also of a member of a zip file or a row of parquet; pixels are not decoded.
+    """As `images.image_size_wh`, also of DICOM, a member of a zip file or a row of parquet; pixels are not decoded.
 
     Raises:
-        RequestError: missing, unreadable, or neither PNG nor JPEG.
+        RequestError: missing, unreadable, DICOM of several frames or of colours that are not read, or another format.
     """
+    if path.suffix.lower() in (".dcm", ".dicom"):
+        from lightbox.readers import dicom  # noqa: PLC0415  as in `images`
+
+        return dicom.dicom_size_wh(io.BytesIO(image_bytes(path)) if is_row_path(path) else path, path=path)
     if not is_row_path(path):
         return images.image_size_wh(path)
     try:

@@ -77,15 +77,25 @@ CHOICES = {
     "lightbox.readers.catalog": tuple(
         f"lightbox.readers.{reader}"
         for reader in (
+            "box_csv",
+            "chestx_det",
+            "coco",
             "kvasir_vqa",
+            "mask_files",
             "medxpertqa_mm",
+            "ms_cxr",
+            "nih_boxes",
             "omnimedvqa",
+            "padchest_gr",
             "path_vqa",
             "pmc_vqa",
             "rationales",
             "slake",
+            "text_boxes",
+            "vindr_cxr",
             "vqa_med_2019",
             "vqa_rad",
+            "xml_boxes",
         )
     ),
     "lightbox.readers.images": ("lightbox.readers.dicom", "lightbox.readers.parquet"),
