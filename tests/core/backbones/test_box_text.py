@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from lightbox.backbones.box_text import JsonList, Phrases, read_generated, thousandths, unparsable_share
@@ -12,7 +14,7 @@ from lightbox.backbones.generation import Generated
 from lightbox.backbones.loading import load
 from lightbox.errors import RequestError
 from lightbox.eval.boxes import LabelledBox
-from lightbox.records import Box
+from lightbox.records import Box, check_box
 from lightbox.testing.shrunk import save_shrunk
 
 BOXES = [
@@ -63,6 +65,7 @@ def test_the_edges_of_the_grid_of_qwen_are_0_and_1000():
         (FORMS[2], '[{"bbox_2d": [1, 2, 3, 4], "score": 1, "label": "a"}, {"bbox_2d": [1, 2, 3', ["a"], True, 1),
         (FORMS[2], '[{"bbox_2d": [9, 2, 3, 4], "label": "a"}]', [], False, 1),
         (FORMS[2], '[{"bbox_2d": [1, 2, 3, 4]}, {"bbox_2d": [1, 2, 3, 4], "label": "b"}]', ["", "b"], True, 0),
+        (FORMS[2], '[{"bbox_2d": [1, 2, 3, 4], "label": "a\\x"}]', ["a\\x"], True, 0),
         (FORMS[2], "<answer>[]</answer>", [], True, 0),
         (FORMS[2], "None.", [], True, 0),
         (FORMS[2], "I cannot see it", [], False, 0),
@@ -71,6 +74,31 @@ def test_the_edges_of_the_grid_of_qwen_are_0_and_1000():
 def test_what_a_model_may_write(form, text, labels, is_parsed, n_broken):
     read = form.read(text, 64, 64)
     assert ([box.label for box in read.boxes], read.is_parsed, read.n_broken) == (labels, is_parsed, n_broken)
+
+
+PIECES = [
+    "mass",
+    "<loc_1>",
+    "<loc_70>",
+    "</s>",
+    ' "bbox_2d": [1, 2, 3, 4]',
+    '"label": "a\\x"',
+    '"',
+    "{",
+    "}",
+    "[]",
+    "(1,2),(3,4)",
+]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@given(pieces=st.lists(st.sampled_from(PIECES), max_size=14))
+def test_no_text_is_an_error_and_every_box_is_one(form, pieces):
+    read = form.read("".join(pieces), 64, 48)
+    assert read.n_broken >= 0
+    assert read.is_parsed or not read.boxes
+    for box in read.boxes:
+        check_box(box.box, where="what was read")
 
 
 def test_share_of_unparsable_answers():

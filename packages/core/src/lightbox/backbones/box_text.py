@@ -157,7 +157,7 @@ class JsonList(BoxForm):
         matches += [(found, before[found.end() :]) for found in LABEL.finditer(before)][-1:]
         for found, between in matches:
             if not {"{", "}"} & set(between):  # a brace: the label is another object's
-                return str(json.loads(found.group(1), strict=False)).strip()
+                return _unescaped(found.group(1)).strip()
         return ""
 
     def n_begun(self, text: str) -> int:
@@ -190,6 +190,14 @@ def read_generated(
 def unparsable_share(readings: Sequence[BoxReading]) -> float | None:
     """Share of texts, in [0, 1], that give no box and do not say that there is none; None without texts."""
     return sum(not reading.is_parsed for reading in readings) / len(readings) if readings else None
+
+
+def _unescaped(quoted: str) -> str:
+    """A JSON string as text; with its backslashes where a model made up an escape."""
+    try:
+        return str(json.loads(quoted, strict=False))
+    except ValueError:
+        return quoted[1:-1]
 
 
 def _confidence(text: str, span: BoxSpan, token_spans: Sequence[tuple[int, int]], logps: Sequence[float]) -> float:
