@@ -138,7 +138,7 @@ def test_file_that_differs_from_its_recorded_digest_is_said(tmp_path):
 
 def test_empty_dataset_is_a_request_error(root):
     put(root, train=[], test=[])
-    with pytest.raises(RequestError, match="no readable row"):
+    with pytest.raises(RequestError, match="It is JSON without a row"):
         validate("vqa_rad", root)
 
 

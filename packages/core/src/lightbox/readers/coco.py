@@ -32,7 +32,7 @@ def read_cases(root: Path, rows: Gathering, *, split: str | None = None) -> None
 def read_files(root: Path, rows: Gathering, marks: Markings, *, split: str | None = None) -> None:
     """As `read_cases`, with images and fields of cases as `marks` has them."""
     files = [file for file in sorted(root.rglob("*.json")) if split in (None, split_of(file.name))]
-    documents = [(file, read_json(file, object)) for file in files]
+    documents = [(file, read_json(file, object, may_be_empty=True)) for file in files]
     documents = [(file, value) for file, value in documents if isinstance(value, dict) and value.keys() >= {*LISTS}]
     rows.counts["json_files_of_another_kind"] = len(files) - len(documents)
     if not documents:
