@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from lightbox.claims import pilot as pilot_command
 from lightbox.claims import published, runner
 from lightbox.claims.budget import (
+    FILE,
     Convergence,
     convergence,
     judge,
@@ -251,10 +253,25 @@ def test_a_pilot_of_an_arm_that_needs_another_trains_that_at_the_same_budget(pac
         assert "data.eval_split=validation" in job.overrides
 
 
+def test_a_longer_ladder_trains_what_has_no_row_though_the_jobs_are_gone(paced, tmp_path, monkeypatch):
+    first = run_pilot(paced, tmp_path, seeds=(900,)).read_text()
+    shutil.rmtree(tmp_path / "pilot")
+    ran = []
+    give = InlinePool.give
+    monkeypatch.setattr(InlinePool, "give", lambda pool, order: (ran.append(order.key), give(pool, order))[1])
+    assert run_pilot(paced, tmp_path, seeds=(900,)).read_text() == first
+    assert ran == []
+    path = run_pilot(paced, tmp_path, seeds=(900,), budgets=(4, 8, 16, 32))
+    assert {row.key for row in read_rows(path) if row.budget == 32} == set(ran)
+    assert set(first.splitlines()) < set(path.read_text().splitlines())
+
+
 def test_a_second_pilot_runs_nothing_and_one_that_failed_goes_on(paced, tmp_path, monkeypatch):
     first = run_pilot(paced, tmp_path).read_text()
     folders = sorted((tmp_path / "pilot" / "jobs").iterdir())
     (folders[0] / "job.json").unlink()  # as if the pilot had been killed in that job
+    path = tmp_path / "results" / paced.name / FILE
+    edited(path, lambda row: None if row["key"] == folders[0].name else row)
     ran = []
     give = InlinePool.give
     monkeypatch.setattr(InlinePool, "give", lambda pool, order: (ran.append(order.key), give(pool, order))[1])

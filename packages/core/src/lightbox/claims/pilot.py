@@ -2,7 +2,8 @@
 
 Each run has its own schedule, so each budget is a job of its own, with a key like any other. What an untrained arm
 scores stands for every budget. The rows are `results/<paper>/budget.csv`; `claims.budget` reads them. A pilot that was
-stopped goes on with the same command. Run as `python -m lightbox.claims.pilot PAPER --claims T1 T2`.
+stopped goes on with the same command, and a longer ladder trains only what has no row yet. Run as
+`python -m lightbox.claims.pilot PAPER --claims T1 T2`.
 """
 
 import argparse
@@ -58,15 +59,18 @@ def deciding_arms(claim: Claim) -> list[str]:
 
 
 def plan_pilot(
-    paper: Paper, claims: Sequence[Claim], budgets: Sequence[int], seeds: Sequence[int], *, rate: float | None = None
+    paper: Paper,
+    claims: Sequence[Claim],
+    budgets: Sequence[int],
+    seeds: Sequence[int],
+    *,
+    rate: float | None = None,
+    items: int = ITEMS,
 ) -> Plan:
-    """The jobs of the ladder, small budgets first within a seed.
-
-    `rate` is a learning rate for every arm; None takes the tuned ones.
-    """
+    """The jobs of the ladder, small budgets first within a seed; arguments as `pilot`."""
     arms = arms_in_order(paper.claims, [arm for claim in claims for arm in deciding_arms(claim)])
     overrides = [] if rate is None else [f"optim.lr={rate}"]
-    overrides += ["data.eval_split=validation", f"data.n_test={ITEMS}"]
+    overrides += ["data.eval_split=validation", f"data.n_test={items}"]
     jobs: list[Job] = []
     for budget in budgets:
         jobs += arm_jobs(paper, dict.fromkeys(arms, seeds), PRESET, budget=budget, overrides=tuple(overrides))
@@ -82,6 +86,7 @@ def pilot(
     budgets: Sequence[int] = BUDGETS,
     seeds: Sequence[int] = SEEDS,
     rate: float | None = None,
+    items: int = ITEMS,
     workers: int = 2,
 ) -> Path:
     """Train the ladder and write its rows; what finished gets its rows, also where other jobs failed.
@@ -94,6 +99,7 @@ def pilot(
         budgets: the ladder, ascending.
         seeds: development seeds.
         rate: learning rate for every arm; None takes the tuned ones.
+        items: validation items that each job scores; jobs of another number have no row yet.
         workers: processes.
 
     Returns:
@@ -109,16 +115,18 @@ def pilot(
         why = "None of the claims has a training budget"
         raise RequestError(f"A pilot of {paper.name}", why, "Choose other claims with --claims")
     path = root / paper.name / FILE
-    read_rows(path)  # a damaged file is refused before hours of work and not after them
-    plan = plan_pilot(paper, claims, budgets, seeds, rate=rate)
+    rows = read_rows(path)  # a damaged file is refused before hours of work and not after them
+    plan = plan_pilot(paper, claims, budgets, seeds, rate=rate, items=items)
+    keys = without_rows(paper, claims, plan, rows)
 
     def report(job: Job, folder: Path) -> None:
         _log.info("seed %d, %s: %s", job.seed, job.arm, folder)
 
     with open_output(out):
         done = find_finished(plan, out)
-        _log.info("%d jobs, %d of them finished", len(plan.jobs), len(done.folders))
-        finished = run(plan, out, done, workers=workers, keys=set(plan.jobs), on_job_done=report)
+        counts = len(plan.jobs), len(plan.jobs) - len(keys), len(keys & done.folders.keys())
+        _log.info("%d jobs, %d of them have their rows; of the others %d are finished", *counts)
+        finished = run(plan, out, done, workers=workers, keys=keys, on_job_done=report)
     merge_rows(path, pilot_rows(paper, claims, plan, finished))
     if finished.errors:
         raise next(iter(finished.errors.values()))
@@ -128,6 +136,21 @@ def pilot(
         for budget in budgets[:-1]:
             _log.info("%s: %s", claim.id, convergence(claim, ladders, budget).summary())
     return path
+
+
+def without_rows(paper: Paper, claims: Sequence[Claim], plan: Plan, rows: Iterable[PilotRow]) -> set[str]:
+    """Keys of jobs that lack a row of some measure of the claims, and of the jobs that those read."""
+    measured = {(row.key, row.metric, row.condition, row.where) for row in rows}
+    measures = _measures(claims)
+    keys: set[str] = set()
+    for (_, name, _), key in plan.keys.items():
+        for m in measures.get(base_arm(name)[0], ()):
+            place = m.metric or paper.claims.headline, m.condition or paper.claims.condition, written(m.where)
+            if (key, *place) not in measured:
+                keys.add(key)
+    while more := {need for key in keys for need in plan.jobs[key].needs.values()} - keys:
+        keys |= more
+    return keys
 
 
 def pilot_rows(paper: Paper, claims: Sequence[Claim], plan: Plan, finished: Finished) -> list[PilotRow]:
@@ -185,11 +208,13 @@ if __name__ == "__main__":
     parser.add_argument("--budgets", nargs="*", type=int, default=BUDGETS)
     parser.add_argument("--seeds", nargs="*", type=int, default=SEEDS)
     parser.add_argument("--rate", type=float, help="learning rate of every arm; left out: the tuned ones")
+    parser.add_argument("--items", type=int, default=ITEMS, help="validation items that each job scores")
     parser.add_argument("--out", type=Path, default=default_out())
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO)
     chosen_paper = load_papers([options.paper])[0]
     chosen = [claim for _, claim in choose_claims([chosen_paper], options.claims)]
-    sizes = {"budgets": options.budgets, "seeds": options.seeds, "rate": options.rate, "workers": options.workers}
+    sizes = {"budgets": options.budgets, "seeds": options.seeds, "rate": options.rate, "items": options.items}
+    sizes["workers"] = options.workers
     _log.info("rows: %s", pilot(chosen_paper, chosen, options.out, root=results_dir(), **sizes))
