@@ -27,8 +27,7 @@ from lightbox.pretrain.florence2_rows import (
     phrase_set,
     write,
 )
-from lightbox.pretrain.florence2_scores import best_iou, draw_boxes
-from lightbox.records import Box
+from lightbox.pretrain.florence2_scores import draw_boxes
 
 
 @pytest.fixture(scope="module")
@@ -146,10 +145,3 @@ def test_targets_read_back_as_the_boxes(tokenizer, rows):
 def test_boxes_are_drawn_for_every_phrase(tokenizer, rows):
     torch.manual_seed(0)
     assert len(draw_boxes(make_model(tokenizer).eval(), tokenizer, rows, [0, 3])) == 2 * PHRASES_PER_CASE
-
-
-def test_best_overlap_is_a_mean_over_true_boxes():
-    near, far = Box(0, 0, 0.5, 0.5), Box(0.5, 0.5, 1, 1)
-    assert best_iou([near, far], [near]) == 0.5
-    assert best_iou([near], []) == 0.0
-    assert best_iou([near], [far, near]) == 1.0

@@ -12,13 +12,12 @@ from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 
 from lightbox.errors import RequestError
 from lightbox.paths import shared_data
 from lightbox.phantom import ontology as phantom
-from lightbox.readers.documents import read_text
+from lightbox.readers.documents import read_yaml
 
 FINDINGS, PHANTOM = "chest_findings.yaml", "phantom.yaml"
 ATTRIBUTES = ("shape", "density", "location")
@@ -122,7 +121,7 @@ def read_findings(path: Path) -> tuple[FindingTable, list[RequestError]]:
     Raises:
         RequestError: the file is missing, no YAML, or has no `works`, `covers` or `classes`.
     """
-    content = _read_yaml(path, {"works": dict, "covers": dict, "classes": list})
+    content = _read_parts(path, {"works": dict, "covers": dict, "classes": list})
     faults: list[RequestError] = []
     looks: dict[str, Look] = {}
     for number, row in enumerate(content["classes"], start=1):
@@ -164,7 +163,7 @@ def read_synonyms(path: Path) -> tuple[Synonyms, list[RequestError]]:
     Raises:
         RequestError: the file is missing, no YAML, or lacks a kind of attribute.
     """
-    content = _read_yaml(path, dict.fromkeys(VALUES, dict))
+    content = _read_parts(path, dict.fromkeys(VALUES, dict))
     own_words, faults = phantom_words(), []
     words: dict[str, dict[str, tuple[str, ...]]] = {}
     homes: dict[str, str] = {}
@@ -226,16 +225,9 @@ def _fault(path: Path, row: str, field: Iterable[object], value: object, why: st
     return RequestError(f"File '{path}', row '{row}', field '{place}' is {value!r:.80}", why, "Correct the row")
 
 
-def _read_yaml(path: Path, parts: Mapping[str, type]) -> dict[str, Any]:
+def _read_parts(path: Path, parts: Mapping[str, type]) -> dict[str, Any]:
     """The mapping in a YAML file that has these parts, each of its type."""
-    text = read_text(path)
-    # aliases can make gigabytes of a few lines, and safe_load follows them
-    if len(text) > _MAX_CHARS or re.search(r"(?m)[:\-\[,]\s*&\w", text):
-        raise RequestError(f"File '{path}'", "It is too long or uses YAML aliases", "Write it out plainly")
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as err:
-        raise RequestError(f"File '{path}'", f"It is not YAML: {err}", "Correct the file") from err
+    content = read_yaml(path, most_chars=_MAX_CHARS)
     for name, kind in parts.items():
         if not isinstance(content, dict) or not isinstance(content.get(name), kind):
             raise RequestError(

@@ -153,11 +153,11 @@ class JsonList(BoxForm):
     def label_of(self, text: str, span: BoxSpan, begin: int, end: int) -> str:
         """The label in the same object, behind the box or before it."""
         before, behind = text[begin : span.begin], text[span.end : end]
-        matches = [(found, behind[: found.start()]) for found in LABEL.finditer(behind)][:1]
-        matches += [(found, before[found.end() :]) for found in LABEL.finditer(before)][-1:]
-        for found, between in matches:
+        labels = [(label, behind[: label.start()]) for label in LABEL.finditer(behind)][:1]
+        labels += [(label, before[label.end() :]) for label in LABEL.finditer(before)][-1:]
+        for label, between in labels:
             if not {"{", "}"} & set(between):  # a brace: the label is another object's
-                return _unescaped(found.group(1)).strip()
+                return _unescaped(label.group(1)).strip()
         return ""
 
     def n_begun(self, text: str) -> int:

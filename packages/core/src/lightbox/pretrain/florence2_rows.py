@@ -29,6 +29,8 @@ KINDS = ("triple", "look", "part", "absent")
 PHRASES_PER_CASE = len(KINDS)
 PARTS = ("shape", "density", "location")
 PAD, BOS, EOS = 1, 0, 2  # as BART
+BINS = 64
+"""Location tokens of the tiny model: one a pixel of its images."""
 
 
 @dataclass(frozen=True)
@@ -141,10 +143,6 @@ class PhraseRows:
             "attention_mask": (ids != PAD).long(),
             "labels": pad([self.targets[row] for row in rows], IGNORED),
         }
-
-
-BINS = 64
-"""Location tokens of the tiny model: one a pixel of its images."""
 
 
 def encode(model: Any, batch: dict[str, Tensor]) -> dict[str, Tensor]:

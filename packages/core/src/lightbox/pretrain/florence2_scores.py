@@ -9,18 +9,13 @@ from torch import Tensor
 from transformers import Florence2ForConditionalGeneration, PreTrainedTokenizerFast
 
 from lightbox.backbones.codecs import FlorenceBins
+from lightbox.eval.boxes import score_boxes
 from lightbox.pretrain.florence2_rows import BINS, PHRASES_PER_CASE, PhraseRows, encode
-from lightbox.records import Box, box_iou
+from lightbox.pretrain.llava_scores import MODES
+from lightbox.records import Box
 
 BATCH = 50
 MOST_TOKENS = 27  # six boxes and the end
-MODES: dict[str, Callable[[Tensor], Tensor]] = {
-    "": lambda pixels: pixels,
-    "_blank": torch.zeros_like,
-    # a real image: blank ones are unlike anything that was trained on
-    "_shuffled": lambda pixels: pixels.roll(1, dims=0),
-}
-"""What is shown, by the suffix of its scores: the image, mean grey, or the image of another case."""
 
 
 @torch.inference_mode()
@@ -52,11 +47,6 @@ def draw_boxes(
     return boxes
 
 
-def best_iou(truth: Sequence[Box], drawn: Sequence[Box]) -> float:
-    """Mean over the true boxes of the best overlap that a drawn box has with it, in [0, 1]."""
-    return sum(max((box_iou(box, other) for other in drawn), default=0.0) for box in truth) / len(truth)
-
-
 def score_florence2(
     model: Florence2ForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, rows: PhraseRows
 ) -> dict[str, float]:
@@ -69,7 +59,7 @@ def score_florence2(
         for k, drawn in enumerate(boxes):
             phrase = rows.data.phrases[k // PHRASES_PER_CASE][k % PHRASES_PER_CASE]
             if phrase.boxes:
-                values[f"iou_{phrase.kind}"].append(best_iou(phrase.boxes, drawn))
+                values[f"iou_{phrase.kind}"].append(score_boxes(drawn, phrase.boxes).best_iou or 0.0)
             else:
                 values["false_alarms"].append(float(bool(drawn)))
         scores |= {f"{name}{suffix}": round(sum(each) / len(each), 4) for name, each in values.items()}

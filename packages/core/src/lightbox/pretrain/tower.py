@@ -238,15 +238,15 @@ def train_dense(
     """Train a tower on the dense targets of phantom images; its scores on held-back ones."""
     train = dense_set("pretrain", CASES if max_steps is None else 384, seed=SEED, worlds=worlds)
     held_back = dense_set("pretrain_validation", VALIDATION_CASES, worlds=worlds)
-    reports = fixed_tokenizer()(train.reports)["input_ids"]
+    reports = fixed_tokenizer()(train.reports)["input_ids"] if model.reads_reports else None
 
     def collate(indices: list[int]) -> dict[str, Tensor]:
-        return {
+        batch = {
             "pixel_values": normalise(train.pixels[indices]),
             "patch_ids": torch.from_numpy(train.patch_ids[indices]),
             "patch_masks": torch.from_numpy(train.patch_masks[indices]),
-            "report_ids": pad([reports[i] for i in indices], 0),
         }
+        return batch if reports is None else batch | {"report_ids": pad([reports[i] for i in indices], 0)}
 
     optim = replace(optim, max_steps=max_steps or optim.max_steps)
     source = BatchSource(n_items=len(train.reports), collate=collate, batch_size=optim.batch_size, seed=SEED)

@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
 from lightbox.errors import RequestError
 from lightbox.paths import shared_data
-from lightbox.readers.documents import read_text
+from lightbox.readers.documents import read_yaml
 
 NOT_RECORDED = "not recorded"
 MAX_CARD_CHARS = 20_000
@@ -82,14 +81,9 @@ def parse_dataset_card(path: Path) -> DatasetCard:
     Raises:
         RequestError: naming the file and the field.
     """
-    text = read_text(path)
-    # aliases can make gigabytes of a few lines, and safe_load follows them
-    if len(text) > MAX_CARD_CHARS or "*" in text and "&" in text:
-        raise RequestError(f"Card '{path}'", "It is too long or uses YAML aliases", "Write it out plainly")
+    content = read_yaml(path, most_chars=MAX_CARD_CHARS)
     try:
-        dataset = _DATASET_CARD.validate_python(yaml.safe_load(text))
-    except yaml.YAMLError as err:
-        raise RequestError(f"Card '{path}'", f"It is not YAML: {err}", "Correct the file") from err
+        dataset = _DATASET_CARD.validate_python(content)
     except ValidationError as err:
         first = err.errors()[0]
         place = ".".join(str(part) for part in first["loc"])

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from lightbox.errors import RequestError
 from lightbox.readers.members import is_there, member_bytes, split_member
 from lightbox.readers.rows import RowError
@@ -47,6 +49,22 @@ def read_text(path: Path) -> str:
         return read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as err:
         raise RequestError(f"File '{path}'", f"Byte {err.start} is not UTF-8", "Save the file as UTF-8") from err
+
+
+def read_yaml(path: Path, *, most_chars: int) -> Any:
+    """The content of a small YAML file, by the safe loader.
+
+    Raises:
+        RequestError: not YAML, longer than `most_chars`, or with aliases.
+    """
+    text = read_text(path)
+    # aliases can make gigabytes of a few lines, and safe_load follows them
+    if len(text) > most_chars or "*" in text and "&" in text:
+        raise RequestError(f"File '{path}'", "It is too long or uses YAML aliases", "Write it out plainly")
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as err:
+        raise RequestError(f"File '{path}'", f"It is not YAML: {err}", "Correct the file") from err
 
 
 def parse_json(text: str) -> object:

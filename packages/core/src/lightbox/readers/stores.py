@@ -170,10 +170,11 @@ def image_fault(path: Path) -> str:
     pixels than were written. Within its end, a JPEG says nothing of damage, as it has no checksum; nor has DICOM.
     """
     with io.BytesIO(image_bytes(path)) if is_row_path(path) else path.open("rb") as source:
-        content = source.read()
-    if content.startswith(_PNG):
-        return _png_fault(content)
-    return _jpeg_fault(content) if content.startswith(_JPEG) else ""
+        head = source.read(len(_PNG))
+        if head == _PNG:
+            return _png_fault(head + source.read())
+        # nothing else is read to its end: DICOM may be large, and tells nothing
+        return _jpeg_fault(head + source.read()) if head.startswith(_JPEG) else ""
 
 
 def _png_fault(content: bytes) -> str:

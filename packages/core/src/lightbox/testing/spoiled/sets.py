@@ -1,4 +1,4 @@
-"""Small sets in every form that the readers take: written by hand, or cut from real data for forms that are there.
+"""Small sets in every form that the readers of questions take, written by hand or cut from real data.
 
 Hand-made sets show drawn pictures, or pictures of the real sets, byte for byte, where a data root is given.
 """
