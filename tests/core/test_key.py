@@ -169,6 +169,7 @@ NOT_COMPUTING = {
     "omegaconf": "likewise",
     "jaxtyping": "types",
     "pydantic": "refuses malformed records",
+    "yaml": "reads the cards of data sets",
 }
 
 
