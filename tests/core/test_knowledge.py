@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from lightbox import knowledge, phantom
 from lightbox.cli.data import app
 from lightbox.errors import RequestError
+from lightbox.phantom.ontology import TRIPLES
 
 LOOK = {
     "name": "rib fracture",
@@ -62,10 +63,18 @@ def test_no_text_of_the_phantom_holds_a_synonym():
 
 def test_a_finding_in_other_words_has_a_synonym_of_each_attribute():
     words = knowledge.synonyms()
-    assert words.describe("disc", "dense", "right", "upper") == "coin, white, starboard top"
-    assert words.describe("disc", "dense", "right", "upper", draws=(1, 5, 0, 2)) == "ball, opaque, starboard crown"
+    assert " ".join(words.describe(("disc", "dense", "right upper")).values()) == "coin white starboard top"
+    assert words.describe(("oval", "haze", "hilum"), draws=(1, 1, 0, 1))["location"] == "gate"
+    other = words.describe(("disc", "dense", "right upper"), draws=(1, 5, 0, 2))
+    assert other == {"shape": "ball", "density": "opaque", "location": "starboard crown"}
     with pytest.raises(KeyError):
-        words.describe("square", "dense", "right", "upper")
+        words.describe(("square", "dense", "right upper"))
+
+
+def test_there_is_a_pseudo_word_for_each_triple_and_none_means_anything():
+    assert len(set(knowledge.PSEUDO_WORDS)) == len(TRIPLES)
+    synonyms = {w for values in knowledge.synonyms().words.values() for words in values.values() for w in words}
+    assert not {*knowledge.PSEUDO_WORDS} & (synonyms | knowledge.phantom_words())
 
 
 def test_a_sound_table_has_no_fault(write):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lightbox.backbones.codecs import FlorenceBins
+from lightbox.knowledge import PSEUDO_WORDS, synonyms
 from lightbox.phantom import draw_cases, seed_range
 from lightbox.phantom.ontology import CLASS_NAMES
 from lightbox.phantom.splits import triple_mask
@@ -74,11 +75,12 @@ def test_only_known_triples_are_drawn(knobs):
 def test_no_phrase_names_a_class_or_a_held_out_shape():
     phrases = [phrase for of_case in phrase_set("pretrain", 150).phrases for phrase in of_case]
     words = {word for phrase in phrases for word in phrase.text.split()}
-    assert not words & {*CLASS_NAMES, "ring", *EXTRA_WORDS}
+    assert not words & {*CLASS_NAMES, "ring", *EXTRA_WORDS, *PSEUDO_WORDS}
 
 
 def test_each_word_of_appearance_and_each_location_is_one_token(tokenizer):
-    for word in (*EXTRA_WORDS, *(f"<loc_{k}>" for k in range(BINS)), "<image>"):
+    later = [w for values in synonyms().words.values() for words in values.values() for w in words]
+    for word in (*EXTRA_WORDS, *later, *PSEUDO_WORDS, *(f"<loc_{k}>" for k in range(BINS)), "<image>"):
         assert tokenizer.tokenize(word) == [word]
     assert tokenizer.unk_token_id not in tokenizer("vorpal bright , lung 7")["input_ids"]
     assert (tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id) == (BOS, PAD, EOS)

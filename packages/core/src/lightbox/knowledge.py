@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,6 +29,8 @@ VALUES: Mapping[str, tuple[str, ...]] = {
     "place": tuple(dict.fromkeys(place for _, place in phantom.PLACES)),
 }
 """Values of the phantom's ontology that need synonyms; a location is a side and a place."""
+PSEUDO_WORDS = tuple(f"{a}{b}{c}{d}" for a, b, c, d in product("vzjq", "aeiou", "bkmx", "aeu"))[: len(phantom.TRIPLES)]
+"""A word for each triple that says nothing about it: a name that must be learnt, or explained."""
 Text = Annotated[str, Field(min_length=1, max_length=300, pattern=r"^\S[^\n]*$")]
 _MAX_CHARS = 100_000
 
@@ -65,18 +67,29 @@ class Synonyms:
 
     words: Mapping[str, Mapping[str, tuple[str, ...]]]
 
-    def describe(self, shape: str, density: str, side: str, place: str, *, draws: Sequence[int] = (0, 0, 0, 0)) -> str:
-        """A finding in words that the phantom never says; draws >= 0 choose a synonym of each attribute.
+    def describe(self, triple: Sequence[str], *, draws: Sequence[int] = (0, 0, 0, 0)) -> dict[str, str]:
+        """A triple of the ontology in words that the phantom never says, by attribute: shape, density, location.
+
+        Args:
+            triple: shape, density and location, see `phantom.ontology.TRIPLES`; hilum and costophrenic have no side.
+            draws: >= 0, choose a synonym of shape, density, side and place.
 
         Raises:
             KeyError: a value that the ontology does not have.
+
+        Example:
+            >>> synonyms().describe(("disc", "dense", "right upper"))
+            {'shape': 'coin', 'density': 'white', 'location': 'starboard top'}
         """
-        values = {"shape": shape, "density": density, "side": side, "place": place}
-        words = [
-            self.words[kind][value][draw % N_SYNONYMS]
-            for (kind, value), draw in zip(values.items(), draws, strict=True)
+        shape, density, location = triple
+        side, _, place = location.rpartition(" ")
+        said = [
+            self.words[kind][value][draw % N_SYNONYMS] if value else ""
+            for (kind, value), draw in zip(
+                (("shape", shape), ("density", density), ("side", side), ("place", place)), draws, strict=True
+            )
         ]
-        return "{}, {}, {} {}".format(*words)
+        return {"shape": said[0], "density": said[1], "location": " ".join(said[2:]).strip()}
 
 
 def findings(path: Path | None = None) -> FindingTable:

@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from lightbox.config import OptimConfig, RunConfig
+from lightbox.knowledge import PSEUDO_WORDS, synonyms
 from lightbox.pretrain.florence2_rows import BINS, WORLDS, PhraseRows, phrase_loss, phrase_set
 from lightbox.pretrain.florence2_scores import score_florence2
 from lightbox.pretrain.llava import EXTRA_WORDS as SPELLING
@@ -37,24 +38,24 @@ STAGES = (32, 64, 96, 96)
 STRIDES = (4, 2, 1, 1)  # 8 in all: with the published 32 an image of 64 pixels would be five tokens
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")  # BART's ids
 IMAGE = "<image>"
-EXTRA_WORDS = (
-    *"locate phrases caption image find means note with shape density location".split(),
-    *"round circular coin egg elliptic elongated stripe strip linear triangular pointed cone net lattice grid".split(),
-    *"sickle moon curved hollow annular hoop bright opaque white moderate middling even faint cloudy veiled".split(),
-    *"dark black airy apex top mid base bottom root corner".split(),
-)
-"""Words of prompts and of appearance, so that each is one token; those of appearance are never trained on here."""
+EXTRA_WORDS = tuple("locate phrases caption image find means note with shape density location".split())
+"""Words of prompts, so that each is one token."""
 DENSE = OptimConfig(lr=1.5e-3, max_steps=2400, batch_size=48, warmup_frac=0.05)
 PHRASES = OptimConfig(lr=1.5e-3, max_steps=4000, batch_size=20, warmup_frac=0.05)
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """The words of the tiny `t5` between BART's special tokens and Florence-2's locations, then `<image>`."""
+    """The words of the tiny `t5` between BART's special tokens and Florence-2's locations, then `<image>`.
+
+    Synonyms of the ontology and pseudo-words are one token each and never trained on here: they are for those who teach
+    the model what they mean.
+    """
     words = fixed_tokenizer().backend_tokenizer
     ids = words.get_vocab()
     plain = [word for word in sorted(ids, key=ids.__getitem__) if word not in {*SPECIAL, *SENTINELS, T5_UNK}]
     locations = [f"<loc_{k}>" for k in range(BINS)]
-    vocab = dict.fromkeys([*SPECIAL, *plain, *EXTRA_WORDS, *SPELLING, *locations, IMAGE])
+    later = [word for values in synonyms().words.values() for words in values.values() for word in words]
+    vocab = dict.fromkeys([*SPECIAL, *plain, *EXTRA_WORDS, *later, *PSEUDO_WORDS, *SPELLING, *locations, IMAGE])
     vocab = {word: k for k, word in enumerate(vocab)}
     core = Tokenizer(models.WordPiece(vocab, unk_token="<unk>"))
     core.normalizer, core.pre_tokenizer, core.decoder = words.normalizer, words.pre_tokenizer, words.decoder
