@@ -8,7 +8,7 @@ import pytest
 
 from lightbox.claims.budget import Convergence
 from lightbox.claims.document import BudgetCurve, BudgetPoint, to_json, write
-from lightbox.claims.spec import Verdict
+from lightbox.claims.spec import Role, Verdict
 from lightbox.cli import app as front
 from lightbox.config import leaf_docs
 from lightbox.errors import RequestError
@@ -164,6 +164,16 @@ def test_caveats_stand_beside_the_verdict(checkout, document):
     readme.write_blocks(root)
     text = (root / "docs" / "page.md").read_text(encoding="utf-8")
     assert f"- T1: caveat: True by construction; caveat: At one budget; {document.claims[0].reason}" in text
+
+
+def test_a_score_that_is_shown_by_itself_is_told_with_its_interval(checkout, document):
+    claim = document.claims[0]
+    alone = replace(
+        claim.contrasts[0], name="plane: accuracy", role=Role.SECONDARY, rival="", effect=56.81, ci95=(54.0, 59.7)
+    )
+    root = checkout(first_claim_changed(document, contrasts=(*claim.contrasts, alone)))
+    readme.write_blocks(root)
+    assert "plane: accuracy 56.8 [54.0, 59.7] points" in (root / "docs" / "page.md").read_text(encoding="utf-8")
 
 
 def test_several_machines_are_named_with_what_that_means(checkout, document):

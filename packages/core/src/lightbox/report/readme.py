@@ -16,6 +16,7 @@ from lightbox.claims import registry
 from lightbox.claims.budget import steps
 from lightbox.claims.document import ClaimEntry, ContrastEntry, Document, load
 from lightbox.claims.published import DOCUMENT
+from lightbox.claims.spec import Role
 from lightbox.claims.statistics import Ends
 from lightbox.config import leaf_docs
 from lightbox.errors import RequestError
@@ -137,7 +138,7 @@ def _verdict(claim: ClaimEntry) -> str:
 
 
 def _beside(claim: ClaimEntry) -> Iterator[str]:
-    """Why the verdict is what it is: caveats, the reason, each link and control, the best arm beside the baselines."""
+    """Why the verdict is what it is: caveats, reason, links, controls; scores by themselves; best arm and baselines."""
     digits = decimals(claim.min_effect)
     yield from (f"caveat: {caveat.rstrip('.')}" for caveat in claim.caveats)
     yield claim.reason
@@ -145,6 +146,10 @@ def _beside(claim: ClaimEntry) -> Iterator[str]:
         ends = interval(*_ends(claim, contrast))
         state = f", {contrast.state}" if contrast.state else ""
         yield f'{contrast.role} "{contrast.name}" {signed(contrast.effect, digits)} {ends}'.rstrip() + state
+    for contrast in claim.contrasts:
+        if contrast.role == Role.SECONDARY and not contrast.rival:  # a score and not a difference
+            mean = signed(contrast.effect, digits).removeprefix("+")
+            yield f"{contrast.name} {mean} {interval(*_ends(claim, contrast))} {claim.unit}"
     gate = claim.gate
     if gate is not None and claim.shown_baselines():
         means = ", ".join(f"{name} {level(baseline.mean)}" for name, baseline in claim.shown_baselines().items())
