@@ -73,3 +73,14 @@ def test_a_row_that_is_too_long_is_refused(pair, images):
         pair[1].prepare(patches, PROMPTS, max_tokens=70)
     with pytest.raises(RequestError, match="2 prompts, 1 images"):
         pair[1].prepare(patches[:1], PROMPTS)
+
+
+def test_boxes_of_a_tokenizer_of_words_are_read_back(pair):
+    backbone = pair[1]
+    target = "zexa<loc_3><loc_4><loc_20><loc_63><loc_1><loc_2><loc_9><loc_9>"
+    ids = torch.tensor(backbone.target_ids(target))
+    text = backbone.read_ids(ids)
+    assert text.replace("zexa ", "zexa") == target
+    assert len(backbone.codec.decode(text, 64, 64)) == 2
+    spans = backbone.token_spans(ids)
+    assert [text[begin:end].strip() for begin, end in spans[2:6]] == [f"<loc_{k}>" for k in (3, 4, 20, 63)]

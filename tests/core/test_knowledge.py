@@ -29,7 +29,7 @@ def write(tmp_path):
     """Rows of a table of findings, covered by one data set -> its file."""
 
     def written(*rows, covers=("rib fracture", "mass/nodule")):
-        path = tmp_path / knowledge.FINDINGS
+        path = tmp_path / "chest_findings.yaml"
         table = {"works": {"book": "A book"}, "covers": {"a_set": list(covers)}, "classes": list(rows)}
         path.write_text(json.dumps(table, indent=1))  # JSON is YAML
         return path
@@ -37,14 +37,31 @@ def write(tmp_path):
     return written
 
 
-def test_our_tables_are_sound_and_cover_both_data_sets():
+def test_our_tables_are_sound_and_cover_their_data_sets():
     table = knowledge.findings()
-    assert {name: len(classes) for name, classes in table.covers.items()} == {"vindr_cxr": 22, "padchest_gr": 24}
+    assert {name: len(classes) for name, classes in table.covers.items()} == {
+        "vindr_cxr": 22, "padchest_gr": 24, "bccd": 3, "blood_smear_csv": 2,
+    }  # fmt: skip
     assert len(set(table.covers["vindr_cxr"]) & set(table.covers["padchest_gr"])) == 4
-    assert len(table.looks) == 42
+    assert len(table.looks) == 45
     assert {name: len(values) for name, values in knowledge.synonyms().words.items()} == {
         "shape": 7, "density": 4, "side": 2, "place": 5,
     }  # fmt: skip
+
+
+def test_a_class_is_met_in_whatever_case_a_data_set_writes_it():
+    table = knowledge.findings()
+    assert table.look_of("rbc") is table.look_of("RBC") is not None
+    assert table.look_of("Ild") is table.looks["ILD"]
+    assert table.look_of("leukocyte") is None
+
+
+def test_a_class_in_two_tables_is_refused(write, tmp_path, monkeypatch):
+    write(LOOK, OTHER)
+    (tmp_path / "more.yaml").write_text((tmp_path / "chest_findings.yaml").read_text())
+    monkeypatch.setattr(knowledge, "folder", lambda: tmp_path)
+    with pytest.raises(RequestError, match="Another table"):
+        knowledge.findings()
 
 
 def test_no_text_of_the_phantom_holds_a_synonym():

@@ -1,7 +1,8 @@
 """What findings look like, in words: attribute tables of `shared_data/knowledge`, read and checked. No torch.
 
-Two tables: the findings of chest radiographs, written from general radiology, and the attribute ontology of the phantom
-in words that the phantom itself never says. A faulty row is reported with file, row and field, and the rest is read.
+One file holds the attribute ontology of the phantom in words that the phantom itself never says. Every other YAML file
+is a table of findings: those of chest radiographs, blood cells, and whatever a user puts beside them. A faulty row is
+reported with file, row and field, and the rest is read.
 """
 
 import re
@@ -19,7 +20,7 @@ from lightbox.paths import shared_data
 from lightbox.phantom import ontology as phantom
 from lightbox.readers.documents import read_yaml
 
-FINDINGS, PHANTOM = "chest_findings.yaml", "phantom.yaml"
+PHANTOM = "phantom.yaml"
 ATTRIBUTES = ("shape", "density", "location")
 N_SYNONYMS = 3
 VALUES: Mapping[str, tuple[str, ...]] = {
@@ -60,6 +61,10 @@ class FindingTable:
     looks: Mapping[str, Look]
     covers: Mapping[str, tuple[str, ...]]
 
+    def look_of(self, name: str) -> Look | None:
+        """The look of a class as a data set writes it, in whatever case; None where there is no row."""
+        return next((look for own, look in self.looks.items() if own.lower() == name.lower()), None)
+
 
 @dataclass(frozen=True)
 class Synonyms:
@@ -93,12 +98,28 @@ class Synonyms:
 
 
 def findings(path: Path | None = None) -> FindingTable:
-    """The table of chest findings; None takes the one of the repository.
+    """A table of findings; None takes all of the repository as one.
 
     Raises:
-        RequestError: its first fault.
+        RequestError: its first fault, or a class that two tables describe.
     """
-    return _sound(*read_findings(path or folder() / FINDINGS))
+    if path is not None:
+        return _sound(*read_findings(path))
+    looks: dict[str, Look] = {}
+    covers: dict[str, tuple[str, ...]] = {}
+    for file in tables(folder()):
+        table = _sound(*read_findings(file))
+        for name, look in table.looks.items():
+            if FindingTable(looks, {}).look_of(name):
+                raise _fault(file, name, ["name"], name, "Another table of the folder describes that class")
+            looks[name] = look
+        covers |= table.covers
+    return FindingTable(looks, covers)
+
+
+def tables(root: Path) -> list[Path]:
+    """The tables of findings in a folder, in order."""
+    return [path for path in sorted(root.glob("*.yaml")) if path.name != PHANTOM]
 
 
 def synonyms(path: Path | None = None) -> Synonyms:
@@ -117,12 +138,13 @@ def folder() -> Path:
 
 def check(root: Path | None = None) -> dict[str, tuple[int, list[RequestError]]]:
     """Number of entries and faults of each table of a folder, by file name; None takes the repository's folder."""
-    table, faults = read_findings((root or folder()) / FINDINGS)
-    words, word_faults = read_synonyms((root or folder()) / PHANTOM)
-    return {
-        FINDINGS: (len(table.looks), faults),
-        PHANTOM: (sum(len(values) for values in words.words.values()), word_faults),
-    }
+    place = root or folder()
+    results: dict[str, tuple[int, list[RequestError]]] = {}
+    for path in tables(place):
+        table, faults = read_findings(path)
+        results[path.name] = len(table.looks), faults
+    words, faults = read_synonyms(place / PHANTOM)
+    return results | {PHANTOM: (sum(len(values) for values in words.words.values()), faults)}
 
 
 def read_findings(path: Path) -> tuple[FindingTable, list[RequestError]]:
@@ -155,16 +177,18 @@ def read_findings(path: Path) -> tuple[FindingTable, list[RequestError]]:
             continue
         covers[name] = tuple(classes)
     wanted = dict.fromkeys(chain.from_iterable(covers.values()))
+    table = FindingTable(looks, covers)
     for name in wanted:
-        if name not in looks:
+        if table.look_of(name) is None:
             faults.append(_fault(path, name, ["name"], name, "A data set has that class and no row describes it"))
+    named = {name.lower() for name in wanted}
     for name in looks:
-        if name not in wanted:
+        if name.lower() not in named:
             faults.append(_fault(path, name, ["name"], name, "No data set under `covers` has that class"))
     faults += chain.from_iterable(_faults_of(path, look, content["works"]) for look in looks.values())
     for field in ("description", "appearance"):
         faults += _repeated(path, field, {name: getattr(look, field) for name, look in looks.items()})
-    return FindingTable(looks, covers), faults
+    return table, faults
 
 
 def read_synonyms(path: Path) -> tuple[Synonyms, list[RequestError]]:

@@ -4,6 +4,7 @@ A prompt is plain text, or a task of the published model such as `<OD>`, which i
 puts the image tokens, a begin and an end token around it.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -75,7 +76,9 @@ class Florence2Backbone(Backbone):
         """The text of generated ids with its location tokens, which count as special."""
         # skip_special_tokens would drop the location tokens with them
         frame = {self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id}
-        return self.tokenizer.decode([i for i in ids.tolist() if i not in frame], skip_special_tokens=False)
+        text = self.tokenizer.decode([i for i in ids.tolist() if i not in frame], skip_special_tokens=False)
+        # a decoder of words puts spaces between location tokens, one of bytes does not; a box is four in a row
+        return re.sub(r"(?<=>) (?=<loc_)", "", text)
 
     def tokens_per_image(self, pixels: ImageFields) -> list[int]:
         """The mean of all patches, then each patch of the last stage."""

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from lightbox.errors import RequestError
-from lightbox.readers.images import load_image
+from lightbox.readers.images import letterbox_box, load_image
 from lightbox.records import Box
 
 SIDE_PX = 384
@@ -92,8 +92,8 @@ def draw_prediction(image: Path, question: str, prediction: Mapping[str, Any], *
     Args:
         image: file.
         question: as asked.
-        prediction: what a paper's `predict` returned; "boxes" are drawn, as fractions of the letterboxed square, with
-            their "labels" and "scores" where it has such lists; other texts are written with their names.
+        prediction: what a paper's `predict` returned; "boxes" are drawn, as fractions of the image, with their "labels"
+            and "scores" where it has such lists; other texts are written with their names.
         out: the PNG.
 
     Raises:
@@ -104,9 +104,10 @@ def draw_prediction(image: Path, question: str, prediction: Mapping[str, Any], *
     texts = {name: value for name, value in prediction.items() if isinstance(value, str)}
     said = [f"question: {question}", *(f"{name}: {value or '-'}" for name, value in texts.items())]
     lines = [line for text in said for line in textwrap.wrap(text, LETTERS)]
-    boxes = [Box(*box) for box in prediction.get("boxes", ())]
-    labels, scores = prediction.get("labels", [""] * len(boxes)), prediction.get("scores", [None] * len(boxes))
-    marks = [Mark(label, box, score) for label, box, score in zip(labels, boxes, scores, strict=True)]
+    image_hw = load_image(image).shape[:2]
+    shown = [letterbox_box(Box(*box), image_hw=image_hw, image_px=SIDE_PX) for box in prediction.get("boxes", ())]
+    labels, scores = prediction.get("labels", [""] * len(shown)), prediction.get("scores", [None] * len(shown))
+    marks = [Mark(label, box, score) for label, box, score in zip(labels, shown, scores, strict=True)]
     page = Image.new("RGB", (SIDE_PX, SIDE_PX + LINE_PX * (len(lines) + 1)))
     page.paste(draw_boxes(load_image(image, image_px=SIDE_PX, in_colour=True), marks), (0, 0))
     pen = ImageDraw.Draw(page)
@@ -114,6 +115,20 @@ def draw_prediction(image: Path, question: str, prediction: Mapping[str, Any], *
         pen.text((6, SIDE_PX + 4 + LINE_PX * row), line, fill=(255, 255, 255))
     out.parent.mkdir(parents=True, exist_ok=True)
     page.save(out)
+
+
+def in_image(box: Box, image_hw: tuple[int, int]) -> Box:
+    """Undo `letterbox_box`: a region of the square around an image, as fractions of the image, cut at its edge.
+
+    Example:
+        >>> in_image(Box(0.0, 0.25, 1.0, 0.5), (100, 200))
+        Box(x0=0.0, y0=0.0, x1=1.0, y1=0.5)
+    """
+    height, width = image_hw
+    side = max(image_hw)
+    x0, x1 = (min(max((x * side - (side - width) / 2) / width, 0.0), 1.0) for x in (box.x0, box.x1))
+    y0, y1 = (min(max((y * side - (side - height) / 2) / height, 0.0), 1.0) for y in (box.y0, box.y1))
+    return Box(x0, y0, x1, y1)
 
 
 def _pixels(box: Box, size: tuple[int, int]) -> Rectangle:

@@ -1,0 +1,1 @@
+"""K2Sight's configuration files: `train`, and the groups `preset` and `tuned`."""

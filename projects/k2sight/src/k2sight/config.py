@@ -1,0 +1,150 @@
+"""What K2Sight adds to the configuration that papers share, and the rules between settings. No torch.
+
+`experiment=NAME` chooses an arm of `claims.py`; values stand in `conf/`.
+"""
+
+from dataclasses import dataclass, field
+from functools import partial
+
+from lightbox.config import check_choice, check_positive, register_schema
+from lightbox.errors import RequestError
+from lightbox.paper import composition, schema
+from lightbox.paper.composition import chosen, estimate, inputs
+from lightbox.paper.pretrained import Pretrained
+from lightbox.paper.schema import PaperConfig
+from lightbox.phantom.knobs import TRIPLE_SETS
+
+__all__ = ["Config", "check", "chosen", "estimate", "inputs", "resolve"]
+
+GROUND = "ground"
+BASELINES = ("location_prior", "blob", "oracle")
+PROMPTS = ("name", "defined", "definition")
+DEFINITIONS = ("true", "scrambled", "random", "long", "no_shape", "no_density", "no_location", "only_location")
+PARTS = TRIPLE_SETS[:4]
+FAMILIES = ("florence2", "qwen2_vl", "qwen2_5_vl")
+TEXTS = ("swapped", "nearest", "only_location", "other")
+
+
+@dataclass(kw_only=True)
+class ModelConfig(schema.ModelConfig):
+    """Which pretrained model (paper: Florence-2-base-ft, and Qwen2-VL-2B-Instruct)."""
+
+    freezes_tower: bool = True
+    """Leave the vision tower as it is, as the paper's Florence-2 does; its features are then computed once an image."""
+
+
+@dataclass(kw_only=True)
+class DataConfig(schema.DataConfig):
+    """Which findings are asked for, and what the prompt says of them."""
+
+    prompt: str = "defined"
+    """name, defined (name and definition) or definition; a definition is about ten tokens more to read."""
+    definition: str = "true"
+    """What stands as the definition: true, scrambled (another class's, always the same one), random (anew for each
+    item), long (true, with three times as many filler words), no_shape, no_density, no_location, only_location."""
+    writes_names: bool = True
+    """Write the name before each box, as the paper does; False writes boxes alone, as the tiny model was pretrained: it
+    does not learn to copy new names within the budget, and then draws nothing."""
+    parts: list[str] = field(default_factory=lambda: ["known", "unseen_composition"])
+    """Phantom parts that are scored, `n_test` items each; training sees the known one alone."""
+    distractors: int = 3
+    """Phantom findings beside the first that share all but one attribute with it, 0..3; at 0 whatever stands out is
+    the answer."""
+    absent_pct: float = 20.0
+    """Percent of items that ask for a finding that is not there, in [0, 100); those are never wrong in the paper."""
+    share_pct: float = 100.0
+    """Percent of the training items that are used, in (0, 100]: the axis of K1."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("data.prompt", self.prompt, PROMPTS)
+        check_choice("data.definition", self.definition, DEFINITIONS)
+        for part in self.parts:
+            check_choice("data.parts", part, PARTS)
+        if not self.parts or not 0 <= self.absent_pct < 100 or not 0 < self.share_pct <= 100:
+            raise RequestError(
+                f"data.parts is {self.parts}, data.absent_pct {self.absent_pct}, data.share_pct {self.share_pct}",
+                "A part is scored, some findings are there, and something is learnt from",
+                "Name a part, and set data.absent_pct in [0, 100) and data.share_pct in (0, 100]",
+            )
+        if self.prompt == "name" and self.definition != "true":
+            raise RequestError(
+                f"data.definition is {self.definition} and data.prompt is name",
+                "A prompt of the name alone holds no definition",
+                "Set data.prompt=defined, or leave data.definition out",
+            )
+
+
+@dataclass(kw_only=True)
+class ObjectiveConfig(schema.ObjectiveConfig):
+    """What is learnt: to write the boxes of what is asked for."""
+
+    method: str
+    """ground, or a baseline: location_prior, blob, oracle; set by the experiment."""
+
+    def __post_init__(self) -> None:
+        check_choice("objective.method", self.method, (GROUND, *BASELINES))
+
+
+@dataclass(kw_only=True)
+class EvalConfig(schema.EvalConfig):
+    """How boxes are made for scoring."""
+
+    answer_tokens: int = 32
+    """Most tokens generated; a box of Florence-2 takes four and its name."""
+    texts: list[str] = field(default_factory=list)
+    """Further prompts that are scored with the item's own image, each as long as an evaluation: swapped (the definition
+    of a finding beside it), nearest (that of the most alike known class), only_location, other (another class's)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive("eval.answer_tokens", self.answer_tokens)
+        for text in self.texts:
+            check_choice("eval.texts", text, TEXTS)
+
+
+@dataclass(kw_only=True)
+class Config(PaperConfig):
+    """Everything one run of one arm depends on."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig
+    objective: ObjectiveConfig
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.eval.texts and self.data.prompt == "name":
+            raise RequestError(
+                f"eval.texts is {self.eval.texts} and data.prompt is name",
+                "Those prompts change the definition, and the model was taught names alone",
+                "Set data.prompt=defined, or leave eval.texts out",
+            )
+
+    @property
+    def is_baseline(self) -> bool:
+        """True for what needs no weights and no torch."""
+        return self.objective.method in BASELINES
+
+    @property
+    def purpose(self) -> dict[str, str]:
+        """What weights trained with this configuration are for: they answer the prompt of their training."""
+        return {"data.prompt": self.data.prompt}
+
+
+register_schema("k2sight", "train", Config)
+resolve = partial(composition.resolve, "k2sight")
+
+
+def check(cfg: Config, base: Pretrained) -> None:
+    """Refuse families whose boxes K2Sight does not write.
+
+    Raises:
+        RequestError: naming the setting.
+    """
+    if base.family.name not in FAMILIES:
+        raise RequestError(
+            f"model.backbone is '{cfg.model.backbone}', of family {base.family.name}",
+            "Boxes are written as Florence-2's location tokens or as Qwen's JSON",
+            f"Use one of the families {', '.join(FAMILIES)}",
+        )

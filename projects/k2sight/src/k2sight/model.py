@@ -1,0 +1,72 @@
+"""K2Sight's model: a vision-language model that writes boxes, and how it is asked for them.
+
+Florence-2 with its tower frozen is the paper's compact model: features of the tower are computed once an image, and all
+else learns. Qwen2-VL is its larger one, trained as the kit trains any vision-language model.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from k2sight.config import Config
+from k2sight.data import Target
+from k2sight.prompts import SIDE_PX, form_of, write_texts
+from lightbox.backbones.box_text import BoxReading, read_generated
+from lightbox.backbones.rows import UNLIMITED
+from lightbox.paper import learner as learners
+from lightbox.paper.frozen_tower import open_frozen
+from lightbox.paper.learner import Learner
+from lightbox.paper.pretrained import Pretrained
+from lightbox.paper.samples import Sample, Split
+
+FLORENCE = "florence2"
+
+
+class Grounder:
+    """A learner that is asked for boxes.
+
+    Args:
+        cfg: prompts and lengths.
+        learner: the model.
+    """
+
+    def __init__(self, cfg: Config, learner: Learner) -> None:
+        self.cfg, self.learner = cfg, learner
+
+    def draw(self, samples: Sequence[Sample[Target]], split: Split[Target], images: Sequence[int]) -> list[BoxReading]:
+        """The boxes that the model draws for each sample, with its own confidences.
+
+        Args:
+            samples: what is asked.
+            split: holds the images.
+            images: row of the image that each is shown.
+        """
+        size, readings = self.cfg.eval.batch_size, []
+        for start in range(0, len(samples), size):
+            here = slice(start, start + size)
+            readings += self.ask(samples[here], self.learner.see(split, images[here]))
+        return readings
+
+    def ask(self, samples: Sequence[Sample[Target]], seen: Any) -> list[BoxReading]:
+        """The boxes of one batch; `seen` is what the learner's `see` or `see_file` gave."""
+        backbone = self.learner.backbone
+        backbone.model.eval()
+        form = form_of(backbone.family.name, backbone.tokenizer)
+        prompts = [prompt for prompt, _ in write_texts(self.cfg, samples, form)]
+        batch = backbone.prepare(seen, prompts, max_tokens=UNLIMITED, padding="left")
+        generated = backbone.generate(batch, max_new_tokens=self.cfg.eval.answer_tokens)
+        return read_generated(backbone, generated, form, [(SIDE_PX, SIDE_PX)] * len(prompts))
+
+
+def open_grounder(cfg: Config, base: Pretrained, splits: Sequence[Split[Target]], *, cache: Path) -> Grounder:
+    """The model that `model.backbone` names, ready to learn; `splits` are all that it will be shown."""
+    family = base.family.name if base.family else ""
+
+    def texts(samples: Sequence[Sample[Target]], tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, str]]:
+        return write_texts(cfg, samples, form_of(family, tokenizer))
+
+    if family == FLORENCE and cfg.model.freezes_tower:
+        return Grounder(cfg, open_frozen(cfg, base, splits, texts=texts, purpose=cfg.purpose))
+    return Grounder(cfg, learners.open_learner(cfg, base, splits, texts=texts, cache=cache, purpose=cfg.purpose))

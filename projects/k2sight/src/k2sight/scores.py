@@ -1,0 +1,85 @@
+"""Per-item scores: what the boxes drawn for one item are worth, and what a whole set is worth. No torch."""
+
+from collections.abc import Mapping, Sequence
+
+from k2sight.data import Target
+from lightbox.backbones.box_text import BoxReading
+from lightbox.eval.boxes import LabelledBox as Drawn
+from lightbox.eval.boxes import iou_matrix, rodeo, score_boxes
+from lightbox.eval.detection import average_precision
+from lightbox.paper.samples import Sample
+
+ATTRIBUTES = ("shape", "density", "location")
+ITEM_METRICS = (
+    "best_iou",  # mean over true boxes of the best overlap, 0 to 1; null where the finding is absent
+    "acc30",  # 1 where any drawn box reaches IoU 0.3 with any true one; null where absent
+    "acc50",  # likewise 0.5
+    "false_alarm",  # 1 where a box is drawn for an absent finding; null where present
+    "parsed",  # 1 where the text gives a box or says that there is none
+    "confidence",  # of the surest box, 0 to 1; null without boxes
+    *(f"best_iou_beside_{kind}" for kind in ATTRIBUTES),  # best_iou where a neighbour differs in that attribute alone
+    "moved",  # prompt "swapped": 1 where the drawn boxes overlap the neighbour more than what the item is about
+)
+SET_METRICS = ("map50", "map75", "map50_95", "rodeo", "rodeo_localisation", "rodeo_shape", "rodeo_classification")
+"""Of all items of a part under a condition, in [0, 1]; on rows of their own, whose kind says "set"."""
+METRICS = ITEM_METRICS + SET_METRICS
+ScoreRow = dict[str, str | float | None]
+
+
+def score(sample: Sample[Target], condition: str, reading: BoxReading) -> ScoreRow:
+    """One row of the table; boxes count as boxes of what was asked for, whatever label the model gave them."""
+    target = sample.record
+    drawn = [box.box for box in reading.boxes]
+    row = _blank(sample.id, condition, target.part)
+    its = score_boxes(drawn, target.boxes)
+    for name, value in (
+        ("best_iou", its.best_iou),
+        ("acc30", its.acc30),
+        ("acc50", its.acc50),
+        ("false_alarm", its.is_false_alarm),
+    ):
+        row[name] = None if value is None else float(value)
+    row["parsed"] = float(reading.is_parsed)
+    row["confidence"] = max((box.score for box in reading.boxes), default=None)
+    for kind in target.neighbours:
+        row[f"best_iou_beside_{kind}"] = row["best_iou"]
+    return row
+
+
+def score_moved(sample: Sample[Target], condition: str, reading: BoxReading) -> ScoreRow:
+    """The row of an item whose definition was that of its first neighbour."""
+    target = sample.record
+    other = next(iter(target.neighbours.values()))
+    drawn = [box.box for box in reading.boxes]
+    own, its = (iou_matrix(drawn, boxes).max(initial=0.0) for boxes in (target.boxes, other.boxes))
+    return _blank(sample.id, condition, target.part) | {
+        "moved": float(its > own),
+        "best_iou": score_boxes(drawn, target.boxes).best_iou,
+        "parsed": float(reading.is_parsed),
+    }
+
+
+def score_set(samples: Sequence[Sample[Target]], condition: str, readings: Sequence[BoxReading]) -> list[ScoreRow]:
+    """A row for each part: AP over its classes by the model's own confidences, and RoDeO.
+
+    Each item is an image of its own here, since a model is asked for one class at a time.
+    """
+    rows = []
+    for part in dict.fromkeys(sample.record.part for sample in samples):
+        pairs = [(s.record, r) for s, r in zip(samples, readings, strict=True) if s.record.part == part]
+        true = [[Drawn(target.name, box) for box in target.boxes] for target, _ in pairs]
+        drawn = [[Drawn(target.name, box.box, box.score) for box in reading.boxes] for target, reading in pairs]
+        classes = sorted({target.name for target, _ in pairs})
+        ap = average_precision(drawn, true)
+        values = {"map50": ap.map50, "map75": ap.map75, "map50_95": ap.map50_95}
+        if len(classes) > 1:
+            its = rodeo(drawn, true, classes=classes)
+            values |= {"rodeo": its.total, "rodeo_localisation": its.localisation, "rodeo_shape": its.shape}
+            values["rodeo_classification"] = its.classification
+        rows.append(_blank(f"{part}/set", condition, f"set {part}") | values)
+    return rows
+
+
+def _blank(item: str, condition: str, kind: str) -> ScoreRow:
+    names: Mapping[str, str] = {"item": item, "condition": condition, "kind": kind}
+    return {**names, **dict.fromkeys(METRICS)}

@@ -1,0 +1,16 @@
+"""A Florence-2 of random weights that every test of the paper shares."""
+
+import pytest
+import torch
+
+from lightbox.pretrain.florence2 import make_model, make_processor, make_tokenizer
+
+
+@pytest.fixture(scope="session")
+def florence2_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("florence2")
+    torch.manual_seed(0)
+    tokenizer = make_tokenizer()
+    make_model(tokenizer).eval().save_pretrained(folder)
+    make_processor(tokenizer).save_pretrained(folder)
+    return folder

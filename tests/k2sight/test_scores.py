@@ -1,0 +1,69 @@
+"""What boxes are worth, by hand-made items."""
+
+import pytest
+
+from k2sight.data import Target
+from k2sight.scores import METRICS, score, score_moved, score_set
+from lightbox.backbones.box_text import BoxReading
+from lightbox.eval.boxes import LabelledBox
+from lightbox.paper.samples import Sample
+from lightbox.records import Box
+
+LEFT, RIGHT = Box(0.0, 0.0, 0.5, 1.0), Box(0.5, 0.0, 1.0, 1.0)
+OTHER = Target("vaba", True, {"shape": "disc"}, (RIGHT,))
+ASKED = Sample("a", Target("zexa", True, {}, (LEFT,), part="known", neighbours={"density": OTHER}), "c", 0)
+ABSENT = Sample("b", Target("zexa", False, {}, (), part="known"), "c", 0)
+
+
+def reading(*boxes, is_parsed=True, score=0.9):
+    return BoxReading(tuple(LabelledBox("", box, score) for box in boxes), is_parsed, 0)
+
+
+def test_a_hit_is_scored_whatever_label_the_model_wrote():
+    row = score(ASKED, "image", reading(LEFT))
+    assert (row["best_iou"], row["acc50"], row["false_alarm"], row["confidence"]) == (1.0, 1.0, None, 0.9)
+    assert (row["item"], row["condition"], row["kind"]) == ("a", "image", "known")
+
+
+def test_no_box_over_a_finding_scores_nothing_and_is_parsed():
+    row = score(ASKED, "image", reading())
+    assert (row["best_iou"], row["acc30"], row["parsed"], row["confidence"]) == (0.0, 0.0, 1.0, None)
+
+
+def test_an_unreadable_text_counts_as_wrong():
+    row = score(ASKED, "image", reading(is_parsed=False))
+    assert (row["best_iou"], row["parsed"]) == (0.0, 0.0)
+
+
+def test_an_absent_finding_has_no_overlap_and_may_raise_a_false_alarm():
+    assert [score(ABSENT, "image", r)["false_alarm"] for r in (reading(), reading(LEFT))] == [0.0, 1.0]
+    assert score(ABSENT, "image", reading(LEFT))["best_iou"] is None
+
+
+def test_overlap_beside_a_neighbour_is_told_by_the_attribute_that_tells_them_apart():
+    row = score(ASKED, "image", reading(LEFT))
+    assert (row["best_iou_beside_density"], row["best_iou_beside_shape"]) == (1.0, None)
+
+
+@pytest.mark.parametrize(("box", "moved"), [(LEFT, 0.0), (RIGHT, 1.0), (None, 0.0), (Box(0.4, 0.0, 0.9, 1.0), 1.0)])
+def test_a_box_has_moved_where_it_overlaps_the_neighbour_more(box, moved):
+    assert score_moved(ASKED, "swapped", reading(*([box] if box else [])))["moved"] == moved
+
+
+def test_a_set_has_a_row_for_each_part_and_ranks_by_confidence():
+    second = Sample("c", Target("vaba", True, {}, (RIGHT,), part="known"), "d", 1)
+    far = Sample("d", Target("juka", True, {}, (RIGHT,), part="unseen"), "e", 2)
+    sure = [reading(LEFT, score=0.9), reading(LEFT, score=0.1), reading(RIGHT), reading()]
+    rows = score_set([ASKED, ABSENT, second, far], "image", sure)
+    assert [(row["kind"], row["item"]) for row in rows] == [("set known", "known/set"), ("set unseen", "unseen/set")]
+    assert rows[0]["map50"] == pytest.approx(1.0)  # the false alarm is less sure than the hit
+    assert rows[1]["map50"] == 0.0
+    assert rows[1]["rodeo"] is None  # of one class there is no correlation
+    unsure = [reading(LEFT, score=0.1), reading(LEFT, score=0.9), *sure[2:]]
+    assert score_set([ASKED, ABSENT, second, far], "image", unsure)[0]["map50"] < 1
+
+
+def test_every_row_has_every_column():
+    rows = [score(ASKED, "image", reading()), score_moved(ASKED, "swapped", reading())]
+    rows += score_set([ASKED], "image", [reading()])
+    assert all(set(row) == {"item", "condition", "kind", *METRICS} for row in rows)
