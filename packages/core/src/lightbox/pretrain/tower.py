@@ -233,7 +233,13 @@ def dense_recipe(optim: OptimConfig, max_steps: int | None) -> dict:
 
 
 def train_dense(
-    model: DenseTower, optim: OptimConfig, work: Path, *, worlds: Sequence[Knobs] = WORLDS, max_steps: int | None
+    model: DenseTower,
+    optim: OptimConfig,
+    work: Path,
+    *,
+    worlds: Sequence[Knobs] = WORLDS,
+    max_steps: int | None,
+    threads: int = 1,
 ) -> dict[str, float]:
     """Train a tower on the dense targets of phantom images; its scores on held-back ones."""
     train = dense_set("pretrain", CASES if max_steps is None else 384, seed=SEED, worlds=worlds)
@@ -250,7 +256,7 @@ def train_dense(
 
     optim = replace(optim, max_steps=max_steps or optim.max_steps)
     source = BatchSource(n_items=len(train.reports), collate=collate, batch_size=optim.batch_size, seed=SEED)
-    run = RunConfig(seed=SEED, save_every_steps=500, log_every_steps=50)
+    run = RunConfig(seed=SEED, threads=threads, save_every_steps=500, log_every_steps=50)
     fit(model, dense_loss, source, optim=optim, run=run, out=work)
     return score_tower(model.eval(), held_back)
 
