@@ -1,4 +1,4 @@
-"""One arm end to end on random weights: files of a run, features computed once, a prediction."""
+"""One arm end to end on random weights: files of a run, `open_frozen` and its features, a prediction."""
 
 import json
 
