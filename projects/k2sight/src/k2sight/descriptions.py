@@ -128,6 +128,7 @@ def define(classes: Classes, name: str, how: str, *, item: int = 0) -> str:
         place = classes.partners[place]
     elif how in ("random", "other"):
         others = [k for k, part in enumerate(classes.parts) if k != place and part == classes.parts[place]]
+        others = others or [place]  # a set of one class has no other
         place = others[_stream(classes.seed, "random", item).integers(len(others))]
     elif how == "nearest":
         place = classes.nearest(place)
