@@ -53,7 +53,7 @@ def draw_blindly() -> list[Box]:
     """Break: get a high Acc@0.3 without looking at the image and without reading the prompt.
 
     The K2Sight authors' evaluation counts an item as found where any drawn box overlaps any true one by 0.3. Draw the
-    same boxes for every item so that most are "found". What does `best_iou` say to that, and AP?
+    same boxes for every item so that most are "found". What does `best_iou` say to that, and `paired_iou`?
 
     Returns:
         Boxes, `xyxy`, fractions of the image; at most 400.

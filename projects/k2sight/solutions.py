@@ -34,7 +34,7 @@ def with_wrong_shape(samples: Sequence[Sample[Target]], classes: Classes, *, see
 
 
 def draw_blindly() -> list[Box]:
-    """Exercise 3. Only the best box is asked for its overlap, so boxes cost nothing; AP and the errors charge them.
+    """Exercise 3. Only the best box is asked for its overlap, so boxes cost nothing; `paired_iou` charges them.
 
     Squares of three sizes on a grid over the lungs are enough.
     """

@@ -79,7 +79,7 @@ PAPER_MAP = (
     ("q(x) = floor(n x), read back at the middle of its bin", "lightbox.backbones.codecs.FlorenceBins"),
     ("the vision tower stays as it is", "lightbox.paper.frozen_tower.open_frozen"),
     ("token cross-entropy of the boxes, pads left out", "lightbox.backbones.backbone.Backbone.loss"),
-    ("mean best overlap with a true box", "lightbox.eval.boxes.score_boxes"),
+    ("mean best overlap with a true box, and boxes too many", "lightbox.eval.boxes.score_boxes"),
     ("AP over classes, 101 points, IoU .50 to .95", "lightbox.eval.detection.average_precision"),
     ("RoDeO", "lightbox.eval.boxes.rodeo"),
 )
@@ -274,9 +274,10 @@ if FIGURES:
 # %%
 drawn = pupil.draw(few, training, [sample.image for sample in few])
 for sample, reading in zip(few, drawn, strict=True):
-    overlap = score(sample, IMAGE, reading)["best_iou"]
+    overlap = score(sample, IMAGE, reading)["paired_iou"]
     sure = ", ".join(f"{box.score:.2f}" for box in reading.boxes)
-    print(sample.record.name, "boxes:", len(reading.boxes), "sure:", sure or "-", "overlap:", overlap)
+    said = "-" if overlap is None else f"{overlap:.2f}"
+    print(sample.record.name, "boxes:", len(reading.boxes), "sure:", sure or "-", "overlap:", said)
 
 assert curve[-1][1] < curve[0][1] / 3  # break: set optim.lr=0.00001 for this run
 
@@ -298,7 +299,7 @@ def scored(arm):
 
 tables = {arm: scored(arm) for arm in ("name", "defined", "random")}
 for arm, table in tables.items():
-    print(f"{arm:<9}mean best overlap {folders.mean_scores(table)['image/best_iou']:.3f}")
+    print(f"{arm:<9}mean overlap {folders.mean_scores(table)['image/paired_iou']:.3f}")
 
 # %% [markdown]
 # Compare with what needs no name or no image. A location prior knows where such findings usually lie; the largest blob
@@ -306,8 +307,9 @@ for arm, table in tables.items():
 
 # %%
 for method in ("location_prior", "blob", "oracle"):
-    values = [row["best_iou"] for row in evaluate.guess_rows(training, test, method) if row["best_iou"] is not None]
-    print(f"{method:<15}mean best overlap {sum(values) / len(values):.3f}")
+    values = [row["paired_iou"] for row in evaluate.guess_rows(training, test, method)]
+    values = [value for value in values if value is not None]
+    print(f"{method:<15}mean overlap {sum(values) / len(values):.3f}")
 
 # %% [markdown]
 # What makes a difference readable at all: the arms of a seed share images, classes, boxes and initial weights. Only the

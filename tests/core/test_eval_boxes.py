@@ -118,3 +118,13 @@ def test_rodeo_is_bounded_by_silence_and_truth():
 
 def test_every_error_has_a_share():
     assert set(summary([score_boxes([], [])])) >= {"hit", *ERRORS}
+
+
+def test_a_box_too_many_costs_as_much_as_one_too_few():
+    left, right = Box(0.0, 0.0, 0.5, 1.0), Box(0.5, 0.0, 1.0, 1.0)
+    for drawn, true, best in (([left, right], [left], 1.0), ([left], [left, right], 0.5), ([left, left], [left], 1.0)):
+        score = score_boxes(drawn, true)
+        assert (score.best_iou, score.paired_iou) == (best, 0.5)
+    assert score_boxes([right, left], [left, right]).paired_iou == 1.0
+    assert score_boxes([], [left]).paired_iou == 0.0
+    assert score_boxes([left], []).paired_iou is None

@@ -211,6 +211,7 @@ def test_written_document_is_read_back_the_same(run, tmp_path):
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*/*/results.json")), ids=lambda path: path.parent.name)
 def test_every_committed_document_reads_and_is_written_as_it_was(path):
     content, text = document.to_json(document.load(path)), json.loads(path.read_text())
+    text.pop(document.SEAL, None)  # `load` has compared it; older documents have none
     for new, old in zip(content["claims"] + content["jobs"], text["claims"] + text["jobs"], strict=True):
         for name in new.keys() - old.keys():  # what a document says since
             assert new.pop(name) in (None, [], PHANTOM)

@@ -20,14 +20,14 @@ MOST_CPU_S = 60
 MEASURED = re.compile(r"\d+\.\d+|\d+ ?%|\d+ points")
 
 
-def text_of(paper):
+def source_of(paper):
     return (ROOT / "projects" / paper / "walkthrough.py").read_text(encoding="utf-8")
 
 
 def cells(paper):
     """(kind, text) of each cell, kind "text" or "code"."""
     found = []
-    for part in re.split(r"^# %%", text_of(paper), flags=re.MULTILINE)[1:]:
+    for part in re.split(r"^# %%", source_of(paper), flags=re.MULTILINE)[1:]:
         head, _, body = part.partition("\n")
         found.append(("text" if "[markdown]" in head else "code", body.strip()))
     return found
@@ -82,7 +82,7 @@ def test_measured_numbers_are_printed_and_never_typed(paper):
 @every_paper
 def test_nothing_of_the_project_is_written_again(paper):
     own = {
-        node.name for node in ast.walk(ast.parse(text_of(paper))) if isinstance(node, ast.FunctionDef | ast.ClassDef)
+        node.name for node in ast.walk(ast.parse(source_of(paper))) if isinstance(node, ast.FunctionDef | ast.ClassDef)
     }
     trees = [ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "projects" / paper / "src").rglob("*.py")]
     theirs = {n.name for tree in trees for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.ClassDef)}
@@ -112,7 +112,7 @@ def test_everything_on_the_paper_map_is_named_by_a_test(paper):
 
 @every_paper
 def test_tests_that_the_failure_gallery_names_exist(paper):
-    named = set(re.findall(r"`(test_\w+)`", text_of(paper)))
+    named = set(re.findall(r"`(test_\w+)`", source_of(paper)))
     tests = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests" / paper).glob("*.py"))
     assert len(named) >= 2
     assert [name for name in named if f"def {name}(" not in tests] == []

@@ -1,6 +1,7 @@
 """One arm end to end on random weights: files of a run, `open_frozen` and its features, a prediction."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -9,13 +10,16 @@ from safetensors.torch import load_file
 
 from k2sight import evaluate
 from k2sight.cli import ENTRIES
-from k2sight.config import resolve
+from k2sight.config import inputs, resolve
 from k2sight.data import load_splits
-from k2sight.model import open_grounder
-from lightbox import phantom
+from k2sight.model import Grounder, open_grounder
+from lightbox import knowledge, phantom
+from lightbox.backbones.box_text import BoxReading
 from lightbox.errors import RequestError
+from lightbox.eval.boxes import LabelledBox
 from lightbox.paper import frozen_tower
 from lightbox.paper.pretrained import find_pretrained
+from lightbox.records import Box
 from lightbox.runs import folders
 
 
@@ -64,11 +68,32 @@ def test_a_saved_model_scores_the_same_again(run, sizes, tmp_path):
     assert folders.read_scores(again).equals(folders.read_scores(run))
 
 
-def test_a_model_that_was_taught_names_is_not_asked_by_definitions(run, sizes, tmp_path):
-    with pytest.raises(RequestError, match=r"data\.prompt"):
-        ENTRIES.run_once(
-            [*sizes, f"run.out={tmp_path}", "experiment=name", f"model.backbone={run / folders.MODEL}"], "eval"
-        )
+@pytest.mark.parametrize(
+    ("asked", "named"),
+    [("experiment=name", r"data\.prompt"), ("experiment=scrambled", r"data\.definition"), ("run.seed=1", r"run\.seed")],
+)
+def test_a_model_is_not_asked_in_words_that_it_was_not_taught(run, sizes, tmp_path, asked, named):
+    with pytest.raises(RequestError, match=named):
+        ENTRIES.run_once([*sizes, f"run.out={tmp_path}", asked, f"model.backbone={run / folders.MODEL}"], "eval")
+
+
+def test_an_edited_table_of_words_makes_another_run(sizes, monkeypatch, tmp_path):
+    cfg = resolve(sizes)
+    before = inputs(cfg)
+    shutil.copytree(knowledge.folder(), tmp_path / "knowledge")
+    monkeypatch.setattr(knowledge, "folder", lambda: tmp_path / "knowledge")
+    assert inputs(cfg) == before
+    table = tmp_path / "knowledge" / knowledge.PHANTOM
+    table.write_text(table.read_text().replace("coin", "dime"))
+    assert {name for name, digest in inputs(cfg).items() if digest != before[name]} == {"knowledge"}
+
+
+def test_a_box_in_the_margin_is_no_place_in_the_image(run, tmp_path, monkeypatch):
+    Image.new("L", (96, 48)).save(tmp_path / "wide.png")
+    margin = BoxReading((LabelledBox("", Box(0.2, 0.0, 0.6, 0.2)),), is_parsed=True, n_broken=0)
+    monkeypatch.setattr(Grounder, "ask", lambda *_: [margin])
+    answer = ENTRIES.predict(image=tmp_path / "wide.png", question="it means coin, white, root", run=run)
+    assert (answer["boxes"], answer["scores"], answer["says"]) == ([], [], "that there is none")
 
 
 def test_features_of_the_same_images_are_computed_once(sizes, tmp_path, monkeypatch):
@@ -105,8 +130,11 @@ def test_baselines_draw_a_box_for_each_item_and_the_oracle_the_true_ones():
     means = {}
     for arm in ("location_prior", "blob", "oracle"):
         cfg = resolve(["preset=smoke", f"experiment={arm}", "data.n_test=40"])
-        rows = evaluate.guess_rows(*load_splits(cfg), arm)
-        overlaps = [row["best_iou"] for row in rows if row["best_iou"] is not None]
+        train, scored = load_splits(cfg)
+        rows = [row for row in evaluate.guess_rows(train, scored, arm) if row["parsed"] is not None]
+        drawn = [len(s.record.boxes) if arm == "oracle" else 1 for s in scored.samples]
+        assert [row["boxes"] for row in rows] == drawn
+        overlaps = [row["paired_iou"] for row in rows if row["paired_iou"] is not None]
         means[arm] = sum(overlaps) / len(overlaps)
     assert means["oracle"] == pytest.approx(1.0)
     assert 0 < means["location_prior"] < 0.5

@@ -3,7 +3,7 @@
 import pytest
 
 from k2sight.data import Target
-from k2sight.scores import METRICS, score, score_moved, score_set
+from k2sight.scores import METRICS, score, score_set
 from lightbox.backbones.box_text import BoxReading
 from lightbox.eval.boxes import LabelledBox
 from lightbox.paper.samples import Sample
@@ -11,7 +11,9 @@ from lightbox.records import Box
 
 LEFT, RIGHT = Box(0.0, 0.0, 0.5, 1.0), Box(0.5, 0.0, 1.0, 1.0)
 OTHER = Target("vaba", True, {"shape": "disc"}, (RIGHT,))
-ASKED = Sample("a", Target("zexa", True, {}, (LEFT,), part="known", neighbours={"density": OTHER}), "c", 0)
+ASKED = Sample(
+    "a", Target("zexa", True, {}, (LEFT,), part="known", neighbours={"density": OTHER}, chosen_kind="density"), "c", 0
+)
 ABSENT = Sample("b", Target("zexa", False, {}, (), part="known"), "c", 0)
 
 
@@ -42,12 +44,19 @@ def test_an_absent_finding_has_no_overlap_and_may_raise_a_false_alarm():
 
 def test_overlap_beside_a_neighbour_is_told_by_the_attribute_that_tells_them_apart():
     row = score(ASKED, "image", reading(LEFT))
-    assert (row["best_iou_beside_density"], row["best_iou_beside_shape"]) == (1.0, None)
+    assert (row["paired_iou_beside_density"], row["paired_iou_beside_shape"]) == (1.0, None)
+    assert (row["paired_iou_apart_density"], row["paired_iou_apart_shape"]) == (None, 1.0)
+
+
+def test_a_model_that_boxes_everything_pays_for_it():
+    row = score(ASKED, "image", reading(LEFT, RIGHT))
+    assert (row["best_iou"], row["paired_iou"], row["boxes"]) == (1.0, 0.5, 2.0)
 
 
 @pytest.mark.parametrize(("box", "moved"), [(LEFT, 0.0), (RIGHT, 1.0), (None, 0.0), (Box(0.4, 0.0, 0.9, 1.0), 1.0)])
 def test_a_box_has_moved_where_it_overlaps_the_neighbour_more(box, moved):
-    assert score_moved(ASKED, "swapped", reading(*([box] if box else [])))["moved"] == moved
+    assert score(ASKED, "swapped", reading(*([box] if box else [])))["moved"] == moved
+    assert score(ABSENT, "swapped", reading(*([box] if box else [])))["moved"] is None
 
 
 def test_a_set_has_a_row_for_each_part_and_ranks_by_confidence():
@@ -64,6 +73,6 @@ def test_a_set_has_a_row_for_each_part_and_ranks_by_confidence():
 
 
 def test_every_row_has_every_column():
-    rows = [score(ASKED, "image", reading()), score_moved(ASKED, "swapped", reading())]
+    rows = [score(ASKED, "image", reading()), score(ABSENT, "swapped", reading())]
     rows += score_set([ASKED], "image", [reading()])
     assert all(set(row) == {"item", "condition", "kind", *METRICS} for row in rows)

@@ -5,14 +5,17 @@
 
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
+from k2sight.descriptions import PARTS
+from lightbox import knowledge
+from lightbox.backbones import weights
 from lightbox.config import check_choice, check_positive, register_schema
 from lightbox.errors import RequestError
 from lightbox.paper import composition, schema
-from lightbox.paper.composition import chosen, estimate, inputs
+from lightbox.paper.composition import chosen, estimate
 from lightbox.paper.pretrained import Pretrained
 from lightbox.paper.schema import PaperConfig
-from lightbox.phantom.knobs import TRIPLE_SETS
 
 __all__ = ["Config", "check", "chosen", "estimate", "inputs", "resolve"]
 
@@ -20,8 +23,7 @@ GROUND = "ground"
 BASELINES = ("location_prior", "blob", "oracle")
 PROMPTS = ("name", "defined", "definition")
 DEFINITIONS = ("true", "scrambled", "random", "long", "no_shape", "no_density", "no_location", "only_location")
-PARTS = TRIPLE_SETS[:4]
-FAMILIES = ("florence2", "qwen2_vl", "qwen2_5_vl")
+FAMILIES = ("florence2", "qwen2_vl")
 TEXTS = ("swapped", "nearest", "only_location", "other")
 
 
@@ -30,7 +32,10 @@ class ModelConfig(schema.ModelConfig):
     """Which pretrained model (paper: Florence-2-base-ft, and Qwen2-VL-2B-Instruct)."""
 
     freezes_tower: bool = True
-    """Leave the vision tower as it is, as the paper's Florence-2 does; its features are then computed once an image."""
+    """Leave the vision tower as it is, as the paper's Florence-2 does; its Qwen2-VL trains all. False costs memory."""
+    keeps_features: bool = True
+    """With a frozen tower, compute its features once an image and keep them in memory, for Florence-2: 24 KiB an image
+    of 64 pixels, about 1 MiB one of 512. False computes them in every step."""
 
 
 @dataclass(kw_only=True)
@@ -51,7 +56,8 @@ class DataConfig(schema.DataConfig):
     """Phantom findings beside the first that share all but one attribute with it, 0..3; at 0 whatever stands out is
     the answer."""
     absent_pct: float = 20.0
-    """Percent of items that ask for a finding that is not there, in [0, 100); those are never wrong in the paper."""
+    """Percent of items that ask for a finding that is not there, in [0, 100); at most that on real data. The paper asks
+    for none."""
     share_pct: float = 100.0
     """Percent of the training items that are used, in (0, 100]: the axis of K1."""
 
@@ -94,7 +100,8 @@ class EvalConfig(schema.EvalConfig):
     """Most tokens generated; a box of Florence-2 takes four and its name."""
     texts: list[str] = field(default_factory=list)
     """Further prompts that are scored with the item's own image, each as long as an evaluation: swapped (the definition
-    of a finding beside it), nearest (that of the most alike known class), only_location, other (another class's)."""
+    of a finding beside it), nearest (that of the most alike known class), only_location, other (another class's). The
+    first two need the phantom's ontology, and are left out on real data."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -128,12 +135,26 @@ class Config(PaperConfig):
 
     @property
     def purpose(self) -> dict[str, str]:
-        """What weights trained with this configuration are for: they answer the prompt of their training."""
-        return {"data.prompt": self.data.prompt}
+        """What weights trained with this configuration are for: they answer the prompt of their training.
+
+        Names and synonyms of the phantom are those of the run's seed.
+        """
+        told = {f"data.{key}": str(getattr(self.data, key)) for key in ("prompt", "definition", "writes_names")}
+        return told | ({"run.seed": str(self.run.seed)} if self.data.is_phantom else {})
 
 
 register_schema("k2sight", "train", Config)
 resolve = partial(composition.resolve, "k2sight")
+
+
+def inputs(cfg: Config) -> dict[str, str]:
+    """See `composition.inputs`; also the tables that definitions come from, and the images that a baseline looks at."""
+    read = composition.inputs(cfg)
+    if not cfg.is_baseline:
+        read["knowledge"] = weights.digest_of_folder(knowledge.folder(), suffixes=(".yaml",))
+    elif not cfg.data.is_phantom:
+        read["images"] = weights.digest_of_folder(Path(cfg.data.root), suffixes=composition.IMAGES, may_be_empty=True)
+    return read
 
 
 def check(cfg: Config, base: Pretrained) -> None:

@@ -5,21 +5,25 @@ without them whatever stands out would be the answer. A class is a triple of the
 alone, and each part that is scored draws its own.
 """
 
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 
 from k2sight.config import Config
-from k2sight.descriptions import Classes, define, phantom_classes, real_classes
+from k2sight.descriptions import KNOWN, PARTS, Classes, define, phantom_classes, real_classes
 from lightbox import phantom
+from lightbox.errors import RequestError
+from lightbox.knowledge import ATTRIBUTES
 from lightbox.paper import samples as kit
 from lightbox.paper.samples import Sample, Split
 from lightbox.phantom import ontology
+from lightbox.phantom.ontology import TRIPLES
 from lightbox.phantom.splits import triple_mask
-from lightbox.readers.images import image_size_wh, letterbox_box
+from lightbox.readers.images import letterbox_box
+from lightbox.readers.stores import image_size_wh
 from lightbox.records import Box, Case, Finding
 
 CHUNK = 256
@@ -35,14 +39,20 @@ DENSITIES = {word: value for value, word in ontology.DENSITY_WORDS.items()}
 class Target(Finding):
     """A finding that is asked for.
 
-    `attributes` are the values of its class. `part` is the part of the ontology that it belongs to. `definition` is
-    what the prompt says that it means. `neighbours` are findings of the same image that differ from it in one
-    attribute, by that attribute.
+    `attributes` are the values of its class. `part` is the part of the data set's classes that it belongs to.
+    `definition` is what the prompt says that it means. `neighbours` are findings of the same image that differ from it
+    in one attribute, by that attribute; `chosen_kind` names one of them, drawn at random, "" where there is none.
     """
 
     part: str = REAL
     definition: str = ""
     neighbours: dict[str, "Target"] = field(default_factory=dict)
+    chosen_kind: str = ""
+
+    @property
+    def chosen(self) -> "Target":
+        """The neighbour whose definition the prompt "swapped" gives."""
+        return self.neighbours[self.chosen_kind]
 
 
 def load_splits(cfg: Config, *, with_images: bool = True) -> tuple[Split[Target], Split[Target]]:
@@ -50,34 +60,37 @@ def load_splits(cfg: Config, *, with_images: bool = True) -> tuple[Split[Target]
 
     Args:
         cfg: `data.*` and `run.seed` decide.
-        with_images: False draws phantom texts only; they still need boxes, so it saves nothing here.
+        with_images: not used; boxes come from the pixels.
 
     Raises:
         RequestError: an unreadable data set, an empty split, or a class that nothing describes.
     """
-    if not cfg.data.is_phantom:
-        return _real_splits(cfg)
     seed, data = cfg.run.seed, cfg.data
-    classes = phantom_classes(seed)
-    train = _drawn(cfg, "train", ("known",), data.n_train, classes)
-    scored = _drawn(cfg, data.eval_split, tuple(data.parts), data.n_test, classes)
+    if data.is_phantom:
+        classes = phantom_classes(seed)
+        train = _drawn(cfg, "train", (KNOWN,), data.n_train, classes)
+        scored = _drawn(cfg, data.eval_split, tuple(data.parts), data.n_test, classes)
+    else:
+        train, scored = (_thinned(split, cfg) for split in _real_splits(cfg))
+        known = sorted({sample.record.name for sample in train.samples})
+        names = sorted({*known, *(sample.record.name for sample in scored.samples)})
+        classes = real_classes(names, known, seed) if data.prompt != "name" else None
     used = max(1, round(len(train.samples) * data.share_pct / 100))
     train = replace(train, samples=train.samples[:used])
-    return with_definitions(train, classes, data.definition), with_definitions(scored, classes, data.definition)
-
-
-def with_definitions(split: Split[Target], classes: Classes, how: str) -> Split[Target]:
-    """The same samples with the definitions that an arm, or a prompt of the evaluation, has."""
-    return replace(split, samples=defined(split.samples, classes, how))
+    if classes is None:
+        return train, scored
+    how = data.definition
+    train, scored = (replace(split, samples=defined(split.samples, classes, how)) for split in (train, scored))
+    return train, scored
 
 
 def defined(samples: Sequence[Sample[Target]], classes: Classes, how: str) -> list[Sample[Target]]:
-    """The same samples with other definitions; "swapped" is that of a neighbour, and leaves out who has none."""
+    """The same samples with other definitions, see `define`; "swapped" is a neighbour's and drops who has none."""
     if how == "swapped":
         return [
-            sample.with_record(definition=define(classes, next(iter(sample.record.neighbours.values())).name, "true"))
+            sample.with_record(definition=define(classes, sample.record.chosen.name, "true"))
             for sample in samples
-            if sample.record.neighbours
+            if sample.record.chosen_kind
         ]
     return [
         sample.with_record(definition=define(classes, sample.record.name, how, item=place))
@@ -100,9 +113,9 @@ def _drawn(cfg: Config, name: str, parts: Sequence[str], n: int, classes: Classe
     """`n` samples of each part, with the images they show."""
     samples: list[Sample[Target]] = []
     images, case_ids = [], []
-    for place, part in enumerate(parts):
-        wanted = n * (place + 1)
-        for case in _cases(cfg, name, place, part):
+    for number, part in enumerate(parts, start=1):
+        wanted = n * number
+        for case in _cases(cfg, name, part):
             targets = targets_of(case, classes, part, n=cfg.data.questions_per_case, absent_pct=cfg.data.absent_pct)
             targets = targets[: wanted - len(samples)]
             if targets:
@@ -112,10 +125,14 @@ def _drawn(cfg: Config, name: str, parts: Sequence[str], n: int, classes: Classe
                 samples += [Sample(f"{part}/{case.id}/{t.name}", t, case_ids[-1], row) for t in targets]
             if len(samples) == wanted:
                 break
+        else:
+            raise RequestError(
+                f"{n} items of part {part} are asked for", f"{PART_SEEDS} images hold fewer", "Ask for fewer"
+            )
     return Split(name, samples, images, case_ids)
 
 
-def _cases(cfg: Config, name: str, place: int, part: str) -> Iterator[Case]:
+def _cases(cfg: Config, name: str, part: str) -> Iterator[Case]:
     knobs = phantom.Knobs(
         vocabulary="triples",
         triples=part,
@@ -123,8 +140,9 @@ def _cases(cfg: Config, name: str, place: int, part: str) -> Iterator[Case]:
         lesion_scale_pct=cfg.data.lesion_scale_pct,
         shifted=name == "test_shifted",
     )
-    seeds = phantom.seed_range(name, cfg.run.seed, 1_000_000)[PART_SEEDS * place : PART_SEEDS * (place + 1)]
-    for start in itertools.count(0, CHUNK):
+    first = PART_SEEDS * PARTS.index(part)
+    seeds = phantom.seed_range(name, cfg.run.seed, first + PART_SEEDS)[first:]
+    for start in range(0, PART_SEEDS, CHUNK):
         yield from _chunk(seeds[start : start + CHUNK], knobs)
 
 
@@ -139,50 +157,50 @@ def targets_of(case: Case, classes: Classes, part: str, *, n: int, absent_pct: f
 
     An absent one shares two attributes with one that is there, so that it is missed by who does not read the third.
     """
-    rng = np.random.default_rng([int(case.id.rpartition("-")[2]), len(part)])
+    rng = np.random.default_rng([int(case.id.rpartition("-")[2]), PARTS.index(part)])
     here = _classes_in(case, classes, part)
     members = np.flatnonzero(triple_mask(part))
-    order = rng.permutation(len(here)).tolist()
     targets: dict[str, Target] = {}
-    for place in order[:n]:
-        target = list(here.values())[place]
+    for triple in rng.permutation(list(here)).tolist()[:n]:
+        target = here[triple]
+        if kinds := sorted(target.neighbours):
+            target = replace(target, chosen_kind=kinds[rng.integers(len(kinds))])
         if rng.random() * 100 < absent_pct:
-            near = [k for k in members if _differs_in(ontology.TRIPLES[k], _values(target)) and k not in here]
+            near = [k for k in members if _differs_in(TRIPLES[k], _values(target)) and k not in here]
             if near:
-                place = int(near[rng.integers(len(near))])
-                target = _target(place, (), classes, part, present=False)
+                target = _target(int(near[rng.integers(len(near))]), (), classes, part, present=False)
         targets.setdefault(target.name, target)
     return list(targets.values())
 
 
 def _classes_in(case: Case, classes: Classes, part: str) -> dict[int, Target]:
-    """The classes that a case shows, by place in the ontology, each with all its boxes and its neighbours."""
+    """The classes that a case shows, by number of their triple, each with all its boxes and its neighbours."""
     boxes: dict[int, list[Box]] = {}
     for finding in case.findings:
         boxes.setdefault(class_of(finding), []).extend(finding.boxes)
-    alone = {place: _target(place, own, classes, part) for place, own in boxes.items()}
+    alone = {triple: _target(triple, own, classes, part) for triple, own in boxes.items()}
     return {
-        place: replace(
+        triple: replace(
             target,
             neighbours={
                 kind: other for other in alone.values() if (kind := _differs_in(_values(other), _values(target)))
             },
         )
-        for place, target in alone.items()
+        for triple, target in alone.items()
     }
 
 
 def class_of(finding: Finding) -> int:
-    """Place in the ontology of a phantom finding."""
+    """Number of the triple of a phantom finding."""
     said = finding.attributes
     place = said["location"].removeprefix(f"{said['side']} ").removesuffix(" zone").removesuffix(" angle")
     location = f"{said['side']} {place}" if place in ontology.ZONES else place
     return ontology.triple_index(SHAPES[said["shape"]], DENSITIES[said["density"]], location)
 
 
-def _target(place: int, boxes: Sequence[Box], classes: Classes, part: str, *, present: bool = True) -> Target:
-    values = dict(zip(("shape", "density", "location"), ontology.TRIPLES[place], strict=True))
-    return Target(classes.names[place], present, values, tuple(boxes), part=part)
+def _target(triple: int, boxes: Sequence[Box], classes: Classes, part: str, *, present: bool = True) -> Target:
+    values = dict(zip(ATTRIBUTES, TRIPLES[triple], strict=True))
+    return Target(classes.names[triple], present, values, tuple(boxes), part=part)
 
 
 def _values(target: Finding) -> tuple[str, ...]:
@@ -191,7 +209,7 @@ def _values(target: Finding) -> tuple[str, ...]:
 
 def _differs_in(a: Sequence[str], b: Sequence[str]) -> str:
     """The one attribute in which two triples differ; "" where it is none or more than one."""
-    kinds = [kind for kind, x, y in zip(("shape", "density", "location"), a, b, strict=True) if x != y]
+    kinds = [kind for kind, x, y in zip(ATTRIBUTES, a, b, strict=True) if x != y]
     return kinds[0] if len(kinds) == 1 else ""
 
 
@@ -199,29 +217,35 @@ def _differs_in(a: Sequence[str], b: Sequence[str]) -> str:
 
 
 def _real_splits(cfg: Config) -> tuple[Split[Target], Split[Target]]:
-    """Classes with boxes, one sample each; a box is a fraction of the square that the image is shown in."""
+    """Classes of each case, present or called absent, one sample each; boxes are fractions of the square shown."""
 
     def pick(case: Case) -> list[Target]:
         boxes: dict[str, list[Box]] = {}
         for finding in case.findings:
             if finding.boxes or not finding.present:
-                shown = [letterbox_box(box, image_hw=_hw(case), image_px=cfg.model.image_px) for box in finding.boxes]
-                boxes.setdefault(finding.name, []).extend(shown)
+                own = boxes.setdefault(finding.name, [])
+                own += [in_square(box, case.images[0]) for box in finding.boxes]
         return [Target(name, bool(own), boxes=tuple(own)) for name, own in boxes.items()]
 
-    train, scored = kit.load_splits(cfg, pick, what="finding with a box")
-    if cfg.data.prompt == "name":
-        return train, scored
-    known = {sample.record.name for sample in train.samples}
-    names = known | {sample.record.name for sample in scored.samples}
-    classes = real_classes(sorted(names), sorted(known), cfg.run.seed)
-    how = cfg.data.definition
-    return with_definitions(train, classes, how), with_definitions(scored, classes, how)
+    return kit.load_splits(cfg, pick, what="finding with a box")
 
 
-def _hw(case: Case) -> tuple[int, int]:
-    image = case.images[0]
+def _thinned(split: Split[Target], cfg: Config) -> Split[Target]:
+    """All present findings and so many absent ones, drawn at random, that they are `data.absent_pct` of all at most.
+
+    A set that looked at every image for every class calls most of them absent.
+    """
+    present = sum(sample.record.present for sample in split.samples)
+    absent = [place for place, sample in enumerate(split.samples) if not sample.record.present]
+    most = round(present * cfg.data.absent_pct / (100 - cfg.data.absent_pct))
+    left_out = set(np.random.default_rng([cfg.run.seed, 0]).permutation(absent)[most:].tolist())
+    return replace(split, samples=[sample for place, sample in enumerate(split.samples) if place not in left_out])
+
+
+def in_square(box: Box, image: np.ndarray | Path) -> Box:
+    """A box of an image as a fraction of the square that the image is shown in."""
     if isinstance(image, np.ndarray):
-        return image.shape[0], image.shape[1]
-    width, height = image_size_wh(image)
-    return height, width
+        height, width = image.shape[:2]
+    else:
+        width, height = image_size_wh(image)
+    return letterbox_box(box, image_hw=(height, width), image_px=max(height, width))

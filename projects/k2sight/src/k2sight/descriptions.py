@@ -19,9 +19,11 @@ from lightbox.phantom.splits import triple_mask
 
 FILLER = "as the image may or may not show to whoever looks at it with care and with some time to spare today".split()
 FILLERS_A_WORD = 3
-KNOWN, UNSEEN = "known", "unseen"
 PARTS = TRIPLE_SETS[:4]
-MADE_BY = {"names": 1, "synonyms": 2, "scrambled": 3, "random": 4, "nearest": 5}
+"""Of the phantom's ontology: known, unseen_composition, unseen_pair, unseen_value."""
+KNOWN, NEW = "known", "new"
+"""Parts of a real data set: classes that its training part has, and the rest."""
+MADE_BY = {"names": 1, "synonyms": 2, "scrambled": 3, "random": 4, "nearest": 5, "other": 6}
 """What a random draw is for -> its own stream of the run seed."""
 
 
@@ -106,7 +108,7 @@ def real_classes(names: Sequence[str], known: Sequence[str], seed: int) -> Class
         )
     words = tuple({kind: getattr(row, kind) for kind in knowledge.ATTRIBUTES} for row in rows.values())
     values = tuple(tuple(said.values()) for said in words)
-    return Classes(tuple(names), values, words, tuple(KNOWN if name in set(known) else UNSEEN for name in names), seed)
+    return Classes(tuple(names), values, words, tuple(KNOWN if name in set(known) else NEW for name in names), seed)
 
 
 def define(classes: Classes, name: str, how: str, *, item: int = 0) -> str:
@@ -129,7 +131,7 @@ def define(classes: Classes, name: str, how: str, *, item: int = 0) -> str:
     elif how in ("random", "other"):
         others = [k for k, part in enumerate(classes.parts) if k != place and part == classes.parts[place]]
         others = others or [place]  # a set of one class has no other
-        place = others[_stream(classes.seed, "random", item).integers(len(others))]
+        place = others[_stream(classes.seed, how, item).integers(len(others))]
     elif how == "nearest":
         place = classes.nearest(place)
     words = dict(classes.words[place])

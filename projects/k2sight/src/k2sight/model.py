@@ -67,6 +67,9 @@ def open_grounder(cfg: Config, base: Pretrained, splits: Sequence[Split[Target]]
     def texts(samples: Sequence[Sample[Target]], tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, str]]:
         return write_texts(cfg, samples, form_of(family, tokenizer))
 
-    if family == FLORENCE and cfg.model.freezes_tower:
+    if family == FLORENCE and cfg.model.freezes_tower and cfg.model.keeps_features:
         return Grounder(cfg, open_frozen(cfg, base, splits, texts=texts, purpose=cfg.purpose))
-    return Grounder(cfg, learners.open_learner(cfg, base, splits, texts=texts, cache=cache, purpose=cfg.purpose))
+    learner = learners.open_learner(cfg, base, splits, texts=texts, cache=cache, purpose=cfg.purpose)
+    if cfg.model.freezes_tower:
+        learner.backbone.part(learner.backbone.family.vision).requires_grad_(False)
+    return Grounder(cfg, learner)

@@ -15,6 +15,7 @@ from lightbox.paper.samples import Sample
 from lightbox.readers.images import load_image
 
 MEANS = " means "
+IN_WORDS = 'Ask in words, such as "it means coin, white, dextral top"'
 
 
 def predict(
@@ -37,18 +38,27 @@ def predict(
     """
     cfg, grounder = load_run(folder)
     name, _, definition = question.partition(MEANS)
+    if cfg.data.prompt == "name" and definition:
+        raise RequestError(
+            f"'{question}' is asked for",
+            "The run was taught names alone, so it would not read what the name means",
+            "Ask by the name, or name a run of experiment=defined",
+        )
     if cfg.data.prompt != "name" and not definition:
         definition = _definition(cfg, name)
     asked = Sample("asked", Target(name, definition=definition), "asked", 0)
     reading = grounder.ask([asked], grounder.learner.see_file(image))[0]
     height, width = load_image(image).shape[:2]
+    # a box in the margin around the image is no place in it
+    boxes = [(in_image(one.box, (height, width)), one) for one in reading.boxes]
+    boxes = [(box, one) for box, one in boxes if box.area > 0]
     return {
         "finding": name,
         "definition": definition,
-        "boxes": [tuple(round(side, 4) for side in in_image(one.box, (height, width))) for one in reading.boxes],
-        "labels": [one.label or name for one in reading.boxes],
-        "scores": [round(one.score, 4) for one in reading.boxes],
-        "says": "where it is" if reading.boxes else "that there is none" if reading.is_parsed else "nothing readable",
+        "boxes": [tuple(round(side, 4) for side in box) for box, _ in boxes],
+        "labels": [one.label or name for _, one in boxes],
+        "scores": [round(one.score, 4) for _, one in boxes],
+        "says": "where it is" if boxes else "that there is none" if reading.is_parsed else "nothing readable",
         "note": "research and teaching only, not for clinical use",
     }
 
@@ -62,7 +72,7 @@ def load_run(folder: Path) -> tuple[Config, Grounder]:
 
 
 def _definition(cfg: Config, name: str) -> str:
-    """What the run was taught that a name means."""
+    """What the run was taught that a name means, right or wrong."""
     classes = phantom_classes(cfg.run.seed) if cfg.data.is_phantom else real_classes([name], [name], cfg.run.seed)
     if name not in classes.places:
         raise RequestError(
@@ -70,4 +80,6 @@ def _definition(cfg: Config, name: str) -> str:
             f"The run knows {len(classes.names)} classes by their names, such as {', '.join(classes.names[:3])}",
             f'Ask for one of them, or in words: "{name}{MEANS}coin, white, dextral top"',
         )
-    return define(classes, name, "true")
+    if cfg.data.definition == "random":
+        raise RequestError(f"'{name}' is asked for", "The run was taught a random meaning for each item", IN_WORDS)
+    return define(classes, name, cfg.data.definition)

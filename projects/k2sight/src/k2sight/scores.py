@@ -4,21 +4,24 @@ from collections.abc import Mapping, Sequence
 
 from k2sight.data import Target
 from lightbox.backbones.box_text import BoxReading
+from lightbox.eval.boxes import OVERLAPS, iou_matrix, rodeo, score_boxes
 from lightbox.eval.boxes import LabelledBox as Drawn
-from lightbox.eval.boxes import iou_matrix, rodeo, score_boxes
 from lightbox.eval.detection import average_precision
+from lightbox.knowledge import ATTRIBUTES
 from lightbox.paper.samples import Sample
 
-ATTRIBUTES = ("shape", "density", "location")
 ITEM_METRICS = (
-    "best_iou",  # mean over true boxes of the best overlap, 0 to 1; null where the finding is absent
-    "acc30",  # 1 where any drawn box reaches IoU 0.3 with any true one; null where absent
+    "paired_iou",  # overlap of boxes paired one to one, over the larger number of the two; null where absent
+    "best_iou",  # the paper's authors': mean over true boxes of the best overlap, whatever else is drawn; likewise
+    "acc30",  # 1 where any drawn box reaches IoU 0.3 with any true one; likewise
     "acc50",  # likewise 0.5
+    "boxes",  # how many were drawn
     "false_alarm",  # 1 where a box is drawn for an absent finding; null where present
     "parsed",  # 1 where the text gives a box or says that there is none
     "confidence",  # of the surest box, 0 to 1; null without boxes
-    *(f"best_iou_beside_{kind}" for kind in ATTRIBUTES),  # best_iou where a neighbour differs in that attribute alone
-    "moved",  # prompt "swapped": 1 where the drawn boxes overlap the neighbour more than what the item is about
+    *(f"paired_iou_beside_{kind}" for kind in ATTRIBUTES),  # where something differs in that attribute alone
+    *(f"paired_iou_apart_{kind}" for kind in ATTRIBUTES),  # where nothing does
+    "moved",  # 1 where the drawn boxes overlap the chosen neighbour more than what the item is about; null without one
 )
 SET_METRICS = ("map50", "map75", "map50_95", "rodeo", "rodeo_localisation", "rodeo_shape", "rodeo_classification")
 """Of all items of a part under a condition, in [0, 1]; on rows of their own, whose kind says "set"."""
@@ -32,37 +35,23 @@ def score(sample: Sample[Target], condition: str, reading: BoxReading) -> ScoreR
     drawn = [box.box for box in reading.boxes]
     row = _blank(sample.id, condition, target.part)
     its = score_boxes(drawn, target.boxes)
-    for name, value in (
-        ("best_iou", its.best_iou),
-        ("acc30", its.acc30),
-        ("acc50", its.acc50),
-        ("false_alarm", its.is_false_alarm),
-    ):
-        row[name] = None if value is None else float(value)
-    row["parsed"] = float(reading.is_parsed)
+    values = {name: getattr(its, name) for name in OVERLAPS} | {"false_alarm": its.is_false_alarm}
+    row |= {name: None if value is None else float(value) for name, value in values.items()}
+    row |= {"boxes": float(len(drawn)), "parsed": float(reading.is_parsed)}
     row["confidence"] = max((box.score for box in reading.boxes), default=None)
-    for kind in target.neighbours:
-        row[f"best_iou_beside_{kind}"] = row["best_iou"]
+    for kind in ATTRIBUTES:
+        row[f"paired_iou_{'beside' if kind in target.neighbours else 'apart'}_{kind}"] = row["paired_iou"]
+    if target.neighbours:
+        own, its = (iou_matrix(drawn, boxes).max(initial=0.0) for boxes in (target.boxes, target.chosen.boxes))
+        row["moved"] = float(its > own)
     return row
 
 
-def score_moved(sample: Sample[Target], condition: str, reading: BoxReading) -> ScoreRow:
-    """The row of an item whose definition was that of its first neighbour."""
-    target = sample.record
-    other = next(iter(target.neighbours.values()))
-    drawn = [box.box for box in reading.boxes]
-    own, its = (iou_matrix(drawn, boxes).max(initial=0.0) for boxes in (target.boxes, other.boxes))
-    return _blank(sample.id, condition, target.part) | {
-        "moved": float(its > own),
-        "best_iou": score_boxes(drawn, target.boxes).best_iou,
-        "parsed": float(reading.is_parsed),
-    }
-
-
 def score_set(samples: Sequence[Sample[Target]], condition: str, readings: Sequence[BoxReading]) -> list[ScoreRow]:
-    """A row for each part: AP over its classes by the model's own confidences, and RoDeO.
+    """A row for each part: AP over its classes by the confidences of the boxes, and RoDeO.
 
-    Each item is an image of its own here, since a model is asked for one class at a time.
+    Each item is an image of its own here, since a model is asked for one class at a time. A box counts as one of the
+    class that was asked for, so RoDeO's part for the class is nearly given.
     """
     rows = []
     for part in dict.fromkeys(sample.record.part for sample in samples):

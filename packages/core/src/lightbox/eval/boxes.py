@@ -16,6 +16,7 @@ from scipy.optimize import linear_sum_assignment
 from lightbox.records import Box
 
 ERRORS = ("wrong region", "poor overlap", "near miss", "over-detection", "under-detection")
+OVERLAPS = ("best_iou", "paired_iou", "acc30", "acc50")
 _LEAST = 0.1  # below it, TIDE (Bolya et al. 2020, section 2.2) calls a box background; from 0.5 on, a hit
 
 
@@ -31,13 +32,15 @@ class LabelledBox(NamedTuple):
 class BoxScore:
     """Scores of one item.
 
-    `best_iou` is the mean over true boxes of the best IoU with a drawn one, in [0, 1]; `acc30` and `acc50` say whether
-    any drawn box reaches that IoU with any true one; all three are None where the finding is absent. `is_false_alarm`
-    says whether a box was drawn where the finding is absent, None where it is present. `counts` has the number of hits
-    under "hit" and of each of `ERRORS`.
+    `best_iou` is the mean over true boxes of the best IoU with a drawn one, in [0, 1]; `paired_iou` pairs boxes so that
+    overlaps are largest together and divides their sum by the larger of the numbers drawn and true, so that a box too
+    many costs as much as one too few; `acc30` and `acc50` say whether any drawn box reaches that IoU with any true one;
+    all four are None where the finding is absent. `is_false_alarm` says whether a box was drawn where the finding is
+    absent, None where it is present. `counts` has the number of hits under "hit" and of each of `ERRORS`.
     """
 
     best_iou: float | None
+    paired_iou: float | None
     acc30: bool | None
     acc50: bool | None
     is_false_alarm: bool | None
@@ -59,8 +62,8 @@ def iou_matrix(drawn: Sequence[Box], true: Sequence[Box]) -> np.ndarray:
 def score_boxes(drawn: Sequence[Box], true: Sequence[Box]) -> BoxScore:
     """Score the boxes of one item; no drawn box over a finding scores 0, and none over an absent one is right.
 
-    Acc@t follows the K2Sight authors' evaluation (any pair), so a model that draws many boxes gains: read it beside
-    the count of over-detections.
+    Acc@t follows the K2Sight authors' evaluation (any pair), and the best overlap asks only the best box, so a model
+    that draws many boxes gains by either: `paired_iou` charges for them.
 
     Example:
         >>> score_boxes([Box(0.0, 0.0, 0.5, 0.5)], [Box(0.0, 0.0, 0.5, 1.0)]).best_iou
@@ -69,14 +72,15 @@ def score_boxes(drawn: Sequence[Box], true: Sequence[Box]) -> BoxScore:
     ious = iou_matrix(drawn, true)
     counts = _count_errors(ious)
     if not true:
-        return BoxScore(None, None, None, len(drawn) > 0, counts)
+        return BoxScore(None, None, None, None, len(drawn) > 0, counts)
     top = float(ious.max(initial=0.0))
     best = float(ious.max(axis=0, initial=0.0).mean())
-    return BoxScore(best, top >= 0.3, top >= 0.5, None, counts)
+    paired = float(ious[linear_sum_assignment(ious, maximize=True)].sum()) / max(ious.shape)
+    return BoxScore(best, paired, top >= 0.3, top >= 0.5, None, counts)
 
 
 def summary(scores: Sequence[BoxScore]) -> dict[str, float | None]:
-    """Means over items: best_iou, acc30, acc50 over present findings, false_alarm_rate over absent ones; and errors.
+    """Means over items: `OVERLAPS` over present findings, false_alarm_rate over absent ones; and errors.
 
     Each error is a share in [0, 1]: over-detection of the drawn boxes, all others of the true boxes, so that the shares
     of hits and of those others are 1 together. None where there is nothing to take a mean of.
@@ -88,7 +92,7 @@ def summary(scores: Sequence[BoxScore]) -> dict[str, float | None]:
         total.update(score.counts)
     n_true = total.total() - total["over-detection"]
     n_drawn = total.total() - total["under-detection"]
-    means = {name: _mean([float(getattr(score, name)) for score in present]) for name in ("best_iou", "acc30", "acc50")}
+    means = {name: _mean([float(getattr(score, name)) for score in present]) for name in OVERLAPS}
     shares = {
         name: total[name] / whole if (whole := n_drawn if name == "over-detection" else n_true) else None
         for name in ("hit", *ERRORS)

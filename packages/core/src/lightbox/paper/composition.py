@@ -32,7 +32,7 @@ _READING = (
     "lightbox.readers.parquet",
 )
 _TEXTS = (".json", ".jsonl", ".parquet", ".txt", ".csv", ".xml", ".zip")  # a zip file may hold both
-_IMAGES = (".png", ".jpg", ".jpeg", ".dcm", ".nii", ".gz", ".tif", ".tiff", ".bmp", ".npz", ".npy")
+IMAGES = (".png", ".jpg", ".jpeg", ".dcm", ".nii", ".gz", ".tif", ".tiff", ".bmp", ".npz", ".npy")
 
 
 def resolve(package: str, overrides: Sequence[str], *, is_trained: bool = True) -> Any:
@@ -72,7 +72,7 @@ def inputs(cfg: PaperConfig) -> dict[str, str]:
         root = Path(cfg.data.root)
         read = {"data": weights.digest_of_folder(root, suffixes=_TEXTS)}
         if not cfg.is_baseline:
-            read["images"] = weights.digest_of_folder(root, suffixes=_IMAGES, may_be_empty=True)
+            read["images"] = weights.digest_of_folder(root, suffixes=IMAGES, may_be_empty=True)
     if cfg.is_baseline:
         return read
     read["device"] = "cpu" if cfg.run.device == "cpu" else ", ".join(machine.gpu_names()) or "cpu"

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -23,8 +22,8 @@ from lightbox.paper.samples import Split
 from lightbox.paper.schema import PaperConfig
 from lightbox.train import processes
 
-MOST_SPLITS = 8
-"""Features kept in memory: arms of a seed see the same images, and a worker trains several of them."""
+MOST_BYTES = 2 * 2**30
+"""Of features of earlier splits in memory: arms of a seed see the same images, and a worker trains several of them."""
 ENCODED_AT_ONCE = 64
 
 
@@ -83,17 +82,26 @@ def on_features(backbone: Any) -> Florence2OnFeatures:
     )
 
 
-_kept: dict[tuple[str, str, int], Tensor] = {}
+_kept: dict[tuple[str, ...], Tensor] = {}
 
 
 def _features(backbone: Florence2OnFeatures, split: Split[Any], image_px: int) -> Float[Tensor, "n p c"]:
     """One row an image, and a last row for the blank one; computed once in this process for images and weights."""
-    name = split.digest(), backbone.digest, image_px
+    name = split.digest(), backbone.digest, str(backbone.dtype), str(backbone.device), str(image_px)
     if name not in _kept:
-        while len(_kept) >= MOST_SPLITS:
+        while sum(rows.nbytes for rows in _kept.values()) > MOST_BYTES:
             del _kept[next(iter(_kept))]
-        pictures = Pictures(split, range(len(split.images) + 1), image_px=image_px)
-        starts = range(0, len(pictures), ENCODED_AT_ONCE)
-        parts = [backbone.encode_images(list(pictures[start : start + ENCODED_AT_ONCE])) for start in starts]
-        _kept[name] = torch.cat(parts)
+        _kept[name] = _encode(backbone, Pictures(split, range(len(split.images) + 1), image_px=image_px))
     return _kept[name]
+
+
+def _encode(backbone: Florence2OnFeatures, pictures: Pictures) -> Float[Tensor, "n p c"]:
+    starts = range(0, len(pictures), ENCODED_AT_ONCE)
+    rows: Tensor | None = None
+    for start in starts:
+        part = backbone.encode_images(list(pictures[start : start + ENCODED_AT_ONCE]))
+        if rows is None:  # filled in place: joined at the end, all of it would be there twice
+            rows = part.new_empty(len(pictures), *part.shape[1:])
+        rows[start : start + len(part)] = part
+    assert rows is not None
+    return rows
