@@ -1,0 +1,23 @@
+"""Every claim's code path from the command line, at the size of CI."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from k2sight.claims import PAPER
+
+
+@pytest.mark.slow
+def test_every_claim_runs_at_smoke_and_draws_no_verdict(tmp_path):
+    command = [str(Path(sys.executable).with_name("lightbox")), "reproduce", "k2sight", "--preset", "smoke"]
+    done = subprocess.run([*command, "--out", str(tmp_path), "--workers", "2"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    folder = tmp_path / "reproduce" / "k2sight-smoke"
+    claims = json.loads((folder / "results.json").read_text())["claims"]
+    assert [claim["id"] for claim in claims] == [claim.id for claim in PAPER.claims]
+    assert {claim["verdict"] for claim in claims} == {"no verdict"}
+    assert all(claim["effect"] is not None for claim in claims)
+    assert (folder / "report.html").is_file()
