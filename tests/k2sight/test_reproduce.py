@@ -13,7 +13,8 @@ from k2sight.claims import PAPER
 @pytest.mark.slow
 def test_every_claim_runs_at_smoke_and_draws_no_verdict(tmp_path):
     command = [str(Path(sys.executable).with_name("lightbox")), "reproduce", "k2sight", "--preset", "smoke"]
-    done = subprocess.run([*command, "--out", str(tmp_path), "--workers", "2"], capture_output=True, text=True, check=False)
+    command += ["--out", str(tmp_path), "--workers", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     folder = tmp_path / "reproduce" / "k2sight-smoke"
     claims = json.loads((folder / "results.json").read_text())["claims"]
