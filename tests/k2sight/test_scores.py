@@ -11,9 +11,10 @@ from lightbox.records import Box
 
 LEFT, RIGHT = Box(0.0, 0.0, 0.5, 1.0), Box(0.5, 0.0, 1.0, 1.0)
 OTHER = Target("vaba", True, {"shape": "disc"}, (RIGHT,))
-ASKED = Sample(
-    "a", Target("zexa", True, {}, (LEFT,), part="known", neighbours={"density": OTHER}, chosen_kind="density"), "c", 0
+TARGET = Target(
+    "zexa", True, {"shape": "oval"}, (LEFT,), part="known", neighbours={"density": OTHER}, chosen_kind="density"
 )
+ASKED = Sample("a", TARGET, "c", 0)
 ABSENT = Sample("b", Target("zexa", False, {}, (), part="known"), "c", 0)
 
 
@@ -46,6 +47,8 @@ def test_overlap_beside_a_neighbour_is_told_by_the_attribute_that_tells_them_apa
     row = score(ASKED, "image", reading(LEFT))
     assert (row["paired_iou_beside_density"], row["paired_iou_beside_shape"]) == (1.0, None)
     assert (row["paired_iou_apart_density"], row["paired_iou_apart_shape"]) == (None, 1.0)
+    real = Sample("r", Target("WBC", True, {}, (LEFT,)), "c", 0)
+    assert score(real, "image", reading(LEFT))["paired_iou_apart_shape"] is None
 
 
 def test_a_model_that_boxes_everything_pays_for_it():

@@ -39,7 +39,7 @@ def score(sample: Sample[Target], condition: str, reading: BoxReading) -> ScoreR
     row |= {name: None if value is None else float(value) for name, value in values.items()}
     row |= {"boxes": float(len(drawn)), "parsed": float(reading.is_parsed)}
     row["confidence"] = max((box.score for box in reading.boxes), default=None)
-    for kind in ATTRIBUTES:
+    for kind in ATTRIBUTES if target.attributes else ():  # real findings have none, and so no neighbours
         row[f"paired_iou_{'beside' if kind in target.neighbours else 'apart'}_{kind}"] = row["paired_iou"]
     if target.neighbours:
         own, its = (iou_matrix(drawn, boxes).max(initial=0.0) for boxes in (target.boxes, target.chosen.boxes))
