@@ -307,7 +307,7 @@ for arm, table in tables.items():
 
 # %%
 for method in ("location_prior", "blob", "oracle"):
-    values = [row["paired_iou"] for row in evaluate.guess_rows(training, test, method)]
+    values = [row["paired_iou"] for row in evaluate.guess_rows(test, evaluate.guesses(training, test, method))]
     values = [value for value in values if value is not None]
     print(f"{method:<15}mean overlap {sum(values) / len(values):.3f}")
 

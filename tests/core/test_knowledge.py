@@ -59,9 +59,19 @@ def test_a_class_is_met_in_whatever_case_a_data_set_writes_it():
 def test_a_class_in_two_tables_is_refused(write, tmp_path, monkeypatch):
     write(LOOK, OTHER)
     (tmp_path / "more.yaml").write_text((tmp_path / "chest_findings.yaml").read_text())
+    shipped = knowledge.folder()
     monkeypatch.setattr(knowledge, "folder", lambda: tmp_path)
     with pytest.raises(RequestError, match="Another table"):
         knowledge.findings()
+    (tmp_path / knowledge.PHANTOM).write_text((shipped / knowledge.PHANTOM).read_text())
+    faults = {name: len(of_file) for name, (_, of_file) in knowledge.check(tmp_path).items()}
+    assert faults == {"chest_findings.yaml": 0, "more.yaml": 2, "phantom.yaml": 0}
+
+
+def test_a_folder_without_a_table_is_refused(tmp_path):
+    (tmp_path / knowledge.PHANTOM).write_text((knowledge.folder() / knowledge.PHANTOM).read_text())
+    with pytest.raises(RequestError, match="no table of findings"):
+        knowledge.check(tmp_path)
 
 
 def test_no_text_of_the_phantom_holds_a_synonym():

@@ -86,7 +86,8 @@ def test_the_blob_is_looked_for_in_the_same_square(asked):
     train, _ = load_splits(resolve([*asked, "data.absent_pct=0"]))
     red = replace(train, samples=[s for s in train.samples if s.record.name == "RBC"])
     assert red.samples
-    overlaps = [row["best_iou"] for row in evaluate.guess_rows(train, red, "blob") if row["best_iou"] is not None]
+    rows = evaluate.guess_rows(red, evaluate.guesses(train, red, "blob"))
+    overlaps = [row["best_iou"] for row in rows if row["best_iou"] is not None]
     assert sum(overlaps) / len(overlaps) > 0.5
 
 

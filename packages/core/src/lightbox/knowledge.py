@@ -105,21 +105,37 @@ def findings(path: Path | None = None) -> FindingTable:
     """
     if path is not None:
         return _sound(*read_findings(path))
-    looks: dict[str, Look] = {}
-    covers: dict[str, tuple[str, ...]] = {}
-    for file in tables(folder()):
-        table = _sound(*read_findings(file))
-        for name, look in table.looks.items():
-            if FindingTable(looks, {}).look_of(name):
-                raise _fault(file, name, ["name"], name, "Another table of the folder describes that class")
-            looks[name] = look
-        covers |= table.covers
-    return FindingTable(looks, covers)
+    table, checked = _joined(folder())
+    return _sound(table, [fault for _, faults in checked.values() for fault in faults])
 
 
 def tables(root: Path) -> list[Path]:
-    """The tables of findings in a folder, in order."""
-    return [path for path in sorted(root.glob("*.yaml")) if path.name != PHANTOM]
+    """The tables of findings in a folder, in order.
+
+    Raises:
+        RequestError: where there is none.
+    """
+    paths = [path for path in sorted(root.glob("*.yaml")) if path.name != PHANTOM]
+    if not paths:
+        raise RequestError(f"The folder is '{root}'", "It holds no table of findings (*.yaml)", "Name another folder")
+    return paths
+
+
+def _joined(root: Path) -> tuple[FindingTable, dict[str, tuple[int, list[RequestError]]]]:
+    """All tables of a folder as one, and by file name the number of entries and faults of each."""
+    looks: dict[str, Look] = {}
+    covers: dict[str, tuple[str, ...]] = {}
+    checked: dict[str, tuple[int, list[RequestError]]] = {}
+    for path in tables(root):
+        table, faults = read_findings(path)
+        for name, look in table.looks.items():
+            if FindingTable(looks, {}).look_of(name):
+                why = "Another table of the folder describes that class"
+                faults.append(_fault(path, name, ["name"], name, why))
+            looks.setdefault(name, look)
+        covers |= table.covers
+        checked[path.name] = len(table.looks), faults
+    return FindingTable(looks, covers), checked
 
 
 def synonyms(path: Path | None = None) -> Synonyms:
@@ -139,12 +155,9 @@ def folder() -> Path:
 def check(root: Path | None = None) -> dict[str, tuple[int, list[RequestError]]]:
     """Number of entries and faults of each table of a folder, by file name; None takes the repository's folder."""
     place = root or folder()
-    results: dict[str, tuple[int, list[RequestError]]] = {}
-    for path in tables(place):
-        table, faults = read_findings(path)
-        results[path.name] = len(table.looks), faults
+    _, checked = _joined(place)
     words, faults = read_synonyms(place / PHANTOM)
-    return results | {PHANTOM: (sum(len(values) for values in words.words.values()), faults)}
+    return checked | {PHANTOM: (sum(len(values) for values in words.words.values()), faults)}
 
 
 def read_findings(path: Path) -> tuple[FindingTable, list[RequestError]]:

@@ -55,12 +55,11 @@ class Target(Finding):
         return self.neighbours[self.chosen_kind]
 
 
-def load_splits(cfg: Config, *, with_images: bool = True) -> tuple[Split[Target], Split[Target]]:
+def load_splits(cfg: Config) -> tuple[Split[Target], Split[Target]]:
     """Training samples and those to be scored, with the definitions of the arm.
 
     Args:
         cfg: `data.*` and `run.seed` decide.
-        with_images: not used; boxes come from the pixels.
 
     Raises:
         RequestError: an unreadable data set, an empty split, or a class that nothing describes.

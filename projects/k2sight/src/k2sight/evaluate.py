@@ -1,6 +1,7 @@
 """Score a model: boxes under the conditions image, blank and shuffled and under other prompts, per item. No torch."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,8 +64,8 @@ def shown_of(sample: Sample[Target], reading: BoxReading) -> box_examples.Shown:
     return box_examples.Shown(sample, told, reading.boxes, overlap, is_right=is_right)
 
 
-def guess_rows(train: Split[Target], scored: Split[Target], method: str) -> list[scores.ScoreRow]:
-    """Rows of the score table for a baseline."""
+def guesses(train: Split[Target], scored: Split[Target], method: str) -> list[BoxReading]:
+    """The boxes of a baseline for each scored sample."""
     boxes = box_baselines.BY_METHOD[method](train, scored)
     if method == "blob":  # it looks at the whole image, and truth is of the square around it
         images = [scored.images[sample.image] for sample in scored.samples]
@@ -72,9 +73,12 @@ def guess_rows(train: Split[Target], scored: Split[Target], method: str) -> list
             [own._replace(box=in_square(own.box, image)) for own in its]
             for its, image in zip(boxes, images, strict=True)
         ]
-    readings = [BoxReading(tuple(own), is_parsed=True, n_broken=0) for own in boxes]
-    rows = [scores.score(s, IMAGE, r) for s, r in zip(scored.samples, readings, strict=True)]
-    return rows + scores.score_set(scored.samples, IMAGE, readings)
+    return [BoxReading(tuple(own), is_parsed=True, n_broken=0) for own in boxes]
+
+
+def guess_rows(scored: Split[Target], readings: Sequence[BoxReading]) -> list[scores.ScoreRow]:
+    """Rows of the score table for the boxes of a baseline, one a sample."""
+    return [scores.score(s, IMAGE, r) for s, r in zip(scored.samples, readings, strict=True)]
 
 
 def beside_score(cfg: Config, train: Split[Target], scored: Split[Target]) -> dict[str, object]:
@@ -82,7 +86,8 @@ def beside_score(cfg: Config, train: Split[Target], scored: Split[Target]) -> di
     methods = ("location_prior", "blob") if train.samples else ()
     means = {}
     for method in methods:
-        values = [row["paired_iou"] for row in guess_rows(train, scored, method) if row["paired_iou"] is not None]
+        rows = guess_rows(scored, guesses(train, scored, method))
+        values = [row["paired_iou"] for row in rows if row["paired_iou"] is not None]
         means[method] = sum(map(float, values)) / len(values) if values else 0.0
     return baselines.beside_score(cfg, train, scored, means)
 
@@ -90,5 +95,6 @@ def beside_score(cfg: Config, train: Split[Target], scored: Split[Target]) -> di
 def run_baseline(cfg: Config, folder: Path) -> None:
     """Score a baseline arm and leave the files of a finished run in `folder`."""
     train, scored = load_splits(cfg)
-    rows = guess_rows(train, scored, cfg.objective.method)
+    readings = guesses(train, scored, cfg.objective.method)
+    rows = guess_rows(scored, readings) + scores.score_set(scored.samples, IMAGE, readings)
     baselines.run(cfg, folder, rows, metrics=scores.METRICS, n_counted=len(train.samples))

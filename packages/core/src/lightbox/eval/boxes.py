@@ -70,13 +70,13 @@ def score_boxes(drawn: Sequence[Box], true: Sequence[Box]) -> BoxScore:
         0.5
     """
     ious = iou_matrix(drawn, true)
-    counts = _count_errors(ious)
+    paired = ious[linear_sum_assignment(ious, maximize=True)]
+    counts = _count_errors(paired, *ious.shape)
     if not true:
         return BoxScore(None, None, None, None, len(drawn) > 0, counts)
     top = float(ious.max(initial=0.0))
     best = float(ious.max(axis=0, initial=0.0).mean())
-    paired = float(ious[linear_sum_assignment(ious, maximize=True)].sum()) / max(ious.shape)
-    return BoxScore(best, paired, top >= 0.3, top >= 0.5, None, counts)
+    return BoxScore(best, float(paired.sum()) / max(ious.shape), top >= 0.3, top >= 0.5, None, counts)
 
 
 def summary(scores: Sequence[BoxScore]) -> dict[str, float | None]:
@@ -100,14 +100,12 @@ def summary(scores: Sequence[BoxScore]) -> dict[str, float | None]:
     return {**means, "false_alarm_rate": _mean([float(alarm) for alarm in absent]), **shares}
 
 
-def _count_errors(ious: np.ndarray) -> dict[str, int]:
-    """Hits and errors of one item: boxes are paired so that overlaps are largest together, then pairs are judged.
+def _count_errors(paired: np.ndarray, n_drawn: int, n_true: int) -> dict[str, int]:
+    """Hits and errors of one item, from the IoU of each pair of boxes that belong together.
 
     IoU below 0.1 is a wrong region, below 0.3 poor overlap, below 0.5 a near miss; boxes without a partner are over-
     or under-detections.
     """
-    n_drawn, n_true = ious.shape
-    paired = ious[linear_sum_assignment(ious, maximize=True)]
     kinds = np.digitize(paired, [_LEAST, 0.3, 0.5])
     names = ("wrong region", "poor overlap", "near miss", "hit")
     counts = {name: int((kinds == place).sum()) for place, name in enumerate(names)}
