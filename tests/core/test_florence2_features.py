@@ -9,6 +9,7 @@ from lightbox.backbones.attention import choose
 from lightbox.backbones.families import BY_MODEL_TYPE
 from lightbox.backbones.florence2 import Florence2Backbone, Florence2OnFeatures
 from lightbox.errors import RequestError
+from lightbox.paper.region_loss import loss_with_regions, regions_of
 from lightbox.pretrain.florence2 import make_model, make_processor, make_tokenizer
 
 PROMPTS = ["<CAPTION_TO_PHRASE_GROUNDING>dense disc", "<CAPTION_TO_PHRASE_GROUNDING>hazy band , left hilum"]
@@ -84,3 +85,32 @@ def test_boxes_of_a_tokenizer_of_words_are_read_back(pair):
     assert len(backbone.codec.decode(text, 64, 64)) == 2
     spans = backbone.token_spans(ids)
     assert [text[begin:end].strip() for begin, end in spans[2:6]] == [f"<loc_{k}>" for k in (3, 4, 20, 63)]
+
+
+def test_a_contrast_of_regions_stands_beside_the_loss(pair, images):
+    for backbone, seen in ((pair[0], images), (pair[1], pair[1].encode_images(images))):
+        batch = backbone.prepare(seen, PROMPTS, TARGETS, max_tokens=200)
+        regions, rows = regions_of(backbone, batch)
+        assert rows == [0]  # the other target holds no box
+        x0, y0, x1, y1 = ((place + 0.5) / backbone.codec.bins for place in (3, 4, 20, 63))
+        expected = [
+            x0 < (x + 1) / 8 and x1 > x / 8 and y0 < (y + 1) / 8 and y1 > y / 8 for y in range(8) for x in range(8)
+        ]
+        assert regions[0].tolist() == expected
+        torch.manual_seed(1)
+        plain, tokens, _ = backbone.loss(batch)
+        total, same_tokens, means = loss_with_regions(backbone, batch, weight=0.5)
+        assert same_tokens == tokens
+        assert means["region"] > 0
+        torch.testing.assert_close(total, plain + 0.5 * means["region"] * tokens)
+        backbone.model.zero_grad()
+        (total - plain).backward()
+        assert backbone.core.get_encoder().layers[-1].fc2.weight.grad.abs().max() > 0
+
+
+def test_a_batch_without_a_box_has_the_plain_loss(pair, images):
+    backbone = pair[1]
+    batch = backbone.prepare(backbone.encode_images(images), PROMPTS, ["nothing", ""], max_tokens=200)
+    plain, tokens, _ = backbone.loss(batch)
+    total, same_tokens, means = loss_with_regions(backbone, batch, weight=0.5)
+    assert (total, same_tokens, means["region"]) == (plain, tokens, 0)

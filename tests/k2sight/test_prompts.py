@@ -5,7 +5,7 @@ from transformers import AutoProcessor
 
 from k2sight.config import resolve
 from k2sight.data import Target
-from k2sight.prompts import form_of, write_texts
+from k2sight.prompts import form_of, on_grid, write_texts
 from lightbox.backbones.box_text import JsonList, Phrases
 from lightbox.backbones.codecs import FlorenceBins
 from lightbox.paper.samples import Sample
@@ -57,6 +57,22 @@ def test_qwen_is_asked_for_a_list_and_names_each_box_there(arm, asked):
 def test_boxes_may_stand_without_their_name(arm):
     (_, target), _ = texts(arm, FLORENCE, ASKED, ABSENT, names=False)
     assert target == "<loc_0><loc_16><loc_32><loc_32><loc_32><loc_32><loc_48><loc_63>"
+
+
+@pytest.mark.parametrize(
+    ("box", "moved"),
+    [
+        (Box(0.1, 0.2, 0.5, 0.7), (6, 13, 32, 45)),
+        (Box(0.5, 0.5, 0.501, 0.502), (32, 32, 33, 33)),  # thinner than a pixel
+        (Box(0.999, 0.0, 1.0, 1.0), (63, 0, 64, 64)),  # at the edge
+    ],
+)
+def test_edges_are_moved_to_the_nearest_pixel_and_a_box_stays_a_box(box, moved):
+    assert on_grid(box, 64) == Box(*(edge / 64 for edge in moved))
+    assert on_grid(box, 0) == box
+    cfg = resolve(["preset=smoke", "experiment=defined", "data.box_grid=64", "data.writes_names=false"])
+    (_, target), *_ = write_texts(cfg, [Sample("a", Target("zexa", True, {}, (box,)), "case", 0)], FLORENCE)
+    assert target == "".join(f"<loc_{min(edge, 63)}>" for edge in moved)
 
 
 def test_what_a_form_writes_it_reads_back():

@@ -77,6 +77,45 @@ def test_a_model_is_not_asked_in_words_that_it_was_not_taught(run, sizes, tmp_pa
         ENTRIES.run_once([*sizes, f"run.out={tmp_path}", asked, f"model.backbone={run / folders.MODEL}"], "eval")
 
 
+def test_the_contrast_of_regions_is_learnt_beside_the_boxes(sizes, run, tmp_path):
+    with_contrast = ENTRIES.run_once([*sizes, f"run.out={tmp_path}", "experiment=defined_region"], "train")
+    curve = folders.read_history(with_contrast)["train/region"]
+    assert all(value > 0 for _, value in curve)
+    assert "train/region" not in folders.read_history(run)
+    states = [load_file(folder / folders.MODEL / "model.safetensors") for folder in (run, with_contrast)]
+    assert any(not torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_training_sees_the_views_and_evaluation_does_not(sizes, run, tmp_path):
+    with_views = ENTRIES.run_once([*sizes, f"run.out={tmp_path}", "data.views=2"], "train")
+    states = [load_file(folder / folders.MODEL / "model.safetensors") for folder in (run, with_views)]
+    assert any(not torch.equal(states[0][name], states[1][name]) for name in states[0])
+    items = [folders.read_scores(folder)["item"].to_pylist() for folder in (run, with_views)]
+    assert items[0] == items[1]
+
+
+def test_a_run_that_selects_words_scores_and_predicts(sizes, tmp_path, image):
+    run = ENTRIES.run_once([*sizes, f"run.out={tmp_path}", "experiment=defined_bank"], "train")
+    assert folders.read_scores(run).num_rows
+    assert ENTRIES.predict(image=image, question="vorpal means coin, white, dextral top", run=run)["definition"]
+    with pytest.raises(RequestError, match=r"model\.bank_words"):  # nor does it answer a prompt with all of them
+        ENTRIES.run_once([*sizes, f"run.out={tmp_path}", f"model.backbone={run / folders.MODEL}"], "eval")
+
+
+@pytest.mark.parametrize(
+    ("asked", "named"),
+    [
+        (["model.bank_words=5", "data.prompt=definition"], r"model\.bank_words is 5"),
+        (["model.bank_words=5", "model.keeps_features=false"], r"model\.bank_words is 5"),
+        (["model.bank_words=-1"], r"model\.bank_words"),
+        (["objective.region_weight=-1"], r"objective\.region_weight"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(sizes, tmp_path, asked, named):
+    with pytest.raises(RequestError, match=named):
+        ENTRIES.run_once([*sizes, f"run.out={tmp_path}", "experiment=defined", *asked], "train")
+
+
 def test_an_edited_table_of_words_makes_another_run(sizes, monkeypatch, tmp_path):
     cfg = resolve(sizes)
     before = inputs(cfg)

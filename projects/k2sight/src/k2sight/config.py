@@ -10,7 +10,7 @@ from pathlib import Path
 from k2sight.descriptions import PARTS
 from lightbox import knowledge
 from lightbox.backbones import weights
-from lightbox.config import check_choice, check_positive, register_schema
+from lightbox.config import check_at_least, check_choice, check_positive, register_schema
 from lightbox.errors import RequestError
 from lightbox.paper import composition, schema
 from lightbox.paper.composition import chosen, estimate
@@ -36,6 +36,13 @@ class ModelConfig(schema.ModelConfig):
     keeps_features: bool = True
     """With a frozen tower, compute its features once an image and keep them in memory, for Florence-2: 24 KiB an image
     of 64 pixels, about 1 MiB one of 512. False computes them in every step."""
+    bank_words: int = 0
+    """Tokens of the definition that patches of the image select, after StructuralGLIP, for Florence-2 on kept features;
+    the definition is encoded apart, which costs about a twentieth of a step. 0: all of it stands in the prompt."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least("model.bank_words", self.bank_words, 0)
 
 
 @dataclass(kw_only=True)
@@ -50,6 +57,9 @@ class DataConfig(schema.DataConfig):
     writes_names: bool = True
     """Write the name before each box, as the paper does; False writes boxes alone, as the tiny model was pretrained: it
     does not learn to copy new names within the budget, and then draws nothing."""
+    box_grid: int = 0
+    """Lines each way that edges of boxes are moved to before they are written; 0 leaves them. The tiny model has learnt
+    the location tokens of the 64 pixels of its images alone, and real boxes end anywhere."""
     parts: list[str] = field(default_factory=lambda: ["known", "unseen_composition"])
     """Phantom parts that are scored, `n_test` items each; training sees the known one alone."""
     distractors: int = 3
@@ -58,12 +68,17 @@ class DataConfig(schema.DataConfig):
     absent_pct: float = 20.0
     """Percent of items that ask for a finding that is not there, in [0, 100); at most that on real data. The paper asks
     for none."""
+    views: int = 0
+    """Turned, moved and brightened copies of each training item, see `lightbox.paper.views`, >= 0; time before training
+    and memory of images grow with it. The paper's code has such a step and does not call it."""
     share_pct: float = 100.0
     """Percent of the training items that are used, in (0, 100]: the axis of K1."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("data.prompt", self.prompt, PROMPTS)
+        check_at_least("data.box_grid", self.box_grid, 0)
+        check_at_least("data.views", self.views, 0)
         check_choice("data.definition", self.definition, DEFINITIONS)
         for part in self.parts:
             check_choice("data.parts", part, PARTS)
@@ -87,8 +102,12 @@ class ObjectiveConfig(schema.ObjectiveConfig):
 
     method: str
     """ground, or a baseline: location_prior, blob, oracle; set by the experiment."""
+    region_weight: float = 0.0
+    """Weight of a contrast between the phrase and the regions of the image beside the loss, for Florence-2, see
+    `losses.regions`; MedRPG's is 0.05 and grows with the epochs, this one stays. It costs a seventh of a tiny step."""
 
     def __post_init__(self) -> None:
+        check_at_least("objective.region_weight", self.region_weight, 0)
         check_choice("objective.method", self.method, (GROUND, *BASELINES))
 
 
@@ -140,6 +159,7 @@ class Config(PaperConfig):
         Names and synonyms of the phantom are those of the run's seed.
         """
         told = {f"data.{key}": str(getattr(self.data, key)) for key in ("prompt", "definition", "writes_names")}
+        told["model.bank_words"] = str(self.model.bank_words)
         return told | ({"run.seed": str(self.run.seed)} if self.data.is_phantom else {})
 
 
@@ -163,6 +183,19 @@ def check(cfg: Config, base: Pretrained) -> None:
     Raises:
         RequestError: naming the setting.
     """
+    keeps = base.family.name == "florence2" and cfg.model.freezes_tower and cfg.model.keeps_features
+    if cfg.model.bank_words and not (keeps and cfg.data.prompt == "defined"):
+        raise RequestError(
+            f"model.bank_words is {cfg.model.bank_words}, the family {base.family.name}, data.prompt {cfg.data.prompt}",
+            "Words are selected from a definition beside a name, by a Florence-2 on kept features of its frozen tower",
+            "Set model.bank_words=0; or data.prompt=defined and a model of family florence2 with kept features",
+        )
+    if cfg.objective.region_weight and base.family.name != "florence2":
+        raise RequestError(
+            f"objective.region_weight is {cfg.objective.region_weight} and the family {base.family.name}",
+            "Regions are compared with words in an encoder, and only Florence-2 has one",
+            "Set objective.region_weight=0, or name a model of family florence2",
+        )
     if base.family.name not in FAMILIES:
         raise RequestError(
             f"model.backbone is '{cfg.model.backbone}', of family {base.family.name}",

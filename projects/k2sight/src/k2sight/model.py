@@ -5,6 +5,7 @@ else learns. Qwen2-VL is its larger one, trained as the kit trains any vision-la
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,17 @@ from transformers import PreTrainedTokenizerBase
 
 from k2sight.config import Config
 from k2sight.data import Target
-from k2sight.prompts import SIDE_PX, form_of, write_texts
+from k2sight.prompts import MEANS, SIDE_PX, form_of, write_texts
+from lightbox.backbones.backbone import Backbone
 from lightbox.backbones.box_text import BoxReading, read_generated
+from lightbox.backbones.florence2 import Florence2OnFeatures
+from lightbox.backbones.florence2_bank import Florence2WithBank
 from lightbox.backbones.rows import UNLIMITED
 from lightbox.paper import learner as learners
 from lightbox.paper.frozen_tower import open_frozen
 from lightbox.paper.learner import Learner
 from lightbox.paper.pretrained import Pretrained
+from lightbox.paper.region_loss import loss_with_regions
 from lightbox.paper.samples import Sample, Split
 
 FLORENCE = "florence2"
@@ -67,9 +72,13 @@ def open_grounder(cfg: Config, base: Pretrained, splits: Sequence[Split[Target]]
     def texts(samples: Sequence[Sample[Target]], tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, str]]:
         return write_texts(cfg, samples, form_of(family, tokenizer))
 
+    weight = cfg.objective.region_weight
+    loss = partial(loss_with_regions, weight=weight) if weight else Backbone.loss
     if family == FLORENCE and cfg.model.freezes_tower and cfg.model.keeps_features:
-        return Grounder(cfg, open_frozen(cfg, base, splits, texts=texts, purpose=cfg.purpose))
-    learner = learners.open_learner(cfg, base, splits, texts=texts, cache=cache, purpose=cfg.purpose)
+        words = cfg.model.bank_words
+        kind = partial(Florence2WithBank, separator=MEANS, n_words=words) if words else Florence2OnFeatures
+        return Grounder(cfg, open_frozen(cfg, base, splits, texts=texts, purpose=cfg.purpose, loss=loss, kind=kind))
+    learner = learners.open_learner(cfg, base, splits, texts=texts, cache=cache, purpose=cfg.purpose, loss=loss)
     if cfg.model.freezes_tower:
         learner.backbone.part(learner.backbone.family.vision).requires_grad_(False)
     return Grounder(cfg, learner)

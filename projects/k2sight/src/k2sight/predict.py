@@ -8,13 +8,13 @@ from k2sight.config import Config
 from k2sight.data import Target
 from k2sight.descriptions import define, phantom_classes, real_classes
 from k2sight.model import Grounder, open_grounder
+from k2sight.prompts import MEANS
 from lightbox.errors import RequestError
 from lightbox.paper import learner as learners
 from lightbox.paper.overlay import in_image
 from lightbox.paper.samples import Sample
 from lightbox.readers.images import load_image
 
-MEANS = " means "
 IN_WORDS = 'Ask in words, such as "it means coin, white, dextral top"'
 
 

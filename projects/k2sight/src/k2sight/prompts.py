@@ -18,12 +18,14 @@ from lightbox.backbones.box_text import BoxForm, JsonList, Phrases
 from lightbox.backbones.codecs import FlorenceBins
 from lightbox.eval.boxes import LabelledBox
 from lightbox.paper.samples import Sample
+from lightbox.records import Box
 
 if TYPE_CHECKING:  # transformers takes seconds to import
     from transformers import PreTrainedTokenizerBase
 
 TASK = "<CAPTION_TO_PHRASE_GROUNDING>"
-PHRASES = {"name": "{name}", "defined": "{name} means {definition}", "definition": "{definition}"}
+MEANS = " means "
+PHRASES = {"name": "{name}", "defined": "{name}" + MEANS + "{definition}", "definition": "{definition}"}
 REQUEST = 'Where in the image is {name}? Answer with a JSON list of {{"bbox_2d": [x0, y0, x1, y1], "label": ...}}.'
 NOTES = {
     "name": REQUEST,
@@ -41,6 +43,20 @@ def form_of(family: str, tokenizer: "PreTrainedTokenizerBase") -> BoxForm:
     return Phrases(FlorenceBins(sum(token.startswith("<loc_") for token in tokenizer.get_vocab())))
 
 
+def on_grid(box: Box, lines: int) -> Box:
+    """The box with each edge on the nearest of so many lines, at least one apart; as it is where `lines` is 0.
+
+    Example:
+        >>> on_grid(Box(0.49, 0.01, 0.51, 0.98), 4)
+        Box(x0=0.5, y0=0.0, x1=0.75, y1=1.0)
+    """
+    if not lines:
+        return box
+    lows = [min(round(low * lines), lines - 1) for low in (box.x0, box.y0)]
+    highs = [max(round(high * lines), low + 1) for high, low in zip((box.x1, box.y1), lows, strict=True)]
+    return Box(*(edge / lines for edge in (*lows, *highs)))
+
+
 def write_texts(cfg: Config, samples: Sequence[Sample[Target]], form: BoxForm) -> list[tuple[str, str]]:
     """Prompt and target of each sample.
 
@@ -52,7 +68,7 @@ def write_texts(cfg: Config, samples: Sequence[Sample[Target]], form: BoxForm) -
     for sample in samples:
         target = sample.record
         label = target.name if kind != "definition" and cfg.data.writes_names else ""
-        boxes = sorted(target.boxes, key=lambda box: (box.y0, box.x0))
+        boxes = sorted((on_grid(box, cfg.data.box_grid) for box in target.boxes), key=lambda box: (box.y0, box.x0))
         written = form.write([LabelledBox(label, box) for box in boxes], SIDE_PX, SIDE_PX)
         texts.append((template.format(name=target.name, definition=target.definition), written))
     return texts

@@ -8,6 +8,7 @@ from k2sight.config import Config
 from k2sight.data import load_splits
 from k2sight.model import open_grounder
 from lightbox.paper.pretrained import Pretrained
+from lightbox.paper.views import with_views
 from lightbox.runs import folders
 from lightbox.train import processes
 
@@ -35,11 +36,14 @@ def run(
     """
     folder.mkdir(parents=True, exist_ok=True)
     train, scored = load_splits(cfg)
-    shown = (train, scored) if cfg.objective.is_trained else (scored,)
+    learnt = train
+    if cfg.objective.is_trained:
+        learnt = with_views(train, cfg.data.views, seed=cfg.run.seed, image_px=cfg.model.image_px)
+    shown = (learnt, scored) if cfg.objective.is_trained else (scored,)
     grounder = open_grounder(cfg, base, shown, cache=cache)
     learner = grounder.learner
     if cfg.objective.is_trained:
-        learner.fit(train.samples, train, folder, memory_advice=memory_advice)
+        learner.fit(learnt.samples, learnt, folder, memory_advice=memory_advice)
     if not processes.is_main():
         return
     if not cfg.objective.is_trained:

@@ -4,7 +4,7 @@
 is the same computation again and again, and most of a step of a small model.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from lightbox.backbones.backbone import Backbone
 from lightbox.backbones.florence2 import Florence2Backbone, Florence2OnFeatures
 from lightbox.files import write_json
 from lightbox.paper.conditions import Pictures, picture
-from lightbox.paper.learner import Learner, Texts, open_backbone
+from lightbox.paper.learner import Learner, Loss, Texts, open_backbone
 from lightbox.paper.pretrained import Pretrained
 from lightbox.paper.purpose import PURPOSE, check_purpose
 from lightbox.paper.samples import Split
@@ -43,7 +43,14 @@ class FrozenTowerLearner(Learner):
 
 
 def open_frozen(
-    cfg: PaperConfig, base: Pretrained, splits: Sequence[Split[Any]], *, texts: Texts, purpose: dict[str, str]
+    cfg: PaperConfig,
+    base: Pretrained,
+    splits: Sequence[Split[Any]],
+    *,
+    texts: Texts,
+    purpose: dict[str, str],
+    loss: Loss = Backbone.loss,
+    kind: Callable[..., Florence2OnFeatures] = Florence2OnFeatures,
 ) -> Learner:
     """Load a model of family florence2 and compute what its tower sees of some splits.
 
@@ -52,7 +59,8 @@ def open_frozen(
         base: found from `cfg.model.backbone`.
         splits: all that the learner will be shown; () for images by file only.
         texts: the paper's prompts and targets.
-        purpose: see `learner.open_learner`.
+        purpose, loss: see `learner.open_learner`.
+        kind: what reads the features.
 
     Raises:
         RequestError: weights that were trained for another purpose, and what loading refuses.
@@ -61,16 +69,16 @@ def open_frozen(
         check_purpose(base.adapter or Path(base.name), purpose, backbone=cfg.model.backbone)
     processes.join(cfg.run)
     settled = base.under(cfg)
-    backbone = on_features(open_backbone(settled, base))
+    backbone = on_features(open_backbone(settled, base), kind)
     vision = {split.name: _features(backbone, split, settled.model.image_px) for split in splits}
-    return FrozenTowerLearner(settled, backbone, texts=texts, loss=Backbone.loss, vision=vision)
+    return FrozenTowerLearner(settled, backbone, texts=texts, loss=loss, vision=vision)
 
 
-def on_features(backbone: Any) -> Florence2OnFeatures:
+def on_features(backbone: Any, kind: Callable[..., Florence2OnFeatures] = Florence2OnFeatures) -> Florence2OnFeatures:
     """The same Florence-2, read through features of its tower, which gets no gradient."""
     assert isinstance(backbone, Florence2Backbone), type(backbone)
     backbone.part(backbone.family.vision).requires_grad_(False)
-    return Florence2OnFeatures(
+    return kind(
         backbone.model,
         backbone.processor,
         backbone.family,
