@@ -3,7 +3,8 @@
 import pytest
 
 from k2sight.data import Target
-from k2sight.scores import METRICS, score, score_set
+from k2sight.evaluate import MISSES_SHOWN, examples_of
+from k2sight.scores import COUNTS, METRICS, score, score_set
 from lightbox.backbones.box_text import BoxReading
 from lightbox.eval.boxes import LabelledBox
 from lightbox.paper.samples import Sample
@@ -56,6 +57,23 @@ def test_a_model_that_boxes_everything_pays_for_it():
     assert (row["best_iou"], row["paired_iou"], row["boxes"]) == (1.0, 0.5, 2.0)
 
 
+@pytest.mark.parametrize(
+    ("boxes", "kinds"),
+    [
+        ([LEFT], {"hit"}),
+        ([Box(0.0, 0.0, 0.2, 1.0)], {"near_miss"}),  # 0.4 of the true box
+        ([Box(0.0, 0.0, 0.1, 1.0)], {"poor_overlap"}),
+        ([RIGHT], {"wrong_region"}),
+        ([LEFT, RIGHT], {"hit", "over_detection"}),
+        ([], {"under_detection"}),
+    ],
+)
+def test_each_box_counts_under_one_kind_of_error(boxes, kinds):
+    row = score(ASKED, "image", reading(*boxes))
+    assert {name for name in COUNTS.values() if row[name]} == kinds
+    assert sum(row[name] for name in COUNTS.values()) == len(kinds)
+
+
 @pytest.mark.parametrize(("box", "moved"), [(LEFT, 0.0), (RIGHT, 1.0), (None, 0.0), (Box(0.4, 0.0, 0.9, 1.0), 1.0)])
 def test_a_box_has_moved_where_it_overlaps_the_neighbour_more(box, moved):
     assert score(ASKED, "swapped", reading(*([box] if box else [])))["moved"] == moved
@@ -79,3 +97,26 @@ def test_every_row_has_every_column():
     rows = [score(ASKED, "image", reading()), score(ABSENT, "swapped", reading())]
     rows += score_set([ASKED], "image", [reading()])
     assert all(set(row) == {"item", "condition", "kind", *METRICS} for row in rows)
+
+
+def test_examples_begin_with_misses_beside_each_kind_of_look_alike():
+    def item(image, kind):
+        near = {kind: OTHER} if kind else {}
+        return Sample(
+            f"{image}{kind}",
+            Target("zexa", True, {"shape": "oval"}, (LEFT,), neighbours=near, chosen_kind=kind),
+            "c",
+            image,
+        )
+
+    items = [item(k, "") for k in range(3)] + [item(3 + k, kind) for k, kind in enumerate(["location", "shape"] * 3)]
+    shown = examples_of(items, [reading(LEFT)] * 3 + [reading(RIGHT)] * 6)
+    beside = [[label for label in one.told if label.startswith("beside")] for one in shown]
+    assert (
+        beside[: 2 * MISSES_SHOWN]
+        == [["beside another shape"]] * MISSES_SHOWN + [["beside another location"]] * MISSES_SHOWN
+    )
+    assert [one.is_right for one in shown[2 * MISSES_SHOWN :][:3]] == [True] * 3
+    assert len({one.sample.image for one in shown}) == len(shown)
+    right = examples_of(items, [reading(LEFT)] * 9)
+    assert [one.sample.id for one in right[:3]] == [one.id for one in items[:3]]

@@ -11,6 +11,7 @@ from k2sight import scores
 from k2sight.config import Config
 from k2sight.data import Target, classes_of, defined, in_square, load_splits
 from lightbox.backbones.box_text import BoxReading
+from lightbox.knowledge import ATTRIBUTES
 from lightbox.paper import baselines, box_baselines, box_examples
 from lightbox.paper.conditions import IMAGE, shown_rows
 from lightbox.paper.samples import Sample, Split
@@ -19,7 +20,7 @@ from lightbox.runs import folders
 if TYPE_CHECKING:  # it imports torch, and baselines are scored without
     from k2sight.model import Grounder
 
-RIGHT = 0.5
+RIGHT, MISSES_SHOWN = 0.5, 2
 NEEDS_ONTOLOGY = ("swapped", "nearest")
 _log = logging.getLogger(__name__)
 
@@ -43,8 +44,7 @@ def evaluate(cfg: Config, grounder: "Grounder", split: Split[Target], *, folder:
         rows += [scores.score(s, condition, r) for s, r in zip(split.samples, readings, strict=True)]
         rows += scores.score_set(split.samples, condition, readings)
         if condition == IMAGE:
-            shown = [shown_of(s, r) for s, r in zip(split.samples, readings, strict=True)]
-            box_examples.write_examples(folder, shown, split)
+            box_examples.write_examples(folder, examples_of(split.samples, readings), split)
         _log.info("%s: %d items under condition %s", cfg.experiment, len(readings), condition)
     texts = [text for text in cfg.eval.texts if cfg.data.is_phantom or text not in NEEDS_ONTOLOGY]
     for text in texts:
@@ -55,11 +55,29 @@ def evaluate(cfg: Config, grounder: "Grounder", split: Split[Target], *, folder:
     return folders.write_scores(folder, rows, scores.METRICS)
 
 
-def shown_of(sample: Sample[Target], reading: BoxReading) -> box_examples.Shown:
-    """What a reader sees of an item: what was asked, what it looks like, and what was drawn."""
+def examples_of(samples: Sequence[Sample[Target]], readings: Sequence[BoxReading]) -> list[box_examples.Shown]:
+    """Items to look at: for each attribute two misses beside a look-alike of another value, then the others."""
+    chosen: dict[str, box_examples.Shown] = {}
+    every = [(sample, shown_of(sample, reading)) for sample, reading in zip(samples, readings, strict=True)]
+    for kind in ATTRIBUTES:
+        missed = [
+            (s, shown_of(s, r, beside=kind))
+            for (s, one), r in zip(every, readings, strict=True)
+            if kind in s.record.neighbours and not one.is_right and s.id not in chosen
+        ]
+        chosen |= {sample.id: shown for sample, shown in missed[:MISSES_SHOWN]}
+    images = {shown.sample.image for shown in chosen.values()}
+    rest = [shown for sample, shown in every if sample.image not in images]
+    return [*chosen.values(), *rest[: box_examples.N_EXAMPLES]]
+
+
+def shown_of(sample: Sample[Target], reading: BoxReading, *, beside: str = "") -> box_examples.Shown:
+    """What a reader sees of an item: what was asked, what it looks like, what lies beside it, and what was drawn."""
     target, overlap = sample.record, scores.score(sample, IMAGE, reading)["paired_iou"]
     told = {"asked for": target.name, "which means": target.definition, "part": target.part}
     told |= {"looks like": ", ".join(target.attributes.values())}
+    if beside:
+        told[f"beside another {beside}"] = ", ".join(target.neighbours[beside].attributes.values())
     is_right = not reading.boxes if overlap is None else float(overlap) >= RIGHT
     return box_examples.Shown(sample, told, reading.boxes, overlap, is_right=is_right)
 

@@ -4,12 +4,14 @@ from collections.abc import Mapping, Sequence
 
 from k2sight.data import Target
 from lightbox.backbones.box_text import BoxReading
-from lightbox.eval.boxes import OVERLAPS, iou_matrix, rodeo, score_boxes
+from lightbox.eval.boxes import ERRORS, OVERLAPS, iou_matrix, rodeo, score_boxes
 from lightbox.eval.boxes import LabelledBox as Drawn
 from lightbox.eval.detection import average_precision
 from lightbox.knowledge import ATTRIBUTES
 from lightbox.paper.samples import Sample
 
+COUNTS = {name: name.replace(" ", "_").replace("-", "_") for name in ("hit", *ERRORS)}
+"""What a box of an item can be -> its column: how many of it."""
 ITEM_METRICS = (
     "paired_iou",  # overlap of boxes paired one to one, over the larger number of the two; null where absent
     "best_iou",  # the paper's authors': mean over true boxes of the best overlap, whatever else is drawn; likewise
@@ -18,6 +20,7 @@ ITEM_METRICS = (
     "boxes",  # how many were drawn
     "false_alarm",  # 1 where a box is drawn for an absent finding; null where present
     "parsed",  # 1 where the text gives a box or says that there is none
+    *COUNTS.values(),  # hits and kinds of error, drawn boxes and missed ones; see `lightbox.eval.boxes.ERRORS`
     "confidence",  # of the surest box, 0 to 1; null without boxes
     *(f"paired_iou_beside_{kind}" for kind in ATTRIBUTES),  # where something differs in that attribute alone
     *(f"paired_iou_apart_{kind}" for kind in ATTRIBUTES),  # where nothing does
@@ -37,6 +40,7 @@ def score(sample: Sample[Target], condition: str, reading: BoxReading) -> ScoreR
     its = score_boxes(drawn, target.boxes)
     values = {name: getattr(its, name) for name in OVERLAPS} | {"false_alarm": its.is_false_alarm}
     row |= {name: None if value is None else float(value) for name, value in values.items()}
+    row |= {COUNTS[name]: float(its.counts[name]) for name in COUNTS}
     row |= {"boxes": float(len(drawn)), "parsed": float(reading.is_parsed)}
     row["confidence"] = max((box.score for box in reading.boxes), default=None)
     for kind in ATTRIBUTES if target.attributes else ():  # real findings have none, and so no neighbours

@@ -35,10 +35,11 @@ class Shown:
 def write_examples(folder: Path, shown: Sequence[Shown], split: Split[Any]) -> None:
     """Write the first `N_EXAMPLES` samples, at most one an image, and their PNGs."""
     (folder / folders.EXAMPLE_IMAGES).mkdir(exist_ok=True)
-    of_image = {one.sample.image: one for one in reversed(shown)}
+    of_image: dict[int, Shown] = {}
+    for one in shown:
+        of_image.setdefault(one.sample.image, one)
     rows = []
-    for row in sorted(of_image)[:N_EXAMPLES]:
-        one = of_image[row]
+    for row, one in list(of_image.items())[:N_EXAMPLES]:
         marks = [Mark("", box, is_true=True) for box in one.sample.record.boxes]
         marks += [Mark("", box.box, box.score) for box in one.drawn]
         name = f"{folders.EXAMPLE_IMAGES}/{row}.png"
