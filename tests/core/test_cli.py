@@ -163,3 +163,15 @@ def test_a_bug_keeps_its_traceback():
         guard(raising(ZeroDivisionError()))
     with pytest.raises(PermissionError):
         guard(raising(PermissionError(errno.EACCES, "denied")))
+
+
+@pytest.mark.parametrize("given", [["--claims", "T1,T2"], ["--claims", "T1", "--claims", "T2"]])
+def test_claims_named_apart_are_all_meant(given, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["lightbox", "reproduce", "medthink", "--preset", "smoke", "--dry-run", *given])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code in (0, None)
+    said = capsys.readouterr().out
+    assert "T1" in said
+    assert "T2" in said

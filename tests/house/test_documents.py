@@ -72,7 +72,7 @@ def check_command(words):
             check_overrides(packages[params["paper"]], names[0], params["overrides"] or [])
         if names[:1] == ["reproduce"]:
             papers = load_papers(params.get("papers") or [])
-            choose_claims(papers, [part for part in (params.get("claims") or "").split(",") if part])
+            choose_claims(papers, [part for part in ",".join(params.get("claims") or ()).split(",") if part])
     elif words[0] == "python" and words[1:2] == ["-m"]:
         check_overrides(packages[words[2]], words[3], words[4:])
     elif words[:2] == ["accelerate", "launch"]:

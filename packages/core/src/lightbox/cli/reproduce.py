@@ -26,7 +26,9 @@ Out = Annotated[Path | None, typer.Option(help="Output folder; left out, ./light
 def reproduce(
     papers: Papers = None,
     preset: Annotated[str, typer.Option(help="Size: smoke, quick or full.")] = "quick",
-    claims: Annotated[str, typer.Option(help="Claims by id, for example T1,P3; left out, all.")] = "",
+    claims: Annotated[
+        list[str] | None, typer.Option(help="Claims by id, for example T1,P3; may be given again; left out, all.")
+    ] = None,
     out: Out = None,
     engine: Annotated[str, typer.Option(help="Where jobs run: local, or ray with --address.")] = "local",
     address: Annotated[str, typer.Option(help="HOST:PORT of the head of a running Ray cluster.")] = "",
@@ -46,7 +48,7 @@ def reproduce(
     if reuse not in ("", "results"):
         raise RequestError(f"--reuse is '{reuse}'", "Only committed results can be reused", "Give --reuse results")
     runner.check_engine(engine, address)
-    plan = make_plan(papers or (), preset=preset, claim_ids=split_ids(claims))
+    plan = make_plan(papers or (), preset=preset, claim_ids=split_ids(",".join(claims or ())))
     run_plan(
         plan,
         out or default_out(),

@@ -19,6 +19,7 @@ from lightbox.errors import RequestError
 from lightbox.readers.boxes import edges_list
 from lightbox.readers.documents import parse_json, read_json
 from lightbox.readers.findings import MarkedImage, Markings
+from lightbox.readers.members import is_there
 from lightbox.readers.rows import Gathering, RowError, as_row, shown, text_field
 from lightbox.readers.shards import find_shards
 from lightbox.readers.stores import InnerPath, tree_store
@@ -35,7 +36,7 @@ def read_cases(root: Path, rows: Gathering, *, split: str | None = None) -> None
         RequestError: no file, or one that is neither JSON nor parquet of this kind.
     """
     splits = tuple(FILES) if split is None else (split,)
-    files = [(root / FILES[name], name) for name in splits if (root / FILES[name]).is_file()]
+    files = [(root / FILES[name], name) for name in splits if is_there(root / FILES[name])]
     shards = [] if files else find_shards(root, splits)
     if not files and not shards:
         names = " or ".join(FILES[name] for name in splits)
@@ -68,15 +69,16 @@ def _mark_all(
 def _read_shard(file: Path, split: str, marks: Markings, rows: Gathering) -> None:
     try:
         # the images stay in the file, hundreds of megabytes a shard
-        values = pq.read_table(file, columns=["annotation_json"]).column(0).to_pylist()
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as err:
+        column = pq.read_table(file, columns=["annotation_json"]).column(0)
+        values = column.cast(pa.binary()).to_pylist() if pa.types.is_string(column.type) else column.to_pylist()
+    except (pa.ArrowException, OSError, UnicodeError) as err:
         raise RequestError(
             f"File '{file}'", f"It is not parquet with annotation_json: {err}", "Fetch MedOtter/ChestX-Det"
         ) from err
     for number, value in enumerate(values, start=1):
         with rows.row(file, number, counter="images"):
             try:
-                row = as_row(parse_json(value) if isinstance(value, str) else value)
+                row = as_row(parse_json(value.decode("utf-8")) if isinstance(value, bytes) else value)
             except ValueError as err:
                 raise RowError("annotation_json", f"is not JSON: {err}") from err
             name = f"{file.stem}-{number - 1}"

@@ -16,12 +16,15 @@ import numpy as np
 from lightbox.errors import RequestError
 from lightbox.readers.boxes import make_box
 from lightbox.readers.images import load_image
-from lightbox.readers.rows import Gathering, RowError, case_id_of, inside
-from lightbox.readers.stores import ImageStore, image_size_wh
+from lightbox.readers.rows import Gathering, RowError, case_id_of, inside, shown
+from lightbox.readers.stores import ImageStore, image_fault, image_note, image_size_wh
 from lightbox.records import Box, Case, Finding, box_from_mask
 
 Name = tuple[str, tuple[tuple[str, str], ...]]
 """Name of a finding and its attributes: what two boxes must share to belong to one finding."""
+
+
+MAX_NAME = 200
 
 
 @dataclass
@@ -130,7 +133,12 @@ class Markings:
     def add(
         self, image: MarkedImage, name: str, xyxy: Sequence[float], field_name: str = "box", **attributes: str
     ) -> None:
-        """Add a box (left, top, right, bottom, in the unit the image was opened for); errors as `boxes.make_box`."""
+        """Add a box (left, top, right, bottom, in the unit the image was opened for); errors as `boxes.make_box`.
+
+        Also raises `RowError` for a name that is too long to be one, or holds what cannot be printed.
+        """
+        if len(name) > MAX_NAME or not name.isprintable():
+            raise RowError("name", f"is {shown(name)}, no name of a class")
         box, is_moved = make_box(xyxy, field_name, size_wh=image.size_wh)
         image.finding(name, **attributes).append(box)
         self.rows.counts["boxes_moved_to_the_edge"] += is_moved
@@ -156,6 +164,9 @@ class Markings:
                 self.rows.add(replace(image.case, findings=findings))
                 self.rows.counts["findings_present"] += len(present)
                 self.rows.counts["findings_absent"] += len(absent)
+                self.rows.counts["cases_without_an_image"] += not image.case.images
+        # where nothing tells the images apart but their names, one that stands in two splits may be a leak
+        self.rows.counts["names_in_two_splits"] += len(images) - len({name for _, name in self.images})
         self.images = {}
 
 
@@ -163,8 +174,11 @@ def region_of(path: Path, field_name: str, *, size_wh: tuple[int, int]) -> np.nd
     """A mask file as boolean h x w, True where not black; broken, of another size, or all black is a `RowError`."""
     try:
         region = load_image(path) > 0
+        fault = image_fault(path) or ("It has printing colours" if image_note(path) == "cmyk_images" else "")
     except RequestError as err:
         raise RowError(field_name, f"is {path.name}, a mask that cannot be read: {err.why}") from err
+    if fault:
+        raise RowError(field_name, f"is {path.name}, a damaged mask: {fault}")
     if region.shape[::-1] != size_wh:
         raise RowError(field_name, f"has {_pixels(region.shape[::-1])}, but {_pixels(size_wh)} belong")
     if not region.any():

@@ -17,6 +17,7 @@ from lightbox.errors import RequestError
 from lightbox.readers.boxes import number_field, size_fields
 from lightbox.readers.documents import read_csv
 from lightbox.readers.findings import MarkedImage, Markings, region_edges, region_of
+from lightbox.readers.members import is_there
 from lightbox.readers.rows import Gathering, RowError, as_row, inside, shown, text_field
 from lightbox.readers.stores import ImageStore
 
@@ -32,7 +33,7 @@ def read_covid(root: Path, rows: Gathering, *, split: str | None = None) -> None
     """
     patients: dict[str, str] = {}
     metadata, file = root / "metadata.csv", root / "structure.csv"
-    for number, value in read_csv(metadata, ("filename", "patientid")) if metadata.is_file() else ():
+    for number, value in read_csv(metadata, ("filename", "patientid")) if is_there(metadata) else ():
         with rows.row(metadata, number, counter="metadata_rows"):
             row = as_row(value)
             patients[text_field(row, "filename")] = text_field(row, "patientid")

@@ -40,6 +40,7 @@ def read_cases(root: Path, rows: Gathering, *, split: str | None = None) -> None
             name = SPLITS.get(text_field(row, "split", default="").lower())
             if name is None:
                 raise RowError("split", f"is {shown(row['split'])}, not one of {', '.join(filter(None, SPLITS))}")
+            rows.counts["rows_without_a_split"] += name == ""
             if split not in (None, name):
                 rows.counts["rows_of_other_splits"] += 1
                 continue

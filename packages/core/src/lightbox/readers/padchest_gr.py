@@ -18,6 +18,7 @@ from lightbox.errors import RequestError
 from lightbox.readers.boxes import edges_list
 from lightbox.readers.documents import read_csv, read_json
 from lightbox.readers.findings import MarkedImage, Markings
+from lightbox.readers.members import is_there
 from lightbox.readers.rows import Gathering, RowError, as_row, shown, text_field
 from lightbox.readers.stores import tree_store
 from lightbox.records import Report
@@ -44,16 +45,19 @@ def read_cases(
     files = sorted(root.glob("grounded_reports_*.json"))
     if language not in LANGUAGES:
         raise RequestError(f"language='{language}'", f"The choices are {', '.join(LANGUAGES)}", "Choose one of them")
-    if not files or (split or uses_groups) and not (root / TABLE).is_file():
+    if not files or (split or uses_groups) and not is_there(root / TABLE):
         lacking = "grounded_reports_*.json" if not files else f"{TABLE}, which gives splits and groups"
         raise RequestError(f"PadChest-GR at '{root}'", f"There is no {lacking}", "Name the folder that holds it")
     images, groups = _table(root / TABLE, rows, uses_groups)
+    if is_there(root / TABLE) and not images:
+        raise RequestError(f"File '{root / TABLE}'", "No row of it names an image and its split", "Fetch it again")
     marks = Markings(rows, tree_store(root, rows), modality="X-ray", body_part="chest")
     for number, value in enumerate(read_json(files[-1], list), start=1):
         with rows.row(files[-1], number, counter="images"):
             row = as_row(value)
             name = text_field(row, "ImageID")
             image_split, patient = images.get(name, ("", None))
+            rows.counts["images_without_a_table_row"] += bool(images) and name not in images
             if split not in (None, image_split):
                 rows.counts["studies_of_other_splits"] += 1
                 continue
@@ -106,7 +110,9 @@ def _mark(
 
 def _list(row: Mapping[str, object], name: str) -> Sequence[object]:
     """A field that is a list; sentences that are not abnormal may leave it out."""
-    value = row.get(name) or []
+    value = row.get(name)
+    if value is None:
+        return []
     if not isinstance(value, list):
         raise RowError(name, f"is {shown(value)}, not a list")
     return value
@@ -118,13 +124,14 @@ def _table(
     """Split and patient by image, and the group of each label where asked for."""
     images, groups = dict[str, tuple[str, str | None]](), dict[str, str]()
     columns = ("ImageID", "split", "label", "label_group") if uses_groups else ("ImageID", "split")
-    for number, value in read_csv(file, columns) if file.is_file() else ():
+    for number, value in read_csv(file, columns) if is_there(file) else ():
         with rows.row(file, number, counter="table_rows"):
             row = as_row(value)
             name, split = text_field(row, "ImageID"), text_field(row, "split")
             if split not in SPLITS:
                 raise RowError("split", f"is {shown(split)}, not one of {', '.join(SPLITS)}")
             entry = (split, text_field(row, "PatientID", default="") or None)
+            rows.counts["images_without_a_patient"] += entry[1] is None and name not in images
             if images.setdefault(name, entry) != entry:
                 raise RowError("split", f"or the patient of {name} differs from a row before, which is kept")
             if uses_groups and text_field(row, "label", default=""):

@@ -37,11 +37,11 @@ def image_bytes(path: Path) -> bytes:
         mtime_ns = file.stat().st_mtime_ns
         group, offset = _locate(file, mtime_ns, number)
         cell = _group(file, mtime_ns, group)[offset].as_py()
-    except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError) as err:
+    except (pa.ArrowException, OSError, KeyError, UnicodeError, OverflowError) as err:
         raise RequestError(
             f"Image '{path}'", f"The parquet file cannot be read: {err}", "Fetch the file again"
         ) from err
-    if not isinstance(cell, dict) or not cell.get("bytes"):
+    if not isinstance(cell, dict) or not isinstance(cell.get("bytes"), bytes) or not cell["bytes"]:
         raise RequestError(f"Image '{path}'", "The row holds no image bytes", "Leave the row out")
     return cell["bytes"]
 

@@ -151,9 +151,9 @@ def image_size_wh(path: Path) -> tuple[int, int]:
         from lightbox.readers import dicom  # noqa: PLC0415  as in `images`
 
         return dicom.dicom_size_wh(io.BytesIO(image_bytes(path)) if is_row_path(path) else path, path=path)
-    if not is_row_path(path):
-        return images.image_size_wh(path)
     try:
+        if not is_row_path(path):
+            return images.image_size_wh(path)  # looking for EXIF, Pillow reads a PNG to its end, and may stumble there
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `load_image` has the cap
             with Image.open(io.BytesIO(image_bytes(path)), formats=("PNG", "JPEG")) as image:

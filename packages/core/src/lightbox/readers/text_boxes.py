@@ -92,9 +92,15 @@ def _split_of(place: Path) -> str:
 def _read(file: Path, split: str, rows: Gathering, marks: Markings, names: Sequence[str]) -> None:
     """Read one file: YOLO where `names` are given, else KITTI."""
     image: MarkedImage | None = None
+    content = b""
     with rows.row(file, "all", counter="images"):
+        if not file.is_file():
+            raise RowError("row", "is no file that can be read, but a folder, a pipe or a link to nothing")
+        content = file.read_bytes().strip(b"\r\n")
+        if content and not content.strip():
+            raise RowError("row", "is blanks alone, where a file without boxes is empty")
         image = marks.image(file.stem, "image", split=split, in_px=not names, id=file.stem)
-    if image is None or not file.read_bytes().strip():  # an empty file says that there is nothing
+    if image is None or not content:  # an empty file says that there is nothing
         return
     for number, line in read_lines(file):
         with rows.row(file, number, counter="box_rows"), image.row():

@@ -17,6 +17,7 @@ from lightbox.errors import RequestError
 from lightbox.readers.boxes import edges_fields, fuse_boxes, size_fields
 from lightbox.readers.documents import read_csv, read_json
 from lightbox.readers.findings import Markings
+from lightbox.readers.members import is_there
 from lightbox.readers.rows import Gathering, RowError, as_row, shown, text_field
 from lightbox.readers.stores import tree_store
 
@@ -36,7 +37,7 @@ def read_cases(root: Path, rows: Gathering, *, split: str | None = None, fuses: 
         name: file
         for name in splits
         for folder in (root / "annotations", root)
-        if (file := folder / f"annotations_{name}.csv").is_file()
+        if is_there(file := folder / f"annotations_{name}.csv")
     }
     if not files:
         names = " or ".join(f"annotations_{name}.csv" for name in splits)
@@ -73,7 +74,7 @@ def _read(file: Path, split: str, rows: Gathering, marks: Markings) -> None:
 
 def _sizes(file: Path, rows: Gathering) -> Mapping[str, tuple[int, int]]:
     sizes: dict[str, tuple[int, int]] = {}
-    for name, value in read_json(file, dict).items() if file.is_file() else ():
+    for name, value in read_json(file, dict).items() if is_there(file) else ():
         with rows.row(file, name, counter="size_rows"):
             if not isinstance(value, list) or len(value) != 2:
                 raise RowError("size", f"is {shown(value)}, not rows and columns")

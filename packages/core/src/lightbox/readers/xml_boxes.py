@@ -18,6 +18,7 @@ from lightbox.errors import RequestError
 from lightbox.readers.boxes import edges_fields, size_fields
 from lightbox.readers.documents import read_lines
 from lightbox.readers.findings import MarkedImage, Markings
+from lightbox.readers.members import check_folder, is_there
 from lightbox.readers.rows import Gathering, RowError, text_field
 from lightbox.readers.stores import tree_store
 from lightbox.readers.xml_trees import Element, read_xml
@@ -41,6 +42,10 @@ def read_voc(root: Path, rows: Gathering, *, split: str | None = None, counts_fr
     if split is not None and split not in splits.values():
         why = f"There is no ImageSets/Main/{SPLIT_FILES[split]} in {base}, or it is empty"
         raise RequestError(f"split='{split}' of {rows.dataset}", why, "Leave the split out, or fetch the lists")
+    # a list that is cut or spoiled would else pass for one of fewer images
+    stems = {file.stem for file in files}
+    rows.counts["listed_images_without_annotation"] = len(splits.keys() - stems)
+    rows.counts["images_in_no_list"] = len(stems - splits.keys()) if splits else 0
     marks = Markings(rows, tree_store(base, rows))
     first = 1 if counts_from_one else 0
     for file in files:
@@ -64,12 +69,15 @@ def read_voc(root: Path, rows: Gathering, *, split: str | None = None, counts_fr
 def _splits(base: Path, rows: Gathering) -> dict[str, str]:
     splits: dict[str, str] = {}
     for name, file_name in SPLIT_FILES.items():
-        file = base / "ImageSets" / "Main" / file_name
-        # a split that nothing was drawn for has an empty list
-        for number, line in read_lines(file) if file.is_file() and file.stat().st_size else ():
+        file = check_folder(check_folder(base / "ImageSets") / "Main") / file_name
+        if not is_there(file) or file.is_file() and not file.stat().st_size:
+            continue  # a split that nothing was drawn for has an empty list
+        for number, line in read_lines(file):
             with rows.row(file, number, counter="split_rows"):
                 if isinstance(line, RowError):
                     raise line
+                if not line.split():
+                    raise RowError("row", "is blank")
                 stem = line.split()[0]  # a list of one class has a second column
                 if splits.setdefault(stem, name) != name:
                     raise RowError("row", f"is {stem}, which stands in {splits[stem]} too; that is kept")

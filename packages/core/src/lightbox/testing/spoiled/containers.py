@@ -285,13 +285,14 @@ def _row_twice(rng: random.Random, table: pa.Table) -> tuple[pa.Table, Damage]:
 
 
 def _bad_text(rng: random.Random, table: pa.Table) -> tuple[pa.Table, Damage]:
-    values = [value.encode() for value in table.column("question").to_pylist()]
+    column = "question" if "question" in table.column_names else "annotation_json"
+    values = [value.encode() for value in table.column(column).to_pylist()]
     row = rng.randrange(len(values))
     values[row] = b"\xb2" + values[row]
     data = pa.array(values, pa.binary())
     text = pa.Array.from_buffers(pa.string(), len(data), data.buffers())
-    place = table.column_names.index("question")
-    return table.set_column(place, "question", text), Damage(f"row {row}: text that is not UTF-8", rows=1)
+    place = table.column_names.index(column)
+    return table.set_column(place, column, text), Damage(f"row {row}: text that is not UTF-8", rows=1)
 
 
 def _page(rng: random.Random, file: Path) -> Damage:

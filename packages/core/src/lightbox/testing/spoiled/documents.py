@@ -11,7 +11,7 @@ from typing import Any
 
 from lightbox.testing.spoiled.entries import Change, Damage
 
-TEXT = (".json", ".jsonl", ".txt", ".csv")
+TEXT = (".json", ".jsonl", ".txt", ".csv", ".xml")
 NAMES_AS_KEYS = ("detection.json",)
 """Files whose keys are names of what is seen: another key is another name, and none can know which is right."""
 IDS = ("qid", "img_id")
@@ -388,15 +388,19 @@ def _cell_long(rng: random.Random, cells: list[list[str]]) -> str:
     return f"line {line + 1}, {cells[0][place]}: 200,000 letters"
 
 
-def _label(rng: random.Random, cells: list[list[str]]) -> str:
+def _label(rng: random.Random, cells: list[list[str]]) -> str | None:
     line = rng.randrange(1, len(cells))
     column = "Answer_label" if "Answer_label" in cells[0] else "Answer"
+    if column not in cells[0]:
+        return None
     cells[line][cells[0].index(column)] = rng.choice(("E", "AB", "", "1", "Ä", "?"))
     return f"line {line + 1}, {column}: outside the choices"
 
 
-def _figure(rng: random.Random, cells: list[list[str]]) -> str:
+def _figure(rng: random.Random, cells: list[list[str]]) -> str | None:
     line = rng.randrange(1, len(cells))
+    if "Figure_path" not in cells[0]:
+        return None
     cells[line][cells[0].index("Figure_path")] = rng.choice([name for name in NAMES if "\ud800" not in name])
     return f"line {line + 1}: another figure"
 

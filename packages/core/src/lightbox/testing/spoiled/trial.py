@@ -35,6 +35,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
+from xml.etree import ElementTree
 
 import numpy as np
 import pyarrow as pa
@@ -49,6 +50,7 @@ from lightbox.readers.images import load_image
 from lightbox.readers.splits import split_by_image
 from lightbox.readers.stores import image_size_wh
 from lightbox.records import Case
+from lightbox.testing.spoiled.box_sets import BOX_SETS
 from lightbox.testing.spoiled.containers import PARQUET_CHANGES, ZIP_CHANGES
 from lightbox.testing.spoiled.documents import CSV_CHANGES, FIELD_CHANGES, ROW_CHANGES, TEXT, TEXT_CHANGES
 from lightbox.testing.spoiled.entries import CHANGES, ROOT, Change, Damage
@@ -57,16 +59,23 @@ from lightbox.testing.spoiled.sets import SETS, write_set
 
 GOOD = ("refused", "said", "same", "undetectable")
 BAD = ("traceback", "hang", "silent", "rest lost", "unnamed")
-TOTALS = ("rows", "cases", "questions", "boxes", "box_files", "masks", "files", "zip_members", "malformed_rows")
+TOTALS = (
+    *("rows", "cases", "questions", "files", "zip_members", "malformed_rows"),
+    *("images", "annotated_images", "categories", "split_rows", "sentences", "table_rows", "label_rows", "regions"),
+    *("boxes", "box_files", "box_rows", "boxes_before_fusion", "masks", "findings_present", "findings_absent"),
+)
 TRIES = 20
 
 
 @dataclass(frozen=True)
 class Seen:
-    """A set through the readers: digest of its content, questions in all and most of one case, what was said."""
+    """A set through the readers: digest of its content, items in all and most of one case, what was said.
+
+    Items are questions, or boxes in a set without questions.
+    """
 
     content: str
-    questions: int
+    items: int
     most: int
     said: Counter[str]
 
@@ -94,9 +103,13 @@ def changes_of(file: Path) -> dict[str, Change]:
         changes |= FIELD_CHANGES | ROW_CHANGES
     if ending in PICTURES:
         changes |= PICTURE_CHANGES
-    return changes | {".csv": CSV_CHANGES, ".zip": ZIP_CHANGES, ".parquet": PARQUET_CHANGES, ".dcm": DICOM_CHANGES}.get(
-        ending, {}
-    )
+    return changes | {
+        ".csv": CSV_CHANGES,
+        ".zip": ZIP_CHANGES,
+        ".parquet": PARQUET_CHANGES,
+        ".dcm": DICOM_CHANGES,
+        ".dicom": DICOM_CHANGES,
+    }.get(ending, {})
 
 
 def spoil(folder: Path, rng: random.Random, change: str | None = None) -> tuple[Path, str, Damage]:
@@ -129,6 +142,7 @@ def look(name: str, folder: Path) -> Seen:
             unreadable=found.unreadable_images,
             duplicates=found.duplicates,
             repeated=found.repeated_items,
+            identical_images=found.identical_images,
             in_two_splits=sum(leak.repeated_pairs for leak in found.leakage),
         )
         split_by_image(result.cases, 0)
@@ -140,9 +154,11 @@ def look(name: str, folder: Path) -> Seen:
         ):
             _command("validate", small.dataset, "--root", str(folder))
             _command("show", small.dataset, "--root", str(folder), "-n", "99")
-    most = max((len(case.questions) for case in result.cases), default=0)
+    items = [len(case.questions) for case in result.cases]
+    if name in BOX_SETS:
+        items = [sum(len(finding.boxes) for finding in case.findings) for case in result.cases]
     digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
-    return Seen(digest, found.questions, most, said)
+    return Seen(digest, sum(items), max(items, default=0), said)
 
 
 def run_trial(
@@ -180,27 +196,30 @@ def _before(name: str, sound: Path, variant: int, data_root: Path | None) -> See
 
 
 def _judge(name: str, folder: Path, file: Path, damage: Damage, before: Seen, original: Path) -> tuple[str, str]:
-    rows = None if file.name == SETS[name].split_file else damage.rows  # half a split file is no split
+    small = SETS[name]
+    # half a split file is no split
+    rows = damage.rows if small.is_of_rows and file.name != small.split_file else None
     try:
         after = look(name, folder)
     except LightboxError as err:
         text = str(err)
         if not all(len(part) > 3 for part in (err.given, err.why, err.do)):
             return "unnamed", f"not in three parts: {text}"
-        if rows is not None and before.questions > before.most + rows:
+        if rows is not None and before.items > before.most + rows:
             return "rest lost", text
         return "refused" if str(folder) in text else "unnamed", text
     except Exception as err:  # noqa: BLE001  whatever a user would see as a traceback is what is looked for
         return "traceback", "".join(traceback.format_exception_only(err)).strip() + " | " + _where(err)
-    if rows is not None and after.questions < before.questions - max(rows, before.most):
-        return "rest lost", f"{after.questions} of {before.questions} questions are left"
+    if rows is not None and after.items < before.items - max(rows, before.most):
+        return "rest lost", f"{after.items} of {before.items} items are left"
     more = {key: count - before.said[key] for key, count in after.said.items() if count > before.said[key]}
     if more:
         return "said", json.dumps(more)
     if after.content == before.content:
         return "same", ""
     is_sound = keeps_form(original, file) if damage.keeps_form is None else damage.keeps_form
-    return "undetectable" if is_sound else "silent", f"{after.questions} of {before.questions} questions"
+    is_sound = is_sound or file.suffix == small.may_be_empty and file.is_file() and not file.stat().st_size
+    return "undetectable" if is_sound else "silent", f"{after.items} of {before.items} items"
 
 
 def _where(err: BaseException) -> str:
@@ -219,6 +238,8 @@ def _plain(case: Case, folder: Path) -> list[Any]:
     findings = [
         (
             finding.name,
+            finding.present,
+            finding.attributes,
             finding.boxes,
             "" if finding.mask is None else hashlib.sha256(finding.mask.tobytes()).hexdigest(),
         )
@@ -259,6 +280,8 @@ def _keeps_form(ending: str, first: bytes, second: bytes) -> bool:
         )
     if ending in (".json", ".jsonl"):
         return _shape(first, ending) == _shape(second, ending) != "none"
+    if ending == ".xml":
+        return _tags(second) is not None and (_tags(second) or set()) <= (_tags(first) or set())
     if ending in TEXT:
         measure = _cells if ending == ".csv" else _separators
         return measure(second) is not None and set(measure(second) or ()) <= set(measure(first) or ())
@@ -270,7 +293,7 @@ def _keeps_form(ending: str, first: bytes, second: bytes) -> bool:
         return second.startswith(b"\xff\xd8") and b"\xff\xd9" in second
     if ending == ".parquet":
         return _columns(first) == _columns(second)
-    return ending == ".dcm" and len(second) >= len(first)
+    return ending in (".dcm", ".dicom") and len(second) >= len(first)
 
 
 def _shape(content: bytes, ending: str) -> str:
@@ -295,6 +318,14 @@ def _shape(content: bytes, ending: str) -> str:
         else shaped
     )
     return json.dumps(sorted(rows) if isinstance(rows, set) else rows, sort_keys=True)
+
+
+def _tags(content: bytes) -> set[str] | None:
+    """Names of elements with their attributes, of which a row less makes no other; None where it cannot be read."""
+    try:
+        return {" ".join([node.tag, *node.attrib]) for node in ElementTree.fromstring(content).iter()}
+    except (ElementTree.ParseError, ValueError, LookupError):
+        return None
 
 
 def _separators(content: bytes) -> list[int] | None:
