@@ -34,6 +34,7 @@ COMMANDS = {
     "predict": Entry("lightbox.cli.train:predict", "Answer one question about one image."),
     "pretrain": Entry("lightbox.cli.train:pretrain", "Rebuild the tiny foundation models."),
     "data": Entry("lightbox.cli.data:app", "List, validate, show, render and convert datasets."),
+    "knowledge": Entry("lightbox.cli.knowledge:app", "Take classes apart into attributes."),
     "compare": Entry("lightbox.cli.compare:compare", "Put recorded runs side by side."),
     "conventions": Entry("lightbox.cli.conventions:conventions", "Score predictions by the rules of several groups."),
     "bench": Entry("lightbox.cli.bench:app", "Measure ratios against named peers."),
