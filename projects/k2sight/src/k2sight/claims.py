@@ -290,7 +290,7 @@ _K2_BANK = _claim(
 )
 
 
-def _on_real(id: str, title: str, source: str, images: str) -> Claim:
+def _on_real(claim_id: str, title: str, source: str, images: str) -> Claim:
     """A number on real images: ND against what looks at nothing, or at brightness alone."""
     trained, prior, blob = (Measure(f"{arm}_{source}") for arm in ("defined", "location_prior", "blob"))
     means = {"best overlap": "best_iou", "AP50": "map50", "AP50:95": "map50_95"}
@@ -301,7 +301,7 @@ def _on_real(id: str, title: str, source: str, images: str) -> Claim:
         return Contrast(name, ((1.0, measure),), Role.SECONDARY)
 
     return _claim(
-        id=id,
+        id=claim_id,
         kind=Kind.CHAIN,
         statement=f"On {title}, cells are found better than by the location prior and by the largest blob.",
         location="not in the paper: a real number beside the phantom's",

@@ -25,7 +25,7 @@ PUBLIC_LICENCES = ("CC0-1.0", "CC-BY-4.0", "MIT", "Apache-2.0")
 app = typer.Typer(name="data", help="Datasets: list, validate, show, render, convert.", no_args_is_help=True)
 
 Name = Annotated[str, typer.Argument(help="Dataset name, see `lightbox data list`.")]
-Root = Annotated[Path | None, typer.Option(help="Folder of the dataset [default: $LIGHTBOX_DATA_ROOT/NAME].")]
+Root = Annotated[Path | None, typer.Option(help="Folder of the dataset (default: $LIGHTBOX_DATA_ROOT/NAME).")]
 Split = Annotated[str | None, typer.Option(help="One official split.")]
 Options = Annotated[list[str] | None, typer.Option("--option", "-o", help="Option of the reader, KEY=VALUE.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -105,7 +105,7 @@ def render(
     split: Split = None,
     n: Annotated[int, typer.Option("-n", min=1, max=1000, help="How many cases.")] = 8,
     seed: Annotated[int, typer.Option(min=0, help="Seed, for the phantom.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Folder for the PNGs [default: ./lightbox-out/render/NAME].")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the PNGs (default: ./lightbox-out/render/NAME).")] = None,
     option: Options = None,
 ) -> None:
     """Write cases as PNGs with their boxes drawn; phantoms are enlarged four times and say that they are synthetic."""
