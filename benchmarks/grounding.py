@@ -94,7 +94,9 @@ def plain(grounder: Grounder, samples: Sequence, see: Callable) -> list[list[Box
     for start in range(0, len(samples), PEER_BATCH):
         part = samples[start : start + PEER_BATCH]
         prompts = [prompt for prompt, _ in write_texts(grounder.cfg, part, form)]
-        batch = backbone.prepare(see(range(start, start + len(part))), prompts, max_tokens=UNLIMITED)
+        batch = backbone.prepare(see(range(start, start + len(part))), prompts, max_tokens=UNLIMITED).to(
+            backbone.device
+        )
         ids = backbone.core.generate(
             **backbone.generation_inputs(batch),
             max_new_tokens=grounder.cfg.eval.answer_tokens,

@@ -9,9 +9,11 @@ from lightbox.backbones.attention import choose
 from lightbox.backbones.families import BY_MODEL_TYPE
 from lightbox.backbones.florence2 import Florence2Backbone, Florence2OnFeatures
 from lightbox.errors import RequestError
+from lightbox.paper import region_loss
 from lightbox.paper.region_loss import loss_with_regions, regions_of
 from lightbox.pretrain.florence2 import make_model, make_processor, make_tokenizer
 
+TASK = "<CAPTION_TO_PHRASE_GROUNDING>"
 PROMPTS = ["<CAPTION_TO_PHRASE_GROUNDING>dense disc", "<CAPTION_TO_PHRASE_GROUNDING>hazy band , left hilum"]
 TARGETS = ["<loc_3><loc_4><loc_20><loc_63>", "nothing"]
 
@@ -99,7 +101,7 @@ def test_a_contrast_of_regions_stands_beside_the_loss(pair, images):
         assert regions[0].tolist() == expected
         torch.manual_seed(1)
         plain, tokens, _ = backbone.loss(batch)
-        total, same_tokens, means = loss_with_regions(backbone, batch, weight=0.5)
+        total, same_tokens, means = loss_with_regions(backbone, batch, weight=0.5, task=TASK)
         assert same_tokens == tokens
         assert means["region"] > 0
         torch.testing.assert_close(total, plain + 0.5 * means["region"] * tokens)
@@ -112,5 +114,30 @@ def test_a_batch_without_a_box_has_the_plain_loss(pair, images):
     backbone = pair[1]
     batch = backbone.prepare(backbone.encode_images(images), PROMPTS, ["nothing", ""], max_tokens=200)
     plain, tokens, _ = backbone.loss(batch)
-    total, same_tokens, means = loss_with_regions(backbone, batch, weight=0.5)
+    total, same_tokens, means = loss_with_regions(backbone, batch, weight=0.5, task=TASK)
     assert (total, same_tokens, means["region"]) == (plain, tokens, 0)
+
+
+def test_the_phrase_is_what_prompts_do_not_share(pair, images, monkeypatch):
+    backbone, asked = pair[1], []
+    monkeypatch.setattr(
+        region_loss,
+        "region_phrase_contrast",
+        lambda states, patches, words, *rest: asked.append(words) or words.sum() * 0.0,
+    )
+    batch = backbone.prepare(backbone.encode_images(images), PROMPTS, [TARGETS[0]] * 2, max_tokens=200)
+    loss_with_regions(backbone, batch, weight=0.5, task=TASK)
+    said = [
+        backbone.tokenizer.decode(ids[words]) for ids, words in zip(batch.inputs["input_ids"], asked[0], strict=True)
+    ]
+    assert said == [prompt.removeprefix(TASK) for prompt in PROMPTS]
+
+
+def test_the_contrast_is_taken_in_full_precision_under_autocast(pair, images):
+    backbone = pair[1]
+    batch = backbone.prepare(backbone.encode_images(images), PROMPTS, TARGETS, max_tokens=200)
+    torch.manual_seed(1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        total, _, means = loss_with_regions(backbone, batch, weight=0.5, task=TASK)
+    assert means["region"].dtype == torch.float32
+    assert torch.isfinite(total)

@@ -42,6 +42,15 @@ def test_other_regions_have_the_shape_and_lie_elsewhere():
         assert len({tuple(other.tolist()) for other in its}) == N_OTHERS  # drawn without repeats where there is room
 
 
+def test_a_large_region_is_never_its_own_wrong_answer():
+    torch.manual_seed(0)
+    region = patches_in(torch.tensor([[0.0, 0.0, 0.75, 0.75]]), 8).expand(50, -1)
+    others = other_regions(region)
+    assert not (others == region[:, None]).all(dim=2).any()
+    shared = (others & region[:, None]).sum(dim=2) / (others | region[:, None]).sum(dim=2)
+    assert shared.max() < 0.75  # of eight other places those that share least
+
+
 def test_a_region_that_fills_its_image_has_no_other_place():
     region = torch.ones(1, 16, dtype=torch.bool)
     assert other_regions(region).all()

@@ -7,6 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from k2sight.claims import PAPER
+from k2sight.config import resolve
+from k2sight.data import load_splits
 from lightbox.readers.catalog import ROOT_VARIABLE, read
 from lightbox.readers.splits import split_by_image
 from lightbox.readers.validate import validate
@@ -83,3 +86,9 @@ def test_classes_of_bccd_and_its_split(data_root):
     classes = Counter(f.name for case in cases for f in case.findings for _ in f.boxes)
     assert classes == {"RBC": 1101, "WBC": 103, "Platelets": 95}
     assert {case.split for case in cases} == {"train", "validation"}
+
+
+def test_the_real_number_of_k2sight_has_items_enough_for_a_verdict():
+    train, scored = load_splits(resolve(["preset=real", "experiment=defined"]))
+    assert train.samples
+    assert sum(bool(sample.record.boxes) for sample in scored.samples) >= PAPER.claim("KR1").min_items

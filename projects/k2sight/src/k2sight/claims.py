@@ -1,10 +1,9 @@
-"""What K2Sight claims, written before the model: claims K1-K6, their contrasts, controls and gates. No torch.
+"""What K2Sight claims, written before the model: claims K1-K6 and KR1, their contrasts, controls and gates. No torch.
 
 The text beyond the abstracts of both papers was not available; numbers are those of the project page, and of a
 recomputation from predictions that the first author published.
 """
 
-from dataclasses import replace
 from functools import partial
 
 from lightbox.claims.spec import BEST, REAL, Arm, Claim, Contrast, Gate, Kind, Measure, PaperClaims, Role, difference
@@ -17,7 +16,6 @@ PRETRAINED = (
     "than those of the definitions. What is tested is whether it learns new words for them, and names."
 )
 KNOWN, UNSEEN = "known", "unseen_composition"
-REAL_SETS = ("bccd", "blood_smear_csv")
 SHARES = (20, 5)
 """Percent of the training items, beside all of them."""
 DEFINED, REGION, BANK = "data.prompt=defined", "objective.region_weight=0.05", "model.bank_words=5"
@@ -38,20 +36,10 @@ def _share(arm: str, prompt: str, pct: int) -> Arm:
     return _arm(f"{arm}_{pct}", title, "ground", f"data.prompt={prompt}", f"data.share_pct={pct}", rate_of=arm)
 
 
-def _real(source: str) -> tuple[Arm, ...]:
-    """ND and the baselines on a real set; `real.yaml` says where it lies."""
-    data = f"data.source={source}"
-    return (
-        _arm(f"defined_{source}", f"ND on {source}", "ground", DEFINED, data, rate_of="defined"),
-        _arm(f"location_prior_{source}", f"median box of the class, {source}", "location_prior", UNTRAINED, data),
-        _arm(f"blob_{source}", f"the most conspicuous region, {source}", "blob", UNTRAINED, data),
-    )
-
-
 # What `experiment=NAME` means, and nothing else. All trained arms of a seed share images, classes, boxes, steps and
 # initial weights. They differ in the words of the prompt and, each tuned on its own, in the learning rate. NR's
 # definition of a training item stays the same from epoch to epoch. Arms with a share of the data see fewer images, each
-# more often.
+# more often. defined_region and defined_bank have the words of ND, and another loss or another way to read them.
 ARMS = (
     _arm("untouched", "arm 0: shipped weights, asked by definition", "ground", "data.prompt=definition", UNTRAINED),
     _arm("location_prior", "median box of the class in training", "location_prior", UNTRAINED),
@@ -68,7 +56,6 @@ ARMS = (
     _arm("defined_region", "ND with a contrast of regions (MedRPG)", "ground", DEFINED, REGION, rate_of="defined"),
     _arm("defined_bank", "ND that selects words of the definition (StructuralGLIP)", "ground", DEFINED, BANK),
     *(_share(arm, arm, pct) for pct in SHARES for arm in ("name", "defined")),
-    *(arm for source in REAL_SETS for arm in _real(source)),
 )
 
 
@@ -290,54 +277,49 @@ _K2_BANK = _claim(
 )
 
 
-def _on_real(claim_id: str, title: str, source: str, images: str) -> Claim:
-    """A number on real images: ND against what looks at nothing, or at brightness alone."""
-    trained, prior, blob = (Measure(f"{arm}_{source}") for arm in ("defined", "location_prior", "blob"))
-    means = {"best overlap": "best_iou", "AP50": "map50", "AP50:95": "map50_95"}
+def _mean(name: str, arm: str, metric: str) -> Contrast:
+    """A score that is shown and decides nothing; AP is one of the whole set."""
+    kind = "set all" if metric.startswith("map") else "all"
+    return Contrast(name, ((1.0, Measure(arm, metric, where=(("kind", kind),))),), Role.SECONDARY)
 
-    def shown(name: str, arm: Measure, metric: str) -> Contrast:
-        kind = "set all" if metric.startswith("map") else "all"
-        measure = replace(arm, metric=metric, where=(("kind", kind),))
-        return Contrast(name, ((1.0, measure),), Role.SECONDARY)
 
-    return _claim(
-        id=claim_id,
-        kind=Kind.CHAIN,
-        statement=f"On {title}, cells are found better than by the location prior and by the largest blob.",
-        location="not in the paper: a real number beside the phantom's",
-        paper_numbers="not found",
-        contrasts=(
-            difference("ND - location prior", trained, prior),
-            difference("ND - largest blob", trained, blob),
-            *(
-                shown(f"{name}, {of}", arm, metric)
-                for name, metric in means.items()
-                for of, arm in (("ND", trained), ("location prior", prior), ("largest blob", blob))
-            ),
+_RIVALS = {"location prior": "location_prior", "largest blob": "blob"}
+_KR1 = _claim(
+    id="KR1",
+    kind=Kind.CHAIN,
+    statement="On real blood smears, cells are found better than by the location prior and by the largest blob.",
+    location="not in the paper: a real number beside the phantom's",
+    paper_numbers="not found",
+    contrasts=(
+        *(difference(f"ND - {title}", "defined", rival) for title, rival in _RIVALS.items()),
+        *(
+            _mean(f"{name}, {title}", arm, metric)
+            for name, metric in {"best overlap": "best_iou", "AP50": "map50", "AP50:95": "map50_95"}.items()
+            for title, arm in {"ND": "defined", **_RIVALS}.items()
         ),
-        gate=None,
-        presets=("real",),
-        seeds={"real": 5},
-        images=REAL,
-        budget="",
-        caveats=(
-            f"{images}, made small, and a tiny model trained on them: this says that boxes are learnt from real "
-            "pixels, and nothing about clinical use.",
-            "Seeds redraw the training and not the test images: the interval is that of the training. Patients are "
-            "unknown, so the division is by image.",
-        ),
-    )
-
-
-_KR1 = _on_real("KR1", "stained blood smears of BCCD", "bccd", "A hundred photographs of one public set")
-_KR2 = _on_real("KR2", "forty blood smears of another camera", "blood_smear_csv", "Forty photographs of one public set")
+    ),
+    gate=None,
+    presets=("real",),
+    seeds={"real": 5},
+    images=REAL,
+    budget="",
+    min_items=50,  # the set's second part has 59 findings, on 24 images
+    caveats=(
+        "Photographs of one public set, made small, and a tiny model trained on them: this says that boxes are learnt "
+        "from real pixels, and nothing about clinical use.",
+        "Each rival draws one box, where most images show many red cells, so that much of the difference is in drawing "
+        "more than one; AP and the mean best overlap stand beside it.",
+        "Seeds redraw the training and not the scored images: the interval is that of the training. Patients are "
+        "unknown.",
+    ),
+)
 
 PAPER = PaperClaims(
     paper="k2sight",
     title="Knowledge to Sight: reasoning over visual attributes via knowledge decomposition for abnormality grounding",
     arxiv="2508.04572",
     arms={arm.name: arm for arm in ARMS},
-    claims=(_K1, _K1_REGION, _K2, _K2_BANK, _K3, _K4, _K5, _K6, _KR1, _KR2),
+    claims=(_K1, _K1_REGION, _K2, _K2_BANK, _K3, _K4, _K5, _K6, _KR1),
     headline="paired_iou",
     condition="image",
     default_arm="defined",

@@ -186,7 +186,8 @@ def check(cfg: Config, base: Pretrained) -> None:
     keeps = base.family.name == "florence2" and cfg.model.freezes_tower and cfg.model.keeps_features
     if cfg.model.bank_words and not (keeps and cfg.data.prompt == "defined"):
         raise RequestError(
-            f"model.bank_words is {cfg.model.bank_words}, the family {base.family.name}, data.prompt {cfg.data.prompt}",
+            f"model.bank_words is {cfg.model.bank_words}, family {base.family.name}, data.prompt {cfg.data.prompt}, "
+            f"model.freezes_tower {cfg.model.freezes_tower}, model.keeps_features {cfg.model.keeps_features}",
             "Words are selected from a definition beside a name, by a Florence-2 on kept features of its frozen tower",
             "Set model.bank_words=0; or data.prompt=defined and a model of family florence2 with kept features",
         )

@@ -57,18 +57,15 @@ def evaluate(cfg: Config, grounder: "Grounder", split: Split[Target], *, folder:
 
 def examples_of(samples: Sequence[Sample[Target]], readings: Sequence[BoxReading]) -> list[box_examples.Shown]:
     """Items to look at: for each attribute two misses beside a look-alike of another value, then the others."""
-    chosen: dict[str, box_examples.Shown] = {}
+    chosen: dict[int, box_examples.Shown] = {}  # by image: a page shows each once
     every = [(sample, shown_of(sample, reading)) for sample, reading in zip(samples, readings, strict=True)]
     for kind in ATTRIBUTES:
-        missed = [
-            (s, shown_of(s, r, beside=kind))
-            for (s, one), r in zip(every, readings, strict=True)
-            if kind in s.record.neighbours and not one.is_right and s.id not in chosen
-        ]
-        chosen |= {sample.id: shown for sample, shown in missed[:MISSES_SHOWN]}
-    images = {shown.sample.image for shown in chosen.values()}
-    rest = [shown for sample, shown in every if sample.image not in images]
-    return [*chosen.values(), *rest[: box_examples.N_EXAMPLES]]
+        missed: dict[int, box_examples.Shown] = {}
+        for (sample, one), reading in zip(every, readings, strict=True):
+            if kind in sample.record.neighbours and not one.is_right and sample.image not in {*chosen, *missed}:
+                missed[sample.image] = shown_of(sample, reading, beside=kind)
+        chosen |= dict(list(missed.items())[:MISSES_SHOWN])
+    return [*chosen.values(), *(shown for sample, shown in every if sample.image not in chosen)]
 
 
 def shown_of(sample: Sample[Target], reading: BoxReading, *, beside: str = "") -> box_examples.Shown:

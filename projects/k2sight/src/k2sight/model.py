@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from k2sight.config import Config
 from k2sight.data import Target
-from k2sight.prompts import MEANS, SIDE_PX, form_of, write_texts
+from k2sight.prompts import MEANS, SIDE_PX, TASK, form_of, write_texts
 from lightbox.backbones.backbone import Backbone
 from lightbox.backbones.box_text import BoxReading, read_generated
 from lightbox.backbones.florence2 import Florence2OnFeatures
@@ -73,7 +73,7 @@ def open_grounder(cfg: Config, base: Pretrained, splits: Sequence[Split[Target]]
         return write_texts(cfg, samples, form_of(family, tokenizer))
 
     weight = cfg.objective.region_weight
-    loss = partial(loss_with_regions, weight=weight) if weight else Backbone.loss
+    loss = partial(loss_with_regions, weight=weight, task=TASK) if weight else Backbone.loss
     if family == FLORENCE and cfg.model.freezes_tower and cfg.model.keeps_features:
         words = cfg.model.bank_words
         kind = partial(Florence2WithBank, separator=MEANS, n_words=words) if words else Florence2OnFeatures

@@ -70,6 +70,9 @@ class Florence2WithBank(Florence2OnFeatures):
         names = [name for name, _, _ in parts]
         batch = super().prepare(images, names, targets, max_tokens=max_tokens, padding=padding)
         ids = [self.text_ids(description, is_first=True) for _, _, description in parts]
+        rows.check_lengths(
+            [(len(row), 0) for row in ids], limit=max_tokens, context=self.context_tokens, is_joined=False
+        )
         bank = rows.padded([self._typed({"input_ids": row}) for row in ids], self.tokenizer.pad_token_id, side="right")
         for name, value in bank.items():
             batch.inputs[f"bank_{name}"] = value
@@ -85,8 +88,10 @@ class Florence2WithBank(Florence2OnFeatures):
         states = encoder(inputs_embeds=inputs.pop("inputs_embeds"), attention_mask=inputs["attention_mask"])[0]
         bank = encoder(inputs_embeds=self.core.get_input_embeddings()(ids), attention_mask=mask)[0]
         is_word = mask.bool() & ~torch.isin(ids, ids.new_tensor([self.tokenizer.bos_token_id, self.end_id]))
-        # without an image the name selects
-        seen = states[is_image].reshape(len(ids), -1, states.shape[-1]) if is_image.any() else states
+        if is_image.any():  # the mean of all patches stands before them
+            seen = states[is_image].reshape(len(ids), -1, states.shape[-1])[:, 1:]
+        else:  # without an image the first token of the name selects, which rows of a batch share no padding with
+            seen = states[:, :1]
         places, are_words = select_words(seen, bank, is_word, self.n_words)
         words = bank.gather(1, places[..., None].expand(-1, -1, bank.shape[-1]))
         inputs["attention_mask"] = torch.cat([inputs["attention_mask"], are_words.long()], dim=1)

@@ -25,7 +25,7 @@ Out = Annotated[Path | None, typer.Option(help="Output folder; left out, ./light
 
 def reproduce(
     papers: Papers = None,
-    preset: Annotated[str, typer.Option(help="Size: smoke, quick or full.")] = "quick",
+    preset: Annotated[str, typer.Option(help="Size: smoke, quick, full, or real for real images.")] = "quick",
     claims: Annotated[
         list[str] | None, typer.Option(help="Claims by id, for example T1,P3; may be given again; left out, all.")
     ] = None,

@@ -37,7 +37,8 @@ def patches_in(boxes: Float[Tensor, "b 4"], side: int) -> Bool[Tensor, "b p"]:
 def other_regions(region: Bool[Tensor, "b p"], n: int = N_OTHERS) -> Bool[Tensor, "b n p"]:
     """Regions of the same shape at other places, drawn at random; they share less than half with the first.
 
-    A region that fills its grid so far that every place shares more gets the places that share least.
+    Where too few places do, those follow that share least. A region that fits in no other place gets itself, and then a
+    contrast teaches nothing.
 
     Args:
         region: patches of a square grid, at least one in each row.
@@ -55,8 +56,11 @@ def other_regions(region: Bool[Tensor, "b p"], n: int = N_OTHERS) -> Bool[Tensor
         for place, (top, left) in enumerate(places):
             there[place, top : top + height, left : left + width] = shape
         shared = (there & one).flatten(1).sum(dim=1) / (there | one).flatten(1).sum(dim=1)
-        order = torch.randperm(len(places), device=region.device)
-        order = order[torch.sort((shared[order] >= MOST_SHARED).long(), stable=True).indices]
+        if len(places) > 1:  # its own place would be a wrong answer that is right
+            there, shared = there[shared < 1], shared[shared < 1]
+        order = torch.randperm(len(there), device=region.device)
+        excess = shared[order].masked_fill(shared[order] < MOST_SHARED, 0.0)
+        order = order[torch.sort(excess, stable=True).indices]
         moved.append(there[order[torch.arange(n, device=region.device) % len(order)]].flatten(1))
     return torch.stack(moved)
 
@@ -73,16 +77,22 @@ def region_phrase_contrast(
     Args:
         states: what an encoder makes of patches and words.
         patches: places of the patches in `states`, row by row of the grid.
-        words: places of the phrase.
+        words: places of the phrase, without padding, the frame of the prompt and what every prompt says.
         region: patches of what the phrase describes.
         others: patches of what it does not.
     """
-    wide = states.float()
+    with torch.autocast(states.device.type, enabled=False):
+        return _contrast(states.float(), patches, words, region, others)
+
+
+def _contrast(wide: Tensor, patches: Tensor, words: Tensor, region: Tensor, others: Tensor) -> Tensor:
     seen = wide.gather(1, patches[..., None].expand(-1, -1, wide.shape[-1]))
     candidates = torch.cat([region[:, None], others], dim=1).float()
     regions = einsum(candidates / candidates.sum(dim=-1, keepdim=True), seen, "b n p, b p d -> b n d")
-    phrase = einsum(words.float() / words.sum(dim=1, keepdim=True), wide, "b s, b s d -> b d")
-    real = words.scatter(1, patches, torch.ones_like(patches, dtype=torch.bool))  # neither padding nor frame
+    phrase = einsum(words.float() / words.sum(dim=1, keepdim=True).clamp(min=1), wide, "b s, b s d -> b d")
+    real = words.scatter(
+        1, patches, torch.ones_like(patches, dtype=torch.bool)
+    )  # padding and frame are looked at by neither
     hidden = torch.finfo(wide.dtype).min
     scale = wide.shape[-1] ** -0.5
     by_phrase = (einsum(phrase, wide, "b d, b s d -> b s") * scale).masked_fill(~real, hidden)

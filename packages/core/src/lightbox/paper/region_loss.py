@@ -15,9 +15,12 @@ from lightbox.losses.regions import other_regions, patches_in, region_phrase_con
 
 
 def loss_with_regions(
-    backbone: Backbone, batch: VlmBatch, *, weight: float
+    backbone: Backbone, batch: VlmBatch, *, weight: float, task: str
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """See `Backbone.loss`; the mean contrast of rows with a box, times `weight`, is added to the mean over tokens."""
+    """See `Backbone.loss`; the mean contrast of rows with a box, times `weight`, is added to the mean over tokens.
+
+    Tokens of `task`, which every prompt begins with, and of its frame are no part of a phrase.
+    """
     kept: list[Tensor] = []
     hook = backbone.core.get_encoder().register_forward_hook(lambda *call: kept.append(call[-1].last_hidden_state))
     try:
@@ -31,7 +34,8 @@ def loss_with_regions(
     is_image = ids == backbone.image_token_id
     # the mean of all patches stands before them
     patches = is_image.nonzero()[:, 1].reshape(len(rows), -1)[:, 1:]
-    words = batch.inputs["attention_mask"][rows].bool() & ~is_image
+    alike = ids.new_tensor(backbone.text_ids(task, is_first=True))
+    words = batch.inputs["attention_mask"][rows].bool() & ~is_image & ~torch.isin(ids, alike)
     contrast = region_phrase_contrast(states, patches, words, regions, other_regions(regions)) / len(rows)
     return total + weight * contrast * tokens, tokens, means | {"region": contrast.detach()}
 

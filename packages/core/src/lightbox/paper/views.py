@@ -77,8 +77,8 @@ def view(square: np.ndarray, boxes: Sequence[Box], *, seed: int) -> tuple[np.nda
     framed = kind(corners, format="XYXY", canvas_size=(side, side))
     turn = v2.Compose(
         [
-            v2.RandomAffine(TURNED_DEG, (MOVED, MOVED), SCALED, interpolation=v2.InterpolationMode.BILINEAR),
             v2.ColorJitter(brightness=BRIGHTER, contrast=BRIGHTER),
+            v2.RandomAffine(TURNED_DEG, (MOVED, MOVED), SCALED, interpolation=v2.InterpolationMode.BILINEAR),
         ]
     )
     with torch.random.fork_rng(devices=[]):

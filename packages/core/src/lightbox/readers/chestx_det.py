@@ -70,7 +70,8 @@ def _read_shard(file: Path, split: str, marks: Markings, rows: Gathering) -> Non
     try:
         # the images stay in the file, hundreds of megabytes a shard
         column = pq.read_table(file, columns=["annotation_json"]).column(0)
-        values = column.cast(pa.binary()).to_pylist() if pa.types.is_string(column.type) else column.to_pylist()
+        is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+        values = (column.cast(pa.large_binary()) if is_text else column).to_pylist()
     except (pa.ArrowException, OSError, UnicodeError) as err:
         raise RequestError(
             f"File '{file}'", f"It is not parquet with annotation_json: {err}", "Fetch MedOtter/ChestX-Det"

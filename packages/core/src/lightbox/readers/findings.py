@@ -5,6 +5,7 @@ the classes without a box are findings that are not present. An image with a mal
 since that row may have marked the class in question.
 """
 
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -42,7 +43,13 @@ class MarkedImage:
     is_whole: bool = True
 
     def finding(self, name: str, **attributes: str) -> list[Box]:
-        """The boxes of a present finding, to be added to."""
+        """The boxes of a present finding, to be added to.
+
+        Raises:
+            RowError: a name that is too long to be one, or holds control or formatting signs.
+        """
+        if len(name) > MAX_NAME or any(unicodedata.category(sign).startswith("C") for sign in name):
+            raise RowError("name", f"is {shown(name)}, no name of a class")
         return self.boxes.setdefault((name, tuple(attributes.items())), [])
 
     @property
@@ -133,12 +140,7 @@ class Markings:
     def add(
         self, image: MarkedImage, name: str, xyxy: Sequence[float], field_name: str = "box", **attributes: str
     ) -> None:
-        """Add a box (left, top, right, bottom, in the unit the image was opened for); errors as `boxes.make_box`.
-
-        Also raises `RowError` for a name that is too long to be one, or holds what cannot be printed.
-        """
-        if len(name) > MAX_NAME or not name.isprintable():
-            raise RowError("name", f"is {shown(name)}, no name of a class")
+        """Add a box: left, top, right, bottom, in the unit the image was opened for; errors as `boxes.make_box`."""
         box, is_moved = make_box(xyxy, field_name, size_wh=image.size_wh)
         image.finding(name, **attributes).append(box)
         self.rows.counts["boxes_moved_to_the_edge"] += is_moved

@@ -45,7 +45,7 @@ def read_voc(root: Path, rows: Gathering, *, split: str | None = None, counts_fr
     # a list that is cut or spoiled would else pass for one of fewer images
     stems = {file.stem for file in files}
     rows.counts["listed_images_without_annotation"] = len(splits.keys() - stems)
-    rows.counts["images_in_no_list"] = len(stems - splits.keys()) if splits else 0
+    rows.counts["images_in_no_list"] = len(stems - splits.keys() - _undivided(base)) if splits else 0
     marks = Markings(rows, tree_store(base, rows))
     first = 1 if counts_from_one else 0
     for file in files:
@@ -64,6 +64,14 @@ def read_voc(root: Path, rows: Gathering, *, split: str | None = None, counts_fr
                 finding = text_field(element.fields("name"), "name")
                 marks.add(image, finding, (x0 - first, y0 - first, x1, y1), "bndbox")
     marks.finish(base)
+
+
+def _undivided(base: Path) -> set[str]:
+    """Images of trainval.txt, which some sets divide no further."""
+    file = base / "ImageSets" / "Main" / "trainval.txt"
+    if not file.is_file() or not file.stat().st_size:
+        return set()
+    return {line.split()[0] for _, line in read_lines(file) if isinstance(line, str) and line.split()}
 
 
 def _splits(base: Path, rows: Gathering) -> dict[str, str]:
