@@ -13,7 +13,7 @@ from lightbox.phantom.questions import CLOSED_KINDS
 _claim = partial(Claim, "medthink")
 LONG = {"full": 8000}
 """Steps at which T1 and T2 are decided; the others have the preset's. In the pilot T1's sign turns between 1,000 and
-4,000 and its effect grows up to here. Whether it stays, a budget twice as large must tell."""
+4,000 and its effect grows up to here; at twice as many, on two of three seeds, its mean stays within two points."""
 CORRUPTION_PCT = (0, 10, 25, 50)
 LESION_SCALE_PCT = (75, 50)  # beside 100, the phantom's own
 UNTRAINED = "objective.is_trained=false"
