@@ -237,6 +237,7 @@ def test_cvat_golden_and_what_is_no_box(tmp_path):
         ('<box label="cell" xtl="50" ytl="10" xbr="10" ybr="30"/>', "box"),
         ('<box label="cell" xtl="10" ytl="10" xbr="50"/>', "ybr"),
         ('<box xtl="10" ytl="10" xbr="50" ybr="30"/>', "label"),
+        ('<bo label="cell" xtl="10" ytl="10" xbr="50" ybr="30"/>', "shape"),
     ],
 )
 def test_malformed_cvat_boxes_name_their_line(tmp_path, box, field):

@@ -19,7 +19,7 @@ from lightbox.readers.boxes import edges_fields, size_fields
 from lightbox.readers.documents import read_lines
 from lightbox.readers.findings import MarkedImage, Markings
 from lightbox.readers.members import check_folder, is_there
-from lightbox.readers.rows import Gathering, RowError, text_field
+from lightbox.readers.rows import Gathering, RowError, shown, text_field
 from lightbox.readers.stores import tree_store
 from lightbox.readers.xml_trees import Element, read_xml
 
@@ -121,6 +121,9 @@ def read_cvat_files(root: Path, rows: Gathering, marks: Markings) -> None:
                     with rows.row(file, f"line {shape.line}", counter="box_rows"), image.row():
                         name = text_field(shape.attributes, "label")
                         marks.add(image, name, edges_fields(shape.attributes, CVAT_EDGES))
+                elif shape.tag != "tag":  # of the whole image
+                    with rows.row(file, f"line {shape.line}", counter="box_rows"), image.row():
+                        raise RowError("shape", f"is <{shown(shape.tag)}>, which CVAT does not write in an image")
         labels = {label for meta in tree.all("meta") for label in _labels(meta)}
         marks.finish(file, labels | marks.names)
 
