@@ -62,9 +62,10 @@ def examples_of(samples: Sequence[Sample[Target]], readings: Sequence[BoxReading
     for kind in ATTRIBUTES:
         missed: dict[int, box_examples.Shown] = {}
         for (sample, one), reading in zip(every, readings, strict=True):
-            if kind in sample.record.neighbours and not one.is_right and sample.image not in {*chosen, *missed}:
+            is_new = sample.image not in chosen and sample.image not in missed
+            if len(missed) < MISSES_SHOWN and is_new and kind in sample.record.neighbours and not one.is_right:
                 missed[sample.image] = shown_of(sample, reading, beside=kind)
-        chosen |= dict(list(missed.items())[:MISSES_SHOWN])
+        chosen |= missed
     return [*chosen.values(), *(shown for sample, shown in every if sample.image not in chosen)]
 
 

@@ -24,7 +24,7 @@ TURNED_DEG, MOVED, SCALED, BRIGHTER = 10.0, 0.05, (0.9, 1.1), 0.2
 
 
 def with_views(split: Split[Any], n: int, *, seed: int, image_px: int) -> Split[Any]:
-    """A split in which each sample is followed by `n` copies on other views of its image.
+    """A split in which samples are followed by `n` copies of each on other views of its image.
 
     Args:
         split: samples whose records have `boxes`, as fractions of the square that the image is shown in.
@@ -40,11 +40,11 @@ def with_views(split: Split[Any], n: int, *, seed: int, image_px: int) -> Split[
     of_image: dict[int, list[Any]] = {}
     for sample in split.samples:
         of_image.setdefault(sample.image, []).append(sample)
-    for number in range(1, n + 1):
-        for row, its in of_image.items():
-            boxes = [list(sample.record.boxes) for sample in its]
+    for row, its in of_image.items() if n else ():
+        boxes = [list(sample.record.boxes) for sample in its]
+        square = np.asarray(picture(split.images[row], image_px))  # decoded once for all its views
+        for number in range(1, n + 1):
             draw = zlib.crc32(f"{seed}/{split.name}/{split.case_ids[row]}/{number}".encode())
-            square = np.asarray(picture(split.images[row], image_px))
             image, moved = view(square, [box for own in boxes for box in own], seed=draw)
             left = iter(moved)
             for sample, own in zip(its, boxes, strict=True):

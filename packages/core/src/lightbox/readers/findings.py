@@ -26,6 +26,7 @@ Name = tuple[str, tuple[tuple[str, str], ...]]
 
 
 MAX_NAME = 200
+"""Longest name of a class, in characters."""
 
 
 @dataclass

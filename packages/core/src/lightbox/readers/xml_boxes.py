@@ -123,7 +123,9 @@ def read_cvat_files(root: Path, rows: Gathering, marks: Markings) -> None:
                         marks.add(image, name, edges_fields(shape.attributes, CVAT_EDGES))
                 elif shape.tag != "tag":  # of the whole image
                     with rows.row(file, f"line {shape.line}", counter="box_rows"), image.row():
-                        raise RowError("shape", f"is <{shown(shape.tag)}>, which CVAT does not write in an image")
+                        raise RowError(
+                            "shape", f"is {shown(shape.tag)}, an element that CVAT does not write in an image"
+                        )
         labels = {label for meta in tree.all("meta") for label in _labels(meta)}
         marks.finish(file, labels | marks.names)
 
