@@ -262,4 +262,6 @@ def main(out):
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
-    (folder / f"saw-{processes.rank()}.json").write_text(json.dumps(main(folder)))
+    saw = main(folder)
+    (folder / f"saw-{processes.rank()}.json").write_text(json.dumps(saw))
+    torch.distributed.destroy_process_group()  # else gloo's threads may end a process with SIGABRT at its exit

@@ -175,7 +175,11 @@ class Entries:
             else:
                 made.append(self.run_once(words, mode))
 
-        if code := guard(work):
+        try:
+            code = guard(work)
+        finally:
+            leave_processes()
+        if code:
             raise SystemExit(code)
         return made[0] if made else None
 
@@ -238,6 +242,20 @@ class Entries:
 def is_first_process() -> bool:
     """True in the one that writes, where `accelerate launch` started several; known without torch."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def leave_processes() -> None:
+    """End the talk between processes, where `accelerate launch` started several; the last thing that one does.
+
+    Left to the interpreter's exit, gloo's threads now and then outlive what they work on, and a process that has done
+    everything right ends with SIGABRT. Processes of one launch cannot be sure to meet again afterwards.
+    """
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def newest_training(out: Path, paper: str) -> Path:
