@@ -541,13 +541,17 @@ def test_the_turn_of_a_sign_is_said(tmp_path, means, sentence):
 
 
 def test_each_arm_at_its_own_best_budget_is_said(tmp_path):
-    points = {"true": (0.6, 0.72, 0.7), "none": (0.66, 0.64, 0.68)}
+    points = {"true": (0.6, 0.72, 0.7, 0.9), "none": (0.66, 0.64, 0.68, 0.9)}
     curves = [
         BudgetCurve(
             name,
             "arm",
             True,
-            tuple(BudgetPoint(b, 100 * mean, None, 3) for b, mean in zip((2, 4, 8), means, strict=True)),
+            # the last budget had fewer seeds, and its means cannot be compared with the others
+            tuple(
+                BudgetPoint(budget, 100 * mean, None, seeds)
+                for budget, seeds, mean in zip((2, 4, 8, 16), (3, 3, 3, 2), means, strict=True)
+            ),
         )
         for name, means in points.items()
     ]

@@ -141,9 +141,14 @@ def turn(claim: ClaimEntry) -> str:
 def stopped_early(claim: ClaimEntry, digits: int) -> str:
     """What each link would come to if each of its arms stopped at its own best budget of the pilot; "" without one.
 
-    That is what early stopping on validation items would give. It decides nothing.
+    That is what early stopping on validation items would give. It decides nothing. Budgets with fewer seeds than others
+    are left out, since means over other seeds cannot be compared.
     """
-    scores = {curve.name: curve.points for curve in claim.by_budget if curve.is_pilot and curve.role == "arm"}
+    scores = {}
+    for curve in claim.by_budget:
+        if curve.is_pilot and curve.role == "arm":
+            most = max((point.seeds for point in curve.points), default=0)
+            scores[curve.name] = [point for point in curve.points if point.seeds == most]
     sentences = []
     for link in claim.links:
         if {link.arm, link.rival} <= scores.keys():
