@@ -30,8 +30,8 @@ def values_checked() -> Iterator[None]:
 
 
 def can_read(tensor: Tensor) -> bool:
-    """Whether values may be looked at: free on the CPU, a wait on CUDA."""
-    return tensor.device.type == "cpu" or _IS_CHECKED.get()
+    """Whether values may be looked at: free on the CPU, a wait on CUDA, impossible while a graph is traced."""
+    return not torch.compiler.is_compiling() and (tensor.device.type == "cpu" or _IS_CHECKED.get())
 
 
 def check_shape(name: str, label: str, tensor: Tensor, shape: tuple[int | None, ...], axes: str) -> None:
