@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lightbox.kernels import backend
-from lightbox.testing.packed import Lane, poisoned
+from lightbox.testing.packed import Lane, Poison
 
 
 @pytest.fixture(
@@ -16,14 +16,16 @@ from lightbox.testing.packed import Lane, poisoned
     ]
 )
 def lane(request, monkeypatch):
-    """The lane; whatever an operator allocates there without filling is NaN."""
+    """The lane; whatever an operator allocates there without filling is NaN, and nothing is written beside it."""
     if request.param == "interpreter" and not backend.is_interpreted():
         pytest.skip("Triton's interpreter is off: start the process with TRITON_INTERPRET=1")
     if request.param == "gpu" and not torch.cuda.is_available():
         pytest.fail("tests marked gpu need a CUDA device, and there is none")
+    poison = Poison()
     for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
-        monkeypatch.setattr(owner, name, poisoned(getattr(owner, name)))
-    return Lane(request.param)
+        monkeypatch.setattr(owner, name, poison.wrap(getattr(owner, name)))
+    yield Lane(request.param)
+    assert poison.walls_stand()
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from lightbox.kernels.assign_merge.op import assign_merge
 from lightbox.kernels.assign_merge.reference import assign_merge_reference
 from lightbox.kernels.segment_select.op import segment_select
 from lightbox.testing.close import assert_close
-from lightbox.testing.packed import SIZES, counts, normal, offsets, sign_rows
+from lightbox.testing.packed import SIZED, counts, normal, offsets, sign_rows
 
 MODES = ("mean", "sum_plus_target")
 
@@ -42,11 +42,10 @@ def check(lane, metric, x, kept, weight=None, mode="mean"):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.parametrize(("n", "dtype"), SIZED)
 def test_values_and_gradients_agree_with_float64_at_every_size(lane, n, dtype, mode):
     """Likeness of signs in 16 axes is exact and ties nearly everywhere: the first kept token must win."""
-    kept = kept_of([n], [max(1, n // 8)])
+    kept = kept_of([n], [max(1, min(n // 8, 20))])
     check(lane, sign_rows(n, 16, seed=n).to(dtype), normal(n, 24, seed=n).to(dtype), kept, None, mode)
 
 
@@ -114,7 +113,7 @@ def test_wide_rows_and_strided_input(lane):
 
 
 def test_twenty_runs_are_bitwise_equal(lane):
-    given = (normal(90, 16), normal(90, 8), *kept_of([50, 40], [7, 3]), None, "mean")
+    given = (normal(50, 16), normal(50, 8), *kept_of([30, 20], [4, 2]), None, "mean")
     run = lane.pick(op.eager, op.launch)
     first = run(*given)
     assert all(torch.equal(first[0], run(*given)[0]) for _ in range(20))

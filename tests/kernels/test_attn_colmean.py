@@ -10,7 +10,7 @@ from lightbox.kernels.attn_colmean import op
 from lightbox.kernels.attn_colmean.op import attn_colmean
 from lightbox.kernels.attn_colmean.reference import attn_colmean_reference, lse_reference
 from lightbox.testing.close import assert_close
-from lightbox.testing.packed import SIZES, normal, offsets
+from lightbox.testing.packed import SIZED, normal, offsets
 
 
 def colmean(lane, q, k, cu, lse=None, scale=1.0, query_stride=1):
@@ -31,8 +31,7 @@ def check(lane, lengths, n_heads=2, width=16, dtype=torch.float32, query_stride=
     return got
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.parametrize(("n", "dtype"), SIZED)
 def test_the_mean_agrees_with_float64_at_every_size(lane, n, dtype):
     check(lane, [n], dtype=dtype, n_heads=1 if n > 500 else 3)
 
@@ -85,7 +84,7 @@ def test_no_tokens_give_nothing(lane):
 
 
 def test_twenty_runs_are_bitwise_equal(lane):
-    q, k, cu = normal(90, 2, 16), normal(90, 2, 16, seed=1), offsets([66, 24])
+    q, k, cu = normal(70, 1, 16), normal(70, 1, 16, seed=1), offsets([66, 4])
     first = colmean(lane, q, k, cu)
     assert all(torch.equal(first, colmean(lane, q, k, cu)) for _ in range(20))
 

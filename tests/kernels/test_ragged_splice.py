@@ -8,7 +8,7 @@ from lightbox.kernels.ragged_splice import op
 from lightbox.kernels.ragged_splice.op import IGNORED, NEWLINE, ragged_splice
 from lightbox.kernels.ragged_splice.reference import ragged_splice_reference
 from lightbox.testing.close import assert_close
-from lightbox.testing.packed import SIZES, normal, offsets
+from lightbox.testing.packed import SIZED, normal, offsets
 
 
 def case(n_vis, n_kept, n_text, width, dtype=torch.float32, n_axes=1, *, has_newline=True):
@@ -62,8 +62,7 @@ def check(lane, given):
         assert_close(gate_grad, want_gate, dtype="float32")
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.parametrize(("n", "dtype"), SIZED)
 def test_the_sequence_equals_the_oracle_at_every_size(lane, n, dtype):
     check(lane, case(n, max(1, n // 5), 7, 24, dtype))
 

@@ -3,7 +3,9 @@
 import importlib
 import importlib.util
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,7 +38,26 @@ def load_kernels(package: str) -> ModuleType:
             reason,
             "Give CPU tensors, which PyTorch computes, or install the Triton that belongs to this torch",
         )
+    if is_interpreted():
+        _mend_interpreter()
     return importlib.import_module(f"{package}.kernel")
+
+
+@cache
+def _mend_interpreter() -> None:
+    """Let loops of the interpreter take bounds that a kernel has loaded.
+
+    Triton 3.6 holds a scalar as an array of one element and makes a bound of it with int(), which NumPy refuses from
+    2.4 on. Nothing else of the interpreter is changed.
+    """
+    interpreter: Any = importlib.import_module("triton.runtime.interpreter")
+    patch_tensor = interpreter._patch_lang_tensor
+
+    def patch_tensor_and_index(tensor: Any, scope: Any) -> None:
+        patch_tensor(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    interpreter._patch_lang_tensor = patch_tensor_and_index
 
 
 def on_device(name: str, *tensors: Tensor | None) -> AbstractContextManager:

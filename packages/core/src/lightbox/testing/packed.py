@@ -9,6 +9,8 @@ from torch import Tensor
 
 SIZES = (1, 2, 63, 64, 65, 577, 1000)
 """Around the edges of a block, one image of LLaVA-1.5, and more than a block."""
+SIZED = [(n, torch.float32) for n in SIZES] + [(n, torch.float16) for n in SIZES[:-1]]
+"""The interpreter takes seconds for a thousand tokens, so half precision stops before them."""
 POISON = -(2**30)  # an integer that no offset, index or position of a test is
 
 
@@ -57,13 +59,35 @@ class Lane:
         return value.to(self.device) if isinstance(value, Tensor) else value
 
 
-def poisoned(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """`torch.empty` and its like, filled with NaN or `POISON`: what a kernel does not write shows."""
+class Poison:
+    """Stands in for `torch.empty` and its like: results are NaN (or `POISON`), with walls of the same around them.
 
-    def filled(*args: Any, **options: Any) -> Tensor:
-        made = make(*args, **options)
-        if made.dtype == torch.bool:
-            return made.fill_(True)
-        return made.fill_(torch.nan if made.is_floating_point() else POISON)
+    What a kernel does not write shows in the result; what it writes beside its result shows in the walls.
+    """
 
-    return filled
+    WALL = 64
+
+    def __init__(self) -> None:
+        self.buffers: list[Tensor] = []
+
+    def wrap(self, make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """`make`, with a poisoned result."""
+
+        def filled(*args: Any, **options: Any) -> Tensor:
+            made = make(*args, **options)
+            if made.dtype == torch.bool or made.device.type == "meta":
+                return made
+            value = torch.nan if made.is_floating_point() else POISON
+            buffer = torch.full((made.numel() + 2 * self.WALL,), value, dtype=made.dtype, device=made.device)
+            self.buffers.append(buffer)
+            return buffer[self.WALL : -self.WALL].view(made.shape)
+
+        return filled
+
+    def walls_stand(self) -> bool:
+        """Whether nothing was written beside any of the results."""
+        for buffer in self.buffers:
+            walls = torch.cat([buffer[: self.WALL], buffer[-self.WALL :]])
+            if not (walls.isnan() if walls.is_floating_point() else walls == POISON).all():
+                return False
+        return True
