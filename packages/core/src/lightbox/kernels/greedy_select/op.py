@@ -169,11 +169,12 @@ def launch(
                 "Pass max_len = the longest segment, which the caller knows, or call it for fewer segments at a time",
             )
         cosine = torch.empty(len(feat), wide, dtype=torch.float32, device=feat.device)
-        nearest = torch.empty(len(feat), dtype=torch.float32, device=feat.device)
-        kernel.cosines(feat, cu.contiguous(), cosine, nearest)
         if rule == "maxmin":
+            nearest = torch.empty(len(feat), dtype=torch.float32, device=feat.device)
+            kernel.cosines(feat, cu.contiguous(), cosine, nearest)
             kernel.pick_far(cosine, nearest, cu.contiguous(), k.contiguous(), idx)
         else:
+            kernel.cosines(feat, cu.contiguous(), cosine, None)
             factor = torch.empty(total, wide, dtype=torch.float32, device=feat.device)
             weight = None if relevance is None else relevance.contiguous()
             kernel.pick_dpp(cosine, weight, factor, cu.contiguous(), k.contiguous(), idx, eps)
