@@ -6,6 +6,9 @@ second, small pass. Half-precision operands go to the tensor cores as they are (
 sum); float32 operands are multiplied as float32 and not as TF32.
 """
 
+# triton.jit makes a launcher of a function, which its annotations do not say
+# pyright: reportCallIssue=false, reportGeneralTypeIssues=false, reportIndexIssue=false
+
 import triton
 import triton.language as tl
 

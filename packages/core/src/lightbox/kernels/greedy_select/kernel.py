@@ -6,6 +6,9 @@ DPP keeps the gain of each token and the rows of its Cholesky factor, which lie 
 and its use by other threads stands a barrier.
 """
 
+# triton.jit makes a launcher of a function, which its annotations do not say
+# pyright: reportCallIssue=false, reportGeneralTypeIssues=false, reportIndexIssue=false
+
 import triton
 import triton.language as tl
 

@@ -4,6 +4,9 @@ Scores become 32-bit integers of the same order. The k-th highest is built from 
 least k keys reach what it gives. 32 counts, no sort, and the same result in whatever order threads run.
 """
 
+# triton.jit makes a launcher of a function, which its annotations do not say
+# pyright: reportCallIssue=false, reportGeneralTypeIssues=false, reportIndexIssue=false
+
 import triton
 import triton.language as tl
 
