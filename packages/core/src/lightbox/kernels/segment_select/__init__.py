@@ -1,0 +1,1 @@
+"""The best k of each segment, in order: `op` (`segment_select`, `allocate_budget`), `kernel`, `reference`."""
