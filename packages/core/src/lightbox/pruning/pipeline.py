@@ -211,6 +211,12 @@ class Pruning:
         return (), self._pruned(inputs, encoded)
 
     def _pruned(self, inputs: dict[str, Any], encoded: dict[str, Any]) -> dict[str, Any]:
+        if isinstance(inputs.get("logits_to_keep"), Tensor) and self.request.lengths == "pruned":
+            raise RequestError(
+                "logits_to_keep is a tensor of places",
+                "They are places of the whole prompt, and logits are those of the pruned one",
+                "Set lengths='original' in prune(), or pass a number, which counts from the end",
+            )
         image_output = encoded.get("image")
         if image_output is None:
             names = self._signature.parameters

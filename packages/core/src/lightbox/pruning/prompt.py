@@ -91,7 +91,9 @@ def shortened(
         if value is None:
             continue
         if value.ndim == 3:
-            new[name] = value.gather(1, order[..., None].expand(-1, -1, value.shape[2]))
+            moved = value.gather(1, order[..., None].expand(-1, -1, value.shape[2]))
+            # an embedding of the image token would be taken for a place that waits for a feature
+            new[name] = moved.masked_fill(is_filled[..., None], 0)
         else:
             filler = {"input_ids": pad_id, "labels": IGNORED}.get(name, 0)
             new[name] = value.gather(1, order).masked_fill(is_filled, filler)

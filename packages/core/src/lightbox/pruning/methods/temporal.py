@@ -12,56 +12,49 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lightbox.errors import RequestError
 from lightbox.pruning.methods.ordering import patch_cells
 from lightbox.pruning.types import Selection, TokenGrid, VisualBatch
 
 
 @torch.no_grad()
 def select(batch: VisualBatch, counts: Sequence[int], options: Any) -> Selection:
-    """Divide the budget of a row's images by change: 1 - cosine to the same place in the slice before (EVS).
+    """Divide the budget of a stack by change: 1 - cosine to the same place in the slice before (EVS).
 
-    The total of a stack is exact, and single slices get more or less than their share. Every slice keeps at least
+    Images of one prompt that follow each other and have one size are a stack; another size begins a new one. The total
+    of a stack is exact, and single slices get more or less than their share. Every slice keeps at least
     `options.min_tokens`. The first keeps all, or an even grid where the budget is too small for that. A single image
     has no slice before it and keeps an even grid.
-
-    Raises:
-        RequestError: slices of one row that differ in size.
     """
     kept: list[Tensor] = []
     kept_counts: list[int] = []
     device = batch.x.device
-    for group in batch.groups:
-        sizes = {batch.counts[image] for image in group}
-        if len(sizes) > 1:
-            raise RequestError(
-                f"Slices of {sorted(sizes)} tokens in one prompt",
-                "A place is compared with the same place in the slice before",
-                "Give slices of one size, or use another method",
-            )
-        if not group:
-            continue
-        size, total = sizes.pop(), sum(counts[image] for image in group)
-        least = min(options.min_tokens, total // len(group), size)
-        first = min(size, total - least * (len(group) - 1))
+    for stack in (own for group in batch.groups for own in stacks(group, batch.grids)):
+        size, total = batch.counts[stack[0]], sum(counts[image] for image in stack)
+        least = min(options.min_tokens, total // len(stack), size)
+        first = min(size, total - least * (len(stack) - 1))
         if first < size:  # too small a budget for a whole first slice: it has its share like any other
-            first = counts[group[0]]
-        start = batch.starts[group[0]]
-        x = batch.x[start : start + size * len(group)].detach().float()
-        kept.append(even(batch.grids[group[0]], first).to(device) + start)
-        own_counts = [first]
-        if len(group) > 1:
+            first = counts[stack[0]]
+        start = batch.starts[stack[0]]
+        kept.append(patch_cells(batch.grids[stack[0]], first)[1].to(device) + start)
+        kept_counts.append(first)
+        if len(stack) > 1:
+            x = batch.x[start : start + size * len(stack)].detach().float()
             change = 1 - F.cosine_similarity(x[size:], x[:-size], dim=1)
             places, later = _changed(change, size, total - first, least)
             kept.append(places + start + size)
-            own_counts += later
-        kept_counts += own_counts
+            kept_counts += later
     return Selection(torch.cat(kept), kept_counts)
 
 
-def even(grid: TokenGrid, count: int) -> Int[Tensor, " n"]:
-    """An even grid of one slice."""
-    return patch_cells(grid, count)[1]
+def stacks(group: Sequence[int], grids: Sequence[TokenGrid]) -> list[list[int]]:
+    """Runs of images with one size."""
+    found: list[list[int]] = []
+    for image in group:
+        if found and grids[found[-1][-1]].planes == grids[image].planes:
+            found[-1].append(image)
+        else:
+            found.append([image])
+    return found
 
 
 def _changed(change: Float[Tensor, " T"], size: int, total: int, least: int) -> tuple[Int[Tensor, " n"], list[int]]:
