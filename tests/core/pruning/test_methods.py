@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lightbox.pruning.layouts import LAYOUTS
+from lightbox.pruning.layouts import LAYOUTS, finding_on_grid
 from lightbox.pruning.methods import hired, temporal
 from lightbox.pruning.methods.ordering import cells, patch_cells
 from lightbox.pruning.methods.table import BEFORE, METHODS
@@ -257,8 +257,7 @@ def spots(*places, size=24):
 def test_every_region_keeps_a_token_where_top_k_loses_the_small_ones():
     finding = spots((20, 20), (1, 21), (21, 1))
     grid = TokenGrid.plain(8, 8)
-    layout = LAYOUTS["llava"]
-    values = layout.finding_on_grid(None, finding, grid)
+    values = finding_on_grid(finding, grid)
     found = tokens_of(finding, grid, 0.5)
     assert len(found) == 4
     batch = batch_of((8, 8), finding=values, regions=[found])

@@ -118,26 +118,6 @@ class Layout:
         skipped = int(not self.prefix and self._strategy(inputs) == "default")
         return list(values[:, skipped:])
 
-    def finding_on_grid(self, finding: Float[Tensor, "h w"], grid: TokenGrid) -> Float[Tensor, " p"]:
-        """The largest value of a map within each patch; a small lesion is not averaged away.
-
-        Every plane shows the whole image, so the map is laid over each.
-        """
-        planes = [
-            torch.nn.functional.adaptive_max_pool2d(finding[None, None].float(), size)[0, 0] for size in grid.planes
-        ]
-        values = torch.cat([plane.flatten() for plane in planes])
-        return values[self.cells(grid).to(values.device)]
-
-    @staticmethod
-    def cells(grid: TokenGrid) -> Tensor:
-        """Place of each patch when all planes are laid out row by row, one after the other."""
-        sizes = torch.tensor([rows * columns for rows, columns in grid.planes])
-        widths = torch.tensor([columns for _, columns in grid.planes])
-        begin = sizes.cumsum(0) - sizes
-        grid = grid.shown
-        return begin[grid.plane] + grid.row * widths[grid.plane] + grid.column
-
     def _strategy(self, inputs: ImageInputs) -> str:
         own = inputs.get("vision_feature_select_strategy")
         return self.config.vision_feature_select_strategy if own is None else own
@@ -314,3 +294,17 @@ LAYOUTS: dict[str, type[Layout]] = {
     "gemma3": GemmaLayout,
 }
 """Name of a family -> how its tokens lie; a family that is not here cannot be pruned."""
+
+
+def finding_on_grid(finding: Float[Tensor, "h w"], grid: TokenGrid) -> Float[Tensor, " p"]:
+    """The largest value of a map within each patch; a small lesion is not averaged away.
+
+    Every plane shows the whole image, so the map is laid over each.
+    """
+    sizes = torch.tensor([rows * columns for rows, columns in grid.planes])
+    widths = torch.tensor([columns for _, columns in grid.planes])
+    planes = [torch.nn.functional.adaptive_max_pool2d(finding[None].float(), size)[0] for size in grid.planes]
+    shown = grid.shown
+    # place of each patch when planes are laid out row by row, one after the other
+    places = (sizes.cumsum(0) - sizes)[shown.plane] + shown.row * widths[shown.plane] + shown.column
+    return torch.cat([plane.flatten() for plane in planes])[places.to(finding.device)]

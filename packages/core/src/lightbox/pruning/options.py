@@ -37,8 +37,7 @@ class Options:
             image, h w in [0, 1], laid over the pixels that the tower sees; any resolution.
         relevance: cdpruner: called likewise, gives one value a token of each image, in [0, 1]. None is 1 everywhere.
         layer: fastv: the layer behind which tokens go, from 1 (paper: 2).
-        layers: pyramid_drop: layers behind which tokens go. None is after a quarter, half and three quarters.
-        keep: pyramid_drop: share of tokens that each stage leaves, of the one before (paper: 0.5).
+        layers: pyramid_drop: layers behind which tokens go. None is behind a quarter, half and three quarters of them.
     """
 
     seed: int = 0
@@ -55,7 +54,6 @@ class Options:
     relevance: Callable[[ImageInputs], Sequence[Tensor]] | None = None
     layer: int = 2
     layers: tuple[int, ...] | None = None
-    keep: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -135,7 +133,6 @@ RANGES = {
     "min_tokens": (0, UNBOUNDED),
     "threshold": (1e-9, 1.0),
     "layer": (1, UNBOUNDED),
-    "keep": (1e-9, 1.0),
 }
 """Setting -> lowest and highest value."""
 

@@ -22,9 +22,10 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from lightbox.backbones.families import BY_MODEL_TYPE, Family
 from lightbox.errors import RequestError
 from lightbox.pruning import measure
+from lightbox.pruning.inside import LayerPruning
 from lightbox.pruning.layouts import LAYOUTS, Layout
 from lightbox.pruning.measure import Report, Timing
-from lightbox.pruning.methods.table import BEFORE
+from lightbox.pruning.methods.table import BEFORE, INSIDE
 from lightbox.pruning.options import Request, checked
 from lightbox.pruning.positions import following
 from lightbox.pruning.prompt import Prompt, shortened
@@ -46,7 +47,7 @@ def prune(
     *,
     lengths: str = "pruned",
     **settings: Any,
-) -> "Pruning":
+) -> "Pruning | LayerPruning":
     """Prune a model's visual tokens while a block lasts.
 
     Works in forward, `generate` and training, at any batch size, with sdpa, eager and flash attention.
@@ -78,6 +79,8 @@ def prune(
     request = checked(method, budget, positions, where, lengths, settings)
     family = _family(core)
     _check_free(core)
+    if request.method.where == INSIDE:
+        return LayerPruning(core, family, request, _PRUNED)
     return Pruning(core, family, request)
 
 

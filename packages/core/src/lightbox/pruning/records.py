@@ -17,7 +17,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from lightbox.backbones import vision
 from lightbox.errors import RequestError
 from lightbox.pruning import regions
-from lightbox.pruning.layouts import ImageInputs, Layout
+from lightbox.pruning.layouts import ImageInputs, Layout, finding_on_grid
 from lightbox.pruning.options import Options
 from lightbox.pruning.types import TokenGrid
 
@@ -111,7 +111,9 @@ def make_records(
         columns["early_attention"] = scored[layout.early_layer()].attention
     if "finding" in needs:
         maps = _given("finding_map", options.finding_map, inputs, len(grids))
-        columns["finding"] = [layout.finding_on_grid(own, grid) for own, grid in zip(maps, grids, strict=True)]
+        for own in maps:
+            regions.check_map(own)
+        columns["finding"] = [finding_on_grid(own, grid) for own, grid in zip(maps, grids, strict=True)]
         columns["regions"] = [
             regions.tokens_of(own, grid.shown, options.threshold) for own, grid in zip(maps, grids, strict=True)
         ]

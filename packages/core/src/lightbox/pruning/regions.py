@@ -14,6 +14,14 @@ EIGHT = np.ones((3, 3), dtype=int)
 """Pixels that touch at a corner are of one region: a thin lesion drawn aslant stays whole."""
 
 
+def check_map(finding: Tensor) -> None:
+    """Refuse a map that is no picture."""
+    if finding.ndim != 2:
+        raise RequestError(
+            f"A finding map of shape {tuple(finding.shape)}", "It has rows and columns", "Give one map of h w an image"
+        )
+
+
 def tokens_of(finding: Float[Tensor, "h w"], grid: TokenGrid, threshold: float) -> list[list[int]]:
     """For each connected region of a map, the patches that show it, the best one first.
 
@@ -26,15 +34,8 @@ def tokens_of(finding: Float[Tensor, "h w"], grid: TokenGrid, threshold: float) 
 
     Returns:
         A region's patches by falling peak of the map within the patch, ties by place; regions by falling peak.
-
-    Raises:
-        RequestError: a map that is no picture.
     """
     values = finding.detach().cpu().double().numpy()
-    if values.ndim != 2:
-        raise RequestError(
-            f"A finding map of shape {values.shape}", "It has rows and columns", "Give one map of h w an image"
-        )
     labels: Any
     labels, n_regions = ndimage.label(values >= threshold, structure=EIGHT)  # type: ignore[reportGeneralTypeIssues]
     plane = len(grid.planes) - 1

@@ -60,5 +60,7 @@ METHODS = {
     "temporal": Method(temporal.select),
     "finding_topk": Method(finding_topk.select, needs=frozenset({"finding"}), has_floor=True),
     "lesion_safe": Method(lesion_safe.select, needs=frozenset({"finding"}), has_floor=True, floor=0.25),
+    "fastv": Method(None, where=INSIDE),
+    "pyramid_drop": Method(None, where=INSIDE),
 }
 """Name, as `prune(method=...)` takes it -> method."""
