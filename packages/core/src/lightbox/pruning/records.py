@@ -65,7 +65,9 @@ class Records:
         if isinstance(features, Tensor):
             if features in self._by_call:
                 return list(features), self._by_call[features]
-            images = list(features) if features.ndim == 3 else list(features.split(len(self._last[0][0])))
+            # two axes: joined anew from one image after the other, all of one length
+            length = len(self._last[0][0]) if self._last[0] else len(features)
+            images = list(features) if features.ndim == 3 else list(features.split(length))
         else:
             images = list(features)
         return images, [self._by_image[image] if image in self._by_image else self._like(image) for image in images]
