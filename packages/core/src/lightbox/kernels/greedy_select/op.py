@@ -101,18 +101,24 @@ def eager(feat: Tensor, cu: Tensor, k: Tensor, total: int, rule: str, relevance:
 
 def _pick_far(cosine: Tensor, is_token: Tensor, k: Tensor, most: int) -> Tensor:
     """Which tokens max-min picks: s n. Cosines are compared and not distances, since 1 - c rounds small ones away."""
-    row = torch.arange(len(cosine), device=cosine.device)
+    n_segments, wide = is_token.shape
     others = cosine.masked_fill(~is_token[:, None], -_WORST)  # the nearest neighbour is neither oneself nor padding
     others.diagonal(dim1=1, dim2=2).fill_(-_WORST)
     first = others.amax(dim=2).masked_fill_(~is_token, torch.inf)
     nearest = torch.full_like(first, -torch.inf).masked_fill_(~is_token, torch.inf)
-    is_picked = torch.zeros_like(is_token)
-    for step in range(most):
+    rows = cosine.view(n_segments * wide, wide)
+    base = torch.arange(n_segments, device=cosine.device) * wide
+    picks = []
+    for step in range(most):  # four operations a pick: at these sizes the number of calls is the cost
         pick = (nearest if step else first).argmin(dim=1)
-        is_picked[row, pick] |= step < k
-        torch.maximum(nearest, cosine[row, pick], out=nearest)
-        nearest[row, pick] = torch.inf
-    return is_picked
+        torch.maximum(nearest, rows.index_select(0, base + pick), out=nearest)
+        nearest.scatter_(1, pick[:, None], torch.inf)
+        picks.append(pick)
+    order = torch.stack(picks, dim=1)  # s t
+    # a segment that has its k picks goes on with the others, and what it picks then is written beside the tokens
+    order = torch.where(torch.arange(most, device=order.device) < k[:, None], order, wide)
+    is_picked = torch.zeros(n_segments, wide + 1, dtype=torch.bool, device=order.device)
+    return is_picked.scatter_(1, order, True)[:, :wide]
 
 
 def _pick_dpp(cosine: Tensor, weight: Tensor, is_token: Tensor, k: Tensor, most: int, eps: float) -> Tensor:
