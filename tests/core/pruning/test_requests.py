@@ -7,7 +7,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from lightbox.backbones.loading import load
 from lightbox.errors import RequestError
 from lightbox.pruning.measure import Timing
-from lightbox.pruning.pipeline import prune, rows_of
+from lightbox.pruning.pipeline import images_by_row, prune
 from lightbox.testing.shrunk import save_shrunk
 
 
@@ -97,7 +97,7 @@ def test_prompts_and_images_that_do_not_match_are_refused(llava):
     with prune(llava.model, "random", 0.5), pytest.raises(RequestError, match="fills its own places"):
         llava.model(**inputs | {"pixel_values": inputs["pixel_values"][:1]})
     with pytest.raises(RequestError, match="4, 4"):
-        rows_of([4, 4], [6, 2])
+        images_by_row([4, 4], [6, 2])
 
 
 def test_a_static_cache_is_refused_by_name(llava):

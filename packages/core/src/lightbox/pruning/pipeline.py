@@ -227,7 +227,7 @@ class Pruning:
             image_output = self.base.get_image_features(**own, return_dict=True)
         features, records = self.records.of(image_output.pooler_output)
         is_image = self._image_places(inputs)
-        rows = rows_of([len(image) for image in features], is_image.sum(dim=1).tolist())
+        rows = images_by_row([len(image) for image in features], is_image.sum(dim=1).tolist())
         choice = choose(self.request, features, records, rows)
         self.last = choice
         prompt = shortened(
@@ -379,7 +379,7 @@ class Pruning:
         return 0 if self._image_token != 0 else 1
 
 
-def rows_of(lengths: list[int], places: list[int]) -> list[list[int]]:
+def images_by_row(lengths: list[int], places: list[int]) -> list[list[int]]:
     """Which images each row shows, in order.
 
     Args:
@@ -390,7 +390,7 @@ def rows_of(lengths: list[int], places: list[int]) -> list[list[int]]:
         RequestError: rows whose places are not those of whole images.
 
     Example:
-        >>> rows_of([4, 4, 6], [8, 0, 6])
+        >>> images_by_row([4, 4, 6], [8, 0, 6])
         [[0, 1], [], [2]]
     """
     rows, image = [], 0
