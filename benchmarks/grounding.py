@@ -35,7 +35,7 @@ def main() -> None:
     """Measure and append a row."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--items", type=int, default=2000, help="images, with one question each")
-    parser.add_argument("--steps", type=int, default=150, help="of training first, for answers of usual length")
+    parser.add_argument("--steps", type=int, default=800, help="of training first, for answers of usual length")
     parser.add_argument("--repeats", type=int, default=3, help="pairs of measurements")
     parser.add_argument("--dry-run", action="store_true", help="print the row and do not append it")
     options = parser.parse_args()

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from lightbox.errors import RequestError
 from lightbox.kernels.assign_merge.op import assign_merge
 from lightbox.kernels.attn_colmean import op as colmean_op
 from lightbox.kernels.attn_colmean.op import attn_colmean
@@ -103,7 +104,7 @@ def test_splicing_and_its_gradients_at_full_size(dtype):
 
 
 def test_more_than_the_kernels_can_hold_is_refused_before_a_launch():
-    with pytest.raises(Exception, match="heads of width 257"):
+    with pytest.raises(RequestError, match="heads of width 257"):
         attn_colmean(*there([normal(4, 1, 257), normal(4, 1, 257), offsets([4])]), scale=1.0)
-    with pytest.raises(Exception, match="A segment may have 16384 tokens"):
+    with pytest.raises(RequestError, match="A segment may have 16384 tokens"):
         greedy_select(*there([normal(17000, 2), offsets([17000]), counts([3])]), 3)

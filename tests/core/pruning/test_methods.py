@@ -65,10 +65,9 @@ def test_an_image_keeps_the_same_tokens_whatever_stands_beside_it(method):
     together = select(method, whole, [9, 4, 12])
     pieces = together.idx.split(list(together.counts))
     names = ("x", "attention", "early_attention", "metric", "finding")
-    for image, (size, count) in enumerate(zip(sizes, [9, 4, 12], strict=True)):
+    for image, count in enumerate([9, 4, 12]):
         start, end = whole.starts[image : image + 2]
         own = {name: getattr(whole, name)[start:end] for name in names}
-        alone = select(method, batch_of(size, **own, groups=[[0]]), [count]) if image == 0 else None
         keyed = VisualBatch(
             counts=[end - start],
             grids=[whole.grids[image]],
@@ -194,7 +193,6 @@ def test_hired_gives_a_bright_quadrant_to_its_own_tile(llava_next):
     total = len(grid)
     early = torch.zeros(total)
     early[:16] = whole.flatten()
-    batch = batch_of((1, 1))
     batch = VisualBatch(
         x=torch.randn(total, 4),
         counts=[total],
@@ -305,7 +303,6 @@ def test_looks_are_those_of_the_models_own_attention_weights(plain_models, name)
 
     if name.startswith("qwen"):
         blocks, part = tower.blocks, "attn"
-        pytest.importorskip("transformers")
     else:
         blocks, part = max((m for m in tower.modules() if isinstance(m, torch.nn.ModuleList)), key=len), "self_attn"
     layer = {"llava-1.5-7b": -2, "llava-next": -2}.get(name, -1)

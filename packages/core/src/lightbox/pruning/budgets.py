@@ -70,7 +70,8 @@ def largest_remainder(weights: Sequence[float], total: int, caps: Sequence[int])
     """Divide `total` in proportion to weights, exactly, with a cap on each part.
 
     Whole parts first, then one each to the largest remainders (Hamilton's method); what a cap cuts off is divided again
-    among the others. Ties go to the earlier part.
+    among the others. Ties go to the earlier part. For weights that the host knows; those on a device have
+    `allocate_budget` of the kernels.
 
     Args:
         weights: not negative; all zero counts as all equal.

@@ -23,6 +23,7 @@ from lightbox.backbones.families import Family
 from lightbox.errors import RequestError
 from lightbox.pruning import measure
 from lightbox.pruning.measure import Report, Timing
+from lightbox.pruning.models import held
 from lightbox.pruning.options import Request
 from lightbox.pruning.selecting import Choice
 from lightbox.pruning.types import Selection, TokenGrid
@@ -34,13 +35,12 @@ SUPPORTED = ("llava", "llava_next", "qwen2_vl", "qwen2_5_vl")
 class LayerPruning:
     """A language model that drops image tokens between layers; see `pipeline.prune`."""
 
-    def __init__(self, core: nn.Module, family: Family, request: Request, pruned: "weakref.WeakSet[nn.Module]") -> None:
+    def __init__(self, core: nn.Module, family: Family, request: Request) -> None:
         self.core: Any = core
         self.request = request
         self.is_paused = False
         self.last: Choice | None = None
         self.timings: dict[str, Timing] = {}
-        self._pruned = pruned
         self._layers: Any = core.get_submodule(family.layers[0])
         self.stages = _stages(request, family, len(self._layers))
         self._caches: weakref.WeakSet[Cache] = weakref.WeakSet()
@@ -50,15 +50,8 @@ class LayerPruning:
         self._undo = ExitStack()
 
     def __enter__(self) -> Self:
-        if self.core in self._pruned:
-            raise RequestError(
-                f"A {type(self.core).__name__} that is being pruned",
-                "A second method would choose among what the first left",
-                "Leave the first block before entering another",
-            )
         with ExitStack() as undo:
-            self._pruned.add(self.core)
-            undo.callback(self._pruned.discard, self.core)
+            undo.enter_context(held(self.core))
             undo.callback(self.core.register_forward_pre_hook(self._before, with_kwargs=True).remove)
             for place, layer in enumerate(self._layers):
                 undo.callback(layer.register_forward_pre_hook(self._layer_hook(place), with_kwargs=True).remove)

@@ -5,7 +5,7 @@ on numbers in place of features.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +20,8 @@ from transformers.vision_utils import get_vision_window_index
 from lightbox.backbones import vision
 from lightbox.backbones.llava import HAS_CLASS_TOKEN
 from lightbox.pruning import scores
-from lightbox.pruning.types import NOWHERE, TokenGrid
+from lightbox.pruning.types import NOWHERE, ImageInputs, TokenGrid
 
-ImageInputs = Mapping[str, Any]
-"""Arguments of the model's `get_image_features`, by name."""
 EARLY = 5 / 24
 """Depth of the early layer: the sixth of CLIP-L's 24 (VScan, arXiv 2505.22654)."""
 

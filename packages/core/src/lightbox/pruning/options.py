@@ -11,9 +11,8 @@ from lightbox.errors import RequestError
 from lightbox.pruning.budgets import Budget
 from lightbox.pruning.methods.table import BEFORE, INSIDE, METHODS, Method
 from lightbox.pruning.positions import MODES
+from lightbox.pruning.types import ImageInputs
 
-ImageInputs = Mapping[str, Any]
-"""Arguments of the model's `get_image_features`, by name."""
 COMPATS = ("", "reference_code")
 
 

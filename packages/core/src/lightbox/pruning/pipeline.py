@@ -19,21 +19,20 @@ from torch import Tensor, nn
 from transformers import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from lightbox.backbones.families import BY_MODEL_TYPE, Family
+from lightbox.backbones.families import Family
 from lightbox.errors import RequestError
 from lightbox.pruning import measure
 from lightbox.pruning.inside import LayerPruning
 from lightbox.pruning.layouts import LAYOUTS, Layout
 from lightbox.pruning.measure import Report, Timing
 from lightbox.pruning.methods.table import BEFORE, INSIDE
+from lightbox.pruning.models import check_free, core_of, family_of, held
 from lightbox.pruning.options import Request, checked
 from lightbox.pruning.positions import following
 from lightbox.pruning.prompt import Prompt, shortened
 from lightbox.pruning.records import Records, layers_for, make_records, taps_of
 from lightbox.pruning.selecting import Choice, choose
 
-_PRUNED: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
-"""Models inside a block."""
 PIXELS = ("pixel_values", "image_sizes", "vision_feature_layer", "vision_feature_select_strategy")
 """Arguments that only serve to encode images."""
 
@@ -50,7 +49,8 @@ def prune(
 ) -> "Pruning | LayerPruning":
     """Prune a model's visual tokens while a block lasts.
 
-    Works in forward, `generate` and training, at any batch size, with sdpa, eager and flash attention.
+    Works in forward, `generate` and training, at any batch size, with sdpa and eager attention; flash attention was not
+    tried. Call the model with its language head: the one inside it runs unpruned.
 
         with prune(model, method="divprune", budget=0.25) as handle:
             model.generate(**inputs)
@@ -75,12 +75,12 @@ def prune(
         RequestError: before anything runs: what `options.checked` refuses, a family that cannot be pruned, a model that
             is being pruned.
     """
-    core = _core(model)
+    core = core_of(model)
     request = checked(method, budget, positions, where, lengths, settings)
-    family = _family(core)
-    _check_free(core)
+    family = family_of(core)
+    check_free(core)
     if request.method.where == INSIDE:
-        return LayerPruning(core, family, request, _PRUNED)
+        return LayerPruning(core, family, request)
     return Pruning(core, family, request)
 
 
@@ -123,10 +123,8 @@ class Pruning:
     # ---- entering and leaving
 
     def __enter__(self) -> Self:
-        _check_free(self.core)
         with ExitStack() as undo:
-            _PRUNED.add(self.core)
-            undo.callback(_PRUNED.discard, self.core)
+            undo.enter_context(held(self.core))
             self._encode = self.base.get_image_features
             self._signature = inspect.signature(self._encode)
             # a function and not a bound method: `generate` reads the arguments' names off it
@@ -411,47 +409,3 @@ def images_by_row(lengths: list[int], places: list[int]) -> list[list[int]]:
         "Each image fills its own places, and all places belong to images (a prompt must be read in one piece)",
         "Give every row the images of its prompt, in order, and no prefill_chunk_size",
     )
-
-
-def _core(model: Any) -> nn.Module:
-    """The model of transformers inside a backbone or wrapper."""
-    model = getattr(model, "model", model) if not isinstance(model, nn.Module) else model
-    while True:
-        if hasattr(model, "get_base_model"):
-            model = model.get_base_model()
-        elif isinstance(getattr(model, "module", None), nn.Module):
-            model = model.module
-        else:
-            return model
-
-
-def _family(core: Any) -> Family:
-    """The family of a model.
-
-    Raises:
-        RequestError: one without an adapter, or a model without its language head.
-    """
-    model_type = getattr(getattr(core, "config", None), "model_type", type(core).__name__)
-    family = BY_MODEL_TYPE.get(model_type)
-    if family is None or family.name not in LAYOUTS:
-        raise RequestError(
-            f"A model of type '{model_type}'",
-            "How its image tokens lie is not known here",
-            f"Prune one of {', '.join(LAYOUTS)}",
-        )
-    if type(core).__name__ != family.model_class:
-        raise RequestError(
-            f"A {type(core).__name__}",
-            "Prompts are shortened where labels and logits are, at the model with its language head",
-            f"Load it as {family.model_class}, or by AutoModelForImageTextToText",
-        )
-    return family
-
-
-def _check_free(core: nn.Module) -> None:
-    if core in _PRUNED:
-        raise RequestError(
-            f"A {type(core).__name__} that is being pruned",
-            "A second method would choose among what the first left, and neither budget would hold",
-            "Leave the first block before entering another",
-        )

@@ -17,9 +17,9 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from lightbox.backbones import vision
 from lightbox.errors import RequestError
 from lightbox.pruning import regions
-from lightbox.pruning.layouts import ImageInputs, Layout, finding_on_grid
+from lightbox.pruning.layouts import Layout, finding_on_grid
 from lightbox.pruning.options import Options
-from lightbox.pruning.types import TokenGrid
+from lightbox.pruning.types import ImageInputs, TokenGrid
 
 
 @dataclass(frozen=True, eq=False)

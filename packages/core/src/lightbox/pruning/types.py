@@ -4,14 +4,17 @@ T counts the tokens of all images of a call together (packed), S images, K what 
 images by `counts`, which the host knows, so nothing waits for a GPU.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+ImageInputs = Mapping[str, Any]
+"""Arguments of a model's `get_image_features`, by name."""
 NOWHERE = -1
 """Row, column, plane and tile of a token that shows no patch (class token, end of a row of tiles)."""
 

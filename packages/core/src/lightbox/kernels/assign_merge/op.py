@@ -190,11 +190,9 @@ def _assign_merge(
 
 
 @_assign_merge.register_kernel("cuda")
-def _on_cuda(
-    metric: Tensor, x: Tensor, idx: Tensor, cu: Tensor, cu_kept: Tensor, weight: Tensor | None, mode: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    _check(metric, x, idx, cu, cu_kept, weight, mode)
-    return launch(metric, x, idx, cu, cu_kept, weight, mode)
+def _on_cuda(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    _check(*arguments)
+    return launch(*arguments)
 
 
 @_assign_merge.register_fake

@@ -6,6 +6,8 @@ al., NeurIPS 2025): greedy maximum a posteriori of a DPP with L = diag(r) C diag
 Cholesky factor (Chen et al., NeurIPS 2018).
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int32, Int64
@@ -203,18 +205,9 @@ def _greedy_select(
 
 
 @_greedy_select.register_kernel("cuda")
-def _on_cuda(
-    feat: Tensor,
-    cu: Tensor,
-    k: Tensor,
-    total: int,
-    rule: str,
-    relevance: Tensor | None,
-    eps: float,
-    max_len: int | None,
-) -> Tensor:
-    _check(feat, cu, k, total, rule, relevance, eps, max_len)
-    return launch(feat, cu, k, total, rule, relevance, eps, max_len)
+def _on_cuda(*arguments: Any) -> Tensor:
+    _check(*arguments)
+    return launch(*arguments)
 
 
 @_greedy_select.register_fake

@@ -193,20 +193,9 @@ def _ragged_splice(
 
 
 @_ragged_splice.register_kernel("cuda")
-def _on_cuda(
-    vis: Tensor,
-    idx: Tensor,
-    text_ids: Tensor,
-    table: Tensor,
-    layout: Tensor,
-    pos: Tensor,
-    text_pos: Tensor,
-    labels: Tensor | None,
-    newline: Tensor | None,
-    gate: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    _check(vis, idx, text_ids, table, layout, pos, text_pos, labels, newline, gate)
-    return launch(vis, idx, text_ids, table, layout, pos, text_pos, labels, newline, gate)
+def _on_cuda(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    _check(*arguments)
+    return launch(*arguments)
 
 
 @_ragged_splice.register_fake

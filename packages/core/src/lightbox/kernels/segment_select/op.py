@@ -4,6 +4,8 @@ A rising order keeps positions rising, which rotary embeddings and causal masks 
 on the host, so no result waits for the device.
 """
 
+from typing import Any
+
 import torch
 from jaxtyping import Float, Int32, Int64
 from torch import Tensor
@@ -152,9 +154,9 @@ def _segment_select(scores: Tensor, cu: Tensor, k: Tensor, total: int) -> tuple[
 
 
 @_segment_select.register_kernel("cuda")
-def _on_cuda(scores: Tensor, cu: Tensor, k: Tensor, total: int) -> tuple[Tensor, Tensor]:
-    _check(scores, cu, k, total)
-    return launch(scores, cu, k, total)
+def _on_cuda(*arguments: Any) -> tuple[Tensor, Tensor]:
+    _check(*arguments)
+    return launch(*arguments)
 
 
 @_segment_select.register_fake
