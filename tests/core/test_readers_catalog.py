@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from lightbox.cli.app import main
 from lightbox.errors import RequestError
 from lightbox.paper.composition import inputs
 from lightbox.readers.catalog import DATASETS, read, root_of
@@ -32,6 +33,15 @@ def test_every_card_parses_and_says_what_may_leave_the_machine():
         )
         for file in card.files:
             assert file.sha256 == "not recorded" or len(bytes.fromhex(file.sha256)) == 32
+
+
+def test_the_list_cuts_no_name_on_a_narrow_terminal(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as stopped:
+        main(["data", "list"])
+    assert stopped.value.code == 0
+    printed = capsys.readouterr().out.split()
+    assert set(dataset_names()) <= set(printed)
 
 
 def test_unknown_card_is_refused_with_a_near_name():

@@ -6,7 +6,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from lightbox.backbones.loading import load
 from lightbox.errors import RequestError
-from lightbox.pruning.measure import Timing
+from lightbox.pruning.measure import Drift, Timing
 from lightbox.pruning.pipeline import images_by_row, prune
 from lightbox.testing.shrunk import save_shrunk
 
@@ -128,9 +128,29 @@ def test_measuring_times_both_and_says_when_nothing_is_gained(llava):
         assert report.tokens_after == [8] * 5
         handle.timings = {"pruned": Timing(0.02, None), "unpruned": Timing(0.01, None)}
         assert "no faster here" in handle.report().warnings[0]
+        handle.drift = None
         handle.timings = {"pruned": Timing(0.01, None), "unpruned": Timing(0.02, None)}
         assert handle.report().warnings == []
         assert handle.report().speedup == 2
+
+
+def test_a_method_is_measured_beside_random_choices(llava):
+    inputs = llava.inputs()
+    with prune(llava.model, "random", 0.5, seed=1) as handle:
+        report = handle.measure(inputs, repeats=1, draws=2)
+        assert 0 < report.drift.own == report.drift.random[1], "the second draw is of the same seed"
+        assert report.drift.random[0] != report.drift.own
+        assert handle.request.options.seed == 1, "the request is the caller's again"
+        assert handle.measure(inputs, repeats=1, draws=0).drift is None
+        for own, is_warned in ((2.0, True), (1.0, True), (0.5, False)):
+            handle.drift = Drift(own, [1.0, 1.0, 3.0])
+            assert any("no better than random here" in text for text in handle.report().warnings) == is_warned
+        with pytest.raises(RequestError, match="draws is -1"):
+            handle.measure(inputs, draws=-1)
+    with prune(llava.model, "divprune", 1.0) as handle:
+        report = handle.measure(inputs, repeats=1, draws=1)
+        assert report.drift.own == 0
+        assert not any("random" in text for text in report.warnings), "nothing went, so nothing can be better"
 
 
 def test_a_backbone_trains_and_answers_pruned(tmp_path):

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from lightbox.errors import RequestError, WorkError
 
@@ -42,7 +42,8 @@ def list_datasets(as_json: AsJson = False) -> None:
 
         typer.echo(json.dumps([dataclasses.asdict(card) for card in cards], indent=2))
         return
-    table = Table("name", "task", "modality", "licence", "patients", "external API")
+    # a name is typed into other commands, so it is never cut
+    table = Table(Column("name", no_wrap=True), "task", "modality", "licence", "patients", "external API")
     for card in cards:
         table.add_row(card.name, card.task, card.modality, card.licence, card.patient_split, card.external_api)
     Console().print(table)

@@ -76,7 +76,7 @@ class LayerPruning:
         return measure.report(self.request, self.last, self.timings)
 
     def measure(self, inputs: Mapping[str, Any], *, repeats: int = 5) -> Report:
-        """See `pipeline.Pruning.measure`."""
+        """Time the first token, see `pipeline.Pruning.measure`; not compared with random choices."""
         self.timings = measure.time_to_first_token(self, inputs, repeats)
         return self.report()
 

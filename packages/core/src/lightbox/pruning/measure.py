@@ -7,10 +7,10 @@ from statistics import median
 from typing import Any
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lightbox.pruning.options import Request
+from lightbox.pruning.options import Request, random_like
 from lightbox.pruning.selecting import Choice
 
 
@@ -23,6 +23,25 @@ class Timing:
 
 
 @dataclass(frozen=True)
+class Drift:
+    """How far the next token's probabilities move when tokens go, beside as many tokens chosen at random.
+
+    Args:
+        own: of the method: Kullback-Leibler divergence of the pruned model from the unpruned one, in nats, mean over
+            the rows.
+        random: the same of each random choice.
+    """
+
+    own: float
+    random: list[float]
+
+    @property
+    def is_below_random(self) -> bool:
+        """Whether the method moves them less than the middle one of the random choices."""
+        return self.own < median(self.random)
+
+
+@dataclass(frozen=True)
 class Report:
     """What was kept of the images of the last call.
 
@@ -31,6 +50,7 @@ class Report:
         tokens_before, tokens_after: visual tokens of each image.
         kept: of each image, one picture of rows and columns for each plane: True where the token stayed.
         pruned, unpruned: what `measure` took; None before it ran.
+        drift: likewise; None also where nothing was drawn at random.
         warnings: in plain words.
     """
 
@@ -42,6 +62,7 @@ class Report:
     kept: list[list[Bool[Tensor, "h w"]]]
     pruned: Timing | None
     unpruned: Timing | None
+    drift: Drift | None
     warnings: list[str]
 
     @property
@@ -62,10 +83,13 @@ class Report:
                 lines.append(f"{name}: first token after {timing.first_token_s * 1e3:.1f} ms, peak memory {peak}")
         if self.speedup is not None:
             lines.append(f"{self.speedup:.2f} times as fast to the first token, tower and selection included")
+        if self.drift is not None:
+            drawn = f"{min(self.drift.random):.3g} to {max(self.drift.random):.3g}"
+            lines.append(f"next token: {self.drift.own:.3g} nats from the unpruned model, random choices {drawn}")
         return "\n".join([*lines, *(f"Warning: {text}" for text in self.warnings)])
 
 
-def report(request: Request, choice: Choice, timings: Mapping[str, Timing]) -> Report:
+def report(request: Request, choice: Choice, timings: Mapping[str, Timing], drift: Drift | None = None) -> Report:
     """Put a report together."""
     kept = []
     masks = choice.is_kept.cpu().split([len(grid) for grid in choice.grids])
@@ -86,6 +110,7 @@ def report(request: Request, choice: Choice, timings: Mapping[str, Timing]) -> R
         kept=kept,
         pruned=timings.get("pruned"),
         unpruned=timings.get("unpruned"),
+        drift=drift,
         warnings=[],
     )
     if made.speedup is not None and made.speedup <= 1:
@@ -93,7 +118,37 @@ def report(request: Request, choice: Choice, timings: Mapping[str, Timing]) -> R
             f"{request.name} at budget {request.budget.value} is no faster here: first token after "
             f"{made.pruned.first_token_s * 1e3:.1f} ms, and {made.unpruned.first_token_s * 1e3:.1f} ms unpruned"
         )
+    if drift is not None and made.tokens_after != made.tokens_before and not drift.is_below_random:
+        made.warnings.append(
+            f"{request.name} at budget {request.budget.value} is no better than random here: the next token's "
+            f"probabilities move by {drift.own:.3g} nats, and by {median(drift.random):.3g} with tokens drawn at random"
+        )
     return made
+
+
+def next_token(core: Any, inputs: Mapping[str, Any]) -> Float[Tensor, "b v"]:
+    """Logits of the token behind a prompt, with a cache as `generate` fills one."""
+    return core(**inputs, use_cache=True, logits_to_keep=1).logits[:, -1]
+
+
+@torch.no_grad()
+def drift_beside_random(pruning: Any, inputs: Mapping[str, Any], draws: int) -> Drift:
+    """Compare a method before the language model with random choices of as many tokens, on the same prompts."""
+    request = pruning.request
+
+    def divergence(of: Request) -> float:
+        pruning.request = of
+        log_p = next_token(pruning.core, inputs).float().log_softmax(dim=-1)
+        return float((whole.exp() * (whole - log_p)).sum(dim=-1).mean().clamp(min=0))
+
+    try:
+        pruning.is_paused = True
+        whole = next_token(pruning.core, inputs).float().log_softmax(dim=-1)
+        pruning.is_paused = False
+        drawn = [divergence(random_like(request, seed)) for seed in range(draws)]
+        return Drift(divergence(request), drawn)
+    finally:
+        pruning.is_paused, pruning.request = False, request
 
 
 @torch.no_grad()
@@ -111,8 +166,7 @@ def time_to_first_token(pruning: Any, inputs: Mapping[str, Any], repeats: int) -
                     torch.cuda.reset_peak_memory_stats(device)
                     torch.cuda.synchronize(device)
                 start = time.perf_counter()
-                logits = pruning.core(**inputs, use_cache=True, logits_to_keep=1).logits
-                logits[:, -1].argmax(dim=-1).cpu()  # a token is there when the host has it
+                next_token(pruning.core, inputs).argmax(dim=-1).cpu()  # a token is there when the host has it
                 times[name].append(time.perf_counter() - start)
                 if is_cuda:
                     peaks[name] = torch.cuda.max_memory_allocated(device)

@@ -99,6 +99,11 @@ def checked(
     return Request(method, entry, Budget(budget), positions, options, lengths)
 
 
+def random_like(request: Request, seed: int) -> Request:
+    """The same request for tokens drawn at random."""
+    return checked("random", request.budget.value, request.positions, BEFORE, request.lengths, {"seed": seed})
+
+
 def _check_options(method: str, entry: Method, options: Options) -> None:
     for name, (low, high) in RANGES.items():
         value = getattr(options, name)

@@ -24,7 +24,7 @@ from lightbox.errors import RequestError
 from lightbox.pruning import measure
 from lightbox.pruning.inside import LayerPruning
 from lightbox.pruning.layouts import LAYOUTS, Layout
-from lightbox.pruning.measure import Report, Timing
+from lightbox.pruning.measure import Drift, Report, Timing
 from lightbox.pruning.methods.table import BEFORE, INSIDE
 from lightbox.pruning.models import check_free, core_of, family_of, held
 from lightbox.pruning.options import Request, checked
@@ -115,6 +115,7 @@ class Pruning:
         self.is_paused = False
         self.last: Choice | None = None
         self.timings: dict[str, Timing] = {}
+        self.drift: Drift | None = None
         self._behind: weakref.WeakKeyDictionary[Cache, Behind] = weakref.WeakKeyDictionary()
         self._prompt: Prompt | None = None
         self._undo = ExitStack()
@@ -158,15 +159,22 @@ class Pruning:
             raise RequestError(
                 "A report before any image was read", "There is nothing to report", "Call the model inside the block"
             )
-        return measure.report(self.request, self.last, self.timings)
+        return measure.report(self.request, self.last, self.timings, self.drift)
 
-    def measure(self, inputs: Mapping[str, Any], *, repeats: int = 5) -> Report:
+    def measure(self, inputs: Mapping[str, Any], *, repeats: int = 5, draws: int = 5) -> Report:
         """Time the first token of a prompt, with its tower, pruned and unpruned by turns, and report.
+
+        The report warns where the method is no faster, and where it moves the next token's probabilities no less than
+        tokens drawn at random do. That needs no answers, and speaks of these prompts alone.
 
         Args:
             inputs: of the model's forward, without labels.
             repeats: of each, after one of each to warm up; the median counts.
+            draws: random choices to compare with, at least 0; 0 compares with none.
         """
+        if draws < 0:
+            raise RequestError(f"draws is {draws}", "It counts random choices", "Set draws to 0 or more")
+        self.drift = measure.drift_beside_random(self, inputs, draws) if draws else None
         self.timings = measure.time_to_first_token(self, inputs, repeats)
         return self.report()
 
