@@ -13,6 +13,7 @@ from triton.compiler import ASTSource
 from lightbox.kernels import backend
 from lightbox.kernels.assign_merge import kernel as merge_kernel
 from lightbox.kernels.attn_colmean import kernel as colmean_kernel
+from lightbox.kernels.few_query_scores import kernel as query_kernel
 from lightbox.kernels.greedy_select import kernel as greedy_kernel
 from lightbox.kernels.ragged_splice import kernel as splice_kernel
 from lightbox.kernels.segment_select import kernel as select_kernel
@@ -108,6 +109,28 @@ def test_attn_colmean_compiles(compiling, width, dtype):
     q, lse, mean = torch.zeros(1000, 16, width, dtype=dtype), torch.zeros(16, 1000), torch.zeros(1000)
     module.row_lse(q, q, CU, lse, 0.1, 2)
     module.column_mean(q, q, CU, lse, lse, mean, 0.1, 2)
+
+
+@pytest.mark.parametrize(("heads", "width"), [((16, 16), 72), ((28, 4), 128), ((8, 4), 256)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_few_query_scores_compiles(compiling, heads, width, dtype):
+    """One query, whose logits are kept, and many, for which the keys are read again."""
+    module = compiling(query_kernel, "_row_lse", "_key_share", "_sum_rows")
+    k, scores = torch.zeros(2, heads[1], 577, width, dtype=dtype), torch.zeros(2, 577)
+    for n_queries in (1, 64):
+        q = torch.zeros(2, heads[0], n_queries, width, dtype=dtype)
+        parts = torch.zeros(2, heads[0], n_queries, module.n_parts(k))
+        if module.keeps_logits(q, k):
+            logits = scores[:, None, None].expand(2, heads[0], 1, 577)
+            module.row_lse(q, k, parts, logits, 0.1, 0)
+            module.row_lse(q, k, None, logits, 0.1, 0)
+            module.sum_rows(logits, parts, scores, 0.1, 1)
+        else:
+            share = scores[:, None].expand(2, heads[0], 577)
+            module.row_lse(q, k, parts, None, 0.1, 1)
+            module.key_share(q, k, parts, share, 0.1, 0.1)
+            module.key_share(q, k, parts[..., :1], share, 0.1, 0.1)
+            module.sum_rows(share, None, scores, 1.0, 1)
 
 
 @pytest.mark.parametrize("is_sum", [False, True])

@@ -7,6 +7,8 @@ from lightbox.errors import RequestError
 from lightbox.kernels.assign_merge.op import assign_merge
 from lightbox.kernels.attn_colmean import op as colmean_op
 from lightbox.kernels.attn_colmean.op import attn_colmean
+from lightbox.kernels.few_query_scores import op as query_op
+from lightbox.kernels.few_query_scores.op import few_query_scores
 from lightbox.kernels.greedy_select.op import greedy_select
 from lightbox.kernels.ragged_splice.op import ragged_splice
 from lightbox.kernels.segment_select.op import allocate_budget, segment_select
@@ -68,6 +70,24 @@ def test_column_means_at_full_size(n, width, dtype):
     assert_close(got, colmean_op.eager(q, k, cu, None, width**-0.5, 1))
 
 
+@pytest.mark.parametrize("n_queries", [1, 16, 64])
+@pytest.mark.parametrize(("batch", "n", "heads", "width"), [(20, 577, (16, 16), 64), (1, 1400, (28, 4), 128)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_scores_of_few_queries_at_full_size(batch, n, heads, width, n_queries, dtype):
+    """The class token of four images in five tiles, and the last tokens of a prompt that heads share keys for."""
+    q, k = normal(batch, heads[0], n_queries, width), normal(batch, heads[1], n, width, seed=1)
+    q, k, lse = q.to(dtype), k.to(dtype), normal(batch, heads[0], n_queries, seed=2).abs() + 5
+    given = there([q, k, lse])
+    for reduce in query_op.REDUCTIONS:
+        for row_lse in (None, lse):
+            torch.cuda.set_sync_debug_mode("error")
+            own = None if row_lse is None else given[2]
+            got = few_query_scores(given[0], given[1], scale=width**-0.5, key_range=(1, n), lse=own, reduce=reduce)
+            torch.cuda.set_sync_debug_mode("default")
+            want = query_op.eager(q, k, scale=width**-0.5, key_range=(1, n), lse=row_lse, reduce=reduce)
+            assert_close(got, want)
+
+
 @pytest.mark.parametrize("mode", ["mean", "sum_plus_target"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_merging_and_its_gradients_at_full_size(mode, dtype):
@@ -106,5 +126,7 @@ def test_splicing_and_its_gradients_at_full_size(dtype):
 def test_more_than_the_kernels_can_hold_is_refused_before_a_launch():
     with pytest.raises(RequestError, match="heads of width 257"):
         attn_colmean(*there([normal(4, 1, 257), normal(4, 1, 257), offsets([4])]), scale=1.0)
+    with pytest.raises(RequestError, match="heads of width 257"):
+        few_query_scores(*there([normal(1, 1, 1, 257), normal(1, 1, 4, 257)]), scale=1.0)
     with pytest.raises(RequestError, match="A segment may have 16384 tokens"):
         greedy_select(*there([normal(17000, 2), offsets([17000]), counts([3])]), 3)
