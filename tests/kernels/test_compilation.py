@@ -4,6 +4,8 @@ Triton compiles to machine code without a driver. What the interpreter cannot se
 in a loop, operations that do not exist on a card, shared memory above what the smallest card grants.
 """
 
+import math
+
 import pytest
 import torch
 import triton
@@ -17,6 +19,7 @@ from lightbox.kernels.few_query_scores import kernel as query_kernel
 from lightbox.kernels.greedy_select import kernel as greedy_kernel
 from lightbox.kernels.ragged_splice import kernel as splice_kernel
 from lightbox.kernels.segment_select import kernel as select_kernel
+from lightbox.kernels.temporal_keep import kernel as temporal_kernel
 from lightbox.testing.packed import counts, offsets
 
 pytestmark = pytest.mark.slow
@@ -154,3 +157,11 @@ def test_ragged_splice_compiles(compiling, dtype, has_extras):
     extras = (ids, emb[0], torch.zeros(100)) if has_extras else (None, None, None)
     module.splice(vis, table, pos, text_pos, idx, ids, layout, *extras, emb, places, places[0])
     module.splice_backward(emb, vis, idx, layout, extras[2], vis, torch.zeros(100))
+
+
+@pytest.mark.parametrize(("width", "is_cos"), [(588, False), (2560, True), (16384, True)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_temporal_keep_compiles(compiling, dtype, width, is_cos):
+    module = compiling(temporal_kernel, "_change")
+    x = torch.zeros(1, dtype=dtype).expand(64, 256, width)
+    module.change(x, torch.zeros(64, 256), math.inf, is_cos=is_cos)
