@@ -4,6 +4,8 @@ Triton compiles to machine code without a driver. What the interpreter cannot se
 in a loop, operations that do not exist on a card, shared memory above what the smallest card grants.
 """
 
+import math
+
 import pytest
 import torch
 import triton
@@ -13,9 +15,11 @@ from triton.compiler import ASTSource
 from lightbox.kernels import backend
 from lightbox.kernels.assign_merge import kernel as merge_kernel
 from lightbox.kernels.attn_colmean import kernel as colmean_kernel
+from lightbox.kernels.few_query_scores import kernel as query_kernel
 from lightbox.kernels.greedy_select import kernel as greedy_kernel
 from lightbox.kernels.ragged_splice import kernel as splice_kernel
 from lightbox.kernels.segment_select import kernel as select_kernel
+from lightbox.kernels.temporal_keep import kernel as temporal_kernel
 from lightbox.testing.packed import counts, offsets
 
 pytestmark = pytest.mark.slow
@@ -110,6 +114,28 @@ def test_attn_colmean_compiles(compiling, width, dtype):
     module.column_mean(q, q, CU, lse, lse, mean, 0.1, 2)
 
 
+@pytest.mark.parametrize(("heads", "width"), [((16, 16), 72), ((28, 4), 128), ((8, 4), 256)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_few_query_scores_compiles(compiling, heads, width, dtype):
+    """One query, whose logits are kept, and many, for which the keys are read again."""
+    module = compiling(query_kernel, "_row_lse", "_key_share", "_sum_rows")
+    k, scores = torch.zeros(2, heads[1], 577, width, dtype=dtype), torch.zeros(2, 577)
+    for n_queries in (1, 64):
+        q = torch.zeros(2, heads[0], n_queries, width, dtype=dtype)
+        parts = torch.zeros(2, heads[0], n_queries, module.n_parts(k))
+        if module.keeps_logits(q, k):
+            logits = scores[:, None, None].expand(2, heads[0], 1, 577)
+            module.row_lse(q, k, parts, logits, 0.1, 0)
+            module.row_lse(q, k, None, logits, 0.1, 0)
+            module.sum_rows(logits, parts, scores, 0.1, 1)
+        else:
+            share = scores[:, None].expand(2, heads[0], 577)
+            module.row_lse(q, k, parts, None, 0.1, 1)
+            module.key_share(q, k, parts, share, 0.1, 0.1)
+            module.key_share(q, k, parts[..., :1], share, 0.1, 0.1)
+            module.sum_rows(share, None, scores, 1.0, 1)
+
+
 @pytest.mark.parametrize("is_sum", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_assign_merge_compiles(compiling, dtype, is_sum):
@@ -131,3 +157,11 @@ def test_ragged_splice_compiles(compiling, dtype, has_extras):
     extras = (ids, emb[0], torch.zeros(100)) if has_extras else (None, None, None)
     module.splice(vis, table, pos, text_pos, idx, ids, layout, *extras, emb, places, places[0])
     module.splice_backward(emb, vis, idx, layout, extras[2], vis, torch.zeros(100))
+
+
+@pytest.mark.parametrize(("width", "is_cos"), [(588, False), (2560, True), (16384, True)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_temporal_keep_compiles(compiling, dtype, width, is_cos):
+    module = compiling(temporal_kernel, "_change")
+    x = torch.zeros(1, dtype=dtype).expand(64, 256, width)
+    module.change(x, torch.zeros(64, 256), math.inf, is_cos=is_cos)

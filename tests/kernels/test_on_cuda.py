@@ -7,9 +7,12 @@ from lightbox.errors import RequestError
 from lightbox.kernels.assign_merge.op import assign_merge
 from lightbox.kernels.attn_colmean import op as colmean_op
 from lightbox.kernels.attn_colmean.op import attn_colmean
+from lightbox.kernels.few_query_scores import op as query_op
+from lightbox.kernels.few_query_scores.op import few_query_scores
 from lightbox.kernels.greedy_select.op import greedy_select
 from lightbox.kernels.ragged_splice.op import ragged_splice
 from lightbox.kernels.segment_select.op import allocate_budget, segment_select
+from lightbox.kernels.temporal_keep.op import temporal_keep
 from lightbox.testing.close import assert_close
 from lightbox.testing.packed import counts, normal, offsets, sign_rows
 
@@ -68,6 +71,24 @@ def test_column_means_at_full_size(n, width, dtype):
     assert_close(got, colmean_op.eager(q, k, cu, None, width**-0.5, 1))
 
 
+@pytest.mark.parametrize("n_queries", [1, 16, 64])
+@pytest.mark.parametrize(("batch", "n", "heads", "width"), [(20, 577, (16, 16), 64), (1, 1400, (28, 4), 128)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_scores_of_few_queries_at_full_size(batch, n, heads, width, n_queries, dtype):
+    """The class token of four images in five tiles, and the last tokens of a prompt that heads share keys for."""
+    q, k = normal(batch, heads[0], n_queries, width), normal(batch, heads[1], n, width, seed=1)
+    q, k, lse = q.to(dtype), k.to(dtype), normal(batch, heads[0], n_queries, seed=2).abs() + 5
+    given = there([q, k, lse])
+    for reduce in query_op.REDUCTIONS:
+        for row_lse in (None, lse):
+            torch.cuda.set_sync_debug_mode("error")
+            own = None if row_lse is None else given[2]
+            got = few_query_scores(given[0], given[1], scale=width**-0.5, key_range=(1, n), lse=own, reduce=reduce)
+            torch.cuda.set_sync_debug_mode("default")
+            want = query_op.eager(q, k, scale=width**-0.5, key_range=(1, n), lse=row_lse, reduce=reduce)
+            assert_close(got, want)
+
+
 @pytest.mark.parametrize("mode", ["mean", "sum_plus_target"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_merging_and_its_gradients_at_full_size(mode, dtype):
@@ -103,8 +124,29 @@ def test_splicing_and_its_gradients_at_full_size(dtype):
         assert torch.equal(here, over_there.cpu())
 
 
+@pytest.mark.parametrize("metric", ["cos", "l1"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_changes_between_slices_at_full_size(metric, dtype):
+    """Signs are exact in every dtype, so choices are compared exactly, ties included."""
+    for x in (sign_rows(64 * 256, 1024).view(64, 256, 1024).to(dtype), normal(64, 256, 2560).to(dtype)):
+        (on_device,) = there([x])
+        torch.cuda.set_sync_debug_mode("error")
+        mask, score = temporal_keep(on_device, metric=metric, k_total=4096)
+        torch.cuda.set_sync_debug_mode("default")
+        want_mask, want_score = temporal_keep(x, metric=metric, k_total=4096)
+        assert torch.equal(score[0].cpu(), want_score[0])
+        assert_close(score[1:], want_score[1:])
+        assert int(mask.sum()) == 4096
+        if x.shape[2] == 1024:
+            assert torch.equal(mask.cpu(), want_mask)
+
+
 def test_more_than_the_kernels_can_hold_is_refused_before_a_launch():
     with pytest.raises(RequestError, match="heads of width 257"):
         attn_colmean(*there([normal(4, 1, 257), normal(4, 1, 257), offsets([4])]), scale=1.0)
+    with pytest.raises(RequestError, match="heads of width 257"):
+        few_query_scores(*there([normal(1, 1, 1, 257), normal(1, 1, 4, 257)]), scale=1.0)
+    with pytest.raises(RequestError, match="tokens of width 16385"):
+        temporal_keep(*there([normal(2, 2, 16385)]), k_total=3)
     with pytest.raises(RequestError, match="A segment may have 16384 tokens"):
         greedy_select(*there([normal(17000, 2), offsets([17000]), counts([3])]), 3)

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from typing import Any, Self
 
 import torch
-from einops import rearrange, repeat
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import Cache
@@ -21,6 +21,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from lightbox.backbones import vision
 from lightbox.backbones.families import Family
 from lightbox.errors import RequestError
+from lightbox.kernels.few_query_scores.op import few_query_scores
 from lightbox.pruning import measure
 from lightbox.pruning.measure import Report, Timing
 from lightbox.pruning.models import held
@@ -193,9 +194,7 @@ def last_look(
     """
     query, key = (rearrange(side, "b t (k e) -> b k t e", e=width) for side in (query, key))
     query, key = apply_rotary_pos_emb(query, key, *around)
-    key = repeat(key, "b g t e -> b (g n) t e", n=query.shape[1] // key.shape[1])
-    logits = query[:, :, -1:].float() @ key.float().transpose(-2, -1) / width**0.5
-    return logits.softmax(dim=-1)[0, :, 0].mean(dim=0)
+    return few_query_scores(query[:, :, -1:], key, scale=width**-0.5)[0]
 
 
 def _cut(kwargs: dict[str, Any], kept: Tensor) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightbox.kernels.attn_colmean.op import attn_colmean
+from lightbox.kernels.few_query_scores.op import few_query_scores
 from lightbox.pruning.types import offsets
 
 
@@ -20,8 +21,7 @@ def class_attention(query: Float[Tensor, "n k s e"], key: Float[Tensor, "n k s e
     The softmax runs over all keys, the class token's own included, so a row sums to less than 1 (FasterVLM,
     arXiv 2412.01818).
     """
-    logits = query[:, :, :1].float() @ key.float().transpose(-2, -1) / query.shape[-1] ** 0.5  # n k 1 s
-    return logits.softmax(dim=-1)[:, :, 0, 1:].mean(dim=1)
+    return few_query_scores(query[:, :, :1], key, scale=query.shape[-1] ** -0.5, key_range=(1, key.shape[2]))
 
 
 @torch.no_grad()

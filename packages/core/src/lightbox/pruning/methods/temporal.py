@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Int
 from torch import Tensor
 
+from lightbox.kernels.temporal_keep.op import temporal_keep
 from lightbox.pruning.methods.ordering import patch_cells
 from lightbox.pruning.types import Selection, TokenGrid, VisualBatch
 
@@ -33,16 +32,16 @@ def select(batch: VisualBatch, counts: Sequence[int], options: Any) -> Selection
         least = min(options.min_tokens, total // len(stack), size)
         first = min(size, total - least * (len(stack) - 1))
         if first < size:  # too small a budget for a whole first slice: it has its share like any other
-            first = counts[stack[0]]
+            first = min(first, counts[stack[0]])
         start = batch.starts[stack[0]]
         kept.append(patch_cells(batch.grids[stack[0]], first)[1].to(device) + start)
         kept_counts.append(first)
         if len(stack) > 1:
-            x = batch.x[start : start + size * len(stack)].detach().float()
-            change = 1 - F.cosine_similarity(x[size:], x[:-size], dim=1)
-            places, later = _changed(change, size, total - first, least)
-            kept.append(places + start + size)
-            kept_counts += later
+            slices = batch.x[start : start + size * len(stack)].detach().view(len(stack), size, -1)
+            # a whole first slice is counted here, and an even grid of it is what stays
+            later = temporal_keep(slices, k_total=size + total - first, min_tokens=least)[0][1:]
+            kept.append(later.flatten().nonzero().flatten() + start + size)
+            kept_counts += later.sum(dim=1).tolist()
     return Selection(torch.cat(kept), kept_counts)
 
 
@@ -55,13 +54,3 @@ def stacks(group: Sequence[int], grids: Sequence[TokenGrid]) -> list[list[int]]:
         else:
             found.append([image])
     return found
-
-
-def _changed(change: Float[Tensor, " T"], size: int, total: int, least: int) -> tuple[Int[Tensor, " n"], list[int]]:
-    """The most changed of all slices behind the first, at least so many of each; places ascending, and counts."""
-    slices = change.view(-1, size)
-    rank = torch.sort(slices, dim=1, descending=True, stable=True).indices.argsort(dim=1)
-    # the least that a slice keeps comes before everything else, in the order of change
-    scores = torch.where(rank < least, slices + 4.0, slices).flatten()
-    places = torch.sort(scores, descending=True, stable=True).indices[:total].sort().values
-    return places, torch.bincount(places // size, minlength=len(slices)).tolist()

@@ -1,0 +1,1 @@
+"""How much a few queries look at each key, over heads: `op` (`few_query_scores`), `kernel`, `reference`."""

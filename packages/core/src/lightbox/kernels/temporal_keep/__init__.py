@@ -1,0 +1,1 @@
+"""What changed since the frame or slice before: `op` (`temporal_keep`), `kernel`, `reference`."""
