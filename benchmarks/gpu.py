@@ -19,15 +19,19 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "triton", "xformers", "flash-attn")
 LLAVA, QWEN = "llava-1.5-7b", "qwen2.5-vl-7b"
 SKIPPED = 3
+OPERATORS = ("segment_select", "greedy_select", "attn_colmean", "assign_merge", "ragged_splice")
+METHODS = ("cls_topk", "divprune", "cdpruner", "random")
 ROWS = [
     *(f"memory {model} --batch {batch}" for model in (LLAVA, QWEN) for batch in (1, 4)),
     *(f"step {model} --batch 2 --choice {choice}" for model in (LLAVA, QWEN) for choice in ("ours", "stock")),
     "lane",
     *(f"attention {LLAVA} --batch 4 --choice {choice}" for choice in ("sdpa", "eager", "xformers", "flash")),
     *(f"generate {LLAVA} --batch {batch}" for batch in (1, 4)),
+    *(f"pruning --choice {name}" for name in METHODS),
+    *(f"kernels --choice {name}" for name in OPERATORS),
 ]
-"""What comes first is measured even where time runs out. Rows of kernels and of pruning go to the end."""
-TIMEOUT_S = {"lane": 300}
+"""What comes first is measured even where time runs out."""
+TIMEOUT_S = {"lane": 300, "kernels": 400}
 USUAL_TIMEOUT_S = 150
 
 

@@ -8,7 +8,9 @@ import sys
 import pytest
 import torch
 
-from lightbox.bench import gpu, step
+from lightbox.bench import gpu, pruning, step
+from lightbox.bench.kernels import measure
+from lightbox.bench.kernels.operators import OPERATORS
 
 
 @pytest.fixture
@@ -67,11 +69,31 @@ def test_new_tokens_are_counted_by_the_second(monkeypatch, tmp_path):
     assert line["value"] > 0
 
 
+def test_an_operator_and_a_method_have_rows_against_their_peers(monkeypatch, tmp_path):
+    monkeypatch.setattr(measure, "check_tests", lambda name, device: None)
+    assert ask(monkeypatch, tmp_path, "kernels", "--choice", "segment_select") == 0
+    assert ask(monkeypatch, tmp_path, "pruning", "--choice", "random") == 0
+    lines = lines_of(tmp_path)
+    assert {line["benchmark"] for line in lines} == {"kernels", "pruning"}
+    assert {line["case"].partition(",")[0] for line in lines if line["benchmark"] == "kernels"} == {"segment_select"}
+    with (tmp_path / "rows.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(lines)
+    assert [row["notes"].partition(";")[0] for row in rows if row["case"].startswith("time to")] == ["goal >= 2.5"]
+
+
+def test_the_driver_has_rows_for_every_operator_and_the_usual_methods(driver):
+    assert set(driver.OPERATORS) == set(OPERATORS)
+    assert set(driver.METHODS) == set(pruning.METHODS)
+
+
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
         (["attention", "--choice", "xformers"], "It has no operator for the CPU"),
         (["step", "--choice", "theirs"], "A step is ours or stock"),
+        (["kernels", "--choice", "sort"], "--only is 'sort'"),
+        (["pruning", "--choice", "fastv"], "--method is 'fastv'"),
     ],
 )
 def test_what_cannot_be_measured_here_says_why_and_writes_nothing(monkeypatch, tmp_path, capsys, arguments, why):
@@ -118,8 +140,8 @@ def test_beyond_its_budget_no_row_is_started(driver, monkeypatch, tmp_path):
 
 def test_rows_that_do_not_exist_are_refused(driver, monkeypatch, tmp_path, capsys):
     with pytest.raises(SystemExit):
-        run_driver(driver, monkeypatch, tmp_path, "exit 0", "--only", "kernels")
-    assert "no row begins with kernels" in capsys.readouterr().err
+        run_driver(driver, monkeypatch, tmp_path, "exit 0", "--only", "nothing")
+    assert "no row begins with nothing" in capsys.readouterr().err
 
 
 def test_driver_and_rows_agree_on_what_skipped_means(driver):

@@ -28,7 +28,8 @@ from lightbox.backbones.families import family_of
 from lightbox.backbones.named import NAMED
 from lightbox.backbones.published import shrunk_values
 from lightbox.backbones.sizes import Images
-from lightbox.bench import ledger, memory, step
+from lightbox.bench import ledger, memory, pruning, step
+from lightbox.bench.kernels import measure as kernels
 from lightbox.bench.live_bytes import peak_bytes
 from lightbox.bench.random_models import build, make_batch
 from lightbox.errors import RequestError, WorkError
@@ -138,12 +139,26 @@ def lane_rows(options: argparse.Namespace) -> Iterator[Row]:
         raise WorkError(f"pytest ended with {done.returncode}", last, "Read gpu.log")
 
 
+def kernel_rows(options: argparse.Namespace) -> Iterator[Row]:
+    """One operator, `--choice`, against its peers; with `--tiny` two rounds without torch.compile."""
+    sizes: dict[str, Any] = {"rounds": 2, "round_s": 0.01, "compiles": False} if options.tiny else {}
+    yield from kernels.run(only=[options.choice], device=options.device, **sizes)
+
+
+def pruning_rows(options: argparse.Namespace) -> Iterator[Row]:
+    """One method, `--choice`, against the same model unpruned; the model is the device's own, or that of `--tiny`."""
+    request = pruning.request_for(options.device, is_tiny=options.tiny)
+    yield from pruning.run(methods=[options.choice], request=request, repeats=2 if options.tiny else TIMED)
+
+
 KINDS: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
     "memory": memory_rows,
     "step": step_rows,
     "attention": attention_rows,
     "generate": generate_rows,
     "lane": lane_rows,
+    "kernels": kernel_rows,
+    "pruning": pruning_rows,
 }
 
 

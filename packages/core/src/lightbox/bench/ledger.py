@@ -19,7 +19,8 @@ def append(path: Path, benchmark: str, rows: Sequence[Mapping[str, Any]], *, com
         path: the table.
         benchmark: name of the benchmark.
         commit: of the code; "" means that of the checkout, which a machine without git does not know.
-        rows: as `run(...)` of a benchmark gives them, with keys case, peer, value, unit, ratio, notes.
+        rows: as `run(...)` of a benchmark gives them, with keys case, peer, value, unit, ratio, notes; a goal goes
+            in front of the notes.
 
     Raises:
         WorkError: where the file begins with another header.
@@ -39,4 +40,10 @@ def append(path: Path, benchmark: str, rows: Sequence[Mapping[str, Any]], *, com
         writer = csv.DictWriter(file, HEADER, lineterminator="\n")
         if not header:
             writer.writeheader()
-        writer.writerows(facts | dict(row) for row in rows)
+        writer.writerows(facts | _with_goal_in_notes(row) for row in rows)
+
+
+def _with_goal_in_notes(row: Mapping[str, Any]) -> dict[str, Any]:
+    row = dict(row)
+    goal = row.pop("goal", "")
+    return row | {"notes": f"goal {goal}; {row['notes']}"} if goal else row

@@ -1,4 +1,4 @@
-"""`lightbox bench data|train|memory`: ratios against named peers, each pair measured in turns in this run.
+"""`lightbox bench data|train|memory|kernels|pruning`: ratios against named peers, measured in turns in one run.
 
 The peer is part of the row, since a speed without one says little. Rows are kept only on request.
 """
@@ -79,6 +79,38 @@ def memory(
     _finish("memory", bench.run(device=device, models=model or ()), record=record, as_json=as_json)
 
 
+@app.command()
+def kernels(
+    only: Annotated[
+        list[str] | None, typer.Option(help="Only this operator of lightbox.kernels; may be given several times.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="Turns of all forms of a case; the median ratio counts.")] = 5,
+    record: Record = False,
+    as_json: AsJson = False,
+) -> None:
+    """Operators against their published form, PyTorch, torch.compile and the device's own floor; tests first."""
+    _check_counts(rounds=rounds)
+    from lightbox.bench.kernels.measure import run
+
+    _finish("kernels", run(only=only or (), rounds=rounds), record=record, as_json=as_json)
+
+
+@app.command()
+def pruning(
+    method: Annotated[list[str] | None, typer.Option(help="Only this method; may be given several times.")] = None,
+    budget: Annotated[float, typer.Option(help="Share of visual tokens that stays, between 0 and 1.")] = 0.2,
+    repeats: Repeats = 7,
+    record: Record = False,
+    as_json: AsJson = False,
+) -> None:
+    """Time to first token and tokens a second, pruned against unpruned, and what choosing takes of it."""
+    _check_counts(repeats=repeats)
+    from lightbox.bench import pruning as bench
+
+    rows = bench.run(methods=method or bench.METHODS, budget=budget, repeats=repeats)
+    _finish("pruning", rows, record=record, as_json=as_json)
+
+
 def _train_rows(part: str, *, epochs: int, repeats: int) -> list[dict[str, Any]]:
     if part == "driver":
         from lightbox.bench.train import run
@@ -105,7 +137,10 @@ def _finish(benchmark: str, rows: Sequence[Mapping[str, Any]], *, record: bool, 
     if as_json:
         typer.echo(json.dumps(list(rows), indent=2))
         return
-    table = Table("case", "peer", "value", "unit", "ratio", "notes", box=None, pad_edge=False)
+    names = ["case", "peer", "value", "unit", "ratio", "notes"]
+    if any("goal" in row for row in rows):
+        names.insert(-1, "goal")
+    table = Table(*names, box=None, pad_edge=False)
     for row in rows:
-        table.add_row(*(str(row[name]) for name in ("case", "peer", "value", "unit", "ratio", "notes")))
+        table.add_row(*(str(row[name]) for name in names))
     Console().print(table)
