@@ -19,7 +19,10 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "triton", "xformers", "flash-attn")
 LLAVA, QWEN = "llava-1.5-7b", "qwen2.5-vl-7b"
 SKIPPED = 3
-OPERATORS = ("segment_select", "greedy_select", "attn_colmean", "assign_merge", "ragged_splice")
+OPERATORS = (
+    "segment_select", "greedy_select", "attn_colmean", "few_query_scores", "temporal_keep", "assign_merge",
+    "ragged_splice",
+)  # fmt: skip
 METHODS = ("cls_topk", "divprune", "cdpruner", "random")
 ROWS = [
     *(f"memory {model} --batch {batch}" for model in (LLAVA, QWEN) for batch in (1, 4)),

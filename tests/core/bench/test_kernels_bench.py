@@ -52,8 +52,11 @@ def test_each_operator_is_timed_against_every_peer_and_the_floor(no_tests):
     assert names == {
         "segment_select", "greedy_select maxmin", "greedy_select dpp", "attn_colmean", "attn_colmean with lse",
         "assign_merge", "assign_merge forward and backward", "ragged_splice", "ragged_splice forward and backward",
+        "few_query_scores", "temporal_keep",
     }  # fmt: skip
-    assert len(by_case) == 6 + 7 + 2  # S4 with the log-sum-exp given too; training of what has gradients alone
+    assert (
+        len(by_case) == 6 + 9 + 2
+    )  # S4 with the log-sum-exp given, and stacks of one length; training of what has gradients alone
     for own in by_case.values():
         assert [row["peer"] for row in own[:2]] == [operators.PUBLISHED, operators.PLAIN]
         assert own[2]["peer"] in ("floor, bytes", "floor, FLOP")
@@ -112,6 +115,16 @@ def test_peers_see_what_the_operator_is_given(name):
             text=4, vocabulary=50,
         )  # fmt: skip
         case = cases_of(name, shape)[0]
+        results.append([part.tolist() for part in measure._parts(next(iter(case.peers.values()))())])
+    assert results[0] != results[1]
+
+
+@pytest.mark.parametrize("name", ["few_query_scores", "temporal_keep"])
+def test_peers_of_operators_on_stacks_see_what_the_operator_is_given(name):
+    results = []
+    for length in (16, 20):
+        shape = shapes.Shape("S4", [length] * 3, [length] * 3, [length] * 3, [6] * 3, heads=2, head_width=8, width=16)
+        (case,) = cases_of(name, shape)
         results.append([part.tolist() for part in measure._parts(next(iter(case.peers.values()))())])
     assert results[0] != results[1]
 

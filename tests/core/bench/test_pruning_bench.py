@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 
+from lightbox.adapters.memory.request import Request
 from lightbox.backbones.families import family_of
 from lightbox.backbones.published import shrunk_values
 from lightbox.bench import pruning as bench
 from lightbox.bench.random_models import build, make_batch
-from lightbox.adapters.memory.request import Request
 from lightbox.cli import main
 from lightbox.errors import RequestError, WorkError
 from lightbox.pruning import pipeline

@@ -15,9 +15,11 @@ from lightbox.bench.kernels import peers
 from lightbox.bench.kernels.shapes import Shape
 from lightbox.kernels.assign_merge.op import assign_merge
 from lightbox.kernels.attn_colmean.op import attn_colmean
+from lightbox.kernels.few_query_scores.op import few_query_scores
 from lightbox.kernels.greedy_select.op import greedy_select
 from lightbox.kernels.ragged_splice.op import ragged_splice
 from lightbox.kernels.segment_select.op import segment_select
+from lightbox.kernels.temporal_keep.op import temporal_keep
 from lightbox.pruning.types import offsets
 
 PUBLISHED, PLAIN, COMPILED = "published form", "PyTorch", "torch.compile"
@@ -169,6 +171,52 @@ def colmean_cases(given: Inputs) -> Iterator[Case]:
         )
 
 
+def query_cases(given: Inputs) -> Iterator[Case]:
+    """How much one query of each sequence, a class token, looks at the others; sequences of one length."""
+    shape = given.shape
+    length, batch = shape.patches[0], len(shape.patches)
+    if set(shape.patches) != {length}:
+        return
+    scale, size = shape.head_width**-0.5, (batch, shape.heads, length, shape.head_width)
+    q, k = given.normal(*size), given.normal(*size)
+    first = q[:, :, :1]
+    yield Case(
+        f"few_query_scores, {given.text(f'{batch} x {length} keys, {shape.heads} heads of {shape.head_width}')}",
+        lambda: few_query_scores(first, k, scale=scale, key_range=(1, length)),
+        {
+            PUBLISHED: lambda: peers.row_of_map(q, k, scale),
+            PLAIN: lambda: peers.one_row(first, k, scale),
+        },
+        lambda compiler: bound(compiler(peers.one_row), first, k, scale),
+        n_bytes=first.nbytes + k.nbytes + 4 * batch * (length - 1),
+        flop=float(2 * k.numel()),
+        goals={PUBLISHED: 25, PLAIN: 2.5, COMPILED: 1.2},
+    )
+
+
+def temporal_cases(given: Inputs) -> Iterator[Case]:
+    """What changed from slice to slice of a stack, the first kept whole."""
+    shape = given.shape
+    n_frames, n_tokens = len(shape.images), shape.images[0]
+    if "S4" not in shape.name or n_frames == 1:
+        return
+    x = given.normal(n_frames, n_tokens, shape.width)
+    total = n_tokens + sum(shape.keep[1:])
+    yield Case(
+        f"temporal_keep, {given.text(f'{spelled(shape.images)} x {shape.width}, keep {total}')}",
+        lambda: temporal_keep(x, k_total=total, min_tokens=0)[0].flatten().nonzero()[:, 0],
+        {
+            PUBLISHED: lambda: peers.keep_by_threshold(x, total),
+            PLAIN: lambda: peers.keep_changed(x, total),
+        },
+        lambda compiler: bound(compiler(peers.keep_changed), x, total),
+        n_bytes=x.nbytes + 8 * total,
+        flop=float(2 * x.numel()),
+        goals={PUBLISHED: 4, PLAIN: 3.5, COMPILED: 1.3, "floor": 0.7},
+        is_picking=True,
+    )
+
+
 def merge_cases(given: Inputs) -> Iterator[Case]:
     """Dropped tokens into the mean of the kept one most like them; the metric is as wide as a head."""
     shape = given.shape
@@ -254,6 +302,8 @@ OPERATORS = {
     "segment_select": Operator(select_cases),
     "greedy_select": Operator(greedy_cases),
     "attn_colmean": Operator(colmean_cases),
+    "few_query_scores": Operator(query_cases),
+    "temporal_keep": Operator(temporal_cases),
     "assign_merge": Operator(merge_cases, has_gradients=True),
     "ragged_splice": Operator(splice_cases, has_gradients=True),
 }

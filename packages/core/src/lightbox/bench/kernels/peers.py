@@ -168,6 +168,40 @@ def mean_in_pieces(q: Tensor, k: Tensor, lengths: Sequence[int], scale: float, l
     return torch.cat(means)
 
 
+# ---- few_query_scores
+
+
+def row_of_map(q: Tensor, k: Tensor, scale: float) -> Tensor:
+    """Published (a tower with `output_attentions`): the whole map of all queries, of which one row is read."""
+    share = (q @ k.mT * scale).softmax(dim=3, dtype=torch.float32).to(q.dtype)
+    return share[:, :, 0, 1:].float().mean(dim=1)
+
+
+def one_row(first: Tensor, k: Tensor, scale: float) -> Tensor:
+    """Good: the one row of each head."""
+    return ((first @ k.mT).float() * scale).softmax(dim=3)[:, :, 0, 1:].mean(dim=1)
+
+
+# ---- temporal_keep
+
+
+def keep_by_threshold(x: Tensor, total: int) -> Tensor:
+    """Published (EVS): cosines to the frame before, all of them sorted, and a threshold read off the list."""
+    change = 1 - F.cosine_similarity(x[1:].float(), x[:-1].float(), dim=2)
+    change = torch.cat([torch.full_like(change[:1], 2.5), change]).flatten()  # above any: the first frame stays
+    threshold = float(change.sort(descending=True).values[total - 1])
+    return (change >= threshold).nonzero()[:, 0]
+
+
+def keep_changed(x: Tensor, total: int) -> Tensor:
+    """Good: each token's length once, products of neighbours, the most changed ones in order."""
+    unit = F.normalize(x.float(), dim=2)
+    change = 1 - (unit[1:] * unit[:-1]).sum(dim=2).flatten()
+    first = torch.arange(x.shape[1], device=x.device)
+    later = change.topk(total - x.shape[1]).indices.sort().values + x.shape[1]
+    return torch.cat([first, later])
+
+
 # ---- assign_merge
 
 
