@@ -6,6 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import one_hot
 from transformers import LlavaForConditionalGeneration
 
 from lightbox.backbones.codecs import CODECS
@@ -46,12 +47,15 @@ from lightbox.pretrain.llava_576_scores import modes_of, read_boxes, score_locat
 from lightbox.pretrain.llava_576_tower import (
     GRID,
     IMAGE_PX,
+    WINDOW,
     LocatingTower,
+    cut,
     dense_batch,
     locating_loss,
     looks,
     score_locating,
     stretched,
+    windows_of,
 )
 from lightbox.pretrain.llava_rows import answer_logits
 from lightbox.pretrain.tower import PATCH_PX, dense_set, normalise
@@ -253,12 +257,10 @@ def test_stretching_to_its_own_grid_changes_nothing_and_to_another_keeps_corners
 
 
 def test_a_tower_that_knows_everything_scores_one(dense):
-    def oracle(pixel_values):
+    def oracle(pixel_values, places=None):
         at = next(k for k in range(len(everything["pixel_values"])) if torch.equal(pixel_values[0], images[k]))
         own = {name: value[at : at + len(pixel_values)] for name, value in everything.items()}
-        shape, density = (
-            torch.nn.functional.one_hot(own[name], n).float() for name, n in (("shape", 7), ("density", 4))
-        )
+        shape, density = (one_hot(own[name], n).float() for name, n in (("shape", 7), ("density", 4)))
         return shape, density, own["masks"] * 2 - 1, own["boxes"]
 
     everything = dense_batch(dense, list(range(12)))
@@ -276,6 +278,28 @@ def test_dense_training_reaches_tower_and_heads(start, dense):
     assert n == 3
     assert set(parts) == {"look", "box", "mask"}
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+def test_windows_show_findings_with_their_targets_and_places(dense):
+    windows = windows_of(dense, np.random.default_rng(0))
+    assert set(windows[:, 0]) == set(range(12))
+    data, places = cut(dense, windows)
+    for k, (image, row, column) in enumerate(windows):
+        assert 0 <= min(row, column) <= max(row, column) <= GRID - WINDOW
+        here = np.s_[row * PATCH_PX : (row + WINDOW) * PATCH_PX, column * PATCH_PX : (column + WINDOW) * PATCH_PX]
+        assert (data.pixels[k] == dense.pixels[image][here]).all()
+        assert (data.patch_ids[k] == dense.patch_ids[image][places[k]]).all()
+        assert (data.patch_masks[k] == dense.patch_masks[image][places[k]]).all()
+        assert (data.patch_boxes_px[k] == dense.patch_boxes_px[image][places[k]]).all()
+        assert data.patch_ids[k].any() == dense.patch_ids[image].any()
+
+
+def test_a_window_as_large_as_the_image_is_the_image(start, dense):
+    model = LocatingTower(stretched(start.model.vision_tower, GRID)).eval()
+    pixels, places = normalise(dense.pixels[:2]), torch.arange(GRID**2).expand(2, -1)
+    with torch.inference_mode():
+        for own, other in zip(model(pixels, places), model(pixels), strict=True):
+            assert_close(own, other)
 
 
 # ---- the language model

@@ -32,8 +32,7 @@ from lightbox.pretrain.llava import ASSISTANT, BOS, CHAT_TEMPLATE, IMAGE, USER, 
 from lightbox.pretrain.llava_576_rows import NUMBERS, FeatureRows, LocatedLoss, encode_images, located_set
 from lightbox.pretrain.llava_576_scores import score_llava_576
 from lightbox.pretrain.llava_576_tower import CASES as TOWER_CASES
-from lightbox.pretrain.llava_576_tower import GRID, IMAGE_PX, LESION_PCT, THREADS, build_locating
-from lightbox.pretrain.llava_576_tower import OPTIM as TOWER_OPTIM
+from lightbox.pretrain.llava_576_tower import GRID, IMAGE_PX, LESION_PCT, THREADS, WHOLE, WINDOWED, build_locating
 from lightbox.pretrain.tower import MEAN, PATCH_PX, STD
 from lightbox.pruning.finding_head import save_head
 from lightbox.train.batches import BatchSource
@@ -168,7 +167,8 @@ def build_llava_576(folder: Path, work: Path, *, max_steps: int | None = None) -
     blank = encode_images(tower, np.full((1, IMAGE_PX, IMAGE_PX), round(255 * MEAN), dtype=np.uint8))[0]
     return {
         "recipe": {
-            "tower": _recipe(TOWER_OPTIM, TOWER_CASES, max_steps),
+            "tower_on_windows": _recipe(WINDOWED, TOWER_CASES, max_steps),
+            "tower_on_whole_images": _recipe(WHOLE, TOWER_CASES, max_steps),
             "language": _recipe(OPTIM, CASES, max_steps) | {"lr_scale_of_projector": PROJECTOR_LR_SCALE},
             "seed": SEED,
             "image_px": IMAGE_PX,

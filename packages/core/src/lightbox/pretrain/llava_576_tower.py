@@ -3,6 +3,9 @@
 It starts as the tower of the tiny `llava`, whose patches are as large and whose 8 x 8 positions are stretched over the
 24 x 24. Lesions are half the usual size, so at three times the resolution one looks half as large again as there and
 covers a few of 576 patches. Dense losses teach it anew: shape and density of a patch's finding, its pixels, its box.
+
+First it sees windows of 12 x 12 patches around findings, at the positions that they have in the whole: five of them
+cost as much as one whole image and show five findings. Then whole images, so that it learns to look over all.
 """
 
 from collections.abc import Sequence
@@ -52,8 +55,13 @@ WORLDS = (
     Knobs(image_px=IMAGE_PX, vocabulary="triples"),
 )
 """The second one has a side marker, which is no finding; the third one lesions of the usual size."""
-BOX_WEIGHT = 10.0
-OPTIM = OptimConfig(lr=1.5e-3, max_steps=700, batch_size=16, warmup_frac=0.05)
+BOX_WEIGHT, MASK_SCALE = 10.0, 5.0
+"""Few patches show a finding: a mean over all is a small part of that at 64 pixels, where MASK_WEIGHT was chosen."""
+WINDOW = GRID // 2
+"""Patches along a side of a window."""
+WINDOWS_PER_FINDING = 2
+WINDOWED = OptimConfig(lr=1.5e-3, max_steps=900, batch_size=48, warmup_frac=0.05)
+WHOLE = OptimConfig(lr=1e-3, max_steps=200, batch_size=16, warmup_frac=0.05)
 
 
 def stretched(tower: Any, grid: int) -> CLIPVisionModel:
@@ -85,11 +93,62 @@ class LocatingTower(nn.Module):
         self.look = nn.Linear(width, len(SHAPES) + len(DENSITIES))
         self.box = nn.Linear(width, 4)
 
-    def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Logits of shapes (b, p, 7) and densities (b, p, 4), of pixels (b, p, 64); boxes (b, p, 4) as fractions."""
-        tokens = self.finding.norm(clip_patches(self.vision, pixel_values))
+    def forward(self, pixel_values: Tensor, places: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Logits of shapes (b, p, 7) and densities (b, p, 4), of pixels (b, p, 64); boxes (b, p, 4) as fractions.
+
+        Args:
+            pixel_values: (b, 3, h, w), of whole images or of windows.
+            places: of the patches of windows within the whole, (b, p); None for whole images.
+        """
+        seen = clip_patches(self.vision, pixel_values) if places is None else self._windowed(pixel_values, places)
+        tokens = self.finding.norm(seen)
         shape, density = self.look(tokens).split([len(SHAPES), len(DENSITIES)], dim=-1)
         return shape, density, self.finding.pixels(tokens), self.box(tokens)
+
+    def _windowed(self, pixel_values: Tensor, places: Tensor) -> Tensor:
+        """Patches (b, p, d) of windows: the tower of transformers, which places patches of whole images only."""
+        vision: Any = self.vision
+        table = vision.embeddings.position_embedding.weight
+        patches = rearrange(vision.embeddings.patch_embedding(pixel_values), "b d h w -> b (h w) d")
+        first = (vision.embeddings.class_embedding + table[0]).expand(len(patches), 1, -1)
+        hidden = torch.cat([first, patches + table[1:][places]], dim=1)
+        return vision.encoder(inputs_embeds=vision.pre_layrnorm(hidden)).last_hidden_state[:, 1:]
+
+
+def windows_of(data: DenseSet, rng: np.random.Generator) -> np.ndarray:
+    """Windows around findings, (m, 3): image, and the first row and column of patches; one where there is none.
+
+    Args:
+        data: whole images.
+        rng: draws which patch of a finding lies where in its window.
+    """
+    windows = []
+    for image, boxes_px in enumerate(data.patch_boxes_px):
+        found = [np.flatnonzero((boxes_px == box).all(axis=1)) for box in np.unique(boxes_px, axis=0) if box.any()]
+        for patches in [*found * WINDOWS_PER_FINDING, *([] if found else [np.arange(GRID**2)])]:
+            at = np.array(divmod(int(rng.choice(patches)), GRID)) - rng.integers(WINDOW, size=2)
+            windows.append((image, *np.clip(at, 0, GRID - WINDOW)))
+    return np.array(windows)
+
+
+def cut(data: DenseSet, windows: np.ndarray) -> tuple[DenseSet, Tensor]:
+    """Windows as images of their own, and the places of their patches in the whole, (m, p).
+
+    Args:
+        data: whole images.
+        windows: (m, 3), see `windows_of`.
+    """
+    image, row, column = windows.T
+    steps = np.arange(WINDOW)
+    places = (row[:, None, None] + steps[:, None]) * GRID + column[:, None, None] + steps
+    places = rearrange(places, "m h w -> m (h w)")
+    pixels = rearrange(data.pixels[image], "m (h y) (w x) -> m (h w) y x", y=PATCH_PX, x=PATCH_PX)
+    each = np.arange(len(image))[:, None]
+    pixels = rearrange(pixels[each, places], "m (h w) y x -> m (h y) (w x)", h=WINDOW)
+    own = image[:, None], places
+    return DenseSet(pixels, data.patch_ids[own], data.patch_masks[own], data.patch_boxes_px[own], []), torch.from_numpy(
+        places
+    )
 
 
 def looks(patch_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -117,7 +176,7 @@ def dense_batch(data: DenseSet, indices: Sequence[int]) -> dict[str, Tensor]:
 
 def locating_loss(model: LocatingTower, batch: dict[str, Tensor]) -> tuple[Tensor, int, dict[str, Tensor]]:
     """Sum over images of the losses; looks and boxes are asked on the patches of findings only."""
-    shape, density, pixels, boxes = model(batch["pixel_values"])
+    shape, density, pixels, boxes = model(batch["pixel_values"], batch.get("places"))
     at, n = batch["is_finding"], len(boxes)
     n_at = at.sum().clamp(min=1)
     look = F.cross_entropy(shape[at], batch["shape"][at], reduction="sum") / n_at
@@ -126,8 +185,7 @@ def locating_loss(model: LocatingTower, batch: dict[str, Tensor]) -> tuple[Tenso
     box = F.smooth_l1_loss(boxes[at], batch["boxes"][at], reduction="sum", beta=0.5 / IMAGE_PX) / n_at
     weight = torch.tensor(MASK_POSITIVE)
     mask = F.binary_cross_entropy_with_logits(pixels, batch["masks"], pos_weight=weight)
-    # few patches show a finding: a mean over all is a tenth of that at 64 pixels, where MASK_WEIGHT was chosen
-    total = look + BOX_WEIGHT * box + 10 * MASK_WEIGHT * mask
+    total = look + BOX_WEIGHT * box + MASK_SCALE * MASK_WEIGHT * mask
     return total * n, n, {"look": look.detach(), "box": box.detach(), "mask": mask.detach()}
 
 
@@ -148,15 +206,23 @@ def build_locating(
     model.vision.post_layernorm.requires_grad_(False)  # only pooled outputs pass through it
     is_test = max_steps is not None
     train = dense_set("pretrain", 48 if is_test else CASES, seed=SEED, worlds=WORLDS)
-    optim = replace(OPTIM, max_steps=max_steps or OPTIM.max_steps)
-    source = BatchSource(
-        n_items=len(train.pixels),
-        collate=lambda indices: dense_batch(train, indices),
-        batch_size=optim.batch_size,
-        seed=SEED,
-    )
+    windows = windows_of(train, np.random.default_rng(SEED))
+
+    def windowed(indices: list[int]) -> dict[str, Tensor]:
+        data, places = cut(train, windows[indices])
+        return dense_batch(data, range(len(indices))) | {"places": places}
+
+    def whole(indices: list[int]) -> dict[str, Tensor]:
+        return dense_batch(train, indices)
+
     run = RunConfig(seed=SEED, threads=THREADS, save_every_steps=200, log_every_steps=25)
-    fit(model, locating_loss, source, optim=optim, run=run, out=work)
+    for name, settings, n_items, collate in (
+        ("windowed", WINDOWED, len(windows), windowed),
+        ("whole", WHOLE, len(train.pixels), whole),
+    ):
+        optim = replace(settings, max_steps=max_steps or settings.max_steps)
+        source = BatchSource(n_items=n_items, collate=collate, batch_size=optim.batch_size, seed=SEED)
+        fit(model, locating_loss, source, optim=optim, run=run, out=work / name)
     held_back = dense_set("pretrain_validation", 30 if is_test else VALIDATION_CASES, worlds=WORLDS)
     return model.eval(), score_locating(model, held_back)
 
