@@ -145,10 +145,10 @@ def build_llava_576(folder: Path, work: Path, *, max_steps: int | None = None) -
         Facts for the model card.
     """
     tokenizer = make_tokenizer()
-    seed_everything(SEED)
+    seed_everything(SEED, THREADS)
     start = LlavaForConditionalGeneration.from_pretrained(shared_data() / "weights" / START)
     locating, tower_scores = build_locating(start, work / "tower", max_steps=max_steps)
-    seed_everything(SEED)  # a continued build has drawn less by now
+    seed_everything(SEED, THREADS)  # a continued build has drawn less by now
     model = make_model(tokenizer, start, locating.vision)
     model.config.name_or_path = ""  # a path of this machine is nothing to ship
     tower = model.model.vision_tower.eval().requires_grad_(False)
