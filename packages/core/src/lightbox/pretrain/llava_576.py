@@ -47,7 +47,7 @@ CONTEXT = 1024
 PREFIX = (BOS, USER, *[IMAGE] * GRID**2)
 EXTRA_WORDS = ("locate", "all")
 """Words of the new prompts that the tiny `llava` would have to spell."""
-OPTIM = OptimConfig(lr=1e-3, max_steps=700, batch_size=12, warmup_frac=0.05)
+OPTIM = OptimConfig(lr=1e-3, max_steps=650, batch_size=12, warmup_frac=0.05)
 PROJECTOR_LR_SCALE = 2.0  # it begins random, the language model does not
 WAVES = 8
 """Frequencies in the first embeddings of numbers."""

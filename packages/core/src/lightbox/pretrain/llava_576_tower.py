@@ -46,7 +46,7 @@ GRID = IMAGE_PX // PATCH_PX
 LESION_PCT = 50
 """At the usual size a lesion covers up to 36 patches of 8 pixels here; at half of it 1 to 9."""
 THREADS = 2
-CASES, VALIDATION_CASES = 8_400, 300
+CASES, VALIDATION_CASES = 9_000, 300
 SMALL_PX = 2 * PATCH_PX
 """A finding is small where neither side of its box is longer."""
 WORLDS = (
@@ -60,7 +60,7 @@ BOX_WEIGHT, MASK_SCALE = 10.0, 5.0
 WINDOW = GRID // 2
 """Patches along a side of a window."""
 WINDOWS_PER_FINDING = 2
-WINDOWED = OptimConfig(lr=1.5e-3, max_steps=900, batch_size=48, warmup_frac=0.05)
+WINDOWED = OptimConfig(lr=1.5e-3, max_steps=2000, batch_size=48, warmup_frac=0.05)
 WHOLE = OptimConfig(lr=1e-3, max_steps=200, batch_size=16, warmup_frac=0.05)
 
 
