@@ -4,8 +4,8 @@ It starts as the tower of the tiny `llava`, whose patches are as large and whose
 24 x 24. Lesions are half the usual size, so at three times the resolution one looks half as large again as there and
 covers a few of 576 patches. Dense losses teach it anew: shape and density of a patch's finding, its pixels, its box.
 
-First it sees windows of 12 x 12 patches around findings, at the positions that they have in the whole: five of them
-cost as much as one whole image and show five findings. Then whole images, so that it learns to look over all.
+First it sees windows of 12 x 12 patches around findings, at the positions that they have in the whole: seven of them
+cost as much as one whole image, and each shows a finding. Then whole images, so that it learns to look over all.
 """
 
 from collections.abc import Sequence
@@ -44,7 +44,7 @@ from lightbox.train.driver import fit
 IMAGE_PX = 192
 GRID = IMAGE_PX // PATCH_PX
 LESION_PCT = 50
-"""At the usual size a lesion covers up to 36 patches of 8 pixels here; at half of it 1 to 9."""
+"""At the usual size a lesion covers up to 36 patches of 8 pixels here; at half of it 1 to 12."""
 THREADS = 2
 CASES, VALIDATION_CASES = 9_000, 300
 SMALL_PX = 2 * PATCH_PX
