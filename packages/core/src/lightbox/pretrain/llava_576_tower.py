@@ -146,9 +146,8 @@ def cut(data: DenseSet, windows: np.ndarray) -> tuple[DenseSet, Tensor]:
     each = np.arange(len(image))[:, None]
     pixels = rearrange(pixels[each, places], "m (h w) y x -> m (h y) (w x)", h=WINDOW)
     own = image[:, None], places
-    return DenseSet(pixels, data.patch_ids[own], data.patch_masks[own], data.patch_boxes_px[own], []), torch.from_numpy(
-        places
-    )
+    images = DenseSet(pixels, data.patch_ids[own], data.patch_masks[own], data.patch_boxes_px[own], [])
+    return images, torch.from_numpy(places)
 
 
 def looks(patch_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
