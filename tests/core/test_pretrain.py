@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import Florence2ForConditionalGeneration, LlavaForConditionalGeneration
 
 from lightbox.backbones.florence2 import Florence2Backbone
@@ -23,6 +24,8 @@ from lightbox.pretrain import NAMES, build
 from lightbox.pretrain.build import compare_scores
 from lightbox.pretrain.t5 import text_pairs
 from lightbox.pretrain.tower import PATCH_PX, dense_set, known_rank
+from lightbox.pruning.finding_head import finding_map, load_head
+from lightbox.pruning.pipeline import prune
 
 SHIPPED_LIMIT_BYTES = 24_000_000
 SHIPPED = sorted(card.parent.name for card in (shared_data() / "weights").glob(f"*/{CARD}"))
@@ -129,6 +132,14 @@ def test_a_build_is_repeated_to_the_same_bytes_and_loads_by_name(name, tmp_path)
         model = LlavaForConditionalGeneration.from_pretrained(folder)
         tokens = model.get_image_features(pixel_values=torch.zeros(2, 3, 64, 64)).pooler_output
         assert [token.shape for token in tokens] == [(64, model.config.text_config.hidden_size)] * 2
+    elif name == "llava-576":
+        backbone = load(str(folder))
+        assert backbone.core.config.image_seq_length == 576
+        assert load_head(str(folder)).patch_px == PATCH_PX
+        image = Image.new("L", (192, 192))
+        with prune(backbone, "lesion_safe", 0.2, finding_map=finding_map(backbone, str(folder))) as handle:
+            assert len(backbone.answer([image], ["locate the nodule ."], max_new_tokens=12)) == 1
+            assert handle.report().tokens_after == [115]
     elif name == "florence2":
         model = Florence2ForConditionalGeneration.from_pretrained(folder)
         tokens = model.get_image_features(pixel_values=torch.zeros(2, 3, 64, 64)).pooler_output

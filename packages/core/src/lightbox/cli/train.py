@@ -78,7 +78,7 @@ def predict(
 
 
 def pretrain(
-    only: Annotated[str, typer.Option(help="Build one of them: t5, tower, llava or florence2.")] = "",
+    only: Annotated[str, typer.Option(help="Build one of them: t5, tower, llava, florence2 or llava-576.")] = "",
     out: Annotated[Path | None, typer.Option(help="Output folder; left out, ./lightbox-out.")] = None,
 ) -> None:
     """Rebuild the tiny foundation models on the phantom with fixed seeds; how long each took is in its card.json.

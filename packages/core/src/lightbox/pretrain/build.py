@@ -17,10 +17,17 @@ from lightbox.phantom.splits import load_splits
 from lightbox.phantom.version import IMAGES_VERSION, VERSION
 from lightbox.pretrain.florence2 import build_florence2
 from lightbox.pretrain.llava import build_llava
+from lightbox.pretrain.llava_576 import build_llava_576
 from lightbox.pretrain.t5 import build_t5
 from lightbox.pretrain.tower import build_tower
 
-BUILDERS = {"t5": build_t5, "tower": build_tower, "llava": build_llava, "florence2": build_florence2}
+BUILDERS = {
+    "t5": build_t5,
+    "tower": build_tower,
+    "llava": build_llava,
+    "florence2": build_florence2,
+    "llava-576": build_llava_576,
+}
 NAMES = tuple(BUILDERS)
 TOLERANCE = 0.05
 """A rebuilt model's scores differ from the card's by at most this: another machine has other bits."""

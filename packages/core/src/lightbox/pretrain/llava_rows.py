@@ -144,10 +144,13 @@ class ChatRows:
 
     def collate(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """Pad some rows to the longest of them."""
+        return {"pixel_values": normalise(self.data.pixels(indices)), **self.tokens(indices)}
+
+    def tokens(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """A batch without its images."""
         columns = list(zip(*(self._row(i) for i in indices), strict=True))
         fills = {"input_ids": 0, "labels": IGNORED, "turns": PADDING, "position_ids": 0}
-        batch = {name: pad(list(rows), fill) for (name, fill), rows in zip(fills.items(), columns, strict=True)}
-        return {"pixel_values": normalise(self.data.pixels(indices)), **batch}
+        return {name: pad(list(rows), fill) for (name, fill), rows in zip(fills.items(), columns, strict=True)}
 
     def _row(self, index: int) -> tuple[list[int], list[int], list[int], list[int]]:
         start = len(self.prefix)

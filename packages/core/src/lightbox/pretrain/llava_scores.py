@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,8 +71,16 @@ def read_report(text: str) -> Said:
 
 
 @torch.inference_mode()
-def score_answers(model: LlavaForConditionalGeneration, rows: ChatRows, *, text_only: dict[str, str]) -> dict:
-    """Share of answers right to the last token, by question kind, under each of `MODES` and for the text alone.
+def score_answers(
+    model: LlavaForConditionalGeneration,
+    rows: ChatRows,
+    *,
+    text_only: dict[str, str],
+    modes: Mapping[str, Callable[[Tensor], Tensor]] = MODES,
+    logits_of: Callable[..., tuple[Tensor, Tensor]] = answer_logits,
+    shown: str = "pixel_values",
+) -> dict[str, float]:
+    """Share of answers right to the last token, by question kind, under each of `modes` and for the text alone.
 
     An answer is right where greedy decoding would give it: every token has the highest logit after those before it.
 
@@ -80,13 +88,16 @@ def score_answers(model: LlavaForConditionalGeneration, rows: ChatRows, *, text_
         model: in evaluation mode.
         rows: questions never trained on.
         text_only: answer of each prompt that is guessed without image; see `majority_answers`.
+        modes: what is shown, by the suffix of its scores: changes the field `shown` of a batch.
+        logits_of: see `llava_rows.answer_logits`.
+        shown: "pixel_values", or the field of a batch that has features in their place.
     """
     hits: defaultdict[str, list[bool]] = defaultdict(list)
     for start in range(0, len(rows), BATCH):
         indices = list(range(start, min(start + BATCH, len(rows))))
         batch = rows.collate(indices)
-        for suffix, change in MODES.items():
-            logits, is_label = answer_logits(model, batch | {"pixel_values": change(batch["pixel_values"])})
+        for suffix, change in modes.items():
+            logits, is_label = logits_of(model, batch | {shown: change(batch[shown])})
             is_wrong = torch.zeros_like(is_label)
             is_wrong[is_label] = logits.argmax(dim=-1) != batch["labels"][is_label]
             for row, i in enumerate(indices):

@@ -19,7 +19,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from lightbox.config import OptimConfig, RunConfig
 from lightbox.phantom import Knobs, draw_cases, seed_range
-from lightbox.phantom.geometry import finding_rows
+from lightbox.phantom.geometry import finding_rows, mask_boxes_px
 from lightbox.phantom.ontology import CLASSES, DENSITIES, LOCATIONS, PLACE_LOCATION, SHAPES, TRIPLES
 from lightbox.phantom.scene import draw_scene
 from lightbox.phantom.splits import triple_mask
@@ -47,12 +47,14 @@ class DenseSet:
     """Images with dense targets.
 
     `pixels` uint8 (n, h, w); `patch_ids` int (n, p): 0 background, else 1 + rank of the triple among the known ones;
-    `patch_masks` bool (n, p, 64): finding pixels inside each patch, row by row; `reports` one text an image.
+    `patch_masks` bool (n, p, 64): finding pixels inside each patch, row by row; `patch_boxes_px` int16 (n, p, 4): the
+    half-open box x0 y0 x1 y1 of that finding, 0 in the background; `reports` one text an image.
     """
 
     pixels: np.ndarray
     patch_ids: np.ndarray
     patch_masks: np.ndarray
+    patch_boxes_px: np.ndarray
     reports: list[str]
 
 
@@ -73,6 +75,7 @@ def dense_set(split: str, n_cases: int, *, seed: int = 0, worlds: Sequence[Knobs
         np.concatenate([p.pixels for p in parts]),
         np.concatenate([p.patch_ids for p in parts]),
         np.concatenate([p.patch_masks for p in parts]),
+        np.concatenate([p.patch_boxes_px for p in parts]),
         [report for p in parts for report in p.reports],
     )
 
@@ -89,11 +92,12 @@ def _dense_chunk(seeds: Sequence[int], knobs: Knobs) -> DenseSet:
     counts = _patches(masks).sum(axis=2)  # findings, patches
     ids = np.zeros((len(seeds), (knobs.image_px // PATCH_PX) ** 2), dtype=np.int64)
     best = np.zeros_like(ids)
-    for row, count, index in zip(rows, counts, rank, strict=True):
+    boxes_px = np.zeros((*ids.shape, 4), dtype=np.int16)
+    for row, count, index, box in zip(rows, counts, rank, mask_boxes_px(masks), strict=True):
         larger = count > best[row]
-        ids[row][larger], best[row][larger] = index, count[larger]
+        ids[row][larger], best[row][larger], boxes_px[row][larger] = index, count[larger], box
     texts = [case.report.text for case in draw_cases(seeds, knobs, questions_per_case=0, with_pixels=False)]
-    return DenseSet(pixels, ids, _patches(union), texts)
+    return DenseSet(pixels, ids, _patches(union), boxes_px, texts)
 
 
 def _patches(images: np.ndarray) -> np.ndarray:
