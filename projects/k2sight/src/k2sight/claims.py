@@ -21,7 +21,12 @@ SHARES = (20, 5)
 """Percent of the training items, beside all of them."""
 DEFINED, REGION, BANK = "data.prompt=defined", "objective.region_weight=0.05", "model.bank_words=5"
 TEXTS = "eval.texts=[swapped,nearest,only_location,other]"
-SMEARS = ("data.source=blood_smear_csv", "data.split=by_image", "data.eval_split=test")
+SMEARS = (
+    "data.source=blood_smear_csv",
+    "data.root='${oc.env:LIGHTBOX_DATA_ROOT,$LIGHTBOX_DATA_ROOT}/blood_smear_csv'",
+    "data.split=by_image",
+    "data.eval_split=test",
+)
 """The second set of preset `real`: 40 images, divided by image, since its makers did not divide them."""
 
 
