@@ -12,6 +12,8 @@ from lightbox.knowledge import ATTRIBUTES
 
 _claim = partial(Claim, "k2sight", unit="points of IoU")
 UNTRAINED = "objective.is_trained=false"
+LONG, LONGER = {"full": 1600}, {"full": 3200}
+"""Steps of claims whose effect stands later than that of K2, by the pilot."""
 PRETRAINED = (
     "The tiny model was pretrained to find what a phrase of attributes describes, on known classes and in other words "
     "than those of the definitions. What is tested is whether it learns new words for them, and names."
@@ -117,6 +119,7 @@ _K1 = _claim(
     gate=_gate(KNOWN, "defined", "name"),
     caveats=(PRETRAINED,),
     note="Where the gain is there with little data and gone with all of it, it is a matter of scarce data.",
+    budget_by_preset=LONG,
 )
 _K2 = _claim(
     id="K2",
@@ -206,6 +209,7 @@ _K4 = _claim(
         "Look-alikes are of the same part of the ontology, which holds few pairs: densities that differ are dense and "
         "lucent, locations are mirrored, or a hilum or an angle beside a zone.",
     ),
+    budget_by_preset=LONGER,
 )
 _K5 = _claim(
     id="K5",
@@ -267,6 +271,7 @@ _K1_REGION = _claim(
         PRETRAINED,
         "An encoder that reads patches and words together stands in for TransVG, see `losses.regions`.",
     ),
+    budget_by_preset=LONG,
 )
 _K2_BANK = _claim(
     id="K2-bank",
@@ -285,6 +290,7 @@ _K2_BANK = _claim(
         "Definitions of the phantom hold three to five words, so there is little to select; pretraining had words of "
         "appearance in the prompt. One selection behind the encoder stands in for one in each layer of a detector.",
     ),
+    budget_by_preset=LONG,
 )
 
 
