@@ -248,6 +248,17 @@ def test_the_command_prints_goals_and_records_on_request(monkeypatch, tmp_path, 
     assert recorded["notes"] == "goal >= 2; [('only', ()), ('rounds', 5)]"
 
 
+def test_long_notes_stand_beside_the_numbers_on_a_wide_terminal_only(monkeypatch, capsys):
+    row = {"case": "a", "peer": "b", "value": 1.5, "unit": "us", "ratio": 2.5, "goal": "", "notes": "long-note"}
+    monkeypatch.setattr(measure, "run", lambda **options: [row])
+    for columns, is_shown in (("80", False), ("200", True)):
+        monkeypatch.setenv("COLUMNS", columns)
+        assert exit_code("bench", "kernels") == 0
+        printed = capsys.readouterr().out
+        assert ("long-note" in printed) == is_shown
+        assert ("--json" in printed) != is_shown
+
+
 def test_an_operator_that_does_not_exist_is_refused(capsys):
     assert exit_code("bench", "kernels", "--only", "greedy") == 2
     assert "greedy_select" in capsys.readouterr().err

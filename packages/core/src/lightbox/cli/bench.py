@@ -21,6 +21,9 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help="Measure rati
 PARTS = {"driver": "train_throughput", "qlora": "training_step", "workers": "train_workers"}
 """What `lightbox bench train` measures -> its name in the table of rows."""
 
+NOTES_WIDTH = 160
+"""Columns of a terminal from which on notes, which are long, stand beside the numbers."""
+
 Repeats = Annotated[int, typer.Option(help="Measurements of each side; the median counts.")]
 Record = Annotated[bool, typer.Option("--record", help="Append the rows to benchmarks/results.csv.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print a JSON list of rows.")]
@@ -137,10 +140,12 @@ def _finish(benchmark: str, rows: Sequence[Mapping[str, Any]], *, record: bool, 
     if as_json:
         typer.echo(json.dumps(list(rows), indent=2))
         return
-    names = ["case", "peer", "value", "unit", "ratio", "notes"]
-    if any("goal" in row for row in rows):
-        names.insert(-1, "goal")
-    table = Table(*names, box=None, pad_edge=False)
+    console = Console()
+    names = ["case", "peer", "value", "unit", "ratio", *(["goal"] if any("goal" in row for row in rows) else [])]
+    has_notes = console.width >= NOTES_WIDTH
+    table = Table(*names, *(["notes"] if has_notes else []), box=None, pad_edge=False)
     for row in rows:
-        table.add_row(*(str(row[name]) for name in names))
-    Console().print(table)
+        table.add_row(*(str(row[name]) for name in names), *([str(row["notes"])] if has_notes else []))
+    console.print(table)
+    if not has_notes:
+        console.print(f"How each was measured: --json, or a terminal of {NOTES_WIDTH} columns")
