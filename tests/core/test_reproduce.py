@@ -9,10 +9,12 @@ from rich.console import Console
 
 from lightbox.claims import runner
 from lightbox.claims.document import load
+from lightbox.claims.published import DOCUMENT
 from lightbox.claims.registry import load_papers
 from lightbox.claims.spec import Role
 from lightbox.cli import claim_tables, reproduce, session
 from lightbox.errors import RequestError, WorkError
+from lightbox.paths import results_dir
 from lightbox.testing.inline_pool import InlinePool
 
 
@@ -282,3 +284,14 @@ def test_terminal_shows_a_bar_instead_of_lines(toy, index, tmp_path):
     go(tmp_path, console, preset="smoke")
     assert "[1/5]" not in printed(console)
     assert "5/5" in printed(console)
+
+
+def test_no_claim_and_no_verdict_is_cut_on_a_narrow_terminal():
+    published = load(results_dir() / "k2sight" / "quick" / DOCUMENT)
+    console = claim_tables.plain_console(file=io.StringIO(), width=72)
+    claim_tables.show_verdicts(console, published)
+    printed = console.file.getvalue()
+    assert published.claims
+    for claim in published.claims:
+        assert f"{claim.paper} {claim.id}" in printed
+        assert str(claim.verdict) in printed

@@ -72,7 +72,8 @@ def show_verdicts(console: Console, document: Document) -> None:
     """Print one row a claim and what to expect by chance."""
     table = Table(box=None, pad_edge=False)
     for name in ("claim", "verdict", "effect", "interval", "seeds", "published"):
-        table.add_column(name, no_wrap=True)
+        # on a narrow terminal these two wrap, so that no claim and no verdict is cut
+        table.add_column(name, no_wrap=name not in ("effect", "published"))
     for claim in document.claims:
         table.add_row(
             f"{claim.paper} {claim.id}",
