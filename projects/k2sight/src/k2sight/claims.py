@@ -303,7 +303,6 @@ def _mean(name: str, arm: str, metric: str) -> Contrast:
 def _on_real(claim_id: str, arms: Sequence[str], *, smears: str, min_items: int, caveats: tuple[str, ...]) -> Claim:
     """Boxes on a real set against two rivals that do not learn from its pixels; `arms` are ND, prior and blob."""
     titles = dict(zip(("ND", "location prior", "largest blob"), arms, strict=True))
-    rivals = dict(list(titles.items())[1:])
     metrics = {"best overlap": "best_iou", "AP50": "map50", "AP50:95": "map50_95"}
     return _claim(
         id=claim_id,
@@ -313,7 +312,7 @@ def _on_real(claim_id: str, arms: Sequence[str], *, smears: str, min_items: int,
         location="not in the paper: a real number beside the phantom's",
         paper_numbers="not found",
         contrasts=(
-            *(difference(f"ND - {title}", titles["ND"], rival) for title, rival in rivals.items()),
+            *(difference(f"ND - {title}", titles["ND"], arm) for title, arm in titles.items() if title != "ND"),
             *(
                 _mean(f"{name}, {title}", arm, metric)
                 for name, metric in metrics.items()

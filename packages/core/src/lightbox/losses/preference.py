@@ -146,11 +146,9 @@ def is_won(chosen: Answers, rejected: Answers) -> Bool[Tensor, " b"]:
     return chosen.policy > rejected.policy
 
 
-def _minus_log_sigmoid(lead: Float[Tensor, " b"], smoothing: tuple[float, float] = (1.0, 0.0)) -> Float[Tensor, " b"]:
-    """Cost of a lead, and of a lead the other way round, weighted."""
-    kept, flipped = smoothing
-    cost = -kept * F.logsigmoid(lead)
-    return cost - flipped * F.logsigmoid(-lead) if flipped else cost
+def _cost(lead: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+    """L of the module's table: -log sigmoid, log 2 where nothing leads."""
+    return -F.logsigmoid(lead)
 
 
 def _lead(pairs: Pairs, settings: Settings) -> Float[Tensor, " b"]:
@@ -158,12 +156,13 @@ def _lead(pairs: Pairs, settings: Settings) -> Float[Tensor, " b"]:
 
 
 def _dpo(pairs: Pairs, settings: Settings) -> Float[Tensor, " b"]:
-    return _minus_log_sigmoid(_lead(pairs, settings), (1 - settings.smoothing, settings.smoothing))
+    lead = _lead(pairs, settings)
+    return (1 - settings.smoothing) * _cost(lead) + settings.smoothing * _cost(-lead)
 
 
 def _robust(pairs: Pairs, settings: Settings) -> Float[Tensor, " b"]:
-    scale = 1 - 2 * settings.smoothing
-    return _minus_log_sigmoid(_lead(pairs, settings), ((1 - settings.smoothing) / scale, -settings.smoothing / scale))
+    lead = _lead(pairs, settings)
+    return ((1 - settings.smoothing) * _cost(lead) - settings.smoothing * _cost(-lead)) / (1 - 2 * settings.smoothing)
 
 
 def _ipo(pairs: Pairs, settings: Settings) -> Float[Tensor, " b"]:
@@ -179,12 +178,12 @@ def _kto(pairs: Pairs, settings: Settings) -> Float[Tensor, " b"]:
 
 def _simpo(pairs: Pairs, settings: Settings) -> Float[Tensor, " b"]:
     lead = pairs.chosen.mean(pairs.chosen.policy) - pairs.rejected.mean(pairs.rejected.policy)
-    return _minus_log_sigmoid(settings.beta * lead - settings.margin)
+    return _cost(settings.beta * lead - settings.margin)
 
 
 def _orpo(pairs: Pairs, settings: Settings) -> Float[Tensor, " b"]:
     chosen, rejected = (own.mean(own.policy) for own in (pairs.chosen, pairs.rejected))
-    return -chosen + settings.beta * _minus_log_sigmoid(_log_odds(chosen) - _log_odds(rejected))
+    return -chosen + settings.beta * _cost(_log_odds(chosen) - _log_odds(rejected))
 
 
 def _log_odds(logp: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
@@ -198,7 +197,7 @@ def _vco(pairs: Pairs, settings: Settings) -> Float[Tensor, " b"]:
     assert pairs.blind is not None, "checked by preference_loss"
     attends = settings.beta * (pairs.chosen.gain - pairs.blind.gain)
     rejects = settings.beta * (pairs.blind.gain - pairs.rejected.gain)
-    return _minus_log_sigmoid(attends) + _minus_log_sigmoid(rejects)
+    return _cost(attends) + _cost(rejects)
 
 
 @dataclass(frozen=True)
