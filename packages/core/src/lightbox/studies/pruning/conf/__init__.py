@@ -1,0 +1,1 @@
+"""The study's configuration files: `train`, and the group `preset`."""

@@ -1,0 +1,125 @@
+"""What the study of pruning adds to the configuration that papers share. No torch.
+
+`experiment=NAME` chooses an arm of `claims.py`; values stand in `conf/`.
+"""
+
+from dataclasses import dataclass, field
+from functools import partial
+
+from lightbox.config import check_at_least, check_choice, check_positive, register_schema
+from lightbox.errors import RequestError
+from lightbox.paper import composition, schema
+from lightbox.paper.composition import inputs
+from lightbox.paper.pretrained import Pretrained
+from lightbox.paper.schema import PaperConfig
+
+__all__ = ["Config", "check", "chosen", "estimate", "inputs", "resolve"]
+
+PACKAGE = "lightbox.studies.pruning"
+UNPRUNED = "none"
+FINDING_MAPS = ("finding_topk", "lesion_safe")
+"""Methods that read the finding map of the model's own tower."""
+TEXTS_BURNED_IN = ("none", "marker")
+SECONDS_PER_PROMPT = 0.08
+
+
+@dataclass(kw_only=True)
+class PruningConfig:
+    """Which visual tokens the language model reads; see `lightbox.pruning.pipeline.prune`."""
+
+    method: str = UNPRUNED
+    """none, or a method of `lightbox.pruning` that acts before the language model; fewer tokens save time."""
+    budget: float = 1.0
+    """Share of each image's tokens that stays, in (0, 1]; time of the language model falls with it."""
+    positions: str = "keep"
+    """keep (tokens stay where they were), keep_rank or compact (they are renumbered); no cost."""
+    floor_uniform: float | None = None
+    """Share of the budget that an even grid gets first, in [0, 1]; none is the method's own; no cost."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.budget <= 1:
+            raise RequestError(
+                f"pruning.budget is {self.budget}", "It is a share of the tokens", "Set pruning.budget in (0, 1]"
+            )
+
+
+@dataclass(kw_only=True)
+class DataConfig(schema.DataConfig):
+    """Which images are asked about."""
+
+    image_px: int = 192
+    """Side of the phantom's images, a multiple of 8 in 32..512, and what the model was trained on; time grows with its
+    square."""
+    burned_in_text: str = "none"
+    """none, or marker: the letter of a side in a corner, which tells nothing; no cost."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive("data.image_px", self.image_px)
+        check_choice("data.burned_in_text", self.burned_in_text, TEXTS_BURNED_IN)
+        if not self.is_phantom:
+            raise RequestError(
+                f"data.source is {self.source}",
+                "Where each lesion lies must be known to the pixel, and the tiny model has seen phantoms alone",
+                "Set data.source=phantom",
+            )
+
+
+@dataclass(kw_only=True)
+class EvalConfig(schema.EvalConfig):
+    """How answers are made for scoring."""
+
+    box_tokens: int = 30
+    """Most tokens of an answer with boxes, three boxes of nine; time grows with what is used."""
+    answer_tokens: int = 4
+    """Most tokens of an answer to a question; likewise."""
+    has_other_images: bool = False
+    """Also ask under a grey image and under that of another case; three times the time."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least("eval.box_tokens", self.box_tokens, 1)
+        check_at_least("eval.answer_tokens", self.answer_tokens, 1)
+
+
+@dataclass(kw_only=True)
+class Config(PaperConfig):
+    """Everything one run of one arm depends on."""
+
+    data: DataConfig
+    pruning: PruningConfig = field(default_factory=PruningConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.objective.is_trained:
+            raise RequestError("objective.is_trained is true", "This study trains nothing", "Leave it out")
+
+
+register_schema(PACKAGE, composition.CONFIG, Config)
+resolve = partial(composition.resolve, PACKAGE)
+
+
+def chosen(cfg: Config) -> tuple[str, ...]:
+    """See `composition.chosen`."""
+    return composition.chosen(cfg)
+
+
+def estimate(cfg: Config) -> dict[str, float]:
+    """Rough cost of a job on one CPU core: minutes of wall time and GiB of memory."""
+    prompts = cfg.data.n_test * (4 if cfg.eval.has_other_images else 2)
+    return {"minutes": round(0.1 + prompts * SECONDS_PER_PROMPT / 60, 2), "mem_gib": 1.2}
+
+
+def check(cfg: Config, base: Pretrained) -> None:
+    """Refuse families whose boxes the study does not read.
+
+    Raises:
+        RequestError: naming the setting.
+    """
+    if base.family.name != "llava":
+        raise RequestError(
+            f"model.backbone is '{cfg.model.backbone}', of family {base.family.name}",
+            "Boxes are asked for and read as tiny/llava-576 was taught to write them",
+            "Set model.backbone=tiny/llava-576",
+        )

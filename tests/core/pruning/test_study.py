@@ -1,0 +1,173 @@
+"""The study of pruning: what is asked, what counts as kept, and that its claims run."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lightbox.errors import RequestError
+from lightbox.paper.learner import open_backbone
+from lightbox.paper.pretrained import find_pretrained
+from lightbox.paper.samples import Sample
+from lightbox.pretrain.llava_rows import Turn
+from lightbox.records import Box, Case, Finding
+from lightbox.studies.pruning.claims import PAPER
+from lightbox.studies.pruning.config import Config, PruningConfig, check, resolve
+from lightbox.studies.pruning.data import Asked, ask, load_split
+from lightbox.studies.pruning.evaluate import Seen, box_row, dim, lesions_kept, question_row, say
+
+
+def config(*overrides: str) -> Config:
+    return resolve(["preset=smoke", *overrides])
+
+
+@pytest.fixture(scope="module")
+def split():
+    return load_split(config("data.n_test=40"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["pruning.budget=0"], "pruning.budget"),
+        (["pruning.budget=1.5"], "pruning.budget"),
+        (["data.burned_in_text=shortcut"], "data.burned_in_text"),
+        (["data.source=bccd", "data.root=x"], "known to the pixel"),
+        (["objective.is_trained=true"], "trains nothing"),
+        (["eval.box_tokens=0"], "eval.box_tokens"),
+    ],
+)
+def test_an_impossible_setting_is_refused(overrides, message):
+    with pytest.raises(RequestError, match=message):
+        config(*overrides)
+
+
+def test_a_family_whose_boxes_are_not_read_is_refused():
+    with pytest.raises(RequestError, match="of family florence2"):
+        check(config(), find_pretrained("tiny/florence2"))
+
+
+def test_each_image_is_asked_about_the_one_finding_of_a_place(split):
+    for sample in split.samples:
+        asked = sample.record
+        place = asked.prompt.removeprefix("locate the finding in the ").removesuffix(" .")
+        there = [finding for finding in asked.case.findings if finding.attributes["location"] == place]
+        assert [finding.boxes for finding in there] == [asked.boxes]
+        assert asked.size == there[0].attributes["size"]
+
+
+def test_both_sizes_and_several_places_are_asked_for(split):
+    assert {sample.record.size for sample in split.samples} == {"small", "large"}
+    assert len({sample.record.prompt for sample in split.samples}) > 5
+
+
+def test_seeds_share_no_image_and_repeat(split):
+    other, again = load_split(config("data.n_test=40", "run.seed=1")), load_split(config("data.n_test=40"))
+    assert set(split.case_ids).isdisjoint(other.case_ids)
+    assert split.digest() == again.digest()
+
+
+def test_a_case_without_a_finding_is_not_asked_about():
+    assert ask(Case("chest-1", ())) is None
+
+
+def lesion(rows: slice, columns: slice, side: int = 16) -> Finding:
+    mask = np.zeros((side, side), bool)
+    mask[rows, columns] = True
+    box = Box(columns.start / side, rows.start / side, columns.stop / side, rows.stop / side)
+    return Finding("nodule", True, {"location": "right upper zone", "size": "small"}, (box,), mask)
+
+
+LESIONS = (lesion(slice(0, 4), slice(0, 4)), lesion(slice(6, 9), slice(12, 16)))
+"""On a grid of 4 x 4 tokens of 4 pixels: one in its first token; one in two tokens, one above the other."""
+
+
+@pytest.mark.parametrize(
+    ("tokens", "expected"),
+    [
+        ([(0, 0)], [True, False]),
+        ([(1, 3)], [False, True]),
+        ([(2, 3)], [False, True]),  # its last row of pixels alone
+        ([(0, 1), (3, 3)], [False, False]),
+        ([(0, 0), (1, 3)], [True, True]),
+    ],
+)
+def test_a_lesion_is_kept_where_a_kept_patch_shows_some_of_it(tokens, expected):
+    kept = torch.zeros(4, 4, dtype=torch.bool)
+    for row, column in tokens:
+        kept[row, column] = True
+    assert lesions_kept(Case("c", (), findings=LESIONS), kept) == expected
+
+
+def test_where_nothing_is_dropped_every_lesion_is_kept():
+    assert lesions_kept(Case("c", (), findings=LESIONS), None) == [True, True]
+
+
+def planted(which: int, method: str, kept: torch.Tensor | None, text: str) -> dict[str, object]:
+    case = Case("c-1", (), findings=LESIONS)
+    asked = Asked("box_at", "p", "a", boxes=LESIONS[which].boxes, size="small", case=case)
+    cfg = replace(config(), pruning=PruningConfig(method=method, budget=0.5))
+    return box_row(cfg, Sample("c-1/box", asked, "c-1", 0), "image", Seen(text, kept))
+
+
+def test_a_box_is_scored_against_the_lesion_that_is_asked_for():
+    kept = torch.zeros(4, 4, dtype=torch.bool)
+    kept[0, 0] = True
+    right = planted(0, "random", kept, "[0.000, 0.000, 0.250, 0.250]")
+    wrong = planted(1, "random", kept, "[0.000, 0.000, 0.250, 0.250]")
+    assert (right["acc50"], right["best_iou"], right["kept"], right["asked_kept"]) == (1.0, 1.0, 0.5, 1.0)
+    assert (wrong["acc50"], wrong["best_iou"], wrong["kept"], wrong["asked_kept"]) == (0.0, 0.0, 0.5, 0.0)
+
+
+def test_an_answer_without_a_box_is_wrong_and_counted():
+    row = planted(0, "random", None, "none")
+    assert (row["acc50"], row["boxes"], row["right"]) == (0.0, 0.0, None)
+
+
+def test_mixed_tokens_are_those_of_no_place():
+    row = planted(0, "avg_pool", None, "none")
+    assert row["kept"] is None
+    assert row["asked_kept"] is None
+
+
+@pytest.mark.parametrize(("text", "right"), [("right", 1.0), (" right ", 1.0), ("right lung", 0.0), ("", 0.0)])
+def test_a_question_is_right_word_for_word(text, right):
+    asked = Asked("box_at", "p", "a", question=Turn("side", "which side ?", "right", ("right", "left")))
+    assert question_row(Sample("c/box", asked, "c", 0), text)["right"] == right
+
+
+def test_dropped_patches_are_dark_in_what_is_shown():
+    kept = torch.tensor([[True, False], [False, True]])
+    shown = dim(np.full((4, 4), 100, np.uint8), kept)
+    assert shown[:2, :2].tolist() == [[100, 100], [100, 100]]
+    assert shown[:2, 2:].tolist() == [[35, 35], [35, 35]]
+
+
+def test_a_budget_of_all_tokens_says_what_the_model_says():
+    whole = config("data.n_test=3", "experiment=unpruned")
+    split = load_split(whole)
+    backbone = open_backbone(find_pretrained("tiny/llava-576").under(whole), find_pretrained("tiny/llava-576"))
+    rows, prompts = [0, 1, 2], [sample.record.prompt for sample in split.samples]
+    all_of_it = config("data.n_test=3", "experiment=lesion_safe", "pruning.budget=1.0")
+    fifth = config("data.n_test=3", "experiment=lesion_safe")
+    plain, full, few = (say(cfg, backbone, split, rows, prompts, 12) for cfg in (whole, all_of_it, fifth))
+    assert [one.text for one in plain] == [one.text for one in full]
+    assert [int(one.kept.sum()) for one in full] == [576] * 3
+    assert [int(one.kept.sum()) for one in few] == [115] * 3
+
+
+@pytest.mark.slow
+def test_the_claims_of_the_core_run_at_smoke_and_draw_no_verdict(tmp_path):
+    command = [str(Path(sys.executable).with_name("lightbox")), "reproduce", "core", "--preset", "smoke"]
+    done = subprocess.run([*command, "--out", str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    folder = tmp_path / "reproduce" / "core-smoke"
+    claims = json.loads((folder / "results.json").read_text())["claims"]
+    assert [claim["id"] for claim in claims] == [claim.id for claim in PAPER.claims if "smoke" in claim.presets]
+    assert {claim["verdict"] for claim in claims} == {"no verdict"}
+    assert (folder / "report.html").is_file()
