@@ -301,7 +301,10 @@ def _mean(name: str, arm: str, metric: str) -> Contrast:
 
 
 def _on_real(claim_id: str, arms: Sequence[str], *, smears: str, min_items: int, caveats: tuple[str, ...]) -> Claim:
-    """Boxes on a real set against two rivals that do not learn from its pixels; `arms` are ND, prior and blob."""
+    """Boxes on a real set against two rivals that do not learn from its pixels; `arms` are ND, prior and blob.
+
+    The control is what a model that has learnt the set's usual layout, and does not look, would draw.
+    """
     titles = dict(zip(("ND", "location prior", "largest blob"), arms, strict=True))
     metrics = {"best overlap": "best_iou", "AP50": "map50", "AP50:95": "map50_95"}
     return _claim(
@@ -313,6 +316,9 @@ def _on_real(claim_id: str, arms: Sequence[str], *, smears: str, min_items: int,
         paper_numbers="not found",
         contrasts=(
             *(difference(f"ND - {title}", titles["ND"], arm) for title, arm in titles.items() if title != "ND"),
+            difference(
+                "ND - ND shown another image", titles["ND"], Measure(titles["ND"], condition="shuffled"), Role.CONTROL
+            ),
             *(
                 _mean(f"{name}, {title}", arm, metric)
                 for name, metric in metrics.items()
