@@ -223,7 +223,8 @@ class Comparison:
     def _model(self) -> str:
         vision, text = (self.core.config.vision_config, self.core.config.text_config)
         sizes = (
-            f"{self.core.config.model_type}, random weights, tower {vision.hidden_size} x {vision.num_hidden_layers}, "
+            f"{self.core.config.model_type}, random weights, tower {vision.hidden_size} x {vision.num_hidden_layers} "
+            f"(pruned calls leave out layers that nothing reads), "
             f"LM {text.hidden_size} x {text.num_hidden_layers}, FFN {text.intermediate_size}"
         )
         threads = ", 1 thread" if self.device == "cpu" else ""

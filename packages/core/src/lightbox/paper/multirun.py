@@ -202,7 +202,9 @@ def _run_all(entry: Entry, overrides: list[str]) -> list[Ended]:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    with hydra.initialize_config_module(f"{entry.package}.conf", version_base="1.3", job_name=entry.package.rpartition(".")[2]):
+    with hydra.initialize_config_module(
+        f"{entry.package}.conf", version_base="1.3", job_name=entry.package.rpartition(".")[2]
+    ):
         machinery = GlobalHydra.instance().hydra
     assert machinery is not None
     try:  # outside the block, as each run initialises Hydra for itself

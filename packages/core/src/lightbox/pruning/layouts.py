@@ -70,6 +70,14 @@ class Layout:
         # hidden states begin with the embeddings, so from the front they are one ahead of the layers
         return index if index < 0 else max(index - 1, 0)
 
+    def unread(self, inputs: ImageInputs, *, above: int) -> list[nn.Module]:
+        """Layers behind the last whose output the projector reads, and behind the place `above`."""
+        index = inputs.get("vision_feature_layer")
+        index = self.config.vision_feature_layer if index is None else index
+        n_states = len(self.blocks) + 1  # the embeddings are the first
+        read = max(one % n_states for one in ([index] if isinstance(index, int) else index))
+        return list(self.blocks[max(read, above + 1) :])
+
     def early_layer(self) -> int:
         """Place of the early layer, that of VScan."""
         return min(round(EARLY * len(self.blocks)), len(self.blocks) - 1)
@@ -211,6 +219,10 @@ class QwenLayout(Layout):
         whole = getattr(self.config.vision_config, "fullatt_block_indexes", None)
         return whole[-1] if whole else len(self.blocks) - 1
 
+    def unread(self, inputs: ImageInputs, *, above: int) -> list[nn.Module]:
+        """None: the last layer's output is read."""
+        return []
+
     def early_layer(self) -> int:
         """The early layer, or in Qwen2.5-VL the first that sees the whole image (VScan does so too)."""
         whole = getattr(self.config.vision_config, "fullatt_block_indexes", None)
@@ -270,6 +282,10 @@ class GemmaLayout(Layout):
     def feature_layer(self, inputs: ImageInputs) -> int:
         """The last."""
         return len(self.blocks) - 1
+
+    def unread(self, inputs: ImageInputs, *, above: int) -> list[nn.Module]:
+        """None: the last layer's output is read."""
+        return []
 
     def grids(self, inputs: ImageInputs) -> list[TokenGrid]:
         """The pooled square."""

@@ -32,6 +32,7 @@ from lightbox.pruning.positions import following
 from lightbox.pruning.prompt import Prompt, shortened
 from lightbox.pruning.records import Records, layers_for, make_records, taps_of
 from lightbox.pruning.selecting import Choice, choose
+from lightbox.pruning.unread import skipped, without_states
 
 PIXELS = ("pixel_values", "image_sizes", "vision_feature_layer", "vision_feature_select_strategy")
 """Arguments that only serve to encode images."""
@@ -187,8 +188,12 @@ class Pruning:
         bound = self._signature.bind(*args, **kwargs).arguments
         inputs = {name: value for name, value in bound.items() if name != "kwargs"} | bound.get("kwargs", {})
         needs = self.request.method.needs
-        with taps_of(self.layout, layers_for(self.layout, needs, inputs)) as taps:
+        read = layers_for(self.layout, needs, inputs)
+        # whoever asks for states gets them all
+        unread = [] if inputs.get("output_hidden_states") else self.layout.unread(inputs, above=max(read, default=-1))
+        with taps_of(self.layout, read) as taps, skipped(unread):
             output = self._encode(*args, **kwargs)
+        output = without_states(output) if unread else output
         self.records.keep(output, make_records(self.layout, inputs, needs, self.request.options, taps))
         return output
 
