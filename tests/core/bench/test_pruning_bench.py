@@ -43,7 +43,10 @@ def test_each_method_is_compared_with_the_same_model_unpruned(rows):
     assert all(row["value"] > 0 and row["ratio"] > 0 for row in rows)
     assert all("24 -> 12 tokens" in row["notes"] for row in rows)
     assert all("p20" in row["notes"] and "p80" in row["notes"] for row in rows)
-    assert all("random weights, tower 32 x 3, LM 64 x 2, FFN 128, batch 1, fp32" in row["notes"] for row in rows)
+    words = (
+        "random weights, tower 32 x 3 (pruned calls leave out layers that nothing reads), LM 64 x 2, FFN 128, batch 1"
+    )
+    assert all(words in row["notes"] for row in rows)
 
 
 def test_goals_stand_beside_what_is_held_to_them(rows):
