@@ -8,6 +8,7 @@ Cholesky factor (Chen et al., NeurIPS 2018).
 
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int32, Int64
@@ -72,13 +73,46 @@ def greedy_select(
 
 
 def eager(feat: Tensor, cu: Tensor, k: Tensor, total: int, rule: str, relevance: Tensor | None, eps: float) -> Tensor:
-    """The operator in PyTorch: segments side by side, one step of all of them after another. Reads `cu` and `k`."""
+    """The operator on a CPU. Reads `cu` and `k`."""
     offsets, counts = cu.tolist(), k.tolist()
-    lengths = [stop - start for start, stop in zip(offsets, offsets[1:], strict=False)]
-    unit = F.normalize(feat.float(), dim=1)
-    is_direction = unit.any(dim=1)
+    unit = F.normalize(feat.detach().float(), dim=1)
+    if rule == "maxmin":
+        return _pick_far(unit, offsets, counts)
     weight = torch.ones(len(feat), device=feat.device) if relevance is None else relevance.float()
-    picks = [torch.zeros(0, dtype=torch.int64, device=feat.device)]
+    return _pick_likely(unit, weight, cu, k, offsets, counts, eps)
+
+
+def _pick_far(unit: Tensor, offsets: list[int], counts: list[int]) -> Tensor:
+    """What max-min picks on a CPU, one segment after another: indices into `unit`, rising in each segment.
+
+    In NumPy, whose calls on a row cost a quarter of those of PyTorch, and there are three a pick.
+    """
+    picks = [np.zeros(0, dtype=np.int64)]
+    for start, stop, count in zip(offsets, offsets[1:], counts, strict=False):
+        if count == 0:
+            continue
+        own = unit[start:stop]
+        # the nearest neighbour is not oneself; later rounds never read the diagonal, since what is picked is out
+        cosine = (own @ own.T).fill_diagonal_(-_WORST).cpu().numpy()
+        nearest = np.full(stop - start, -np.inf, dtype=np.float32)
+        pick = cosine.max(axis=1).argmin()
+        order = np.empty(count, dtype=np.int64)
+        for step in range(count):
+            order[step] = pick
+            np.maximum(nearest, cosine[pick], out=nearest)
+            nearest[pick] = np.inf
+            pick = nearest.argmin()
+        picks.append(start + np.sort(order))
+    return torch.from_numpy(np.concatenate(picks)).to(unit.device)
+
+
+def _pick_likely(
+    unit: Tensor, weight: Tensor, cu: Tensor, k: Tensor, offsets: list[int], counts: list[int], eps: float
+) -> Tensor:
+    """What the DPP picks, likewise: segments side by side, one step of all of them after another."""
+    lengths = [stop - start for start, stop in zip(offsets, offsets[1:], strict=False)]
+    is_direction = unit.any(dim=1)
+    picks = [torch.zeros(0, dtype=torch.int64, device=unit.device)]
     first = 0
     while first < len(lengths):
         last = first + 1  # as many segments as fit, padded to the longest of them
@@ -86,41 +120,15 @@ def eager(feat: Tensor, cu: Tensor, k: Tensor, total: int, rule: str, relevance:
             last += 1
         wide, most = max(lengths[first:last]), max(counts[first:last])
         if most > 0:
-            place = torch.arange(wide, device=feat.device)
+            place = torch.arange(wide, device=unit.device)
             is_token = place < cu[first : last + 1].diff()[:, None]  # s n
-            where = (cu[first:last, None] + place).clamp(max=len(feat) - 1)
+            where = (cu[first:last, None] + place).clamp(max=len(unit) - 1)
             cosine = unit[where] @ unit[where].mT  # s n n
             # a token's cosine with itself is 1 and not 1 +- 1e-7, which would decide the DPP's ties
             cosine.diagonal(dim1=1, dim2=2).copy_(is_direction[where])
-            if rule == "maxmin":
-                is_picked = _pick_far(cosine, is_token, k[first:last], most)
-            else:
-                is_picked = _pick_dpp(cosine, weight[where], is_token, k[first:last], most, eps)
-            picks.append(where[is_picked])
+            picks.append(where[_pick_dpp(cosine, weight[where], is_token, k[first:last], most, eps)])
         first = last
     return torch.cat(picks)
-
-
-def _pick_far(cosine: Tensor, is_token: Tensor, k: Tensor, most: int) -> Tensor:
-    """Which tokens max-min picks: s n. Cosines are compared and not distances, since 1 - c rounds small ones away."""
-    n_segments, wide = is_token.shape
-    others = cosine.masked_fill(~is_token[:, None], -_WORST)  # the nearest neighbour is neither oneself nor padding
-    others.diagonal(dim1=1, dim2=2).fill_(-_WORST)
-    first = others.amax(dim=2).masked_fill_(~is_token, torch.inf)
-    nearest = torch.full_like(first, -torch.inf).masked_fill_(~is_token, torch.inf)
-    rows = cosine.view(n_segments * wide, wide)
-    base = torch.arange(n_segments, device=cosine.device) * wide
-    picks = []
-    for step in range(most):  # four operations a pick: at these sizes the number of calls is the cost
-        pick = (nearest if step else first).argmin(dim=1)
-        torch.maximum(nearest, rows.index_select(0, base + pick), out=nearest)
-        nearest.scatter_(1, pick[:, None], torch.inf)
-        picks.append(pick)
-    order = torch.stack(picks, dim=1)  # s t
-    # a segment that has its k picks goes on with the others, and what it picks then is written beside the tokens
-    order = torch.where(torch.arange(most, device=order.device) < k[:, None], order, wide)
-    is_picked = torch.zeros(n_segments, wide + 1, dtype=torch.bool, device=order.device)
-    return is_picked.scatter_(1, order, True)[:, :wide]
 
 
 def _pick_dpp(cosine: Tensor, weight: Tensor, is_token: Tensor, k: Tensor, most: int, eps: float) -> Tensor:
