@@ -215,7 +215,7 @@ class PaperClaims:
     """What `<paper>.claims.PAPER` holds: arms by name, claims in order, and what a run of the paper is judged by.
 
     Args:
-        paper: its name; title and arxiv: the article's.
+        paper: its name; title and arxiv: the article's; arxiv is "" where there is none.
         arms: by name; they are what `experiment=NAME` means.
         claims: in the order they are shown.
         headline: metric column that is shown for a run and read by a measure that names none; more is better.

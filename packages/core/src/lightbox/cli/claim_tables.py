@@ -113,8 +113,10 @@ def explanation(paper: Paper, claim: Claim, entries: Sequence[tuple[str, ClaimEn
         entries: published entries of the claim, each with its preset.
     """
     scale, unit = claim.unit_scale, claim.unit
+    arxiv = paper.claims.arxiv  # a study of the core has no article
+    named = f"{paper.claims.title}, arXiv {arxiv}" if arxiv else paper.claims.title
     lines = [
-        f"{claim.id} ({paper.claims.title}, arXiv {paper.claims.arxiv}; {claim.kind}{', primary' * claim.is_primary})",
+        f"{claim.id} ({named}; {claim.kind}{', primary' * claim.is_primary})",
         f"Statement: {claim.statement}",
         f"In the paper: {claim.location}; numbers: {claim.paper_numbers}",
     ]
