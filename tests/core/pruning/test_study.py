@@ -13,11 +13,12 @@ import torch
 from lightbox.errors import RequestError
 from lightbox.paper.learner import open_backbone
 from lightbox.paper.pretrained import find_pretrained
+from lightbox.paper.pruning_config import PruningConfig
 from lightbox.paper.samples import Sample
 from lightbox.pretrain.llava_rows import Turn
 from lightbox.records import Box, Case, Finding
 from lightbox.studies.pruning.claims import PAPER
-from lightbox.studies.pruning.config import Config, PruningConfig, check, resolve
+from lightbox.studies.pruning.config import Config, check, resolve
 from lightbox.studies.pruning.data import Asked, ask, load_split
 from lightbox.studies.pruning.evaluate import Seen, box_row, dim, lesions_kept, question_row, say
 
@@ -36,6 +37,8 @@ def split():
     [
         (["pruning.budget=0"], "pruning.budget"),
         (["pruning.budget=1.5"], "pruning.budget"),
+        (["pruning.positions=here"], "pruning.positions"),
+        (["experiment=unpruned", "pruning.budget=0.5"], "Without a method"),
         (["data.burned_in_text=shortcut"], "data.burned_in_text"),
         (["data.source=bccd", "data.root=x"], "known to the pixel"),
         (["objective.is_trained=true"], "trains nothing"),

@@ -11,36 +11,14 @@ from lightbox.errors import RequestError
 from lightbox.paper import composition, schema
 from lightbox.paper.composition import inputs
 from lightbox.paper.pretrained import Pretrained
+from lightbox.paper.pruning_config import PruningConfig
 from lightbox.paper.schema import PaperConfig
 
 __all__ = ["Config", "check", "chosen", "estimate", "inputs", "resolve"]
 
 PACKAGE = "lightbox.studies.pruning"
-UNPRUNED = "none"
-FINDING_MAPS = ("finding_topk", "lesion_safe")
-"""Methods that read the finding map of the model's own tower."""
 TEXTS_BURNED_IN = ("none", "marker")
 SECONDS_PER_PROMPT = 0.08
-
-
-@dataclass(kw_only=True)
-class PruningConfig:
-    """Which visual tokens the language model reads; see `lightbox.pruning.pipeline.prune`."""
-
-    method: str = UNPRUNED
-    """none, or a method of `lightbox.pruning` that acts before the language model; fewer tokens save time."""
-    budget: float = 1.0
-    """Share of each image's tokens that stays, in (0, 1]; time of the language model falls with it."""
-    positions: str = "keep"
-    """keep (tokens stay where they were), keep_rank or compact (they are renumbered); no cost."""
-    floor_uniform: float | None = None
-    """Share of the budget that an even grid gets first, in [0, 1]; none is the method's own; no cost."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.budget <= 1:
-            raise RequestError(
-                f"pruning.budget is {self.budget}", "It is a share of the tokens", "Set pruning.budget in (0, 1]"
-            )
 
 
 @dataclass(kw_only=True)

@@ -2,10 +2,9 @@
 
 import logging
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
 import pyarrow as pa
@@ -19,13 +18,12 @@ from lightbox.errors import RequestError
 from lightbox.eval.boxes import LabelledBox, score_boxes
 from lightbox.paper import box_examples
 from lightbox.paper.conditions import IMAGE, Pictures, shown_rows
+from lightbox.paper.pruned import pruned
 from lightbox.paper.samples import Sample, Split
 from lightbox.pretrain.llava_576_scores import read_boxes
-from lightbox.pruning.finding_head import finding_map
-from lightbox.pruning.pipeline import prune
 from lightbox.records import Case
 from lightbox.runs import folders
-from lightbox.studies.pruning.config import FINDING_MAPS, UNPRUNED, Config
+from lightbox.studies.pruning.config import Config
 from lightbox.studies.pruning.data import Asked
 
 METRICS = (
@@ -94,7 +92,7 @@ def say(
     """The model's answer to each prompt about the image of a row of the split, one past the last being blank."""
     backbone.model.eval()
     seen: list[Seen] = []
-    with policy(cfg, backbone) as handle:
+    with pruned(backbone, cfg.pruning, seed=cfg.run.seed) as handle:
         for start in range(0, len(prompts), cfg.eval.batch_size):
             here = slice(start, start + cfg.eval.batch_size)
             pictures = Pictures(split, images[here], image_px=cfg.model.image_px)
@@ -103,21 +101,6 @@ def say(
             kept = [None] * len(texts) if handle is None else [planes[0] for planes in handle.report().kept]
             seen += [Seen(text, keep) for text, keep in zip(texts, kept, strict=True)]
     return seen
-
-
-def policy(cfg: Config, backbone: Backbone) -> AbstractContextManager[Any]:
-    """The block in which the arm's method prunes the model; gives None for the arm that keeps all."""
-    own = cfg.pruning
-    if own.method == UNPRUNED:
-        return nullcontext()
-    settings: dict[str, Any] = {}
-    if own.floor_uniform is not None:
-        settings["floor_uniform"] = own.floor_uniform
-    if own.method in FINDING_MAPS:
-        settings["finding_map"] = finding_map(backbone, cfg.model.backbone)
-    if own.method == "random":
-        settings["seed"] = cfg.run.seed
-    return prune(backbone, method=own.method, budget=own.budget, positions=own.positions, **settings)
 
 
 def box_row(cfg: Config, sample: Sample[Asked], condition: str, seen: Seen) -> Row:
