@@ -61,7 +61,7 @@ def sources_of(name):
     return ROOT / (f"projects/{name}" if name in PAPERS else "packages/core") / "src"
 
 
-def tests_of(name):
+def folder_of_tests(name):
     return ROOT / "tests" / (name if name in PAPERS else f"core/{name}")
 
 
@@ -158,7 +158,7 @@ def test_everything_on_the_paper_map_is_named_by_a_test(paper):
 @every_one
 def test_tests_that_the_failure_gallery_names_exist(name):
     named = set(re.findall(r"`(test_\w+)`", source_of(name)))
-    tests = "\n".join(path.read_text(encoding="utf-8") for path in tests_of(name).glob("*.py"))
+    tests = "\n".join(path.read_text(encoding="utf-8") for path in folder_of_tests(name).glob("*.py"))
     assert len(named) >= 2
     assert [test for test in named if f"def {test}(" not in tests] == []
 
