@@ -8,7 +8,7 @@ from lightbox.pruning.pipeline import prune
 from lightbox.pruning.preview import preview, tokens_on
 from lightbox.testing.plain_models import PRUNING_SETTINGS
 
-BUDGETS = (0.3, 5, 1.0)
+BUDGETS = (0.3, 3, 1.0)
 
 
 def image_inputs(inputs):
