@@ -56,6 +56,12 @@ def test_a_lesion_is_crossed_out_unless_a_patch_of_it_stays(place, is_kept):
     assert (crossed > 0) is not is_kept
 
 
+def test_the_title_says_what_the_image_is():
+    own = kept_patches(PIXELS, {}, {"a": grid_of()})
+    assert kept_patches(PIXELS, {}, {"a": grid_of()}, title="the image") == own
+    assert kept_patches(PIXELS, {}, {"a": grid_of()}, title="a phantom") != own
+
+
 def test_every_policy_has_a_panel():
     few = Image.open(io.BytesIO(kept_patches(PIXELS, {}, {"a": grid_of()}, columns=2)))
     many = Image.open(io.BytesIO(kept_patches(PIXELS, {}, {name: grid_of() for name in "abcde"}, columns=2)))

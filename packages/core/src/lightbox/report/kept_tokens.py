@@ -46,7 +46,12 @@ class BoxRow:
 
 
 def kept_patches(
-    pixels: np.ndarray, regions: Mapping[str, np.ndarray], kept: Mapping[str, np.ndarray], *, columns: int = 4
+    pixels: np.ndarray,
+    regions: Mapping[str, np.ndarray],
+    kept: Mapping[str, np.ndarray],
+    *,
+    title: str = "the image",
+    columns: int = 4,
 ) -> bytes:
     """Draw the patches that each policy keeps over one image; PNG bytes.
 
@@ -57,6 +62,7 @@ def kept_patches(
         pixels: uint8 (h, w), grey.
         regions: name -> bool (h, w).
         kept: policy -> bool (rows, columns of patches), True where the token stays.
+        title: what the image is, over the first panel; a synthetic one is to be called so.
         columns: panels side by side.
 
     Raises:
@@ -81,6 +87,7 @@ def kept_patches(
             axis.set_axis_off()
         first = next(iter(kept.values()))
         _draw_whole(axes[0], pixels, regions, first.shape)
+        axes[0].set_title(f"{title}: {first.shape[0]} x {first.shape[1]} patches")
         for axis, (name, own) in zip(axes[1:], kept.items(), strict=False):
             _draw_kept(axis, name, own, pixels, regions)
         counts = sorted({int(own.sum()) for own in kept.values()})
@@ -254,7 +261,6 @@ def _draw_whole(axis: Axes, pixels: np.ndarray, regions: Mapping[str, np.ndarray
         place = {"ha": "right", "x": xs.min() - 3} if is_right else {"ha": "left", "x": xs.max() + 4}
         words = axis.text(y=float(ys.mean()), s=name, va="center", fontsize=8.5, color="white", **place)
         words.set_bbox({"facecolor": "black", "alpha": 0.65, "pad": 1.2, "lw": 0})
-    axis.set_title(f"the image: {grid[0]} x {grid[1]} patches")
 
 
 def _draw_kept(axis: Axes, name: str, kept: np.ndarray, pixels: np.ndarray, regions: Mapping[str, np.ndarray]) -> None:
