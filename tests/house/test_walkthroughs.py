@@ -23,7 +23,7 @@ MEASURED = re.compile(r"\d+\.\d+|\d+ ?%|\d+ points")
 
 
 @dataclass(frozen=True)
-class Run:
+class Promise:
     """What a walkthrough may cost and has to leave behind.
 
     Args:
@@ -39,8 +39,8 @@ class Run:
     quiet: tuple[str, ...] = ("import atexit", "PAPER_MAP = (")
 
 
-RUNS = dict.fromkeys(PAPERS, Run()) | {
-    "pruning": Run(
+PROMISES = dict.fromkeys(PAPERS, Promise()) | {
+    "pruning": Promise(
         most_cpu_s=240,
         says="usual places",
         figures=("boxes.png", "kept.png", "lesions.png", "overlap.png", "positions.png"),
@@ -50,7 +50,7 @@ RUNS = dict.fromkeys(PAPERS, Run()) | {
 
 
 def test_every_walkthrough_is_known():
-    assert sorted(RUNS) == sorted(PAPERS + PARTS)
+    assert sorted(PROMISES) == sorted(PAPERS + PARTS)
 
 
 def folder_of(name):
@@ -115,7 +115,7 @@ def test_text_comes_before_code_and_cells_are_short(name):
 @every_one
 def test_every_cell_shows_something(name):
     quiet = [body for kind, body in cells(name) if kind == "code" and "print(" not in body]
-    assert [body.splitlines()[0] for body in quiet] == list(RUNS[name].quiet)
+    assert [body.splitlines()[0] for body in quiet] == list(PROMISES[name].quiet)
 
 
 @every_one
@@ -166,7 +166,7 @@ def test_tests_that_the_failure_gallery_names_exist(name):
 @pytest.mark.slow
 @every_one
 def test_it_runs_top_to_bottom_on_one_core_in_its_time(name, tmp_path):
-    before, run = resource.getrusage(resource.RUSAGE_CHILDREN), RUNS[name]
+    before, promise = resource.getrusage(resource.RUSAGE_CHILDREN), PROMISES[name]
     figures = tmp_path / "figures"
     command = [sys.executable, "-W", "error::UserWarning", str(folder_of(name) / "walkthrough.py"), str(figures)]
     done = subprocess.run(
@@ -174,7 +174,7 @@ def test_it_runs_top_to_bottom_on_one_core_in_its_time(name, tmp_path):
     )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert run.says in done.stdout
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < run.most_cpu_s
-    assert {path.name for path in figures.iterdir()} == set(run.figures)
+    assert promise.says in done.stdout
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < promise.most_cpu_s
+    assert {path.name for path in figures.iterdir()} == set(promise.figures)
     assert [path.name for path in tmp_path.iterdir()] == ["figures"]
