@@ -1,4 +1,4 @@
-"""Every paper's walkthrough has the house's form, names what exists, and runs top to bottom."""
+"""Every walkthrough, of a paper and of a part of core, has the house's form, names what exists, and runs."""
 
 import ast
 import os
@@ -7,6 +7,7 @@ import resource
 import statistics
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -15,32 +16,76 @@ from lightbox.report.paper_map import read_map
 
 ROOT = Path(__file__).resolve().parents[2]
 PAPERS = sorted(path.parent.name for path in (ROOT / "projects").glob("*/walkthrough.py"))
+PARTS = sorted(path.parent.name for path in (ROOT / "packages" / "core").glob("*/walkthrough.py"))
 every_paper = pytest.mark.parametrize("paper", PAPERS)
-MOST_CPU_S = 60
+every_one = pytest.mark.parametrize("name", PAPERS + PARTS)
 MEASURED = re.compile(r"\d+\.\d+|\d+ ?%|\d+ points")
 
 
-def source_of(paper):
-    return (ROOT / "projects" / paper / "walkthrough.py").read_text(encoding="utf-8")
+@dataclass(frozen=True)
+class Promise:
+    """What a walkthrough may cost and has to leave behind.
+
+    Args:
+        most_cpu_s: of one core.
+        says: stands in what it prints.
+        figures: files in the folder that it is given.
+        quiet: first lines of the cells that print nothing.
+    """
+
+    most_cpu_s: float = 60
+    says: str = "verdict: no verdict"
+    figures: tuple[str, ...] = ("example.png", "overfit.svg")
+    quiet: tuple[str, ...] = ("import atexit", "PAPER_MAP = (")
 
 
-def cells(paper):
+PROMISES = dict.fromkeys(PAPERS, Promise()) | {
+    "pruning": Promise(
+        most_cpu_s=240,
+        says="usual places",
+        figures=("boxes.png", "kept.png", "lesions.png", "overlap.png", "positions.png"),
+        quiet=("import sys",),
+    ),
+}
+
+
+def test_every_walkthrough_is_known():
+    assert sorted(PROMISES) == sorted(PAPERS + PARTS)
+
+
+def folder_of(name):
+    return ROOT / ("projects" if name in PAPERS else "packages/core") / name
+
+
+def sources_of(name):
+    return ROOT / (f"projects/{name}" if name in PAPERS else "packages/core") / "src"
+
+
+def folder_of_tests(name):
+    return ROOT / "tests" / (name if name in PAPERS else f"core/{name}")
+
+
+def source_of(name):
+    return (folder_of(name) / "walkthrough.py").read_text(encoding="utf-8")
+
+
+def cells(name):
     """(kind, text) of each cell, kind "text" or "code"."""
     found = []
-    for part in re.split(r"^# %%", source_of(paper), flags=re.MULTILINE)[1:]:
+    for part in re.split(r"^# %%", source_of(name), flags=re.MULTILINE)[1:]:
         head, _, body = part.partition("\n")
         found.append(("text" if "[markdown]" in head else "code", body.strip()))
     return found
 
 
-def sections(paper):
+def sections(name):
     """Heading -> cells of each section, the one before the first heading left out."""
-    found, name = {}, ""
-    for kind, body in cells(paper):
+    found, section = {}, ""
+    for kind, body in cells(name):
         heading = re.match(r"# #{2,3} (.*)", body) if kind == "text" else None
-        name = heading[1] if heading else name
-        if name:
-            found.setdefault(name, []).append((kind, body))
+        section = heading[1] if heading else section
+        if section:
+            found.setdefault(section, []).append((kind, body))
     return found
 
 
@@ -50,41 +95,41 @@ def test_nine_steps_in_order(paper):
     assert numbers == list(range(1, 10))
 
 
-@every_paper
-def test_every_section_ends_with_an_assertion_and_how_to_break_it(paper):
-    for name, inside in sections(paper).items():
+@every_one
+def test_every_section_ends_with_an_assertion_and_how_to_break_it(name):
+    for section, inside in sections(name).items():
         code = [body for kind, body in inside if kind == "code"][-1]
-        assert isinstance(ast.parse(code).body[-1], ast.Assert), name
-        assert "# break: " in code.splitlines()[-1], name
+        assert isinstance(ast.parse(code).body[-1], ast.Assert), section
+        assert "# break: " in code.splitlines()[-1], section
 
 
-@every_paper
-def test_text_comes_before_code_and_cells_are_short(paper):
-    kinds = [kind for kind, _ in cells(paper)]
+@every_one
+def test_text_comes_before_code_and_cells_are_short(name):
+    kinds = [kind for kind, _ in cells(name)]
     assert all(before == "text" for before, kind in zip(kinds, kinds[1:], strict=False) if kind == "code")
-    sizes = [len(body.splitlines()) for kind, body in cells(paper) if kind == "code"]
+    sizes = [len(body.splitlines()) for kind, body in cells(name) if kind == "code"]
     assert max(sizes) <= 25
     assert statistics.median(sizes) <= 12
 
 
-@every_paper
-def test_every_cell_shows_something(paper):
-    quiet = [body for kind, body in cells(paper) if kind == "code" and "print(" not in body]
-    assert [body.splitlines()[0] for body in quiet] == ["import atexit", "PAPER_MAP = ("]
+@every_one
+def test_every_cell_shows_something(name):
+    quiet = [body for kind, body in cells(name) if kind == "code" and "print(" not in body]
+    assert [body.splitlines()[0] for body in quiet] == list(PROMISES[name].quiet)
 
 
-@every_paper
-def test_measured_numbers_are_printed_and_never_typed(paper):
-    typed = [MEASURED.findall(body) for kind, body in cells(paper) if kind == "text"]
+@every_one
+def test_measured_numbers_are_printed_and_never_typed(name):
+    typed = [MEASURED.findall(body) for kind, body in cells(name) if kind == "text"]
     assert [found for found in typed if found] == []
 
 
-@every_paper
-def test_nothing_of_the_project_is_written_again(paper):
+@every_one
+def test_nothing_of_the_project_is_written_again(name):
     own = {
-        node.name for node in ast.walk(ast.parse(source_of(paper))) if isinstance(node, ast.FunctionDef | ast.ClassDef)
+        node.name for node in ast.walk(ast.parse(source_of(name))) if isinstance(node, ast.FunctionDef | ast.ClassDef)
     }
-    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "projects" / paper / "src").rglob("*.py")]
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in sources_of(name).rglob("*.py")]
     theirs = {n.name for tree in trees for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.ClassDef)}
     assert own & theirs == set()
 
@@ -110,31 +155,26 @@ def test_everything_on_the_paper_map_is_named_by_a_test(paper):
     assert [name for name in names if not re.search(rf"\b{name}\b", text)] == []
 
 
-@every_paper
-def test_tests_that_the_failure_gallery_names_exist(paper):
-    named = set(re.findall(r"`(test_\w+)`", source_of(paper)))
-    tests = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests" / paper).glob("*.py"))
+@every_one
+def test_tests_that_the_failure_gallery_names_exist(name):
+    named = set(re.findall(r"`(test_\w+)`", source_of(name)))
+    tests = "\n".join(path.read_text(encoding="utf-8") for path in folder_of_tests(name).glob("*.py"))
     assert len(named) >= 2
-    assert [name for name in named if f"def {name}(" not in tests] == []
+    assert [test for test in named if f"def {test}(" not in tests] == []
 
 
 @pytest.mark.slow
-@every_paper
-def test_it_runs_top_to_bottom_in_a_minute_of_one_core(paper, tmp_path):
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    command = [
-        sys.executable,
-        "-W",
-        "error::UserWarning",
-        str(ROOT / "projects" / paper / "walkthrough.py"),
-        str(tmp_path / "figures"),
-    ]
+@every_one
+def test_it_runs_top_to_bottom_on_one_core_in_its_time(name, tmp_path):
+    before, promise = resource.getrusage(resource.RUSAGE_CHILDREN), PROMISES[name]
+    figures = tmp_path / "figures"
+    command = [sys.executable, "-W", "error::UserWarning", str(folder_of(name) / "walkthrough.py"), str(figures)]
     done = subprocess.run(
         command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False
     )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "verdict: no verdict" in done.stdout
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < MOST_CPU_S
-    assert {path.name for path in (tmp_path / "figures").iterdir()} == {"example.png", "overfit.svg"}
+    assert promise.says in done.stdout
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < promise.most_cpu_s
+    assert {path.name for path in figures.iterdir()} == set(promise.figures)
     assert [path.name for path in tmp_path.iterdir()] == ["figures"]

@@ -33,7 +33,7 @@ ROLES = {
 MOST_DRAWN = 128
 """Figures kept in memory: a page is written again after every job, and most of its figures are what they were."""
 
-_STYLE = {
+STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 9.5,
     "text.color": INK,
@@ -90,7 +90,7 @@ class Level:
 def forest(panels: tuple[ForestPanel, ...]) -> str:
     """Effects with their intervals, one panel a claim; a dot a seed, the minimum-effect band shaded. SVG text."""
     heights = [len(panel.rows) + 1.9 for panel in panels]
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.2, 0.5 + 0.36 * sum(heights)), layout="constrained")
         figure.get_layout_engine().set(h_pad=0.07)
         axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
@@ -106,7 +106,7 @@ def forest(panels: tuple[ForestPanel, ...]) -> str:
 @lru_cache(maxsize=MOST_DRAWN)
 def levels(groups: tuple[Level, ...], *, unit: str) -> str:
     """Mean score of each arm and sanity baseline, a dot a seed and a bar at the mean. SVG text."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.2, 0.75 + 0.3 * len(groups)), layout="constrained")
         _draw_levels(figure.subplots(), groups, unit)
         return _svg(figure)
@@ -133,7 +133,7 @@ def by_budget(
         units: of an effect, of a score and of the budget.
         min_effect: half the band of effects too small to count.
     """
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.2, 5.6), layout="constrained")
         for axis, lines, unit in zip(figure.subplots(2, 1, sharex=True), (effects, scores), units[:2], strict=True):
             names = list(dict.fromkeys(line.label for line in lines))
@@ -162,7 +162,7 @@ def curves(by_metric: Mapping[str, Mapping[str, Sequence[Sequence[tuple[int, flo
     arms = list(dict.fromkeys(arm for by_arm in by_metric.values() for arm in by_arm))
     columns = min(2, len(by_metric))
     rows = -(-len(by_metric) // columns)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.2, 0.4 + 2.5 * rows), layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False).ravel()
         for axis, (metric, by_arm) in zip(axes, by_metric.items(), strict=False):
@@ -179,7 +179,7 @@ def curves(by_metric: Mapping[str, Mapping[str, Sequence[Sequence[tuple[int, flo
 def comparison(groups: Sequence[Level], rows: Sequence[ForestRow], *, metric: str, reference: str) -> bytes:
     """Levels of groups of runs, and below them their paired differences from a reference. PNG bytes."""
     heights = [0.3 * len(groups) + 0.75, 0.36 * len(rows) + 0.9 if rows else 0]
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.2, sum(heights)), layout="constrained", dpi=130)
         count = 2 if rows else 1
         axes = figure.subplots(count, 1, squeeze=False, height_ratios=heights[:count])[:, 0]
