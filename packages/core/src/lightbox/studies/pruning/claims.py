@@ -32,7 +32,7 @@ def _arm(name: str, title: str, method: str, *overrides: str, pct: int = BUDGET_
 
 RIVALS = {
     "cls_topk": "patches that the class token looks at (FasterVLM)",
-    "hired": "class-token top-k under two layers (HiRED)",
+    "hired": "tiles by what is seen of them (HiRED); without tiles the class token's top-k",
     "visionzip": "dominant and merged tokens (VisionZip)",
     "divprune": "tokens far apart (DivPrune)",
     "cdpruner": "a diverse set by conditional DPP (CDPruner)",

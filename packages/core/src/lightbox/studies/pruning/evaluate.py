@@ -9,7 +9,6 @@ from typing import NoReturn
 import numpy as np
 import pyarrow as pa
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool
 from torch import Tensor
 
@@ -21,6 +20,7 @@ from lightbox.paper.conditions import IMAGE, Pictures, shown_rows
 from lightbox.paper.pruned import pruned
 from lightbox.paper.samples import Sample, Split
 from lightbox.pretrain.llava_576_scores import read_boxes
+from lightbox.pruning.preview import tokens_on
 from lightbox.records import Case
 from lightbox.runs import folders
 from lightbox.studies.pruning.config import Config
@@ -131,12 +131,7 @@ def lesions_kept(case: Case, kept: Keep | None) -> list[bool]:
     """
     if kept is None:
         return [True] * len(case.findings)
-    shown = []
-    for lesion in case.findings:
-        mask = torch.from_numpy(np.asarray(lesion.mask))[None].float()
-        cells = F.adaptive_max_pool2d(mask, tuple(kept.shape))[0] > 0
-        shown.append(bool((cells & kept).any()))
-    return shown
+    return [tokens_on(kept, torch.from_numpy(np.asarray(lesion.mask))) > 0 for lesion in case.findings]
 
 
 def write_examples(folder: Path, split: Split[Asked], seen: Sequence[Seen]) -> None:
