@@ -8,7 +8,7 @@ signs and spaces do not count.
 import re
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -100,7 +100,7 @@ class _Pairs(NamedTuple):
     pixels: Mapping[str, str]
     unreadable: Collection[str]
     refused: Sequence[Problem]
-    scored: Collection[str] | None
+    scored: Set[str] | None
 
 
 def audit_preferences(
