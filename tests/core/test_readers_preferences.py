@@ -16,6 +16,7 @@ from lightbox.readers.preference_audit import LEAST_IMAGES, LEAST_PAIRS, audit_p
 from lightbox.readers.preference_sets import PREFERENCE_SETS, read_dataset
 from lightbox.readers.preferences import write_preferences
 from lightbox.readers.rows import ReadResult
+from lightbox.readers.text_separability import separability
 from lightbox.readers.validate import validate
 from lightbox.records import Case, Preference
 
@@ -428,7 +429,7 @@ def test_bag_of_words_is_separable_where_a_word_gives_the_side_away_and_lengths_
     checks = named(audited(cases))
     assert not checks["length"].is_found
     assert checks["bag of words"].share == 1.0
-    assert "'lobe' in 0 rejected and 60 chosen texts, 'zone' in 60 rejected and 0 chosen texts" in (
+    assert "most telling: 'lobe' in 0 rejected and 60 chosen, 'zone' in 60 rejected and 0 chosen, " in (
         checks["bag of words"].sentence
     )
 
@@ -447,6 +448,29 @@ def test_too_few_pairs_or_images_are_no_ground_for_a_bag_of_words():
     assert (few.of, few.is_found) == (0, False)
     assert few.sentence == "Not looked for: there are 38 pairs of texts on 19 images, and it takes 40 on 10."
     assert named(audited(clean_cases(40)))["bag of words"].of == 80
+
+
+def test_interval_of_a_bag_of_words_takes_the_texts_of_an_image_together():
+    """Twelve images are twelve observations, however many texts each has: the interval is that of their means."""
+    rng = np.random.default_rng(0)
+    texts = [tuple(rng.permutation(["left", "right"])) for _ in range(12)]
+    found = separability([pair for pair in texts for _ in range(20)], np.repeat(np.arange(12), 20))
+    of_images = found.is_right.reshape(12, -1).mean(axis=1)
+    assert found.accuracy == pytest.approx(of_images.mean())
+    assert found.half_width == pytest.approx(1.96 * of_images.std() / np.sqrt(12))
+    assert found.half_width > 2 * 1.96 * found.is_right.std() / np.sqrt(found.is_right.size)
+    with pytest.raises(RequestError, match="4 pairs of texts in 4 groups"):
+        separability(texts[:4], np.arange(4))
+
+
+def test_bag_of_words_cut_to_one_length_forgets_what_length_gave_away():
+    rng = np.random.default_rng(0)
+    first, second = rng.choice(SIDES, (2, 400))
+    texts = [(f"{one} lobe", f"{other} lobe of the image") for one, other in zip(first, second, strict=True)]
+    found = separability(texts, np.arange(400) // 2)
+    assert found.accuracy == 1.0
+    assert found.telling[:3] == (("image", 400, 0), ("of", 400, 0), ("the", 400, 0))
+    assert 0.4 < found.cut[0] < 0.6
 
 
 def test_one_score_for_all_is_found():

@@ -5,6 +5,7 @@ in which something else does, or in which the pair is faulty, and shows one. Tex
 signs and spaces do not count.
 """
 
+import itertools
 import re
 import statistics
 from collections import Counter, defaultdict
@@ -18,6 +19,7 @@ from lightbox.readers.dataset_cards import PUBLIC_LICENCES
 from lightbox.readers.leakage import ORDER, image_key, image_keys
 from lightbox.readers.preferences import SAME_ANSWER, pairs_of
 from lightbox.readers.rows import YES_NO, Problem, ReadResult
+from lightbox.readers.text_separability import separability
 from lightbox.records import Case, Preference
 
 LEAKED = {
@@ -35,7 +37,7 @@ LEAKED = {
 """Wording that belongs to whoever wrote a pair, not to an answer: label -> pattern, without regard to case."""
 SHORTCUT = 0.6
 """Share of pairs won without the image from which on a shortcut is called one; .5 is chance."""
-FOLDS, LEAST_IMAGES, LEAST_PAIRS = 5, 10, 40
+LEAST_IMAGES, LEAST_PAIRS = 10, 40
 TELLING = 4  # words shown of each side
 _Z95 = 1.96
 _SHOWN = 120
@@ -230,20 +232,19 @@ def _bag_of_words(pairs: _Pairs) -> Check:
     if images < LEAST_IMAGES or len(pairs.texts) < LEAST_PAIRS:
         there = f"{len(pairs.texts)} pairs of texts on {images} images"
         return _not_made(name, f"there are {there}, and it takes {LEAST_PAIRS} on {LEAST_IMAGES}")
-    whole = [(_words(pair.chosen), _words(pair.rejected)) for _, pair in pairs.texts]
-    is_right = _held_out(whole, groups)
-    cut_is_right = _held_out([_cut_alike(chosen, rejected) for chosen, rejected in whole], groups)
-    accuracy, half = _mean_by_group(is_right, groups)
-    is_found = accuracy >= SHORTCUT and accuracy - half > 0.5
+    found = separability([(_words(pair.chosen), _words(pair.rejected)) for _, pair in pairs.texts], groups)
+    is_found = found.accuracy >= SHORTCUT and found.accuracy - found.half_width > 0.5
     said = (
         "are known as chosen or rejected by their words alone, without prompt and image, on images that nothing was "
-        f"fitted to: accuracy {_interval(accuracy, half)}, and {_interval(*_mean_by_group(cut_is_right, groups))} "
-        "where both texts of a pair are cut to the length of the shorter one (chance: .50)"
+        f"fitted to: accuracy {_interval(found.accuracy, found.half_width)}, and {_interval(*found.cut)} where both "
+        "texts of a pair are cut to the length of the shorter one (chance: .50)"
     )
     if is_found:
-        said += f"; most telling: {_telling_words(whole)}"
-    rows = [row for row, known in zip(pairs.texts, is_right.all(axis=1), strict=True) if known]
-    return _check(name, rows, _Of(is_right.size, "texts"), said, count=int(is_right.sum()), is_found=is_found)
+        words = (f"'{word}' in {rejected} rejected and {chosen} chosen" for word, rejected, chosen in found.telling)
+        said += f"; most telling: {', '.join(itertools.islice(words, TELLING))} texts"
+    rows = [row for row, known in zip(pairs.texts, found.is_right.all(axis=1), strict=True) if known]
+    of = _Of(found.is_right.size, "texts")
+    return _check(name, rows, of, said, count=int(found.is_right.sum()), is_found=is_found)
 
 
 def _repeated(pairs: _Pairs) -> Check:
@@ -323,53 +324,6 @@ _CHECKS: tuple[Callable[[_Pairs], Check], ...] = (
     _two_sides,
     _scored_images,
 )
-
-
-def _held_out(texts: Sequence[tuple[str, str]], groups: np.ndarray) -> np.ndarray:
-    """Whether a logistic regression on word counts, fitted to other images, knows chosen from rejected.
-
-    Args:
-        texts: n pairs of chosen and rejected, as words parted by spaces.
-        groups: n numbers of the images.
-
-    Returns:
-        Boolean, n x 2: the chosen text, the rejected one.
-    """
-    # scikit-learn takes a second to import, which reading a dataset of questions need not wait for
-    from sklearn.feature_extraction.text import CountVectorizer  # noqa: PLC0415
-    from sklearn.linear_model import LogisticRegression  # noqa: PLC0415
-    from sklearn.model_selection import GroupKFold  # noqa: PLC0415
-
-    flat = [text or "-" for pair in texts for text in pair]  # a vocabulary may not be empty
-    is_rejected = np.tile([False, True], len(texts))
-    of_image = np.repeat(groups, 2)
-    is_right = np.zeros(len(flat), dtype=bool)
-    for fitted, held in GroupKFold(FOLDS).split(flat, groups=of_image):
-        words = CountVectorizer(analyzer=str.split)
-        counts = words.fit_transform([flat[row] for row in fitted])
-        model = LogisticRegression(max_iter=1000).fit(counts, is_rejected[fitted])
-        is_right[held] = model.predict(words.transform([flat[row] for row in held])) == is_rejected[held]
-    return is_right.reshape(-1, 2)
-
-
-def _mean_by_group(is_right: np.ndarray, groups: np.ndarray) -> tuple[float, float]:
-    """Mean and half of its 95 % interval, where answers on one image go together."""
-    mean = float(is_right.mean())
-    surplus = np.bincount(groups, weights=(is_right - mean).sum(axis=1))
-    return mean, float(_Z95 * np.sqrt((surplus**2).sum()) / is_right.size)
-
-
-def _telling_words(texts: Sequence[tuple[str, str]]) -> str:
-    """Words by how many more texts of one side hold them, with the two counts."""
-    chosen, rejected = (Counter(word for pair in texts for word in set(pair[side].split())) for side in (0, 1))
-    surplus = {word: rejected[word] - chosen[word] for word in chosen | rejected}
-    ranked = sorted(surplus, key=lambda word: (-abs(surplus[word]), word))[:TELLING]
-    return ", ".join(f"'{word}' in {rejected[word]} rejected and {chosen[word]} chosen texts" for word in ranked)
-
-
-def _cut_alike(chosen: str, rejected: str) -> tuple[str, str]:
-    length = min(len(chosen.split()), len(rejected.split()))
-    return " ".join(chosen.split()[:length]), " ".join(rejected.split()[:length])
 
 
 def _by_prompt(pairs: _Pairs) -> dict[tuple[str, ...], list[tuple[Case, Preference]]]:

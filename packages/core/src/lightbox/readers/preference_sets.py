@@ -112,13 +112,13 @@ def read_dataset(name: str, root: Path | str | None = None, split: str | None = 
                 f"Its reader takes {', '.join(reader.options)}",
                 "Remove it or correct its name",
             )
-    folder = folder_of(name, root)
+    folder = dataset_folder(name, root)
     rows = Gathering(name, reader.licence)
     reader.read_cases(folder, rows, split=split, **options)
     return rows.result(folder)
 
 
-def folder_of(name: str, root: Path | str | None = None) -> Path:
+def dataset_folder(name: str, root: Path | str | None = None) -> Path:
     """The folder of a dataset: `root`, or `$LIGHTBOX_DATA_ROOT/<name>`; the released pairs share one.
 
     Raises:

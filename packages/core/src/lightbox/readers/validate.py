@@ -18,7 +18,7 @@ from lightbox.readers.dataset_cards import NOT_RECORDED, load_dataset_card
 from lightbox.readers.images import load_image
 from lightbox.readers.leakage import Leakage, image_key, leakage
 from lightbox.readers.preference_audit import PreferenceAudit, audit_preferences
-from lightbox.readers.preference_sets import PREFERENCE_SETS, folder_of, read_dataset
+from lightbox.readers.preference_sets import PREFERENCE_SETS, dataset_folder, read_dataset
 from lightbox.readers.rows import Problem, ReadResult
 from lightbox.readers.splits import split_by_file
 from lightbox.readers.stores import image_fault, image_note
@@ -118,7 +118,7 @@ def validate(
     result = read_dataset(name, root, **options)
     if split_file is not None:
         result = dataclasses.replace(result, cases=split_by_file(result.cases, split_file))
-    folder = folder_of(name, root)
+    folder = dataset_folder(name, root)
     scored = None if scored_on is None else _scored_cases(scored_on)
     validation = validate_cases(
         name, str(folder), result, is_own_split=split_file is not None, scored=scored, on_image=on_image
