@@ -453,14 +453,15 @@ def test_too_few_pairs_or_images_are_no_ground_for_a_bag_of_words():
 def test_interval_of_a_bag_of_words_takes_the_texts_of_an_image_together():
     """Twelve images are twelve observations, however many texts each has: the interval is that of their means."""
     rng = np.random.default_rng(0)
-    texts = [tuple(rng.permutation(["left", "right"])) for _ in range(12)]
-    found = separability([pair for pair in texts for _ in range(20)], np.repeat(np.arange(12), 20))
-    of_images = found.is_right.reshape(12, -1).mean(axis=1)
-    assert found.accuracy == pytest.approx(of_images.mean())
-    assert found.half_width == pytest.approx(1.96 * of_images.std() / np.sqrt(12))
-    assert found.half_width > 2 * 1.96 * found.is_right.std() / np.sqrt(found.is_right.size)
+    copies = [pair for pair in (tuple(rng.permutation(["left", "right"])) for _ in range(12)) for _ in range(20)]
+    mixed = [tuple(rng.choice(SIDES, 2)) for _ in range(240)]
+    for texts in (copies, mixed):
+        found = separability(texts, np.repeat(np.arange(12), 20))
+        of_images = found.is_right.reshape(12, -1).mean(axis=1)
+        assert found.accuracy == pytest.approx(of_images.mean())
+        assert found.half_width == pytest.approx(1.96 * of_images.std() / np.sqrt(12))
     with pytest.raises(RequestError, match="4 pairs of texts in 4 groups"):
-        separability(texts[:4], np.arange(4))
+        separability(mixed[:4], np.arange(4))
 
 
 def test_bag_of_words_cut_to_one_length_forgets_what_length_gave_away():
