@@ -4,6 +4,7 @@ import io
 import json
 import os
 import random
+import shutil
 import struct
 import zipfile
 import zlib
@@ -19,6 +20,7 @@ from lightbox.errors import RequestError
 from lightbox.readers import validate as validation
 from lightbox.readers.catalog import read
 from lightbox.readers.members import open_archive
+from lightbox.readers.preference_sets import read_dataset
 from lightbox.readers.rows import MAX_TEXT, is_finite, shown
 from lightbox.readers.validate import validate
 from lightbox.testing.spoiled.pictures import PNG, chunk
@@ -126,6 +128,7 @@ def other_things(file):
         ("pmc_vqa/v2", "images_2.zip"),
         ("omnimedvqa/zip", "OmniMedVQA.zip"),
         ("medxpertqa_mm/zip", "MM/dev.jsonl"),
+        ("preference_json", "pairs.json"),
         ("vqa_med_2019/test", "VQAMed2019_Test_Questions_w_Ref_Answers.txt"),
     ],
 )
@@ -140,7 +143,7 @@ def test_what_stands_in_the_place_of_a_file_is_refused_and_not_passed_over(small
     for what, make, remove in other_things(folder / path):
         make()
         with pytest.raises(RequestError) as caught:
-            read(SETS[name].dataset, folder)
+            read_dataset(SETS[name].dataset, folder)
         assert str(folder / path) in caught.value.given, what
         remove()
 
@@ -158,16 +161,20 @@ def test_what_stands_in_the_place_of_a_mask_or_of_boxes_is_a_problem(small, path
 
 
 @pytest.mark.parametrize(
-    ("name", "path"), [("slake/by image", "imgs/xmlab1"), ("pmc_vqa/v1", "images"), ("r_rad", "open-end")]
+    ("name", "path"),
+    [
+        ("slake/by image", "imgs/xmlab1"),
+        ("pmc_vqa/v1", "images"),
+        ("r_rad", "open-end"),
+        ("preference_json", "images"),
+    ],
 )
 def test_file_in_the_place_of_a_folder_is_refused(small, name, path):
     folder = small(name)
-    for file in sorted((folder / path).iterdir()):
-        file.unlink()
-    (folder / path).rmdir()
+    shutil.rmtree(folder / path)
     (folder / path).write_bytes(b"no folder")
     with pytest.raises(RequestError) as caught:
-        read(SETS[name].dataset, folder)
+        read_dataset(SETS[name].dataset, folder)
     assert str(folder / path) in caught.value.given
 
 
@@ -474,6 +481,8 @@ FOUND = [
     ("pmc_vqa/v1", 2, "link to nothing"),
     ("omnimedvqa/folder", 0, "pixels against their checksum"),
     ("omnimedvqa/zip", 7016, "member renamed"),
+    ("preference_json", 0, "key gone"),
+    ("preference_json", 1, "value 400 digits"),
 ]
 
 

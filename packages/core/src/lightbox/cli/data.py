@@ -20,7 +20,6 @@ from lightbox.errors import RequestError, WorkError
 PHANTOM, KNOWLEDGE = "phantom", "knowledge"
 PHANTOM_STRIP = "SYNTHETIC phantom, not a patient"
 PHANTOM_SCALE = 4
-PUBLIC_LICENCES = ("CC0-1.0", "CC-BY-4.0", "MIT", "Apache-2.0")
 
 app = typer.Typer(name="data", help="Datasets: list, validate, show, render, convert.", no_args_is_help=True)
 
@@ -54,11 +53,16 @@ def validate(
     name: Name,
     root: Root = None,
     split_file: Annotated[Path | None, typer.Option(help="JSON with a split of our own to check for leakage.")] = None,
+    scored_on: Annotated[
+        str | None,
+        typer.Option(help="Of preference pairs: the dataset whose test questions a tuned model will answer."),
+    ] = None,
     option: Options = None,
     as_json: AsJson = False,
 ) -> None:
     """Check a whole dataset: counts, malformed rows, duplicate ids, unreadable images, leakage.
 
+    Preference pairs are audited too: shortcuts past the image, leaked wording, faulty pairs, each with an example.
     `knowledge` checks the attribute tables: every class covered, no description twice, none that names its class.
     """
     if name == KNOWLEDGE:
@@ -73,7 +77,9 @@ def validate(
             cases = [case for split in ("train", "validation", "test") for case in _phantom(split, 0, 64)]
             validation = validate_cases(PHANTOM, "drawn", ReadResult(tuple(cases)), is_own_split=True, on_image=tick)
         else:
-            validation = check(name, root, split_file=split_file, on_image=tick, **_options(option))
+            validation = check(
+                name, root, split_file=split_file, scored_on=scored_on, on_image=tick, **_options(option)
+            )
     if as_json:
         typer.echo(json.dumps(validation.to_plain(), indent=2))
     else:
@@ -91,6 +97,8 @@ def show(
     option: Options = None,
 ) -> None:
     """Print records, decoded. Text is printed where the licence is public; otherwise ids alone."""
+    from lightbox.readers.dataset_cards import PUBLIC_LICENCES
+
     console = Console()
     for case in _cases(name, root, split, n, seed, option):
         place = f"split={case.split or '-'}  patient={case.patient_id or 'unknown'}"
@@ -162,9 +170,9 @@ def convert(
 def _cases(name: str, root: Path | None, split: str | None, n: int, seed: int, option: list[str] | None) -> list:
     if name == PHANTOM:
         return _phantom(split or "development", seed, n)
-    from lightbox.readers.catalog import read
+    from lightbox.readers.preference_sets import read_dataset
 
-    return list(read(name, root, split, **_options(option)).cases[:n])
+    return list(read_dataset(name, root, split, **_options(option)).cases[:n])
 
 
 def _phantom(split: str, seed: int, n: int) -> list:
@@ -198,11 +206,15 @@ def _public_lines(case) -> Iterator[str]:
         yield f"  {question.id} [{question.kind or '-'}] {question.text}{options}  -> {question.answer}"
         if question.rationale:
             yield f"    because: {question.rationale}"
+    for pair in case.preferences:
+        yield f"  {pair.id} [{pair.kind}, relevance {pair.relevance:g}] {pair.prompt}"
+        yield f"    chosen: {pair.chosen}"
+        yield f"    rejected: {pair.rejected if pair.kind == 'text' else 'the same answer to the other image'}"
 
 
 def _id_lines(case) -> Iterator[str]:
-    for question in case.questions:
-        yield f"  {question.id} (text not shown: licence {case.licence or 'unknown'})"
+    for record in (*case.questions, *case.preferences):
+        yield f"  {record.id} (text not shown: licence {case.licence or 'unknown'})"
 
 
 def _boxes_text(boxes: tuple) -> str:
@@ -238,16 +250,18 @@ def _say(console: Console, line: str, *, style: str | None = None) -> None:
 def _print_validation(validation) -> None:
     console = Console()
     _say(console, f"{validation.name} at {validation.root}", style="bold")
+    held = "" if validation.audit is None else f"{validation.audit.pairs} preference pairs, "
     _say(
         console,
-        f"{validation.cases} cases, {validation.questions} questions, {validation.images} images "
+        f"{validation.cases} cases, {validation.questions} questions, {held}{validation.images} images "
         f"({validation.identical_images} repeated)",
     )
     table = Table("what", "value", "questions")
     for what, counts in validation.counts.items():
         for value, count in counts.items():
             table.add_row(what, "".join(c if c.isprintable() else " " for c in value), str(count))
-    console.print(table, markup=False)
+    if table.row_count:
+        console.print(table, markup=False)
     for key, count in validation.notes.items():
         _say(console, f"{key}: {count}")
     kind = "our split" if validation.is_own_split else "official split"
@@ -263,7 +277,33 @@ def _print_validation(validation) -> None:
         _say(console, f"duplicate ids: {', '.join(validation.duplicate_ids)}")
     if validation.repeated_items:
         _say(console, f"{validation.repeated_items} questions repeat an image, question and answer of their split")
+    if validation.audit is not None:
+        _print_audit(console, validation.audit)
     _say(console, "sound" if validation.is_ok else f"broken: {'; '.join(validation.failures)}", style="bold")
+
+
+def _print_audit(console: Console, audit) -> None:
+    _say(console, "")
+    kinds = f"{audit.text_pairs} change the answer, {audit.image_pairs} the image"
+    _say(console, f"audit of {audit.pairs} pairs on {audit.images} images: {kinds}", style="bold")
+    if audit.text_pairs:
+        _say(console, f"median words: chosen {audit.chosen_words:g}, rejected {audit.rejected_words:g}")
+    common = ", ".join(f"{value:g} ({count})" for value, count in audit.relevance[:6])
+    rest = len(audit.relevance) - 6
+    more = f" and {rest} other values" if rest > 0 else ""
+    _say(console, f"relevance: mean {audit.relevance_mean:.3f}, sd {audit.relevance_sd:.3f}; {common}{more}")
+    for check in audit.findings:
+        _say(console, "")
+        _say(console, f"{check.name}: {check.sentence}")
+        if check.example:
+            _say(console, f"  e.g. {check.example}")
+    _say(console, "")
+    clear = [check.name for check in audit.checks if check.of and not check.is_found]
+    _say(console, f"nothing found: {'; '.join(clear) or '-'}")
+    for check in audit.checks:
+        if not check.of:
+            _say(console, f"{check.name}: {check.sentence}")
+    _say(console, "")
 
 
 @contextmanager

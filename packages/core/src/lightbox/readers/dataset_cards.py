@@ -13,6 +13,8 @@ from lightbox.readers.documents import read_yaml
 
 NOT_RECORDED = "not recorded"
 MAX_CARD_CHARS = 20_000
+PUBLIC_LICENCES = ("CC0-1.0", "CC-BY-4.0", "MIT", "Apache-2.0")
+"""Licences under which texts of a dataset may be shown."""
 
 
 @with_config(ConfigDict(extra="forbid"))

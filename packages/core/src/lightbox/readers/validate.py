@@ -1,9 +1,12 @@
-"""Check a whole dataset: counts, malformed rows, duplicate ids, unreadable images, leakage between splits."""
+"""Check a whole dataset: counts, malformed rows, duplicate ids, unreadable images, leakage between splits.
+
+Preference pairs are audited too, see `preference_audit`.
+"""
 
 import dataclasses
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +14,11 @@ import numpy as np
 
 from lightbox.errors import RequestError
 from lightbox.files import file_sha256
-from lightbox.readers import catalog
 from lightbox.readers.dataset_cards import NOT_RECORDED, load_dataset_card
 from lightbox.readers.images import load_image
 from lightbox.readers.leakage import Leakage, image_key, leakage
+from lightbox.readers.preference_audit import PreferenceAudit, audit_preferences
+from lightbox.readers.preference_sets import PREFERENCE_SETS, dataset_folder, read_dataset
 from lightbox.readers.rows import Problem, ReadResult
 from lightbox.readers.splits import split_by_file
 from lightbox.readers.stores import image_fault, image_note
@@ -32,7 +36,8 @@ class Validation:
     questions. `problems`, `unreadable` and `duplicate_ids` list the first `LISTED`; their totals are beside them.
     `repeated_items` are questions that repeat an (image, question, answer) of the same split: reported, not a
     failure, since published sets have them. `differing_files` differ from the digest in the dataset's card: another
-    release, or a damaged one. `is_own_split` says whether leakage breaks a rule or is the publisher's.
+    release, or a damaged one. `is_own_split` says whether leakage breaks a rule or is the publisher's. `audit` is what
+    was found in preference pairs, None without any; like repeated items, it is reported and breaks no rule.
     """
 
     name: str
@@ -53,6 +58,7 @@ class Validation:
     duplicate_ids: tuple[str, ...]
     repeated_items: int
     differing_files: tuple[str, ...] = ()
+    audit: PreferenceAudit | None = None
 
     @property
     def failures(self) -> tuple[str, ...]:
@@ -85,27 +91,44 @@ def validate(
     root: Path | str | None = None,
     *,
     split_file: Path | None = None,
+    scored_on: str | None = None,
     on_image: Tick | None = None,
     **options: object,
 ) -> Validation:
     """Read a dataset, decode every image in full, and count what is wrong.
 
     Args:
-        name: a key of `catalog.DATASETS`.
+        name: a key of `catalog.DATASETS` or `preference_sets.PREFERENCE_SETS`.
         root: its folder; None means `$LIGHTBOX_DATA_ROOT/<name>`.
         split_file: a split of our own (see `splits.split_by_file`) to check in place of the official one.
+        scored_on: of preference pairs, the dataset below `$LIGHTBOX_DATA_ROOT` that a tuned model will be scored on:
+            its test part, or all of it where it has none.
         on_image: called with (images done, images in all).
         options: the reader's own.
 
     Raises:
-        RequestError: the request was wrong, or a whole file cannot be read.
+        RequestError: the request was wrong, `scored_on` for a set without pairs, or a whole file cannot be read.
     """
-    result = catalog.read(name, root, **options)
+    if scored_on is not None and name not in PREFERENCE_SETS:
+        raise RequestError(
+            f"scored_on='{scored_on}' for {name}",
+            "It asks which images of preference pairs are scored, and this set has no pairs",
+            f"Leave it out, or choose one of {', '.join(PREFERENCE_SETS)}",
+        )
+    result = read_dataset(name, root, **options)
     if split_file is not None:
         result = dataclasses.replace(result, cases=split_by_file(result.cases, split_file))
-    folder = catalog.root_of(name, root)
-    validation = validate_cases(name, str(folder), result, is_own_split=split_file is not None, on_image=on_image)
+    folder = dataset_folder(name, root)
+    scored = None if scored_on is None else _scored_cases(scored_on)
+    validation = validate_cases(
+        name, str(folder), result, is_own_split=split_file is not None, scored=scored, on_image=on_image
+    )
     return dataclasses.replace(validation, differing_files=differing_files(name, folder))
+
+
+def _scored_cases(name: str) -> Sequence[Case]:
+    cases = read_dataset(name).cases
+    return [case for case in cases if case.split == "test"] or cases
 
 
 def differing_files(name: str, folder: Path) -> tuple[str, ...]:
@@ -120,9 +143,15 @@ def differing_files(name: str, folder: Path) -> tuple[str, ...]:
 
 
 def validate_cases(
-    name: str, root: str, result: ReadResult, *, is_own_split: bool, on_image: Tick | None = None
+    name: str,
+    root: str,
+    result: ReadResult,
+    *,
+    is_own_split: bool,
+    scored: Sequence[Case] | None = None,
+    on_image: Tick | None = None,
 ) -> Validation:
-    """Check cases already read, or drawn; arguments as `validate`."""
+    """Check cases already read, or drawn; arguments as `validate`, `scored` being cases."""
     pixels, unreadable, changed = decode_all([image for case in result.cases for image in case.images], on_image)
     rows = questions_of(result.cases)
     ids = Counter(question.id for _, question in rows)
@@ -149,7 +178,18 @@ def validate_cases(
         duplicates=sum(ids[qid] - 1 for qid in duplicates),
         duplicate_ids=tuple(duplicates[:LISTED]),
         repeated_items=sum(count - 1 for count in items.values()),
+        audit=_audit(result, pixels, unreadable, scored),
     )
+
+
+def _audit(
+    result: ReadResult, pixels: dict[str, str], unreadable: Collection[str], scored: Sequence[Case] | None
+) -> PreferenceAudit | None:
+    if not any(case.preferences for case in result.cases):
+        return None
+    # of the scored images the digests are wanted too: a copy has another path
+    others, _, _ = decode_all([image for case in scored or () for image in case.images])
+    return audit_preferences(result, pixels=pixels | others, unreadable=unreadable, scored=scored)
 
 
 def decode_all(

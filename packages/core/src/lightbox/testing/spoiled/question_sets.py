@@ -1,4 +1,4 @@
-"""Small sets in every form that the readers of questions take, written by hand or cut from real data.
+"""Small sets in every form that the readers of questions and of preference pairs take, by hand or cut from real data.
 
 Hand-made sets show drawn pictures, or pictures of the real sets, byte for byte, where a data root is given.
 """
@@ -321,12 +321,42 @@ def _xpert_folder(folder: Path, rng: random.Random, draw: Draw) -> None:
     _xpert(folder, rng, draw, is_zip=False)
 
 
+def _pair_row(number: int, image: str, **fields: object) -> dict:
+    prompt = {"from": "human", "value": f"<image>\nWhat does picture {number} show?"}
+    answers = [f" shape {number}", f" form {number}" if "rejected_image" not in fields else f" shape {number}"]
+    first, second = ([prompt, {"from": "gpt", "value": answer}] for answer in answers)
+    score = number % 10 / 10
+    row = {"id": number, "image": image, "conversations": first, "rejected_conversations": second}
+    return row | {"weighted_score": score, "base_model": "a model"} | fields
+
+
+def _pairs(folder: Path, _: random.Random, draw: Draw) -> None:
+    for place in range(PICTURES):
+        put(folder / "images" / f"a{place}.jpg", draw(".jpg"))
+        put(folder / "images" / "destroyed" / f"a{place}.jpg", draw(".jpg"))
+    rows = []
+    for number in range(2 * ROWS):
+        image = f"a{number % PICTURES}.jpg"
+        rows.append(_pair_row(number, image, **({"rejected_image": f"destroyed/{image}"} if number % 2 else {})))
+    put(folder / "pairs.json", rows)
+
+
+def _pairs_real(folder: Path, rng: random.Random, source: Path) -> None:
+    name = "data/vqa-rad_dpo_weighted.json"
+    rows = rng.sample(json.loads((source / name).read_text("utf-8")), 2 * ROWS)
+    put(folder / name, rows)
+    for row in rows:
+        put(folder / "images" / row["image"], (source.parent / "vqa_rad" / "images" / row["image"]).read_bytes())
+
+
 QUESTION_SETS: dict[str, SmallSet] = {
     "vqa_rad": SmallSet("vqa_rad", _rad_split, folder="vqa_rad"),
     "vqa_rad/llava_med": SmallSet("vqa_rad", _rad_llava, {"form": "llava_med"}, folder="vqa_rad"),
     "vqa_med_2019": SmallSet("vqa_med_2019", _med_real, folder="vqa_med_2019"),
     "vqa_med_2019_train": SmallSet("vqa_med_2019", _med_real, folder="vqa_med_2019_train"),
     "slake_qa_text": SmallSet("slake", _slake_real, folder="slake_qa_text"),
+    "mmedpo_vqa_rad": SmallSet("mmedpo_vqa_rad", _pairs_real, folder="mmedpo_preferences"),
+    "preference_json": SmallSet("preference_json", _pairs),
     "vqa_rad/public": SmallSet("vqa_rad", _rad_public),
     "vqa_rad/own split": SmallSet("vqa_rad", _rad_own_split, split_file="ours.json"),
     "vqa_rad/dicom": SmallSet("vqa_rad", _rad_dicom),

@@ -44,7 +44,7 @@ from typer.testing import CliRunner
 
 from lightbox.cli.data import app
 from lightbox.errors import LightboxError
-from lightbox.readers import catalog
+from lightbox.readers import preference_sets
 from lightbox.readers import validate as validation
 from lightbox.readers.images import load_image
 from lightbox.readers.splits import split_by_image
@@ -62,6 +62,7 @@ BAD = ("traceback", "hang", "silent", "rest lost", "unnamed")
 TOTALS = (
     *("rows", "cases", "questions", "files", "zip_members", "malformed_rows"),
     *("images", "annotated_images", "categories", "split_rows", "sentences", "table_rows", "label_rows", "regions"),
+    *("pairs", "text_pairs", "image_pairs"),
     *("boxes", "box_files", "box_rows", "boxes_before_fusion", "masks", "findings_present", "findings_absent"),
 )
 TRIES = 20
@@ -71,7 +72,7 @@ TRIES = 20
 class Seen:
     """A set through the readers: digest of its content, items in all and most of one case, what was said.
 
-    Items are questions, or boxes in a set without questions.
+    Items are questions and preference pairs, or boxes in a set without either.
     """
 
     content: str
@@ -128,12 +129,12 @@ def spoil(folder: Path, rng: random.Random, change: str | None = None) -> tuple[
 
 
 def look(name: str, folder: Path) -> Seen:
-    """Read a small set by every public way: `catalog.read`, `validate`, `lightbox data validate` and `show`, splits."""
+    """Read a small set by every public way: `read_dataset`, `validate`, `lightbox data validate` and `show`, splits."""
     small = SETS[name]
     split_file = folder / small.split_file if small.split_file else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, on profiles and EXIF that it passes over
-        result = catalog.read(small.dataset, folder, **small.options)
+        result = preference_sets.read_dataset(small.dataset, folder, **small.options)
         found = validation.validate(small.dataset, folder, split_file=split_file, **small.options)
         said = Counter({key: count for key, count in found.notes.items() if key not in TOTALS})
         said.update({f"unknown {table}": counts.get("unknown", 0) for table, counts in found.counts.items()})
@@ -149,12 +150,12 @@ def look(name: str, folder: Path) -> Seen:
         content = [_plain(case, folder) for case in result.cases]
         # the commands print what was read: reading it again would only take time
         with (
-            patch.object(catalog, "read", return_value=result),
+            patch.object(preference_sets, "read_dataset", return_value=result),
             patch.object(validation, "validate", return_value=found),
         ):
             _command("validate", small.dataset, "--root", str(folder))
             _command("show", small.dataset, "--root", str(folder), "-n", "99")
-    items = [len(case.questions) for case in result.cases]
+    items = [len(case.questions) + len(case.preferences) for case in result.cases]
     if name in BOX_SETS:
         items = [sum(len(finding.boxes) for finding in case.findings) for case in result.cases]
     digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
@@ -250,7 +251,8 @@ def _plain(case: Case, folder: Path) -> list[Any]:
         for q in case.questions
     ]
     images = [(str(image).removeprefix(str(folder)), _pixels(Path(image))) for image in case.images]
-    return [case.id, case.patient_id, case.modality, case.body_part, case.split, findings, questions, images]
+    pairs = [(p.id, p.prompt, p.chosen, p.rejected, p.kind, p.relevance) for p in case.preferences]
+    return [case.id, case.patient_id, case.modality, case.body_part, case.split, findings, questions, pairs, images]
 
 
 def _pixels(image: Path) -> str:
