@@ -19,8 +19,8 @@ from lightbox.pretrain.llava_rows import Turn
 from lightbox.records import Box, Case, Finding
 from lightbox.studies.pruning.claims import PAPER
 from lightbox.studies.pruning.config import Config, check, resolve
-from lightbox.studies.pruning.data import Asked, ask, load_split
-from lightbox.studies.pruning.evaluate import Seen, box_row, dim, lesions_kept, question_row, say
+from lightbox.studies.pruning.data import Asked, ask, load_split, usual_places
+from lightbox.studies.pruning.evaluate import Seen, blind_map, box_row, dim, lesions_kept, question_row, say
 
 
 def config(*overrides: str) -> Config:
@@ -43,6 +43,7 @@ def split():
         (["data.source=bccd", "data.root=x"], "known to the pixel"),
         (["objective.is_trained=true"], "trains nothing"),
         (["eval.box_tokens=0"], "eval.box_tokens"),
+        (["eval.map=none"], "eval.map"),
     ],
 )
 def test_an_impossible_setting_is_refused(overrides, message):
@@ -77,6 +78,18 @@ def test_seeds_share_no_image_and_repeat(split):
 
 def test_a_case_without_a_finding_is_not_asked_about():
     assert ask(Case("chest-1", ())) is None
+
+
+def test_usual_places_are_those_of_other_images_and_look_at_none(split):
+    cfg = config("experiment=usual_places")
+    places = usual_places(cfg)
+    masks = [finding.mask for sample in split.samples for finding in sample.record.case.findings]
+    inside = np.mean([places[mask].mean() for mask in masks])
+    assert (places.shape, places.min(), places.max()) == ((192, 192), 0.0, 1.0)
+    assert inside > 2 * places.mean()
+    first, second = blind_map(cfg)({"pixel_values": [0, 1]})
+    assert torch.equal(first, second)
+    assert blind_map(config("experiment=finding_topk")) is None
 
 
 def lesion(rows: slice, columns: slice, side: int = 16) -> Finding:

@@ -18,6 +18,7 @@ __all__ = ["Config", "check", "chosen", "estimate", "inputs", "resolve"]
 
 PACKAGE = "lightbox.studies.pruning"
 TEXTS_BURNED_IN = ("none", "marker")
+MAPS = ("own", "usual")
 SECONDS_PER_PROMPT = 0.08
 
 
@@ -51,6 +52,9 @@ class EvalConfig(schema.EvalConfig):
     """Most tokens of an answer with boxes, three boxes of nine; time grows with what is used."""
     answer_tokens: int = 4
     """Most tokens of an answer to a question; likewise."""
+    map: str = "own"
+    """For methods that read a finding map: own, which is the tower's, or usual, the mean lesion mask of training
+    images, the same for every image; drawing those takes a few seconds."""
     has_other_images: bool = False
     """Also ask under a grey image and under that of another case; three times the time."""
 
@@ -58,6 +62,7 @@ class EvalConfig(schema.EvalConfig):
         super().__post_init__()
         check_at_least("eval.box_tokens", self.box_tokens, 1)
         check_at_least("eval.answer_tokens", self.answer_tokens, 1)
+        check_choice("eval.map", self.map, MAPS)
 
 
 @dataclass(kw_only=True)

@@ -15,6 +15,8 @@ from lightbox.studies.pruning.config import Config
 
 CHUNK = 128
 MOST_SEEDS = 100_000
+MAP_IMAGES = 300
+"""Training images that the map of usual places is the mean of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +39,7 @@ def load_split(cfg: Config) -> Split[Asked]:
     Raises:
         RequestError: more images than the phantom's part holds.
     """
-    name = cfg.data.eval_split
-    knobs = phantom.Knobs(
-        image_px=cfg.data.image_px,
-        lesion_scale_pct=cfg.data.lesion_scale_pct,
-        burned_in_text=cfg.data.burned_in_text,
-        rho=cfg.data.rho,
-        shifted=name == "test_shifted",
-    )
+    name, knobs = cfg.data.eval_split, _world(cfg)
     seeds = phantom.seed_range(name, cfg.run.seed, MOST_SEEDS)
     samples: list[Sample[Asked]] = []
     images: list[np.ndarray] = []
@@ -58,6 +53,24 @@ def load_split(cfg: Config) -> Split[Asked]:
             if len(samples) == cfg.data.n_test:
                 return Split(name, samples, images, [sample.case_id for sample in samples])
     raise RequestError(f"data.n_test is {cfg.data.n_test}", f"{MOST_SEEDS} images hold fewer", "Ask for fewer")
+
+
+def usual_places(cfg: Config) -> np.ndarray:
+    """How often training images have a lesion at each pixel, float32 h w in [0, 1], 1 where most have."""
+    seeds = phantom.seed_range("train", cfg.run.seed, MAP_IMAGES)
+    cases = phantom.draw_cases(seeds, _world(cfg), questions_per_case=0)
+    counts = np.sum([finding.mask for case in cases for finding in case.findings], axis=0, dtype=np.float32)
+    return counts / counts.max()
+
+
+def _world(cfg: Config) -> phantom.Knobs:
+    return phantom.Knobs(
+        image_px=cfg.data.image_px,
+        lesion_scale_pct=cfg.data.lesion_scale_pct,
+        burned_in_text=cfg.data.burned_in_text,
+        rho=cfg.data.rho,
+        shifted=cfg.data.eval_split == "test_shifted",
+    )
 
 
 def ask(case: Case) -> Asked | None:

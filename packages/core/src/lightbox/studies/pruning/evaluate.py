@@ -1,7 +1,7 @@
 """Score one policy: which lesions keep a token, where the model says that one is, and what it answers, per item."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -21,10 +21,11 @@ from lightbox.paper.pruned import pruned
 from lightbox.paper.samples import Sample, Split
 from lightbox.pretrain.llava_576_scores import read_boxes
 from lightbox.pruning.preview import tokens_on
+from lightbox.pruning.types import ImageInputs
 from lightbox.records import Case
 from lightbox.runs import folders
 from lightbox.studies.pruning.config import Config
-from lightbox.studies.pruning.data import Asked
+from lightbox.studies.pruning.data import Asked, usual_places
 
 METRICS = (
     "kept",  # share of the image's lesions that keep a token; null where tokens are mixed, and on questions
@@ -92,7 +93,7 @@ def say(
     """The model's answer to each prompt about the image of a row of the split, one past the last being blank."""
     backbone.model.eval()
     seen: list[Seen] = []
-    with pruned(backbone, cfg.pruning, seed=cfg.run.seed) as handle:
+    with pruned(backbone, cfg.pruning, seed=cfg.run.seed, map_of=blind_map(cfg)) as handle:
         for start in range(0, len(prompts), cfg.eval.batch_size):
             here = slice(start, start + cfg.eval.batch_size)
             pictures = Pictures(split, images[here], image_px=cfg.model.image_px)
@@ -101,6 +102,14 @@ def say(
             kept = [None] * len(texts) if handle is None else [planes[0] for planes in handle.report().kept]
             seen += [Seen(text, keep) for text, keep in zip(texts, kept, strict=True)]
     return seen
+
+
+def blind_map(cfg: Config) -> Callable[[ImageInputs], list[Tensor]] | None:
+    """A finding map that is the same for every image, where the arm reads one; else None."""
+    if cfg.eval.map != "usual":
+        return None
+    places = torch.from_numpy(usual_places(cfg))
+    return lambda inputs: [places] * len(inputs["pixel_values"])
 
 
 def box_row(cfg: Config, sample: Sample[Asked], condition: str, seen: Seen) -> Row:
