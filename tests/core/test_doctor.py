@@ -120,6 +120,20 @@ def test_commit_is_marked_dirty_when_a_tracked_file_differs(tmp_path):
     assert machine.commit(tmp_path) == f"{clean}-dirty"
 
 
+def test_published_results_do_not_make_a_commit_dirty(tmp_path):
+    git(tmp_path, "init", "-q")
+    for name in ("results", "source"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text("a")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-qm", "first")
+    clean = machine.commit(tmp_path)
+    (tmp_path / "results" / "file").write_text("b")
+    assert machine.commit(tmp_path) == clean
+    (tmp_path / "source" / "file").write_text("b")
+    assert machine.commit(tmp_path) == f"{clean}-dirty"
+
+
 def test_versions_tell_what_is_not_installed():
     found = machine.versions(("numpy", "surely-not-installed"))
     assert found["numpy"].startswith("2.")

@@ -187,6 +187,15 @@ def test_several_machines_are_named_with_what_that_means(checkout, document):
     assert "another processor gives other bits" in text
 
 
+def test_a_commit_with_changes_is_told_and_each_stands_once(checkout, document):
+    commits = ["a1b2c3d4e5f6", "a1b2c3d4e5f6-dirty"] * len(document.jobs)
+    jobs = [replace(job, commit=commit) for job, commit in zip(document.jobs, commits, strict=False)]
+    root = checkout(replace(document, jobs=tuple(jobs)))
+    readme.write_blocks(root)
+    text = (root / "docs" / "page.md").read_text(encoding="utf-8")
+    assert "commit a1b2c3d, a1b2c3d with uncommitted changes; on" in text
+
+
 def test_equivalence_names_the_interval_that_decides(checkout, document):
     root = checkout()
     readme.write_blocks(root)

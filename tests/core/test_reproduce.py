@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from lightbox.claims import runner
+from lightbox.claims import published, runner
 from lightbox.claims.document import load
 from lightbox.claims.published import DOCUMENT
 from lightbox.claims.registry import load_papers
@@ -287,11 +287,20 @@ def test_terminal_shows_a_bar_instead_of_lines(toy, index, tmp_path):
 
 
 def test_no_claim_and_no_verdict_is_cut_on_a_narrow_terminal():
-    published = load(results_dir() / "k2sight" / "quick" / DOCUMENT)
+    recorded = load(results_dir() / "k2sight" / "quick" / DOCUMENT)
     console = claim_tables.plain_console(file=io.StringIO(), width=72)
-    claim_tables.show_verdicts(console, published)
+    claim_tables.show_verdicts(console, recorded)
     printed = console.file.getvalue()
-    assert published.claims
-    for claim in published.claims:
+    assert recorded.claims
+    for claim in recorded.claims:
         assert f"{claim.paper} {claim.id}" in printed
         assert str(claim.verdict) in printed
+
+
+def test_published_numbers_on_real_images_are_shown_where_the_images_are_not(monkeypatch, tmp_path, caplog):
+    monkeypatch.delenv("LIGHTBOX_DATA_ROOT", raising=False)
+    [paper] = load_papers(["medthink"])
+    again = published.recompute(results_dir() / "medthink" / "real", paper)
+    assert [claim.older_source for claim in again.claims] == [()] * len(again.claims)
+    assert again.claims
+    assert "medthink at real is not compared" in caplog.text

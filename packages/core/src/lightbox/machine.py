@@ -21,6 +21,8 @@ _GIB = 1024**3
 def commit(root: Path | None = None) -> str:
     """First 12 digits of the commit of `root` (None: the checkout), with "-dirty" where tracked files differ.
 
+    Published results do not count: a run that publishes changes them, and the next one runs the same code.
+
     Returns "unknown" outside a git checkout, or where git is not installed.
     """
     try:
@@ -30,7 +32,8 @@ def commit(root: Path | None = None) -> str:
     head = _output(["git", "-C", str(root), "rev-parse", "--short=12", "HEAD"])
     if not head:
         return "unknown"
-    changed = _output(["git", "-C", str(root), "status", "--porcelain", "--untracked-files=no"])
+    tracked = ["status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)results"]
+    changed = _output(["git", "-C", str(root), *tracked])
     return head + ("-dirty" if changed else "")
 
 

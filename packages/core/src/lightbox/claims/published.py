@@ -24,7 +24,7 @@ from lightbox.claims.jobs import Plan
 from lightbox.claims.jobs import plan as plan_jobs
 from lightbox.claims.registry import Paper
 from lightbox.claims.runner import Finished
-from lightbox.claims.spec import base_arm
+from lightbox.claims.spec import REAL, base_arm
 from lightbox.claims.verdicts import PRESETS_WITHOUT_VERDICT
 from lightbox.errors import RequestError, WorkError
 from lightbox.files import file_sha256, replace_bytes, replace_text
@@ -157,7 +157,8 @@ def recompute(folder: Path, paper: Paper) -> Document:
     Claims are decided as the paper's `claims.py` declares them now, on the seeds that were published; a claim that it
     no longer declares, or not at that preset, is left out. A claim whose jobs have other keys than today's, as source,
     settings or data changed, is marked with `older_source`, the commits that made them, and what is shown beside its
-    verdict is left out where their scores lack it, such as a kind of question that was not asked then.
+    verdict is left out where their scores lack it, such as a kind of question that was not asked then. Where real data
+    are not on this machine, keys cannot be compared and nothing is marked.
 
     Args:
         folder: `results/<paper>/<preset>`.
@@ -169,7 +170,7 @@ def recompute(folder: Path, paper: Paper) -> Document:
     """
     published = document.load(folder / DOCUMENT)
     check_scores(folder, published.jobs)
-    today = plan_jobs([(paper, claim) for claim in paper.claims.claims], published.preset).jobs.keys()
+    today = _keys_of_today(paper, published.preset)
     pilot = load_pilot(folder.parents[1], paper.claims)
     entries = []
     for earlier in published.claims:
@@ -179,11 +180,23 @@ def recompute(folder: Path, paper: Paper) -> Document:
         own = [job for job in published.jobs if job.key in earlier.run_ids and claim.reads(job.arm)]
         jobs = {(job.arm, job.seed): job for job in own}
         scores = results.scores_of(paper, {pair: scores_path(folder, job) for pair, job in jobs.items()})
-        older = sorted({job.commit for job in own if job.commit and job.key not in today})
+        older = sorted({job.commit for job in own if job.commit and today is not None and job.key not in today})
         seeds = sorted({job.seed for job in own})
         entry = claim_entry(claim, published.preset, scores, jobs, pilot, seeds=seeds, is_older=bool(older))
         entries.append(replace(entry, older_source=tuple(older)))
     return replace(published, claims=tuple(entries), family=document.family_of(tuple(entries)))
+
+
+def _keys_of_today(paper: Paper, preset: str) -> set[str] | None:
+    """Keys that the jobs of a preset would have now; None where they depend on real data that are not here."""
+    claims = [(paper, claim) for claim in paper.claims.claims]
+    try:
+        return set(plan_jobs(claims, preset).jobs)
+    except RequestError as err:
+        if not any(claim.images == REAL and preset in claim.presets for _, claim in claims):
+            raise
+        _log.warning("%s at %s is not compared with the code of today: %s", paper.name, preset, err.given)
+        return None
 
 
 def published_folders(root: Path, papers: Sequence[Paper], preset: str = "") -> list[tuple[Path, Paper]]:

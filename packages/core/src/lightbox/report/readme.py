@@ -168,11 +168,16 @@ def _origin(document: Document) -> str:
     machines = sorted({job.hardware for job in jobs if job.hardware}) or [document.machine["hardware"]]
     return (
         f"Preset {document.preset}; run {' to '.join(dict.fromkeys((dates[0], dates[-1])))}; "
-        f"commit {', '.join(commit[:COMMIT_DIGITS] for commit in commits)}; on {'; '.join(machines)}; "
+        f"commit {', '.join(dict.fromkeys(_short(commit) for commit in commits))}; on {'; '.join(machines)}; "
         f"{duration(document.job_s)} of job time in all."
         + " Jobs ran on several machines, and another processor gives other bits."
         * (len(machines) > 1)
     )
+
+
+def _short(commit: str) -> str:
+    digits, _, dirty = commit.partition("-")
+    return f"{digits[:COMMIT_DIGITS]}{' with uncommitted changes' if dirty else ''}"
 
 
 def _family(document: Document) -> str:
