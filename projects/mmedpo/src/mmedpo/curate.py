@@ -1,0 +1,218 @@
+"""Pairs: what is preferred to what, by which change, and how relevant that is. Pure functions. No torch.
+
+| kind | preferred | dispreferred |
+|---|---|---|
+| text | the true answer | a false one of as many words, under the same image |
+| image | the true image | the image with its findings noised, with the same answer |
+
+Grades of text pairs are known by construction: a near miss is false in one way (the other option, the other side, the
+zone beside it, one finding more), a far one in more, an absurd one is nothing that the question could be about.
+"""
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from lightbox.errors import RequestError
+from lightbox.paper.samples import Sample, Split
+from lightbox.phantom.facts import NUMBER_WORDS
+from lightbox.phantom.ontology import CLASS_NAMES, CLASSES, PLACES, place_phrase
+from lightbox.records import Preference
+from mmedpo import noise
+from mmedpo.config import Config
+from mmedpo.data import NAMING, REPORT, Asked, lesion
+from mmedpo.reports import report_rivals
+
+TEXT, IMAGE = "text", "image"
+RELEVANCE = {"near": 0.9, "far": 0.6, "absurd": 0.1, "rests": 0.9, "apart": 0.1}
+"""How relevant a pair is, by its grade; of image pairs, whether the answer rests on what is noised. Ours."""
+FAR_SHARE = 1 / 3
+ABSURD = {
+    1: ("heart", "chest", "lungs", "image"),
+    2: ("left heart", "right chest"),
+    3: ("left upper heart", "right lower chest", "left middle heart"),
+}
+"""By number of words, what answers no question of the phantom; all words that the tiny tokenizer knows."""
+_PLACES = [place_phrase(side, place) for side, place in PLACES]
+_CLASS = {own.name: own for own in CLASSES}
+
+
+@dataclass(frozen=True, slots=True)
+class Pair(Preference):
+    """A preference pair with its provenance.
+
+    `relevance` is the truth; a scorer's opinion of it is made later. `grade` is a key of `RELEVANCE`. `how` says what
+    was changed. `rejected_image` is the row of the image under which the dispreferred answer is read.
+    """
+
+    grade: str = ""
+    how: str = ""
+    rejected_image: int = -1
+
+
+@dataclass(frozen=True)
+class Curated:
+    """Pairs, and the split that holds their images: first those of the questions, then the noised ones."""
+
+    pairs: list[Sample[Pair]]
+    split: Split[Asked]
+
+
+def curate(cfg: Config, split: Split[Asked], maps: np.ndarray | None = None) -> Curated:
+    """The pairs of an arm. Only questions about images with a finding make pairs, so that both kinds have as many.
+
+    Args:
+        cfg: `data.pairs`, `data.absurd_pct`, `data.mask`, `data.noise_step` and `run.seed` decide.
+        split: questions with their images.
+        maps: see `noise.masks_of`; one an image of the split.
+
+    Returns:
+        Pairs in the order of the questions, text before image; the same whatever other pairs are made.
+
+    Raises:
+        RequestError: where no pair is left, and as `noise`.
+    """
+    asked = [sample for sample in split.samples if lesion(sample.record) is not None]
+    pairs: list[Sample[Pair]] = []
+    if cfg.data.pairs in ("text", "union"):
+        pairs += text_pairs(asked, absurd_pct=cfg.data.absurd_pct, seed=cfg.run.seed)
+    shown = split
+    if cfg.data.pairs in ("image", "union"):
+        images, row_of = noised_images(cfg, asked, split, maps)
+        ids = [f"{split.case_ids[row]}/noised" for row in row_of]
+        shown = replace(split, images=[*split.images, *images], case_ids=[*split.case_ids, *ids])
+        how = f"{cfg.data.mask} mask, step {cfg.data.noise_step}"
+        pairs += [image_pair(sample, row_of[sample.image], how=how) for sample in asked if sample.image in row_of]
+    if not pairs:
+        raise RequestError(
+            f"{len(split.samples)} questions about images of split '{split.name}'",
+            f"No image shows a finding that a mask of kind {cfg.data.mask} covers, so there is nothing to prefer",
+            "Raise data.n_train, or choose another data.mask",
+        )
+    return Curated(sorted(pairs, key=lambda pair: (pair.image, pair.id)), shown)
+
+
+def text_pairs(asked: Sequence[Sample[Asked]], *, absurd_pct: float, seed: int) -> list[Sample[Pair]]:
+    """One pair a question; a question without a rival of the drawn grade gets a near miss, which every one has.
+
+    Args:
+        asked: questions and reports.
+        absurd_pct: percent of pairs whose other answer is absurd, in [0, 100].
+        seed: of the draws; a pair's do not depend on the others.
+    """
+    pairs = []
+    for sample in asked:
+        rng = np.random.default_rng(seed_of(seed, sample.id, TEXT))
+        grade = "absurd" if rng.random() * 100 < absurd_pct else "far" if rng.random() < FAR_SHARE else "near"
+        choices = rivals(sample.record)
+        grade = grade if choices[grade] else "near"
+        rejected = choices[grade][int(rng.integers(len(choices[grade])))]
+        record = Pair(
+            id=f"{sample.id}/{TEXT}",
+            prompt=sample.record.text,
+            chosen=sample.record.answer,
+            rejected=rejected,
+            kind=TEXT,
+            relevance=RELEVANCE[grade],
+            grade=grade,
+            how=f"{sample.record.kind}: {grade}, {len(choices[grade])} choices",
+            rejected_image=sample.image,
+        )
+        pairs.append(Sample(record.id, record, sample.case_id, sample.image))
+    return pairs
+
+
+def image_pair(sample: Sample[Asked], row: int, *, how: str) -> Sample[Pair]:
+    """The same answer under another image.
+
+    Args:
+        sample: the question with its image.
+        row: of the other image.
+        how: what was done to it.
+    """
+    own = sample.record
+    grade = "rests" if rests_on_findings(own) else "apart"
+    record = Pair(
+        f"{sample.id}/{IMAGE}",
+        own.text,
+        own.answer,
+        own.answer,
+        IMAGE,
+        RELEVANCE[grade],
+        grade,
+        how,
+        rejected_image=row,
+    )
+    return Sample(record.id, record, sample.case_id, sample.image)
+
+
+def noised_images(
+    cfg: Config, asked: Sequence[Sample[Asked]], split: Split[Asked], maps: np.ndarray | None
+) -> tuple[list[np.ndarray], dict[int, int]]:
+    """One noised copy of each image that is asked about, and by row of the image the row that its copy will have.
+
+    An image on which the mask covers nothing has no copy.
+    """
+    lesions = {sample.image: lesion(sample.record) for sample in asked}
+    rows = list(lesions)
+    if not rows:
+        return [], {}
+    seeds = [seed_of(cfg.run.seed, split.case_ids[row], IMAGE) for row in rows]
+    masks = noise.masks_of(cfg.data.mask, np.stack(list(lesions.values())), seeds, None if maps is None else maps[rows])
+    covered = np.flatnonzero(masks.any(axis=(1, 2)))
+    images = np.stack([np.asarray(split.images[rows[place]]) for place in covered]) if len(covered) else masks[:0]
+    copies = noise.noised(images, masks[covered], cfg.data.noise_step, [seeds[place] + 1 for place in covered])
+    return list(copies), {rows[place]: len(split.images) + n for n, place in enumerate(covered.tolist())}
+
+
+def rests_on_findings(asked: Asked) -> bool:
+    """Whether the answer would be another one without the findings of the image."""
+    if asked.options == ("yes", "no"):
+        return asked.answer == "yes" and asked.kind != "threshold"  # the heart is no finding
+    return True
+
+
+def rivals(asked: Asked) -> dict[str, list[str]]:
+    """False answers by grade: near, far, absurd; each has as many words as the true one. There is a near one always."""
+    answer = asked.answer
+    if asked.kind == REPORT:
+        return report_rivals(answer)
+    if asked.is_closed:
+        near = [option for option in asked.options if option != answer]
+        far = [name for name in CLASS_NAMES if name not in asked.options] if near[0] in CLASS_NAMES else []
+    elif asked.kind == "count":
+        number = NUMBER_WORDS.index(answer)
+        near = [word for k, word in enumerate(NUMBER_WORDS) if abs(k - number) == 1]
+        far = [word for k, word in enumerate(NUMBER_WORDS) if abs(k - number) > 1]
+    elif asked.kind == NAMING:
+        others = [name for name in CLASS_NAMES if name != answer]
+        near = [name for name in others if _looks_like(name, answer)] or others
+        far = [name for name in others if not _looks_like(name, answer)]
+    else:
+        near, far = _other_places(answer)
+    return {"near": near, "far": far, "absurd": list(ABSURD[len(answer.split())])}
+
+
+def seed_of(seed: int, name: str, what: str) -> int:
+    """The seed of one item's draws: it depends on nothing but the run's seed, the item and what is drawn."""
+    return zlib.crc32(f"{seed}/{name}/{what}".encode())
+
+
+def _looks_like(name: str, other: str) -> bool:
+    if other not in _CLASS:
+        return False
+    return _CLASS[name].shape == _CLASS[other].shape or _CLASS[name].density == _CLASS[other].density
+
+
+def _other_places(answer: str) -> tuple[list[str], list[str]]:
+    """Places with as many words that differ in side or height, and in both."""
+    side, height = answer.split(" ", 1)
+    near, far = [], []
+    for place in _PLACES:
+        other_side, other_height = place.split(" ", 1)
+        differences = (other_side != side) + (other_height != height)
+        if differences and len(place.split()) == len(answer.split()):
+            (near if differences == 1 else far).append(place)
+    return near, far

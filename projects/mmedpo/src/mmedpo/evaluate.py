@@ -1,0 +1,145 @@
+"""Score a model: answers and reports under image, blank and shuffled, and how far it looks, per item. No torch."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from lightbox.paper import baselines, examples, predictions
+from lightbox.paper.baselines import BY_METHOD
+from lightbox.paper.conditions import IMAGE, shown_rows
+from lightbox.paper.samples import Sample, Split
+from lightbox.runs import folders
+from mmedpo import noise
+from mmedpo.config import BASELINES, Config
+from mmedpo.curate import seed_of
+from mmedpo.data import REPORT, Asked, lesion, load_biased, load_splits
+from mmedpo.scores import METRICS, ScoreRow, score
+
+if TYPE_CHECKING:  # it imports torch, and baselines are scored without
+    from mmedpo.model import PairLearner
+
+LOOKED_AT = "evaluate"
+_log = logging.getLogger(__name__)
+
+
+def evaluate(
+    cfg: Config, learner: "PairLearner", split: Split[Asked], *, folder: Path, more_rows: Sequence[ScoreRow] = ()
+) -> pa.Table:
+    """Generate and score under every condition; write scores.parquet, predictions.jsonl and examples.
+
+    Args:
+        cfg: lengths, and the noise under which looking is measured.
+        learner: the model, trained or not.
+        split: questions and reports with their images.
+        folder: where the files go.
+        more_rows: of the table, made elsewhere.
+
+    Returns:
+        The table of scores, sorted.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = list(more_rows)
+    written: list[predictions.Written] = []
+    suggested = priors(cfg, split)
+    for condition, images in shown_rows(split, seed=cfg.run.seed).items():
+        texts = write(cfg, learner, split, images)
+        own = [
+            score(sample, condition, text, prior=prior)
+            for sample, text, prior in zip(split.samples, texts, suggested, strict=True)
+        ]
+        if condition == IMAGE:
+            for row, looks in zip(own, sensitivity(cfg, learner, split), strict=True):
+                row |= looks
+            shown = [
+                examples.Shown(sample, text, "", is_right=row["correct"] == 1.0)
+                for sample, text, row in zip(split.samples, texts, own, strict=True)
+            ]
+            examples.write_examples(folder, shown, split, is_synthetic=cfg.data.is_phantom)
+        rows += own
+        written += [predictions.Written(s, condition, t) for s, t in zip(split.samples, texts, strict=True)]
+        _log.info("%s: %d items under condition %s", cfg.experiment, len(texts), condition)
+    predictions.write_predictions(folder, written)
+    return folders.write_scores(folder, rows, METRICS)
+
+
+def write(cfg: Config, learner: "PairLearner", split: Split[Asked], images: Sequence[int]) -> list[str]:
+    """One greedy text for each sample under the image of a row; reports may be longer than answers."""
+    texts: dict[int, str] = {}
+    for is_report, most in ((False, cfg.eval.answer_tokens), (True, cfg.eval.report_tokens)):
+        places = [k for k, sample in enumerate(split.samples) if (sample.record.kind == REPORT) == is_report]
+        if places:
+            own = [split.samples[k] for k in places]
+            said = learner.write(own, split, [images[k] for k in places], max_new_tokens=most)
+            texts |= dict(zip(places, said, strict=True))
+    return [texts[k] for k in range(len(split.samples))]
+
+
+def sensitivity(cfg: Config, learner: "PairLearner", split: Split[Asked]) -> list[dict[str, float]]:
+    """How much likelier the true answer is than with the findings noised, and than with as much noise elsewhere.
+
+    Returns:
+        One dictionary a sample, in nats; empty where its image shows no finding.
+    """
+    lesions = {sample.image: mask for sample in split.samples if (mask := lesion(sample.record)) is not None}
+    if not lesions:
+        return [{} for _ in split.samples]
+    place = {row: number for number, row in enumerate(lesions)}
+    images = np.stack([np.asarray(split.images[row]) for row in lesions])
+    seeds = [seed_of(cfg.run.seed, split.case_ids[row], LOOKED_AT) for row in lesions]
+    inside = np.stack(list(lesions.values()))
+    looked_at = [sample for sample in split.samples if sample.image in place]
+    said = [(sample.record.text, sample.record.answer, sample.image) for sample in looked_at]
+    own = np.array(learner.said_logps(said, split))
+    falls = []
+    for masks in (inside, noise.masks_of("random", inside, seeds)):
+        copies = list(noise.noised(images, masks, cfg.eval.noise_step, [seed + 1 for seed in seeds]))
+        other = Split(split.name, [], copies, [split.case_ids[row] for row in lesions])
+        falls.append(own - learner.said_logps([(prompt, answer, place[row]) for prompt, answer, row in said], other))
+    by_id = {
+        sample.id: {"sensitivity_in": float(falls[0][k]), "sensitivity_out": float(falls[1][k])}
+        for k, sample in enumerate(looked_at)
+    }
+    return [by_id.get(sample.id, {}) for sample in split.samples]
+
+
+def priors(cfg: Config, scored: Split[Asked]) -> list[str]:
+    """The answer to each closed question that the start's biased questions suggest by their text; "" for others."""
+    biased = load_biased(cfg, with_images=False)
+    known = {sample.record.text for sample in biased.samples}
+    guesses = baselines.question_only(biased.samples, scored.samples)
+    return [
+        guess if sample.record.is_closed and sample.record.text in known else ""
+        for sample, guess in zip(scored.samples, guesses, strict=True)
+    ]
+
+
+def guess_rows(train: Split[Asked], scored: Split[Asked], method: str) -> list[ScoreRow]:
+    """Rows of the score table for a baseline."""
+    guesses = BY_METHOD[method](train.samples, scored.samples)
+    return [score(sample, IMAGE, guess) for sample, guess in zip(scored.samples, guesses, strict=True)]
+
+
+def guess_accuracy(train: Split[Asked], scored: Split[Asked], method: str) -> float:
+    """Mean of `correct` of a baseline, in [0, 1]; 0 where nothing but reports is asked."""
+    values = [row["correct"] for row in guess_rows(train, scored, method) if isinstance(row["correct"], float)]
+    return sum(values) / max(len(values), 1)
+
+
+def beside_score(cfg: Config, train: Split[Asked], scored: Split[Asked]) -> dict[str, object]:
+    """What a score must be read beside: the baselines on the same items, and what the biased text alone would give."""
+    means = {method: guess_accuracy(train, scored, method) for method in BASELINES} if train.samples else {}
+    pairs: list[tuple[Sample[Asked], str]] = list(zip(scored.samples, priors(cfg, scored), strict=True))
+    suggested = [sample.record.answer == prior for sample, prior in pairs if prior]
+    means["biased text, closed"] = sum(suggested) / max(len(suggested), 1)
+    return baselines.beside_score(cfg, train, scored, means)
+
+
+def run_baseline(cfg: Config, folder: Path) -> None:
+    """Score a baseline arm and leave the files of a finished run in `folder`."""
+    train, scored = load_splits(cfg, with_images=False)
+    rows = guess_rows(train, scored, cfg.objective.method)
+    baselines.run(cfg, folder, rows, metrics=METRICS, n_counted=len(train.samples))

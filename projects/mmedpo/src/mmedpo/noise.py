@@ -1,0 +1,145 @@
+"""The dispreferred image: where it is noised, and how. Pure functions of arrays and seeds. No torch.
+
+The paper, with mask h, image x and noise eps: x* = sqrt(a_k) (x h) + sqrt(1 - a_k) (eps h) + x (1 - h), where a_k is
+the product of 1 - beta_i over i <= k. Step k and schedule are not in it; the schedule here is the one that stands
+unused in its training code (POVID's).
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from lightbox.errors import RequestError
+from mmedpo.config import MASKS, MOST_STEP
+
+IOU_RANGE = (0.3, 0.7)
+TRIES = 16
+"""Places that are tried for a mask that shall lie elsewhere."""
+FOUND = 0.5
+"""Probability of a finding above which a pixel of a map counts as one."""
+
+
+def signal_share(step: int) -> float:
+    """a_k: the share of the image's variance that is left at a step.
+
+    Args:
+        step: 1 to 1000.
+
+    Raises:
+        RequestError: another step.
+
+    Example:
+        >>> [round(signal_share(k) ** 0.5, 3) for k in (300, 500, 700, 900)]
+        [0.981, 0.863, 0.593, 0.365]
+    """
+    if not 1 <= step <= MOST_STEP:
+        raise RequestError(f"Noise step {step}", f"The schedule has {MOST_STEP} steps", "Choose one of them, from 1")
+    betas = 1 / (1 + np.exp(-np.linspace(-6, 6, MOST_STEP))) * (0.005 - 1e-5) + 1e-5
+    return float(np.prod(1 - betas[:step]))
+
+
+def noised(images: np.ndarray, masks: np.ndarray, step: int, seeds: Sequence[int]) -> np.ndarray:
+    """Images whose masked pixels are noised by the paper's formula.
+
+    Args:
+        images: uint8 (n, h, w); 0..255 stands for -1..1, the range of diffusion models.
+        masks: bool (n, h, w).
+        step: of the schedule, 1 to 1000.
+        seeds: one an image, >= 0, so that a pair's noise does not depend on its neighbours.
+
+    Returns:
+        uint8 (n, h, w), rounded and cut to 0..255; pixels outside the masks are as they were.
+
+    Raises:
+        RequestError: masks of another shape than the images, a mask without a pixel, or a step that is not there.
+    """
+    if masks.shape != images.shape or len(seeds) != len(images):
+        raise RequestError(
+            f"{len(seeds)} seeds, images {images.shape} and masks {masks.shape}",
+            "Each image has its own mask, of its size, and its own seed",
+            "Resize the masks to the images",
+        )
+    empty = np.flatnonzero(~masks.any(axis=(1, 2)))
+    if len(empty):
+        raise RequestError(
+            f"Mask {empty[0]} of {len(masks)} has no pixel",
+            "Without noise both images of a pair are the same, and nothing is preferred",
+            "Leave the pair out",
+        )
+    share = signal_share(step)
+    eps = np.stack([np.random.default_rng(seed).standard_normal(images.shape[1:], np.float32) for seed in seeds])
+    x = images.astype(np.float32) / 127.5 - 1
+    mixed = np.sqrt(share) * x + np.sqrt(1 - share) * eps
+    return np.where(masks, np.rint((mixed + 1) * 127.5).clip(0, 255), images).astype(np.uint8)
+
+
+def masks_of(kind: str, lesions: np.ndarray, seeds: Sequence[int], maps: np.ndarray | None = None) -> np.ndarray:
+    """Where images are noised.
+
+    Args:
+        kind: see `data.mask`.
+        lesions: bool (n, h, w), the findings.
+        seeds: one an image.
+        maps: for tower and mean_std: how sure a tower is of a finding at a pixel, (n, h, w) in [0, 1].
+
+    Returns:
+        bool (n, h, w); empty where a tower finds nothing.
+
+    Raises:
+        RequestError: an unknown kind, or no maps where they are needed.
+    """
+    if kind not in MASKS or (kind in ("tower", "mean_std") and maps is None):
+        raise RequestError(
+            f"Masks of kind '{kind}'{'' if maps is None else ' with maps'}",
+            f"The kinds are {', '.join(MASKS)}; tower and mean_std read maps",
+            "Choose one of them, and give maps= where it needs them",
+        )
+    if kind == "oracle":
+        return lesions
+    if kind == "full":
+        return np.ones_like(lesions)
+    if kind == "tower":
+        return maps > FOUND
+    if kind == "mean_std":  # the official script's threshold, which keeps most of a peaked map
+        return maps > (maps.mean(axis=(1, 2)) - maps.std(axis=(1, 2)))[:, None, None]
+    make = degraded if kind == "degraded" else elsewhere
+    return np.stack([make(mask, np.random.default_rng(seed)) for mask, seed in zip(lesions, seeds, strict=True)])
+
+
+def elsewhere(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The same shape, as many pixels, moved to where it covers the mask least of `TRIES` random places.
+
+    Args:
+        mask: bool (h, w); what leaves the image on one side comes in on the other.
+        rng: decides the places.
+    """
+    shifts = rng.integers(0, mask.shape, size=(TRIES, 2)).tolist()
+    places = [np.roll(mask, shift, axis=(0, 1)) for shift in shifts]
+    return min(places, key=lambda place: np.count_nonzero(place & mask))
+
+
+def degraded(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The mask moved in a random direction as far as it keeps an IoU of at least 0.3 with itself, mostly below 0.7.
+
+    Args:
+        mask: bool (h, w).
+        rng: decides direction and how far.
+    """
+    angle, wanted = rng.uniform(0, 2 * np.pi), rng.uniform(*IOU_RANGE)
+    best = mask
+    for distance in range(1, max(mask.shape)):
+        shift = (round(distance * np.sin(angle)), round(distance * np.cos(angle)))
+        moved = np.roll(mask, shift, axis=(0, 1))
+        overlap = mask_iou(mask, moved)
+        if overlap < IOU_RANGE[0]:
+            return best
+        best = moved
+        if overlap <= wanted:
+            return best
+    return best
+
+
+def mask_iou(a: np.ndarray, b: np.ndarray) -> float:
+    """Intersection over union of two masks, in [0, 1]; 0 where both are empty."""
+    union = np.count_nonzero(a | b)
+    return np.count_nonzero(a & b) / union if union else 0.0

@@ -1,0 +1,160 @@
+"""What a pair weighs: judges who score it, their debate, and how scores become weights. Pure functions. No torch.
+
+The paper's judges are language models; here they are simulated, with bias and noise over a relevance that is known, so
+that their error can be measured. A score is in tenths from 0 (clinically absurd) to 1 (plausible and relevant).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lightbox.errors import RequestError
+from lightbox.records import Preference
+
+ROUNDS = 5
+AGREED = 0.2
+"""A judge adopts what the one before said where it lies within this of the own opinion."""
+SPREAD = 0.1
+"""Variance of weights before they are cut, in the paper's appendix; their mean is 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """A simulated judge: opinion = relevance + bias + noise x a normal draw, to the nearest tenth in [0, 1]."""
+
+    bias: float
+    noise: float
+
+
+JUDGES = (Judge(0.15, 0.25), Judge(-0.15, 0.25), Judge(0.0, 0.3), Judge(0.1, 0.35))
+"""As many as the paper names; the first is the single one. Their numbers are ours."""
+
+
+def known(pairs: Sequence[Preference]) -> np.ndarray:
+    """The relevance that pairs have by construction, (n,)."""
+    return np.array([pair.relevance for pair in pairs])
+
+
+def opinions(relevance: np.ndarray, judges: Sequence[Judge], *, seed: int) -> np.ndarray:
+    """What each judge thinks of each pair.
+
+    Args:
+        relevance: (n,), the truth, in [0, 1].
+        judges: at least one.
+        seed: of their noise.
+
+    Returns:
+        (judges, n), in tenths.
+    """
+    rng = np.random.default_rng([seed, 7])
+    own = [relevance + judge.bias + judge.noise * rng.standard_normal(len(relevance)) for judge in judges]
+    return np.round(np.clip(own, 0, 1), 1)
+
+
+def debate(opinions: np.ndarray, *, rounds: int = ROUNDS) -> np.ndarray:
+    """The scores that judges agree on, speaking in turn; where they do not, the mean of all that was said.
+
+    Each judge hears the score before and adopts it where it lies within `AGREED` of the own opinion, else says the own.
+    A pair is settled by the first round in which all say the same.
+
+    Args:
+        opinions: (judges, n).
+        rounds: at most so many, >= 1.
+
+    Returns:
+        (n,), in [0, 1].
+
+    Example:
+        >>> debate(np.array([[0.8, 0.0], [0.9, 1.0]])).tolist()
+        [0.8, 0.5]
+    """
+    said: list[np.ndarray] = []
+    settled = np.full(opinions.shape[1], np.nan)
+    heard = opinions[0]
+    for _ in range(rounds):
+        this_round = []
+        for own in opinions:
+            heard = np.where(np.abs(own - heard) <= AGREED + 1e-9, heard, own)
+            this_round.append(heard)
+        said += this_round
+        agree = np.ptp(this_round, axis=0) == 0
+        settled = np.where(np.isnan(settled) & agree, heard, settled)
+    return np.where(np.isnan(settled), np.mean(said, axis=0), settled)
+
+
+def scored(relevance: np.ndarray, scorer: str, *, seed: int) -> np.ndarray:
+    """The score of each pair by `data.scorer`: known, single, mean or debate.
+
+    Args:
+        relevance: (n,), the truth.
+        scorer: see above.
+        seed: of the judges' noise; the single judge is the first of the others.
+    """
+    if scorer == "known":
+        return relevance
+    own = opinions(relevance, JUDGES, seed=seed)
+    return {"single": own[0], "mean": own.mean(axis=0), "debate": debate(own)}[scorer]
+
+
+def normalised(scores: np.ndarray, reading: str, *, low: float = 0.75, high: float = 1.25) -> np.ndarray:
+    """Weights of scores by one of three readings of the paper, cut to [low, high].
+
+    | reading | before the cut | what it does |
+    |---|---|---|
+    | affine | 1 + sqrt(0.1) (s - m) / sd | mean 1, variance 0.1; the one that keeps an order, and the default |
+    | fitted | (s - m) / sd, m and sd of the scores | mean 0: most weights are `low` |
+    | literal | (s - 1) / sqrt(0.1) | scores are at most 1: every weight is `low` |
+
+    Args:
+        scores: (n,).
+        reading: see above.
+        low, high: bounds; infinite ones do not cut.
+
+    Returns:
+        (n,); where all scores are alike, affine weights are 1.
+
+    Raises:
+        RequestError: scores that are missing, infinite or outside [0, 1].
+    """
+    wrong = np.flatnonzero(~((scores >= 0) & (scores <= 1)))  # NaN fails too
+    if len(wrong):
+        raise RequestError(
+            f"Score {wrong[0]} of {len(scores)} is {scores[wrong[0]]}",
+            "A relevance is a number from 0 to 1",
+            "Score the pair again, or leave it out",
+        )
+    if reading == "literal":
+        return np.clip((scores - 1) / SPREAD**0.5, low, high)
+    spread = scores.std()
+    standard = (scores - scores.mean()) / spread if spread > 0 else np.zeros_like(scores)
+    return np.clip(standard if reading == "fitted" else 1 + SPREAD**0.5 * standard, low, high)
+
+
+def weights_of(
+    scores: np.ndarray, kinds: Sequence[str], how: str, *, reading: str, low: float, high: float, seed: int
+) -> np.ndarray:
+    """Weights of pairs as `objective.weights` says.
+
+    Args:
+        scores: (n,), in [0, 1].
+        kinds: of the pairs; permuted weights move among pairs of a kind, so that a kind keeps its share.
+        how: uniform, relevance, permuted or inverted, which weighs most what is least relevant.
+        reading, low, high: see `normalised`.
+        seed: of the permutation.
+
+    Returns:
+        (n,), > 0 where `low` is.
+
+    Raises:
+        RequestError: see `normalised`.
+    """
+    if how == "uniform":
+        return np.ones(len(scores))
+    weights = normalised(1 - scores if how == "inverted" else scores, reading, low=low, high=high)
+    if how == "permuted":
+        rng = np.random.default_rng([seed, 8])
+        for kind in sorted(set(kinds)):
+            places = np.flatnonzero(np.asarray(kinds) == kind)
+            weights[places] = weights[rng.permutation(places)]
+    return weights

@@ -1,0 +1,159 @@
+"""Train one arm: questions -> weighted pairs -> learner on the start's weights -> scores. What every entry calls."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightbox.errors import RequestError
+from lightbox.paper.pretrained import Pretrained, find_pretrained
+from lightbox.paper.samples import Sample
+from lightbox.runs import folders
+from lightbox.train import processes
+from mmedpo import evaluate, relevance
+from mmedpo.config import START, Config
+from mmedpo.curate import Curated, Pair, curate
+from mmedpo.data import Asked, load_biased, load_splits
+from mmedpo.model import PairBatch, PairLearner, open_pairs
+from mmedpo.objective import Settings, answer_loss, pair_loss
+from mmedpo.scores import ScoreRow, pair_rows
+
+TRIVIAL = 0.95
+"""Share of pairs won before training above which there is next to nothing to learn from them."""
+
+
+def run(
+    cfg: Config,
+    base: Pretrained,
+    folder: Path,
+    *,
+    cache: Path,
+    needs: Mapping[str, Path],
+    keeps_model: bool,
+    memory_advice: Callable[[int], str] | None = None,
+) -> None:
+    """Run the arm that `cfg` describes and leave scores, history, examples and card in `folder`.
+
+    The arm `start` leaves its weights too, whoever asks: the other arms begin from them.
+
+    Args:
+        cfg: everything.
+        base: what `model.backbone` names.
+        folder: of this run; an unfinished one is continued.
+        cache: not used; features of the model's own tower are kept in memory.
+        needs: folders of earlier arms by name; `start` where `objective.from_start` says so.
+        keeps_model: also write the trained model to `folder/model`, for `predict` and `eval`.
+        memory_advice: for the message where memory runs out.
+
+    Raises:
+        RequestError: no start to begin from, and what data, pairs, loading and training refuse.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    train, scored = load_splits(cfg)
+    is_trained, is_start = cfg.objective.is_trained, cfg.objective.method == START
+    if is_trained and not is_start and cfg.objective.from_start:
+        base = started(needs)
+    learner = open_pairs(with_own_steps(cfg), base, loss=partial(batch_loss, cfg))
+    facts: dict[str, Any] = {}
+    rows: list[ScoreRow] = []
+    if is_trained:
+        made = biased_answers(cfg) if is_start else curate(cfg, train)
+        truth = relevance.known([pair.record for pair in made.pairs])
+        scores = relevance.scored(truth, cfg.data.scorer, seed=cfg.run.seed)
+        learner.weights = weights_of(cfg, made, scores)
+        learner.fit(made.pairs, made.split, folder, memory_advice=memory_advice)
+        if not is_start:
+            facts = pair_facts(learner, made)
+            rows = pair_rows(made.pairs, scores)
+    if not processes.is_main():
+        return
+    if not is_trained:
+        learner.describe(folder)
+    evaluate.evaluate(cfg, learner, scored, folder=folder, more_rows=rows)
+    if keeps_model or (is_start and is_trained):
+        learner.save(folder / folders.MODEL, {})
+    folders.add_to_card(folder, evaluate.beside_score(cfg, train, scored) | facts)
+    folders.drop_checkpoints(folder)
+
+
+def started(needs: Mapping[str, Path]) -> Pretrained:
+    """The weights that the arm `start` left.
+
+    Raises:
+        RequestError: where its folder is not named, or holds no weights.
+    """
+    folder = needs.get(START)
+    if folder is None or not (folder / folders.MODEL).is_dir():
+        raise RequestError(
+            f"Arm 'start' is needed and its folder is '{folder or 'not given'}'",
+            "The other arms begin from the weights that it leaves",
+            "Run experiment=start first and name its folder as needs=[FOLDER], or set objective.from_start=false",
+        )
+    return find_pretrained(str(folder / folders.MODEL))
+
+
+def biased_answers(cfg: Config) -> Curated:
+    """What the start learns: true answers to questions whose text suggests most of them, nothing against them."""
+    split = load_biased(cfg)
+    return Curated([answer_alone(sample) for sample in split.samples], split)
+
+
+def answer_alone(sample: Sample[Asked]) -> Sample[Pair]:
+    """A question as a pair of which only the preferred side is read."""
+    own = sample.record
+    return replace(sample, record=Pair(own.id, own.text, own.answer, "", kind="none"))
+
+
+def with_own_steps(cfg: Config) -> Config:
+    """The configuration with the steps and the rate of the start, where it is the start that is trained."""
+    if cfg.objective.method != START:
+        return cfg
+    return replace(cfg, optim=replace(cfg.optim, max_steps=cfg.optim.start_steps, lr=cfg.optim.start_lr))
+
+
+def weights_of(cfg: Config, made: Curated, scores: np.ndarray) -> Tensor:
+    """What each pair weighs."""
+    own = cfg.objective
+    weights = relevance.weights_of(
+        scores,
+        [pair.record.kind for pair in made.pairs],
+        own.weights,
+        reading=own.reading,
+        low=own.weight_low,
+        high=own.weight_high,
+        seed=cfg.run.seed,
+    )
+    return torch.from_numpy(weights).float()
+
+
+def batch_loss(
+    cfg: Config, logps: Tensor, tokens: Tensor, batch: PairBatch
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """The arm's loss of a batch."""
+    own = cfg.objective
+    if not own.is_preference:
+        return answer_loss(logps, tokens)
+    settings = Settings(own.method, own.beta, own.smoothing, own.margin)
+    return pair_loss(logps, tokens, batch.reference, batch.weights, settings)
+
+
+def pair_facts(learner: PairLearner, made: Curated) -> dict[str, object]:
+    """What a run's card says of its pairs: how many, and the share that was won before the first step, by grade."""
+    counts = {kind: sum(pair.record.kind == kind for pair in made.pairs) for kind in ("text", "image")}
+    facts: dict[str, object] = {"pairs": counts}
+    if learner.reference is None:
+        return facts
+    won = learner.reference[0] > learner.reference[1]
+    by_grade: dict[str, list[bool]] = {"all": won.tolist()}
+    for pair, own in zip(made.pairs, won.tolist(), strict=True):
+        by_grade.setdefault(f"{pair.record.kind}, {pair.record.grade}", []).append(own)
+    shares = {grade: sum(own) / len(own) for grade, own in by_grade.items()}
+    facts["won before training"] = shares
+    if shares["all"] > TRIVIAL:
+        facts["pairs are trivial"] = f"{shares['all']:.1%} of them were won before training, so the run teaches little"
+    return facts
