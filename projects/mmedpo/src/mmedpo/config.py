@@ -26,7 +26,8 @@ MASKS = ("oracle", "degraded", "random", "full", "mean_std", "tower")
 SCORERS = ("known", "single", "mean", "debate")
 WEIGHTS = ("uniform", "relevance", "permuted", "inverted")
 READINGS = ("affine", "fitted", "literal")
-MOST_STEP = 1000
+MOST_STEP = 999
+"""Last of the thousand steps of the diffusion schedule, counted from 0."""
 
 
 @dataclass(kw_only=True)
@@ -53,7 +54,7 @@ class DataConfig(schema.DataConfig):
     """Where the image is noised: oracle (the findings), degraded (moved, IoU 0.3 to 0.7), random (as large, elsewhere),
     full, tower (where a tower sees findings), mean_std (the official script's: that map above mean - std)."""
     noise_step: int = 500
-    """Step of the diffusion schedule, 1 to 1000 (paper: silent); more leaves less of the lesion."""
+    """Step of the diffusion schedule, 0 to 999 (paper: silent); more leaves less of the lesion."""
     scorer: str = "known"
     """Who says how relevant a pair is: known (the truth), or simulated judges: single, mean, debate; no cost."""
 
@@ -61,13 +62,13 @@ class DataConfig(schema.DataConfig):
         super().__post_init__()
         for key, choices in (("pairs", PAIRS), ("mask", MASKS), ("scorer", SCORERS)):
             check_choice(f"data.{key}", getattr(self, key), choices)
-        is_right = 0 <= self.start_rho <= 1 and 0 <= self.absurd_pct <= 100 and 1 <= self.noise_step <= MOST_STEP
+        is_right = 0 <= self.start_rho <= 1 and 0 <= self.absurd_pct <= 100 and 0 <= self.noise_step <= MOST_STEP
         if not is_right:
             raise RequestError(
                 f"data.start_rho is {self.start_rho}, data.absurd_pct {self.absurd_pct}, "
                 f"data.noise_step {self.noise_step}",
                 "They are a share, a percentage and a step of the schedule",
-                f"Set them in [0, 1], [0, 100] and 1 to {MOST_STEP}",
+                f"Set them in [0, 1], [0, 100] and 0 to {MOST_STEP}",
             )
         if not self.is_phantom:
             raise RequestError(
@@ -140,12 +141,16 @@ class EvalConfig(schema.EvalConfig):
     report_tokens: int = 72
     """Most tokens generated for a report; the phantom's longest take about 60."""
     noise_step: int = 700
-    """Step of the noise under which visual sensitivity is measured, 1 to 1000, the same for every arm; no cost."""
+    """Step of the noise under which visual sensitivity is measured, 0 to 999, the same for every arm; no cost."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for key in ("answer_tokens", "report_tokens", "noise_step"):
+        for key in ("answer_tokens", "report_tokens"):
             check_positive("eval." + key, getattr(self, key))
+        if not 0 <= self.noise_step <= MOST_STEP:
+            raise RequestError(
+                f"eval.noise_step is {self.noise_step}", f"The schedule ends at {MOST_STEP}", "Set it from 0 to that"
+            )
 
 
 @dataclass(kw_only=True)

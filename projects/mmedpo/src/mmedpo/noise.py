@@ -1,8 +1,8 @@
 """The dispreferred image: where it is noised, and how. Pure functions of arrays and seeds. No torch.
 
 The paper, with mask h, image x and noise eps: x* = sqrt(a_k) (x h) + sqrt(1 - a_k) (eps h) + x (1 - h), where a_k is
-the product of 1 - beta_i over i <= k. Step k and schedule are not in it; the schedule here is the one that stands
-unused in its training code (POVID's).
+the product of 1 - beta_i over i <= k, counted from 0. Step k and schedule are not in it; the schedule here is the one that
+stands unused in its training code (POVID's).
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ def signal_share(step: int) -> float:
     """a_k: the share of the image's variance that is left at a step.
 
     Args:
-        step: 1 to 1000.
+        step: 0 to 999.
 
     Raises:
         RequestError: another step.
@@ -32,10 +32,10 @@ def signal_share(step: int) -> float:
         >>> [round(signal_share(k) ** 0.5, 3) for k in (300, 500, 700, 900)]
         [0.981, 0.863, 0.593, 0.365]
     """
-    if not 1 <= step <= MOST_STEP:
-        raise RequestError(f"Noise step {step}", f"The schedule has {MOST_STEP} steps", "Choose one of them, from 1")
-    betas = 1 / (1 + np.exp(-np.linspace(-6, 6, MOST_STEP))) * (0.005 - 1e-5) + 1e-5
-    return float(np.prod(1 - betas[:step]))
+    if not 0 <= step <= MOST_STEP:
+        raise RequestError(f"Noise step {step}", f"The schedule ends at {MOST_STEP}", "Choose a step from 0 to that")
+    betas = 1 / (1 + np.exp(-np.linspace(-6, 6, MOST_STEP + 1))) * (0.005 - 1e-5) + 1e-5
+    return float(np.prod(1 - betas[: step + 1]))
 
 
 def noised(images: np.ndarray, masks: np.ndarray, step: int, seeds: Sequence[int]) -> np.ndarray:
@@ -44,7 +44,7 @@ def noised(images: np.ndarray, masks: np.ndarray, step: int, seeds: Sequence[int
     Args:
         images: uint8 (n, h, w); 0..255 stands for -1..1, the range of diffusion models.
         masks: bool (n, h, w).
-        step: of the schedule, 1 to 1000.
+        step: of the schedule, 0 to 999.
         seeds: one an image, >= 0, so that a pair's noise does not depend on its neighbours.
 
     Returns:

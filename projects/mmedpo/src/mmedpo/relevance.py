@@ -127,7 +127,8 @@ def normalised(scores: np.ndarray, reading: str, *, low: float = 0.75, high: flo
     if reading == "literal":
         return np.clip((scores - 1) / SPREAD**0.5, low, high)
     spread = scores.std()
-    standard = (scores - scores.mean()) / spread if spread > 0 else np.zeros_like(scores)
+    # of equal scores it is not always 0 but a rounding error, which would be blown up to a whole deviation
+    standard = (scores - scores.mean()) / spread if np.ptp(scores) > 0 else np.zeros_like(scores)
     return np.clip(standard if reading == "fitted" else 1 + SPREAD**0.5 * standard, low, high)
 
 
