@@ -8,10 +8,10 @@ import pytest
 from lightbox.errors import RequestError
 from lightbox.paper.samples import Split
 from lightbox.phantom.ontology import CLASS_NAMES
+from lightbox.phantom.report_facts import is_true, report_facts
 from mmedpo.config import resolve
 from mmedpo.curate import RELEVANCE, curate, rests_on_findings, rivals
 from mmedpo.data import REPORT, Asked, lesion, load_biased, load_splits
-from mmedpo.reports import is_true, report_facts
 
 ASKED = ["preset=smoke", "experiment=mmedpo", "run.seed=3", "data.n_train=600", "data.n_test=10"]
 
@@ -138,6 +138,10 @@ def test_the_start_learns_what_the_text_suggests_and_pairs_do_not(train):
         often = [count for count in counts.values() if count.total() >= 5]
         return sum(max(count.values()) for count in often) / sum(count.total() for count in often)
 
+    elsewhere = [sample for sample in biased.samples if biased.case_ids[sample.image] != sample.case_id]
+    assert 0.42 < len(elsewhere) / len(biased.samples) < 0.58
+    alone = load_biased(resolve([*ASKED, "data.start_mismatch_pct=0"]))
+    assert all(alone.case_ids[sample.image] == sample.case_id for sample in alone.samples)
     assert predictable(biased.samples) > 0.88
     assert predictable(train.samples) < 0.75
 

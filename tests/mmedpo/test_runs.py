@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from lightbox.errors import RequestError
 from lightbox.paper.pretrained import find_pretrained
 from lightbox.runs import folders
-from mmedpo import evaluate, model, train
+from mmedpo import evaluate, train
 from mmedpo.cli import ENTRIES
 from mmedpo.config import resolve
 from mmedpo.curate import curate
@@ -90,7 +90,7 @@ def test_a_run_scores_items_and_pairs(tuned):
 def opened(sizes, llava_folder):
     cfg = resolve([*sizes, "experiment=mmedpo", "run.seed=2"])
     made = curate(cfg, load_splits(cfg)[0])
-    learner = model.open_pairs(cfg, find_pretrained(str(llava_folder)), loss=lambda *_: None)
+    learner = train.open_arm(cfg, find_pretrained(str(llava_folder)))
     learner.weights = torch.linspace(0.75, 1.25, len(made.pairs))
     learner.patches = learner.encode(made.split)
     learner.reference = learner.log_probs(made.pairs, made.split)
@@ -111,7 +111,8 @@ def test_rows_of_a_batch_are_what_each_answer_gives_alone_from_its_pixels(opened
 def test_the_first_loss_is_the_mean_weight_times_log_2(opened):
     cfg, made, learner = opened
     batch = learner.collate(made.pairs, made.split)([5, 0, 11, 3])
-    logps, tokens = learner.answer_logps(learner.backbone, batch)
+    with torch.no_grad():
+        logps, tokens = learner.answer_logps(learner.backbone, batch)
     loss, pairs, _ = train.batch_loss(cfg, logps, tokens, batch)
     assert float(loss / pairs) == pytest.approx(float(batch.weights.mean()) * math.log(2), rel=1e-5)
 
@@ -129,7 +130,7 @@ def test_an_image_of_a_pair_is_projected_once(opened):
 def test_a_trained_tower_gives_the_same_rows_from_pixels(opened, sizes, llava_folder):
     _, made, kept = opened
     cfg = resolve([*sizes, "experiment=mmedpo", "run.seed=2", "model.freezes_tower=false"])
-    learner = model.open_pairs(cfg, find_pretrained(str(llava_folder)), loss=lambda *_: None)
+    learner = train.open_arm(cfg, find_pretrained(str(llava_folder)))
     batch = learner.collate(made.pairs, made.split)([0, 1, 2])
     assert batch.patches is None
     with torch.no_grad():

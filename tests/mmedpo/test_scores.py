@@ -3,8 +3,8 @@
 import pytest
 
 from lightbox.paper.samples import Sample
+from lightbox.phantom.report_facts import is_true, report_facts
 from mmedpo.data import REPORT, Asked
-from mmedpo.reports import is_true, report_facts
 from mmedpo.scores import score
 
 REFERENCE = (

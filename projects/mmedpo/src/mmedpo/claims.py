@@ -58,6 +58,8 @@ ARMS = (
     _image("global_noise", "image pairs, all of the image noised", "data.mask=full"),
     _image("random_mask", "image pairs, as large an area elsewhere noised", "data.mask=random"),
     _image("degraded_mask", "image pairs, the mask moved to IoU 0.3-0.7", "data.mask=degraded"),
+    _image("tower_mask", "image pairs, where a tower sees findings", "data.mask=tower"),
+    _image("mean_std_mask", "image pairs, the official threshold of that map", "data.mask=mean_std"),
     *(_image(f"step_{step}", f"image pairs, noise step {step}", f"data.noise_step={step}") for step in STEPS),
 )
 
@@ -193,6 +195,8 @@ _P5 = _claim(
         difference("lesion - whole image", "image_dpo", "global_noise"),
         _control("lesion - as large an area elsewhere", "image_dpo", "random_mask"),
         _beside("lesion - moved mask", "image_dpo", "degraded_mask"),
+        _beside("lesion - where a tower sees findings", "image_dpo", "tower_mask"),
+        _beside("lesion - the official threshold", "image_dpo", "mean_std_mask"),
         *(_beside(f"step 500 - step {step}", "image_dpo", f"step_{step}") for step in STEPS),
         *_also("image_dpo", "global_noise", FACTS | LOOKS),
     ),

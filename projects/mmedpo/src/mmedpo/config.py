@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from lightbox import config as shared
+from lightbox.backbones import weights
 from lightbox.config import check_at_least, check_choice, check_positive, register_schema
 from lightbox.errors import RequestError
 from lightbox.paper import composition, schema
-from lightbox.paper.composition import chosen, estimate, inputs
+from lightbox.paper.composition import chosen, estimate
 from lightbox.paper.pretrained import Pretrained
 from lightbox.paper.schema import PaperConfig
 
@@ -22,7 +23,10 @@ REFERRED = ("dpo", "robust", "ipo", "kto")
 PREFERENCES = (*REFERRED, "simpo", "orpo")
 BASELINES = ("majority", "question_only")
 PAIRS = ("text", "image", "union")
-MASKS = ("oracle", "degraded", "random", "full", "mean_std", "tower")
+MAPPED = ("tower", "mean_std")
+MASKS = ("oracle", "degraded", "random", "full", *MAPPED)
+LOCALISER = "tiny/llava-576"
+"""The model whose finding head says where masks of kinds `MAPPED` lie."""
 SCORERS = ("known", "single", "mean", "debate")
 WEIGHTS = ("uniform", "relevance", "permuted", "inverted")
 READINGS = ("affine", "fitted", "literal")
@@ -45,6 +49,9 @@ class DataConfig(schema.DataConfig):
 
     start_rho: float = 0.9
     """Text prior in the phantom questions that the start learns, in [0, 1]; all else is asked with `data.rho`."""
+    start_mismatch_pct: float = 50.0
+    """Percent of the start's items shown the image of another case, in [0, 100], as in sets collected from articles;
+    at 0 the tiny model goes on to look, since true answers to biased questions do not teach it to stop."""
     pairs: str = "union"
     """text (another answer), image (the same answer, the lesion noised), or union, as many of each; no cost."""
     absurd_pct: float = 40.0
@@ -62,14 +69,12 @@ class DataConfig(schema.DataConfig):
         super().__post_init__()
         for key, choices in (("pairs", PAIRS), ("mask", MASKS), ("scorer", SCORERS)):
             check_choice(f"data.{key}", getattr(self, key), choices)
-        is_right = 0 <= self.start_rho <= 1 and 0 <= self.absurd_pct <= 100 and 0 <= self.noise_step <= MOST_STEP
-        if not is_right:
-            raise RequestError(
-                f"data.start_rho is {self.start_rho}, data.absurd_pct {self.absurd_pct}, "
-                f"data.noise_step {self.noise_step}",
-                "They are a share, a percentage and a step of the schedule",
-                f"Set them in [0, 1], [0, 100] and 0 to {MOST_STEP}",
-            )
+        limits = {"start_rho": 1, "start_mismatch_pct": 100, "absurd_pct": 100, "noise_step": MOST_STEP}
+        for key, most in limits.items():
+            if not 0 <= getattr(self, key) <= most:
+                raise RequestError(
+                    f"data.{key} is {getattr(self, key)}", f"It lies between 0 and {most}", f"Set data.{key} so"
+                )
         if not self.is_phantom:
             raise RequestError(
                 f"data.source is {self.source}",
@@ -180,6 +185,12 @@ class Config(PaperConfig):
 
 register_schema("mmedpo", "train", Config)
 resolve = partial(composition.resolve, "mmedpo")
+
+
+def inputs(cfg: Config) -> dict[str, str]:
+    """See `composition.inputs`; also the weights of the localiser, where it says what is noised."""
+    read = composition.inputs(cfg)
+    return read | ({"localiser": weights.digest_of(LOCALISER)} if cfg.data.mask in MAPPED else {})
 
 
 def check(cfg: Config, base: Pretrained) -> None:

@@ -9,6 +9,7 @@ Grades of text pairs are known by construction: a near miss is false in one way 
 zone beside it, one finding more), a far one in more, an absurd one is nothing that the question could be about.
 """
 
+import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,14 +17,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lightbox.errors import RequestError
+from lightbox.paper.preference_pairs import Pair
 from lightbox.paper.samples import Sample, Split
-from lightbox.phantom.facts import NUMBER_WORDS
+from lightbox.phantom.facts import NUMBER_WORDS, with_article
 from lightbox.phantom.ontology import CLASS_NAMES, CLASSES, PLACES, place_phrase
-from lightbox.records import Preference
+from lightbox.phantom.report_facts import ABSENCES, WHERE, is_true, report_facts, sentences_of
 from mmedpo import noise
 from mmedpo.config import Config
 from mmedpo.data import NAMING, REPORT, Asked, lesion
-from mmedpo.reports import report_rivals
 
 TEXT, IMAGE = "text", "image"
 RELEVANCE = {"near": 0.9, "far": 0.6, "absurd": 0.1, "rests": 0.9, "apart": 0.1}
@@ -35,21 +36,11 @@ ABSURD = {
     3: ("left upper heart", "right lower chest", "left middle heart"),
 }
 """By number of words, what answers no question of the phantom; all words that the tiny tokenizer knows."""
+OTHER_SIDE = {"right": "left", "left": "right"}
+PRESENCES = ("there is {a_name} .", "{a_name} is seen .", "{name} is present .")
+"""For each of `ABSENCES` what says the opposite in as many words."""
 _PLACES = [place_phrase(side, place) for side, place in PLACES]
 _CLASS = {own.name: own for own in CLASSES}
-
-
-@dataclass(frozen=True, slots=True)
-class Pair(Preference):
-    """A preference pair with its provenance.
-
-    `relevance` is the truth; a scorer's opinion of it is made later. `grade` is a key of `RELEVANCE`. `how` says what
-    was changed. `rejected_image` is the row of the image under which the dispreferred answer is read.
-    """
-
-    grade: str = ""
-    how: str = ""
-    rejected_image: int = -1
 
 
 @dataclass(frozen=True)
@@ -195,6 +186,22 @@ def rivals(asked: Asked) -> dict[str, list[str]]:
     return {"near": near, "far": far, "absurd": list(ABSURD[len(answer.split())])}
 
 
+def report_rivals(report: str) -> dict[str, list[str]]:
+    """False reports by grade, each with as many words: one false sentence, all that can be false, an absurd one."""
+    sentences, truth = sentences_of(report), report_facts(report)
+    false = [_falsified(sentence) for sentence in sentences]
+    absurd = [_falsified(sentence, name=ABSURD[1][0]) for sentence in sentences]
+    near, absurd = (
+        [" ".join([*sentences[:k], other, *sentences[k + 1 :]]) for k, other in enumerate(own) if other != sentences[k]]
+        for own in (false, absurd)
+    )
+    choices = {"near": near, "far": [" ".join(false)] if len(near) > 1 else [], "absurd": absurd}
+    return {
+        grade: [text for text in texts if not all(is_true(fact, truth) for fact in report_facts(text))]
+        for grade, texts in choices.items()
+    }
+
+
 def seed_of(seed: int, name: str, what: str) -> int:
     """The seed of one item's draws: it depends on nothing but the run's seed, the item and what is drawn."""
     return zlib.crc32(f"{seed}/{name}/{what}".encode())
@@ -216,3 +223,17 @@ def _other_places(answer: str) -> tuple[list[str], list[str]]:
         if differences and len(place.split()) == len(answer.split()):
             (near if differences == 1 else far).append(place)
     return near, far
+
+
+def _falsified(sentence: str, *, name: str = "") -> str:
+    """A finding on the other side, or one that is absent said to be there; any other sentence as it is.
+
+    Where a `name` is given, only sentences of absence change: it is called absent in the place of what they name.
+    """
+    for pattern, presence in zip(ABSENCES, PRESENCES, strict=True):
+        if match := pattern.fullmatch(sentence):
+            own = match[1]
+            return sentence.replace(own, name) if name else presence.format(name=own, a_name=with_article(own))
+    if name or not WHERE.search(sentence):
+        return sentence
+    return re.sub(r"\b(?:right|left)\b", lambda side: OTHER_SIDE[side[0]], sentence)

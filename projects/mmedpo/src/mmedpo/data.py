@@ -4,14 +4,21 @@ The start learns from questions whose answer the text suggests (`data.start_rho`
 """
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lightbox.paper import samples
-from lightbox.paper.samples import Split
+from lightbox.paper.conditions import shuffled_rows
+from lightbox.paper.preference_pairs import Pair
+from lightbox.paper.samples import Sample, Split
 from lightbox.records import Case, Finding, Question
 from mmedpo.config import Config
+
+if TYPE_CHECKING:  # transformers takes seconds to import
+    from transformers import PreTrainedTokenizerBase
 
 REPORT, NAMING = "report", "naming"
 REPORT_PROMPTS = ("describe the image .", "what does the image show ?", "write a report .")
@@ -44,11 +51,21 @@ def load_splits(cfg: Config, *, with_images: bool = True) -> tuple[Split[Asked],
 def load_biased(cfg: Config, *, with_images: bool = True) -> Split[Asked]:
     """What the start learns from: as many questions about training images, most with the answer the text suggests.
 
+    Answers are those of the question's own case; `data.start_mismatch_pct` of the samples show another one's image, so
+    that the image tells less than the text.
+
     Raises:
         RequestError: as `samples.load_splits`.
     """
     data = replace(cfg.data, rho=cfg.data.start_rho, n_test=1)  # the other split is not used
-    return samples.load_splits(replace(cfg, data=data), pick, what="question", with_images=with_images)[0]
+    split = samples.load_splits(replace(cfg, data=data), pick, what="question", with_images=with_images)[0]
+    others = shuffled_rows(split, seed=cfg.run.seed)
+    draws = np.random.default_rng([cfg.run.seed, 9]).random(len(others)) * 100
+    shown = [
+        replace(sample, image=other) if draw < cfg.data.start_mismatch_pct else sample
+        for sample, other, draw in zip(split.samples, others, draws, strict=True)
+    ]
+    return replace(split, samples=shown)
 
 
 def pick(case: Case) -> list[Asked]:
@@ -64,6 +81,14 @@ def lesion(asked: Asked) -> np.ndarray | None:
     """All findings of the image as one mask, bool h w; None where there is none to be seen."""
     masks = [finding.mask for finding in asked.findings if finding.mask is not None and finding.mask.any()]
     return np.logical_or.reduce(masks) if masks else None
+
+
+def texts_of(
+    samples: Sequence[Sample[Asked]] | Sequence[Sample[Pair]], tokenizer: "PreTrainedTokenizerBase"
+) -> list[tuple[str, str]]:
+    """Prompt and answer of each sample, as the tiny model was pretrained: choices are not listed."""
+    records = [sample.record for sample in samples]
+    return [(own.prompt, own.chosen) if isinstance(own, Pair) else (own.text, own.answer) for own in records]
 
 
 def _asked(question: Question, case: Case) -> Asked:

@@ -20,7 +20,7 @@ from mmedpo.data import REPORT, Asked, lesion, load_biased, load_splits
 from mmedpo.scores import METRICS, ScoreRow, score
 
 if TYPE_CHECKING:  # it imports torch, and baselines are scored without
-    from mmedpo.model import PairLearner
+    from lightbox.paper.pair_learner import PairLearner
 
 LOOKED_AT = "evaluate"
 _log = logging.getLogger(__name__)

@@ -1,8 +1,8 @@
 """The dispreferred image: where it is noised, and how. Pure functions of arrays and seeds. No torch.
 
 The paper, with mask h, image x and noise eps: x* = sqrt(a_k) (x h) + sqrt(1 - a_k) (eps h) + x (1 - h), where a_k is
-the product of 1 - beta_i over i <= k, counted from 0. Step k and schedule are not in it; the schedule here is the one that
-stands unused in its training code (POVID's).
+the product of 1 - beta_i over i <= k, counted from 0. Step k and schedule are not in it; the schedule here is the one
+that stands unused in its training code (POVID's).
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lightbox.errors import RequestError
-from mmedpo.config import MASKS, MOST_STEP
+from mmedpo.config import MAPPED, MASKS, MOST_STEP
 
 IOU_RANGE = (0.3, 0.7)
 TRIES = 16
@@ -88,7 +88,7 @@ def masks_of(kind: str, lesions: np.ndarray, seeds: Sequence[int], maps: np.ndar
     Raises:
         RequestError: an unknown kind, or no maps where they are needed.
     """
-    if kind not in MASKS or (kind in ("tower", "mean_std") and maps is None):
+    if kind not in MASKS or (kind in MAPPED and maps is None):
         raise RequestError(
             f"Masks of kind '{kind}'{'' if maps is None else ' with maps'}",
             f"The kinds are {', '.join(MASKS)}; tower and mean_std read maps",

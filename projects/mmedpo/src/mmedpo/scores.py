@@ -7,10 +7,10 @@ import numpy as np
 from lightbox.eval.answers import words_of
 from lightbox.eval.facts import score_facts
 from lightbox.eval.scoring_rules import llava_med_substring
+from lightbox.paper.preference_pairs import Pair
 from lightbox.paper.samples import Sample
-from mmedpo.curate import Pair
+from lightbox.phantom.report_facts import ABSENT, is_true, report_facts
 from mmedpo.data import REPORT, Asked
-from mmedpo.reports import NO, is_true, report_facts
 
 PAIRS = "pairs"
 """Condition of the rows that are about training pairs."""
@@ -68,7 +68,7 @@ def _score_report(text: str, reference: str) -> ScoreRow:
     """A report names few of the many things that are absent, so absences count as false or not and never as missing."""
     stated, truth = report_facts(text), report_facts(reference)
     true_findings, stated_findings = (
-        frozenset(fact for fact in facts if not fact.startswith(NO)) for facts in (truth, stated)
+        frozenset(fact for fact in facts if not fact.startswith(ABSENT)) for facts in (truth, stated)
     )
     false = [fact for fact in stated if not is_true(fact, truth)]
     return {

@@ -11,15 +11,17 @@ import torch
 from torch import Tensor
 
 from lightbox.errors import RequestError
+from lightbox.paper.pair_learner import PairBatch, PairLearner, open_pairs
+from lightbox.paper.preference_pairs import Pair
 from lightbox.paper.pretrained import Pretrained, find_pretrained
-from lightbox.paper.samples import Sample
+from lightbox.paper.samples import Sample, Split
 from lightbox.runs import folders
 from lightbox.train import processes
 from mmedpo import evaluate, relevance
-from mmedpo.config import START, Config
-from mmedpo.curate import Curated, Pair, curate
-from mmedpo.data import Asked, load_biased, load_splits
-from mmedpo.model import PairBatch, PairLearner, open_pairs
+from mmedpo.config import MAPPED, START, Config
+from mmedpo.curate import Curated, curate
+from mmedpo.data import Asked, load_biased, load_splits, texts_of
+from mmedpo.localise import finding_maps
 from mmedpo.objective import Settings, answer_loss, pair_loss
 from mmedpo.scores import ScoreRow, pair_rows
 
@@ -58,11 +60,11 @@ def run(
     is_trained, is_start = cfg.objective.is_trained, cfg.objective.method == START
     if is_trained and not is_start and cfg.objective.from_start:
         base = started(needs)
-    learner = open_pairs(with_own_steps(cfg), base, loss=partial(batch_loss, cfg))
+    learner = open_arm(with_own_steps(cfg), base)
     facts: dict[str, Any] = {}
     rows: list[ScoreRow] = []
     if is_trained:
-        made = biased_answers(cfg) if is_start else curate(cfg, train)
+        made = biased_answers(cfg) if is_start else curate(cfg, train, maps_for(cfg, train))
         truth = relevance.known([pair.record for pair in made.pairs])
         scores = relevance.scored(truth, cfg.data.scorer, seed=cfg.run.seed)
         learner.weights = weights_of(cfg, made, scores)
@@ -79,6 +81,12 @@ def run(
         learner.save(folder / folders.MODEL, {})
     folders.add_to_card(folder, evaluate.beside_score(cfg, train, scored) | facts)
     folders.drop_checkpoints(folder)
+
+
+def open_arm(cfg: Config, base: Pretrained) -> PairLearner:
+    """The model with the arm's loss; both answers of a pair are read where they are compared."""
+    sides = 2 if cfg.objective.is_preference else 1
+    return open_pairs(cfg, base, loss=partial(batch_loss, cfg), texts=texts_of, sides=sides)
 
 
 def started(needs: Mapping[str, Path]) -> Pretrained:
@@ -107,6 +115,12 @@ def answer_alone(sample: Sample[Asked]) -> Sample[Pair]:
     """A question as a pair of which only the preferred side is read."""
     own = sample.record
     return replace(sample, record=Pair(own.id, own.text, own.answer, "", kind="none"))
+
+
+def maps_for(cfg: Config, split: Split[Asked]) -> np.ndarray | None:
+    """Where the localiser sees findings, for the masks that are cut from that."""
+    is_read = cfg.data.mask in MAPPED and cfg.data.pairs != "text"
+    return finding_maps(split) if is_read else None
 
 
 def with_own_steps(cfg: Config) -> Config:

@@ -1,7 +1,7 @@
-"""MMedPO's model: a LLaVA that learns from pairs, on features of its frozen tower, which are computed once an image.
+"""A LLaVA that learns from preference pairs, on features of its frozen tower, which are computed once an image.
 
-Both answers of a pair are rows of one batch. Their image is projected once where they share it; the reference's
-log-probabilities are computed once before the first step, by the same code in the same mode.
+Both answers of a pair are rows of one batch. An image that they share is projected once; the reference's
+log-probabilities are computed once before the first step, by the same code in the same mode as those of the policy.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,27 +10,23 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from lightbox.backbones.backbone import Backbone
 from lightbox.backbones.conversation import Conversation, assistant, user
 from lightbox.backbones.rows import IGNORED, UNLIMITED, SharedImages, VlmBatch
 from lightbox.backbones.vision import VisionFeatures
-from lightbox.paper import learner as learners
 from lightbox.paper.conditions import Pictures
-from lightbox.paper.learner import Learner
+from lightbox.paper.learner import Learner, Texts, open_backbone
+from lightbox.paper.preference_pairs import Pair
 from lightbox.paper.pretrained import Pretrained
 from lightbox.paper.purpose import check_purpose
 from lightbox.paper.samples import Sample, Split
 from lightbox.train import processes
 from lightbox.train.driver import History
 from lightbox.train.precision import make_accelerator
-from mmedpo.config import Config
-from mmedpo.curate import Pair
-from mmedpo.data import Asked
 
 ENCODED_AT_ONCE = 64
 LONG_WORDS = 8
@@ -45,14 +41,14 @@ class PairBatch:
 
     Args:
         parts: rows of like length; their images are numbered by `patches` where that is given.
-        places: of each row of the parts, in order, in what is said: the preferred answers, then the others.
-        patches: what the projector reads of each distinct image, m p c; None where images are encoded in the step.
+        places: for each answer, the preferred ones first, its row in the parts laid end to end.
+        patches: what the projector reads of each distinct image; None where images are encoded in the step.
         weights: of the pairs.
-        reference: log-probabilities at the start, a row a side; empty before they are known.
+        reference: log-probabilities before training, a row a side; empty where none are known.
     """
 
     parts: list[VlmBatch]
-    places: Tensor
+    places: Int[Tensor, " n"]
     patches: Float[Tensor, "m p c"] | None
     weights: Float[Tensor, " b"]
     reference: Float[Tensor, "s b"]
@@ -67,15 +63,18 @@ class PairBatch:
         return replace(self, parts=[part.to(device, non_blocking=non_blocking) for part in self.parts], **moved)
 
 
-PairLoss = Callable[[Float[Tensor, "s b"], Tensor, PairBatch], tuple[Tensor, Tensor, dict[str, Tensor]]]
-"""(log-probabilities a side, tokens likewise, batch) -> summed loss, what it is divided by, diagnostics."""
+PairLoss = Callable[[Float[Tensor, "s b"], Int[Tensor, "s b"], PairBatch], tuple[Tensor, Tensor, dict[str, Tensor]]]
+"""(log-probabilities, a row a side; tokens likewise; batch) -> summed loss, what it is divided by, diagnostics."""
 
 
 class PairLearner(Learner):
     """A learner of pairs; made by `open_pairs`.
 
-    `sides` is 2 where both answers are learnt from, 1 for the preferred one alone. `weights` is one number a pair, in
-    the order of the samples that `fit` gets. `reference`, (sides, n), is there after `fit` has begun.
+    Attributes:
+        sides: 2 where both answers are learnt from, 1 for the preferred one alone.
+        weights: one number a pair, in the order of the samples that `fit` gets; None is 1 each.
+        reference: log-probabilities of the answers before training; there once `fit` has begun.
+        patches: of the images of the split that is learnt from, likewise.
     """
 
     sides: int = 1
@@ -92,11 +91,8 @@ class PairLearner(Learner):
         memory_advice: Callable[[int], str] | None = None,
     ) -> History:
         """See `Learner.fit`; features and the reference come first, from the weights as they are now."""
-        if self.cfg.model.freezes_tower:
-            self.patches = self.encode(split)
-        self.reference = None
-        if self.sides == 2:
-            self.reference = self.log_probs(samples, split)
+        self.patches = self.encode(split) if self.cfg.model.freezes_tower else None
+        self.reference = self.log_probs(samples, split) if self.sides == 2 else None
         return super().fit(samples, split, folder, memory_advice=memory_advice)
 
     def collate(self, samples: Sequence[Sample[Pair]], split: Split[Any]) -> Callable[[list[int]], PairBatch]:
@@ -127,8 +123,8 @@ class PairLearner(Learner):
                 parts.append(self.answer_logps(self.backbone, batch)[0].cpu())
         return torch.cat(parts, dim=1)
 
-    def answer_logps(self, backbone: Backbone, batch: PairBatch) -> tuple[Float[Tensor, "s b"], Tensor]:
-        """Log-probabilities of the answers, a row a side, with gradient, and how many tokens each has."""
+    def answer_logps(self, backbone: Backbone, batch: PairBatch) -> tuple[Float[Tensor, "s b"], Int[Tensor, "s b"]]:
+        """Log-probabilities of the answers with gradient, end tokens included, and how many tokens each has."""
         tokens = None
         if batch.patches is not None:
             tokens = backbone.project(VisionFeatures(list(batch.patches), grids=[]))
@@ -137,9 +133,8 @@ class PairLearner(Learner):
             rows = part if tokens is None else replace(part, shared=replace(part.shared, features=tokens))
             logps.append(backbone.sequence_logps(rows))
             counts.append((part.labels != IGNORED).sum(dim=1))
-        sides = len(batch.places) // len(batch.weights)
-        ordered = (torch.cat(own)[batch.places].view(sides, -1) for own in (logps, counts))
-        return next(ordered), next(ordered)
+        shape = (-1, len(batch.weights))
+        return torch.cat(logps)[batch.places].view(shape), torch.cat(counts)[batch.places].view(shape)
 
     @torch.inference_mode()
     def said_logps(self, said: Sequence[Said], split: Split[Any]) -> list[float]:
@@ -162,48 +157,38 @@ class PairLearner(Learner):
         return torch.stack([patches.cpu() for part in parts for patches in part])
 
     def _rows(self, said: Sequence[Said], split: Split[Any]) -> tuple[list[VlmBatch], Tensor, Tensor | None]:
-        """Rows in parts of like length, where each lies in `said` as a way back, and patches of their images."""
+        """Rows in parts of like length, where each answer lies in them, and the patches of their images."""
         images = list(dict.fromkeys(row for _, _, row in said))
         number = {row: place for place, row in enumerate(images)}
-        pictures = None
         if self.patches is None:
-            seen = self.see(split, images)
-            pictures = [seen[place] for place in range(len(images))]  # one object an image, so that it is encoded once
+            pictures = list(self.see(split, images))  # one object an image, so that it is encoded once
+        else:
+            pictures = [Image.new("L", (8, 8))] * len(images)  # only the number of its tokens counts
         is_long = [len(answer.split()) > LONG_WORDS for _, answer, _ in said]
         groups = [[place for place, own in enumerate(is_long) if own == wanted] for wanted in (False, True)]
         parts = []
-        for group in filter(None, groups):
-            own = [said[place] for place in group]
-            shown = [self._blank if pictures is None else pictures[number[row]] for _, _, row in own]
+        for own in ([said[place] for place in group] for group in groups if group):
             turns = [
-                Conversation((user(picture, prompt), assistant(answer)))
-                for picture, (prompt, answer, _) in zip(shown, own, strict=True)
+                Conversation((user(pictures[number[row]], prompt), assistant(answer))) for prompt, answer, row in own
             ]
-            if pictures is not None:
-                parts.append(self.backbone.prepare_conversations(turns, max_tokens=UNLIMITED))
-                continue
-            # the same stand-in everywhere, since only its number of tokens counts; the true tokens come in the step
-            stand_in = self.patches[0]
-            batch = self.backbone.prepare_conversations(turns, max_tokens=UNLIMITED, features=[stand_in])
-            parts.append(replace(batch, shared=SharedImages({}, [number[row] for _, _, row in own])))
-        back = torch.tensor([place for group in groups for place in group]).argsort()
-        return parts, back, None if self.patches is None else self.patches[images]
-
-    @property
-    def _blank(self) -> Image.Image:
-        if not hasattr(self, "_stand_in"):
-            side = self.cfg.model.image_px
-            self._stand_in = Image.new("L", (side, side))
-        return self._stand_in
+            features = None if self.patches is None else [self.patches[0]]
+            rows = self.backbone.prepare_conversations(turns, max_tokens=UNLIMITED, features=features)
+            if features is not None:  # the true ones are projected in the step, with gradient
+                rows = replace(rows, shared=SharedImages({}, [number[row] for _, _, row in own]))
+            parts.append(rows)
+        order = torch.tensor([place for group in groups for place in group]).argsort()
+        return parts, order, None if self.patches is None else self.patches[images]
 
 
-def open_pairs(cfg: Config, base: Pretrained, *, loss: PairLoss) -> PairLearner:
-    """Load a model, ready to learn from pairs.
+def open_pairs(cfg: Any, base: Pretrained, *, loss: PairLoss, texts: Texts, sides: int) -> PairLearner:
+    """Load a model of family llava, ready to learn from pairs.
 
     Args:
-        cfg: which weights, and how they are stored.
-        base: the weights; those that the start left, or what `model.backbone` names.
+        cfg: a `schema.PaperConfig` whose model part has `freezes_tower`.
+        base: the weights.
         loss: of a batch, from its log-probabilities.
+        texts: prompt and answer of each sample, for generation and for the lengths of rows.
+        sides: see `PairLearner`.
 
     Raises:
         RequestError: what loading refuses.
@@ -212,22 +197,13 @@ def open_pairs(cfg: Config, base: Pretrained, *, loss: PairLoss) -> PairLearner:
         check_purpose(base.adapter or Path(base.name), {}, backbone=cfg.model.backbone)
     processes.join(cfg.run)
     settled = base.under(cfg)
-    backbone = learners.open_backbone(settled, base)
+    backbone = open_backbone(settled, base)
     if cfg.model.freezes_tower:
         backbone.part(backbone.family.vision).requires_grad_(False)
 
-    def of_batch(backbone: Backbone, batch: Any) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        logps, tokens = learner.answer_logps(backbone, batch)
-        return loss(logps, tokens, batch)
+    def of_batch(own: Backbone, batch: Any) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        return loss(*learner.answer_logps(own, batch), batch)
 
-    learner = PairLearner(settled, backbone, texts=texts_of, loss=of_batch, vision=None)
-    learner.sides = 2 if cfg.objective.is_preference else 1
+    learner = PairLearner(settled, backbone, texts=texts, loss=of_batch, vision=None)
+    learner.sides = sides
     return learner
-
-
-def texts_of(
-    samples: Sequence[Sample[Asked]] | Sequence[Sample[Pair]], tokenizer: PreTrainedTokenizerBase
-) -> list[tuple[str, str]]:
-    """Prompt and answer of each sample, as the tiny model was pretrained: choices are not listed."""
-    records = [sample.record for sample in samples]
-    return [(own.prompt, own.chosen) if isinstance(own, Pair) else (own.text, own.answer) for own in records]
