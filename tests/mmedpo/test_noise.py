@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from lightbox.errors import RequestError
-from mmedpo.noise import degraded, elsewhere, mask_iou, masks_of, noised, signal_share
+from lightbox.paper.moved_masks import degraded, elsewhere, mask_iou
+from mmedpo.noise import masks_of, noised, signal_share
 
 
 @pytest.fixture

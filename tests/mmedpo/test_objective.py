@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lightbox.errors import RequestError
-from mmedpo.objective import Settings, answer_loss, pair_loss
+from mmedpo.objective import answer_loss, pair_loss
 
 NAMES = ("dpo", "robust", "ipo", "kto", "simpo", "orpo")
 
@@ -22,14 +22,14 @@ def batch(b=5, seed=0):
 
 def test_at_the_start_the_loss_is_the_mean_weight_times_log_2():
     policy, tokens, _, weights = batch()
-    loss, pairs, means = pair_loss(policy, tokens, policy, weights, Settings())
+    loss, pairs, means = pair_loss(policy, tokens, policy, weights)
     assert float(loss / pairs) == pytest.approx(float(weights.mean()) * math.log(2), rel=1e-6)
     assert float(means["margin"]) == 0
 
 
 def test_the_loss_is_the_formula_of_the_paper():
     policy, tokens, reference, weights = batch()
-    loss, pairs, _ = pair_loss(policy, tokens, reference, weights, Settings(beta=0.3))
+    loss, pairs, _ = pair_loss(policy, tokens, reference, weights, beta=0.3)
     total = 0.0
     for k, weight in enumerate(weights.tolist()):
         gains = [float(policy[side, k] - reference[side, k]) for side in (0, 1)]
@@ -41,17 +41,15 @@ def test_the_loss_is_the_formula_of_the_paper():
 def test_an_identical_pair_has_no_gradient():
     shared = torch.randn(5, requires_grad=True)
     _, tokens, reference, weights = batch()
-    loss, _, _ = pair_loss(
-        torch.stack([shared, shared]), tokens[:1].repeat(2, 1), reference[:1].repeat(2, 1), weights, Settings()
-    )
+    loss, _, _ = pair_loss(torch.stack([shared, shared]), tokens[:1].repeat(2, 1), reference[:1].repeat(2, 1), weights)
     loss.backward()
     assert float(shared.grad.abs().max()) < 1e-7
 
 
 def test_swapping_the_answers_flips_the_margin():
     policy, tokens, reference, weights = batch()
-    one = pair_loss(policy, tokens, reference, weights, Settings())[2]["margin"]
-    other = pair_loss(policy.flip(0), tokens.flip(0), reference.flip(0), weights, Settings())[2]["margin"]
+    one = pair_loss(policy, tokens, reference, weights)[2]["margin"]
+    other = pair_loss(policy.flip(0), tokens.flip(0), reference.flip(0), weights)[2]["margin"]
     assert float(one) == pytest.approx(-float(other))
     assert float(one) != 0
 
@@ -61,7 +59,7 @@ def test_a_pair_without_tokens_gives_nothing_and_no_nan(name):
     policy, tokens, reference, weights = batch(b=3)
     tokens[1, 1] = 0
     policy.requires_grad_()
-    loss, pairs, _ = pair_loss(policy, tokens, reference, weights, Settings(name))
+    loss, pairs, _ = pair_loss(policy, tokens, reference, weights, name)
     loss.backward()
     assert int(pairs) == 2
     assert torch.isfinite(loss)
@@ -72,13 +70,13 @@ def test_a_pair_without_tokens_gives_nothing_and_no_nan(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_twice_the_weight_is_twice_the_loss_of_a_pair(name):
     policy, tokens, reference, weights = batch(b=1)
-    one, two = (pair_loss(policy, tokens, reference, own, Settings(name))[0] for own in (weights, 2 * weights))
+    one, two = (pair_loss(policy, tokens, reference, own, name)[0] for own in (weights, 2 * weights))
     assert float(two) == pytest.approx(2 * float(one), rel=1e-5)
 
 
 def test_an_unknown_objective_is_refused():
     with pytest.raises(RequestError, match="nca"):
-        pair_loss(*batch(), Settings("nca"))
+        pair_loss(*batch(), "nca")
 
 
 def test_continued_sft_is_the_cross_entropy_of_the_preferred_answers():

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightbox.errors import RequestError
+from mmedpo.config import ObjectiveConfig
 from mmedpo.relevance import JUDGES, debate, normalised, opinions, scored, weights_of
 
 TENTHS = st.lists(st.integers(0, 10), min_size=2, max_size=60).map(lambda values: np.array(values) / 10)
@@ -40,7 +41,7 @@ def test_a_score_that_is_missing_or_out_of_range_is_refused(wrong):
 
 
 def weigh(scores, how, seed=0):
-    return weights_of(scores, KINDS, how, reading="affine", low=0.75, high=1.25, seed=seed)
+    return weights_of(scores, KINDS, ObjectiveConfig(method="dpo", weights=how), seed=seed)
 
 
 def test_permuted_weights_keep_those_of_each_kind_and_belong_to_other_pairs():

@@ -68,7 +68,7 @@ def curate(cfg: Config, split: Split[Asked], maps: np.ndarray | None = None) -> 
     asked = [sample for sample in split.samples if lesion(sample.record) is not None]
     pairs: list[Sample[Pair]] = []
     if cfg.data.pairs in ("text", "union"):
-        pairs += text_pairs(asked, absurd_pct=cfg.data.absurd_pct, seed=cfg.run.seed)
+        pairs += [text_pair(sample, absurd_pct=cfg.data.absurd_pct, seed=cfg.run.seed) for sample in asked]
     shown = split
     if cfg.data.pairs in ("image", "union"):
         images, row_of = noised_images(cfg, asked, split, maps)
@@ -85,58 +85,21 @@ def curate(cfg: Config, split: Split[Asked], maps: np.ndarray | None = None) -> 
     return Curated(sorted(pairs, key=lambda pair: (pair.image, pair.id)), shown)
 
 
-def text_pairs(asked: Sequence[Sample[Asked]], *, absurd_pct: float, seed: int) -> list[Sample[Pair]]:
-    """One pair a question; a question without a rival of the drawn grade gets a near miss, which every one has.
-
-    Args:
-        asked: questions and reports.
-        absurd_pct: percent of pairs whose other answer is absurd, in [0, 100].
-        seed: of the draws; a pair's do not depend on the others.
-    """
-    pairs = []
-    for sample in asked:
-        rng = np.random.default_rng(seed_of(seed, sample.id, TEXT))
-        grade = "absurd" if rng.random() * 100 < absurd_pct else "far" if rng.random() < FAR_SHARE else "near"
-        choices = rivals(sample.record)
-        grade = grade if choices[grade] else "near"
-        rejected = choices[grade][int(rng.integers(len(choices[grade])))]
-        record = Pair(
-            id=f"{sample.id}/{TEXT}",
-            prompt=sample.record.text,
-            chosen=sample.record.answer,
-            rejected=rejected,
-            kind=TEXT,
-            relevance=RELEVANCE[grade],
-            grade=grade,
-            how=f"{sample.record.kind}: {grade}, {len(choices[grade])} choices",
-            rejected_image=sample.image,
-        )
-        pairs.append(Sample(record.id, record, sample.case_id, sample.image))
-    return pairs
+def text_pair(sample: Sample[Asked], *, absurd_pct: float, seed: int) -> Sample[Pair]:
+    """A false answer of a drawn grade; a question without one of that grade gets a near miss, which every one has."""
+    rng = np.random.default_rng(seed_of(seed, sample.id, TEXT))
+    grade = "absurd" if rng.random() * 100 < absurd_pct else "far" if rng.random() < FAR_SHARE else "near"
+    choices = rivals(sample.record)
+    grade = grade if choices[grade] else "near"
+    rejected = choices[grade][int(rng.integers(len(choices[grade])))]
+    how = f"{sample.record.kind}: {grade}, {len(choices[grade])} choices"
+    return _pair(sample, TEXT, rejected, grade, how=how, row=sample.image)
 
 
 def image_pair(sample: Sample[Asked], row: int, *, how: str) -> Sample[Pair]:
-    """The same answer under another image.
-
-    Args:
-        sample: the question with its image.
-        row: of the other image.
-        how: what was done to it.
-    """
-    own = sample.record
-    grade = "rests" if rests_on_findings(own) else "apart"
-    record = Pair(
-        f"{sample.id}/{IMAGE}",
-        own.text,
-        own.answer,
-        own.answer,
-        IMAGE,
-        RELEVANCE[grade],
-        grade,
-        how,
-        rejected_image=row,
-    )
-    return Sample(record.id, record, sample.case_id, sample.image)
+    """The same answer under the image of a row."""
+    grade = "rests" if rests_on_findings(sample.record) else "apart"
+    return _pair(sample, IMAGE, sample.record.answer, grade, how=how, row=row)
 
 
 def noised_images(
@@ -147,8 +110,7 @@ def noised_images(
     An image on which the mask covers nothing has no copy.
     """
     lesions = {sample.image: lesion(sample.record) for sample in asked}
-    rows = list(lesions)
-    if not rows:
+    if not (rows := list(lesions)):
         return [], {}
     seeds = [seed_of(cfg.run.seed, split.case_ids[row], IMAGE) for row in rows]
     masks = noise.masks_of(cfg.data.mask, np.stack(list(lesions.values())), seeds, None if maps is None else maps[rows])
@@ -205,6 +167,12 @@ def report_rivals(report: str) -> dict[str, list[str]]:
 def seed_of(seed: int, name: str, what: str) -> int:
     """The seed of one item's draws: it depends on nothing but the run's seed, the item and what is drawn."""
     return zlib.crc32(f"{seed}/{name}/{what}".encode())
+
+
+def _pair(sample: Sample[Asked], kind: str, rejected: str, grade: str, *, how: str, row: int) -> Sample[Pair]:
+    own, name = sample.record, f"{sample.id}/{kind}"
+    record = Pair(name, own.text, own.answer, rejected, kind, RELEVANCE[grade], grade, how, rejected_image=row)
+    return Sample(name, record, sample.case_id, sample.image)
 
 
 def _looks_like(name: str, other: str) -> bool:

@@ -11,7 +11,7 @@ import pyarrow as pa
 from lightbox.paper import baselines, examples, predictions
 from lightbox.paper.baselines import BY_METHOD
 from lightbox.paper.conditions import IMAGE, shown_rows
-from lightbox.paper.samples import Sample, Split
+from lightbox.paper.samples import Split
 from lightbox.runs import folders
 from mmedpo import noise
 from mmedpo.config import BASELINES, Config
@@ -88,22 +88,17 @@ def sensitivity(cfg: Config, learner: "PairLearner", split: Split[Asked]) -> lis
     if not lesions:
         return [{} for _ in split.samples]
     place = {row: number for number, row in enumerate(lesions)}
-    images = np.stack([np.asarray(split.images[row]) for row in lesions])
+    images, inside = np.stack([np.asarray(split.images[row]) for row in lesions]), np.stack(list(lesions.values()))
     seeds = [seed_of(cfg.run.seed, split.case_ids[row], LOOKED_AT) for row in lesions]
-    inside = np.stack(list(lesions.values()))
-    looked_at = [sample for sample in split.samples if sample.image in place]
-    said = [(sample.record.text, sample.record.answer, sample.image) for sample in looked_at]
-    own = np.array(learner.said_logps(said, split))
+    said = [(own.record.text, own.record.answer, own.image) for own in split.samples if own.image in place]
+    usual = np.array(learner.said_logps(said, split))
+    moved = [(prompt, answer, place[row]) for prompt, answer, row in said]
     falls = []
     for masks in (inside, noise.masks_of("random", inside, seeds)):
         copies = list(noise.noised(images, masks, cfg.eval.noise_step, [seed + 1 for seed in seeds]))
-        other = Split(split.name, [], copies, [split.case_ids[row] for row in lesions])
-        falls.append(own - learner.said_logps([(prompt, answer, place[row]) for prompt, answer, row in said], other))
-    by_id = {
-        sample.id: {"sensitivity_in": float(falls[0][k]), "sensitivity_out": float(falls[1][k])}
-        for k, sample in enumerate(looked_at)
-    }
-    return [by_id.get(sample.id, {}) for sample in split.samples]
+        falls.append((usual - learner.said_logps(moved, Split(split.name, [], copies, []))).tolist())
+    values = iter([{"sensitivity_in": own, "sensitivity_out": other} for own, other in zip(*falls, strict=True)])
+    return [next(values) if sample.image in place else {} for sample in split.samples]
 
 
 def priors(cfg: Config, scored: Split[Asked]) -> list[str]:
@@ -123,18 +118,13 @@ def guess_rows(train: Split[Asked], scored: Split[Asked], method: str) -> list[S
     return [score(sample, IMAGE, guess) for sample, guess in zip(scored.samples, guesses, strict=True)]
 
 
-def guess_accuracy(train: Split[Asked], scored: Split[Asked], method: str) -> float:
-    """Mean of `correct` of a baseline, in [0, 1]; 0 where nothing but reports is asked."""
-    values = [row["correct"] for row in guess_rows(train, scored, method) if isinstance(row["correct"], float)]
-    return sum(values) / max(len(values), 1)
-
-
 def beside_score(cfg: Config, train: Split[Asked], scored: Split[Asked]) -> dict[str, object]:
     """What a score must be read beside: the baselines on the same items, and what the biased text alone would give."""
-    means = {method: guess_accuracy(train, scored, method) for method in BASELINES} if train.samples else {}
-    pairs: list[tuple[Sample[Asked], str]] = list(zip(scored.samples, priors(cfg, scored), strict=True))
-    suggested = [sample.record.answer == prior for sample, prior in pairs if prior]
-    means["biased text, closed"] = sum(suggested) / max(len(suggested), 1)
+    rows = {method: guess_rows(train, scored, method) for method in BASELINES} if train.samples else {}
+    right = {method: [row["correct"] for row in own if row["correct"] is not None] for method, own in rows.items()}
+    pairs = zip(scored.samples, priors(cfg, scored), strict=True)
+    right["biased text, closed"] = [float(sample.record.answer == prior) for sample, prior in pairs if prior]
+    means = {name: sum(map(float, own)) / max(len(own), 1) for name, own in right.items()}
     return baselines.beside_score(cfg, train, scored, means)
 
 

@@ -10,11 +10,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from lightbox.errors import RequestError
+from lightbox.paper.moved_masks import degraded, elsewhere
 from mmedpo.config import MAPPED, MASKS, MOST_STEP
 
-IOU_RANGE = (0.3, 0.7)
-TRIES = 16
-"""Places that are tried for a mask that shall lie elsewhere."""
 FOUND = 0.5
 """Probability of a finding above which a pixel of a map counts as one."""
 
@@ -104,42 +102,3 @@ def masks_of(kind: str, lesions: np.ndarray, seeds: Sequence[int], maps: np.ndar
         return maps > (maps.mean(axis=(1, 2)) - maps.std(axis=(1, 2)))[:, None, None]
     make = degraded if kind == "degraded" else elsewhere
     return np.stack([make(mask, np.random.default_rng(seed)) for mask, seed in zip(lesions, seeds, strict=True)])
-
-
-def elsewhere(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The same shape, as many pixels, moved to where it covers the mask least of `TRIES` random places.
-
-    Args:
-        mask: bool (h, w); what leaves the image on one side comes in on the other.
-        rng: decides the places.
-    """
-    shifts = rng.integers(0, mask.shape, size=(TRIES, 2)).tolist()
-    places = [np.roll(mask, shift, axis=(0, 1)) for shift in shifts]
-    return min(places, key=lambda place: np.count_nonzero(place & mask))
-
-
-def degraded(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The mask moved in a random direction as far as it keeps an IoU of at least 0.3 with itself, mostly below 0.7.
-
-    Args:
-        mask: bool (h, w).
-        rng: decides direction and how far.
-    """
-    angle, wanted = rng.uniform(0, 2 * np.pi), rng.uniform(*IOU_RANGE)
-    best = mask
-    for distance in range(1, max(mask.shape)):
-        shift = (round(distance * np.sin(angle)), round(distance * np.cos(angle)))
-        moved = np.roll(mask, shift, axis=(0, 1))
-        overlap = mask_iou(mask, moved)
-        if overlap < IOU_RANGE[0]:
-            return best
-        best = moved
-        if overlap <= wanted:
-            return best
-    return best
-
-
-def mask_iou(a: np.ndarray, b: np.ndarray) -> float:
-    """Intersection over union of two masks, in [0, 1]; 0 where both are empty."""
-    union = np.count_nonzero(a | b)
-    return np.count_nonzero(a & b) / union if union else 0.0

@@ -5,22 +5,13 @@ for image pairs y_l = y_w. Log-probabilities are sums over the tokens of an answ
 objective of `lightbox.losses.preference` that reads two answers may stand in its place.
 """
 
-from dataclasses import dataclass
-
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from lightbox.losses.preference import OBJECTIVES, Answers, is_won, preference_loss
 
-
-@dataclass(frozen=True)
-class Settings:
-    """Which objective, and its numbers; see `lightbox.losses.preference`."""
-
-    objective: str = "dpo"
-    beta: float = 0.1
-    smoothing: float = 0.0
-    margin: float = 0.0
+BETA = 0.1
+"""Of the official code, which never sets it."""
 
 
 def pair_loss(
@@ -28,7 +19,8 @@ def pair_loss(
     tokens: Int[Tensor, "2 b"],
     reference: Float[Tensor, "2 b"],
     weights: Float[Tensor, " b"],
-    settings: Settings,
+    objective: str = "dpo",
+    **numbers: float,
 ) -> tuple[Float[Tensor, ""], Int[Tensor, ""], dict[str, Tensor]]:
     """Sum the objective over the pairs of a batch.
 
@@ -37,7 +29,7 @@ def pair_loss(
         tokens: how many tokens that is; a pair with an answer without tokens gives no loss.
         reference: the same by the weights at the start of the training.
         weights: of the pairs, s' in the paper, >= 0.
-        settings: see `Settings`.
+        objective, numbers: see `lightbox.losses.preference.preference_loss`; numbers are beta and what else it takes.
 
     Returns:
         The sum, with gradient; the number of pairs that count, by which the driver divides; detached diagnostics: the
@@ -47,21 +39,11 @@ def pair_loss(
     Raises:
         RequestError: an unknown objective or a number out of its range.
     """
-    has_reference = OBJECTIVES[settings.objective].has_reference if settings.objective in OBJECTIVES else False
-    chosen, rejected = (
-        Answers(policy[side], tokens[side], reference[side] if has_reference else None) for side in (0, 1)
-    )
-    loss, pairs = preference_loss(
-        chosen,
-        rejected,
-        settings.objective,
-        weights=weights,
-        beta=settings.beta,
-        smoothing=settings.smoothing,
-        margin=settings.margin,
-    )
+    is_referred = objective in OBJECTIVES and OBJECTIVES[objective].has_reference
+    chosen, rejected = (Answers(policy[k], tokens[k], reference[k] if is_referred else None) for k in (0, 1))
+    loss, pairs = preference_loss(chosen, rejected, objective, weights=weights, **numbers)
     gains = (policy - reference).detach()
-    margin = settings.beta * (gains[0] - gains[1])
+    margin = numbers.get("beta", BETA) * (gains[0] - gains[1])
     return loss, pairs, {"won": is_won(chosen, rejected).float().mean(), "margin": margin.mean()}
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lightbox.errors import RequestError
-from lightbox.records import Preference
+from mmedpo.config import ObjectiveConfig
 
 ROUNDS = 5
 AGREED = 0.2
@@ -29,11 +29,6 @@ class Judge:
 
 JUDGES = (Judge(0.15, 0.25), Judge(-0.15, 0.25), Judge(0.0, 0.3), Judge(0.1, 0.35))
 """As many as the paper names; the first is the single one. Their numbers are ours."""
-
-
-def known(pairs: Sequence[Preference]) -> np.ndarray:
-    """The relevance that pairs have by construction, (n,)."""
-    return np.array([pair.relevance for pair in pairs])
 
 
 def opinions(relevance: np.ndarray, judges: Sequence[Judge], *, seed: int) -> np.ndarray:
@@ -132,28 +127,23 @@ def normalised(scores: np.ndarray, reading: str, *, low: float = 0.75, high: flo
     return np.clip(standard if reading == "fitted" else 1 + SPREAD**0.5 * standard, low, high)
 
 
-def weights_of(
-    scores: np.ndarray, kinds: Sequence[str], how: str, *, reading: str, low: float, high: float, seed: int
-) -> np.ndarray:
-    """Weights of pairs as `objective.weights` says.
+def weights_of(scores: np.ndarray, kinds: Sequence[str], objective: ObjectiveConfig, *, seed: int) -> np.ndarray:
+    """Weights of pairs as `objective.weights` says; inverted ones weigh most what is least relevant.
 
     Args:
         scores: (n,), in [0, 1].
         kinds: of the pairs; permuted weights move among pairs of a kind, so that a kind keeps its share.
-        how: uniform, relevance, permuted or inverted, which weighs most what is least relevant.
-        reading, low, high: see `normalised`.
+        objective: how weights are made, and their bounds.
         seed: of the permutation.
-
-    Returns:
-        (n,), > 0 where `low` is.
 
     Raises:
         RequestError: see `normalised`.
     """
-    if how == "uniform":
+    if objective.weights == "uniform":
         return np.ones(len(scores))
-    weights = normalised(1 - scores if how == "inverted" else scores, reading, low=low, high=high)
-    if how == "permuted":
+    shown = 1 - scores if objective.weights == "inverted" else scores
+    weights = normalised(shown, objective.reading, low=objective.weight_low, high=objective.weight_high)
+    if objective.weights == "permuted":
         rng = np.random.default_rng([seed, 8])
         for kind in sorted(set(kinds)):
             places = np.flatnonzero(np.asarray(kinds) == kind)

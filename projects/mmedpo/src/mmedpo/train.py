@@ -14,7 +14,7 @@ from lightbox.errors import RequestError
 from lightbox.paper.pair_learner import PairBatch, PairLearner, open_pairs
 from lightbox.paper.preference_pairs import Pair
 from lightbox.paper.pretrained import Pretrained, find_pretrained
-from lightbox.paper.samples import Sample, Split
+from lightbox.paper.samples import Split
 from lightbox.runs import folders
 from lightbox.train import processes
 from mmedpo import evaluate, relevance
@@ -22,7 +22,7 @@ from mmedpo.config import MAPPED, START, Config
 from mmedpo.curate import Curated, curate
 from mmedpo.data import Asked, load_biased, load_splits, texts_of
 from mmedpo.localise import finding_maps
-from mmedpo.objective import Settings, answer_loss, pair_loss
+from mmedpo.objective import answer_loss, pair_loss
 from mmedpo.scores import ScoreRow, pair_rows
 
 TRIVIAL = 0.95
@@ -64,10 +64,11 @@ def run(
     facts: dict[str, Any] = {}
     rows: list[ScoreRow] = []
     if is_trained:
-        made = biased_answers(cfg) if is_start else curate(cfg, train, maps_for(cfg, train))
-        truth = relevance.known([pair.record for pair in made.pairs])
-        scores = relevance.scored(truth, cfg.data.scorer, seed=cfg.run.seed)
-        learner.weights = weights_of(cfg, made, scores)
+        made = biased_answers(cfg) if is_start else curated(cfg, train)
+        pairs = [pair.record for pair in made.pairs]
+        scores = relevance.scored(np.array([p.relevance for p in pairs]), cfg.data.scorer, seed=cfg.run.seed)
+        weights = relevance.weights_of(scores, [p.kind for p in pairs], cfg.objective, seed=cfg.run.seed)
+        learner.weights = torch.from_numpy(weights).float()
         learner.fit(made.pairs, made.split, folder, memory_advice=memory_advice)
         if not is_start:
             facts = pair_facts(learner, made)
@@ -105,22 +106,17 @@ def started(needs: Mapping[str, Path]) -> Pretrained:
     return find_pretrained(str(folder / folders.MODEL))
 
 
+def curated(cfg: Config, split: Split[Asked]) -> Curated:
+    """The arm's pairs; the localiser is asked only where it says what is noised."""
+    is_mapped = cfg.data.mask in MAPPED and cfg.data.pairs != "text"
+    return curate(cfg, split, finding_maps(split) if is_mapped else None)
+
+
 def biased_answers(cfg: Config) -> Curated:
-    """What the start learns: true answers to questions whose text suggests most of them, nothing against them."""
+    """What the start learns: answers to questions whose text suggests most of them, as pairs without another side."""
     split = load_biased(cfg)
-    return Curated([answer_alone(sample) for sample in split.samples], split)
-
-
-def answer_alone(sample: Sample[Asked]) -> Sample[Pair]:
-    """A question as a pair of which only the preferred side is read."""
-    own = sample.record
-    return replace(sample, record=Pair(own.id, own.text, own.answer, "", kind="none"))
-
-
-def maps_for(cfg: Config, split: Split[Asked]) -> np.ndarray | None:
-    """Where the localiser sees findings, for the masks that are cut from that."""
-    is_read = cfg.data.mask in MAPPED and cfg.data.pairs != "text"
-    return finding_maps(split) if is_read else None
+    records = [Pair(own.id, own.text, own.answer, "", kind="none") for own in (s.record for s in split.samples)]
+    return Curated([replace(s, record=own) for s, own in zip(split.samples, records, strict=True)], split)
 
 
 def with_own_steps(cfg: Config) -> Config:
@@ -130,21 +126,6 @@ def with_own_steps(cfg: Config) -> Config:
     return replace(cfg, optim=replace(cfg.optim, max_steps=cfg.optim.start_steps, lr=cfg.optim.start_lr))
 
 
-def weights_of(cfg: Config, made: Curated, scores: np.ndarray) -> Tensor:
-    """What each pair weighs."""
-    own = cfg.objective
-    weights = relevance.weights_of(
-        scores,
-        [pair.record.kind for pair in made.pairs],
-        own.weights,
-        reading=own.reading,
-        low=own.weight_low,
-        high=own.weight_high,
-        seed=cfg.run.seed,
-    )
-    return torch.from_numpy(weights).float()
-
-
 def batch_loss(
     cfg: Config, logps: Tensor, tokens: Tensor, batch: PairBatch
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -152,22 +133,20 @@ def batch_loss(
     own = cfg.objective
     if not own.is_preference:
         return answer_loss(logps, tokens)
-    settings = Settings(own.method, own.beta, own.smoothing, own.margin)
-    return pair_loss(logps, tokens, batch.reference, batch.weights, settings)
+    numbers = {"beta": own.beta, "smoothing": own.smoothing, "margin": own.margin}
+    return pair_loss(logps, tokens, batch.reference, batch.weights, own.method, **numbers)
 
 
 def pair_facts(learner: PairLearner, made: Curated) -> dict[str, object]:
     """What a run's card says of its pairs: how many, and the share that was won before the first step, by grade."""
     counts = {kind: sum(pair.record.kind == kind for pair in made.pairs) for kind in ("text", "image")}
-    facts: dict[str, object] = {"pairs": counts}
     if learner.reference is None:
-        return facts
-    won = learner.reference[0] > learner.reference[1]
-    by_grade: dict[str, list[bool]] = {"all": won.tolist()}
-    for pair, own in zip(made.pairs, won.tolist(), strict=True):
+        return {"pairs": counts}
+    won = (learner.reference[0] > learner.reference[1]).tolist()
+    by_grade: dict[str, list[bool]] = {"all": won}
+    for pair, own in zip(made.pairs, won, strict=True):
         by_grade.setdefault(f"{pair.record.kind}, {pair.record.grade}", []).append(own)
     shares = {grade: sum(own) / len(own) for grade, own in by_grade.items()}
-    facts["won before training"] = shares
-    if shares["all"] > TRIVIAL:
-        facts["pairs are trivial"] = f"{shares['all']:.1%} of them were won before training, so the run teaches little"
-    return facts
+    warning = f"{shares['all']:.1%} of them were won before training, so the run teaches little"
+    said = {"pairs are trivial": warning} if shares["all"] > TRIVIAL else {}
+    return {"pairs": counts, "won before training": shares, **said}
