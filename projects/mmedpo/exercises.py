@@ -1,46 +1,60 @@
-"""Exercises: fill in what is marked, then run `python projects/mmedpo/exercises.py`. Solutions are beside it."""
+"""Three exercises on MMedPO: recall, modify, break. Fill in the functions; `solutions.py` is beside this file.
+
+Check your work from the checkout, in under a minute:
+
+    uv run pytest tests/mmedpo/test_exercises.py -k untouched_or_right
+
+A function that still raises NotImplementedError counts as untouched; any other must be right. None trains a model.
+"""
+
+from collections.abc import Sequence
 
 import numpy as np
 
-# ---- 1. Recall: what is the loss of a pair before the first step, whatever the pair? (nats, weight 1)
-FIRST_LOSS: float | None = None
+from lightbox.paper.preference_pairs import Pair
 
 
-# ---- 2. Modify: the weight of a score by the affine reading, before the cut
-def affine_weights(scores: np.ndarray) -> np.ndarray | None:
-    """Mean 1 and variance 0.1, in the order of the scores."""
-    return None
+def weigh(scores: np.ndarray) -> np.ndarray:
+    """Recall: what does a pair weigh that a judge gave this score?
+
+    Write it by hand, without `mmedpo.relevance`: mean 1 and variance a tenth over all pairs, then cut to the paper's
+    bounds.
+
+    Args:
+        scores: (n,), in [0, 1], not all alike.
+
+    Returns:
+        (n,), in [0.75, 1.25], in the order of the scores.
+    """
+    raise NotImplementedError("exercise 1")
 
 
-# ---- 3. Break: scores for which the paper's literal reading gives every pair the same weight
-def scores_without_effect() -> np.ndarray | None:
-    """At least five different scores in [0, 1]."""
-    return None
+def noised_around(images: np.ndarray, lesions: np.ndarray, step: int, seeds: Sequence[int]) -> np.ndarray:
+    """Modify: a control for claim P5, beside noise elsewhere: all is noised but the lesion.
+
+    What would it mean if a model learnt more from these pairs? Use `mmedpo.noise.noised`.
+
+    Args:
+        images: uint8 (n, h, w).
+        lesions: bool (n, h, w).
+        step: of the schedule.
+        seeds: one an image.
+
+    Returns:
+        uint8 (n, h, w); pixels of the lesions are as they were.
+    """
+    raise NotImplementedError("exercise 2")
 
 
-# ---- 4. Break: a pair that DPO cannot learn from (chosen, rejected)
-UNTEACHABLE: tuple[str, str] | None = None
+def given_away_by_length(pairs: Sequence[Pair]) -> list[Pair]:
+    """Break: text pairs that can be told apart without reading them, as 94 % of the released ones can.
 
+    DPO on them goes down as fast as ever, and teaches to be short. Nothing but the dispreferred answers may change.
 
-def check_answers() -> list[str]:
-    """One line an exercise: right, wrong or open."""
-    from mmedpo.relevance import normalised  # noqa: PLC0415  so that reading this file costs nothing
+    Args:
+        pairs: text pairs whose answers have as many words.
 
-    scores = np.array([0.1, 0.2, 0.6, 0.9, 1.0])
-    weights, same = affine_weights(scores), scores_without_effect()
-    outcomes = {
-        "1 first loss": None if FIRST_LOSS is None else abs(FIRST_LOSS - np.log(2)) < 1e-3,
-        "2 affine weights": None
-        if weights is None
-        else np.allclose(weights, normalised(scores, "affine", low=-np.inf, high=np.inf)),
-        "3 scores without effect": None
-        if same is None
-        else len(set(same.tolist())) >= 5 and len(set(normalised(same, "literal").tolist())) == 1,
-        "4 unteachable pair": None if UNTEACHABLE is None else UNTEACHABLE[0] == UNTEACHABLE[1],
-    }
-    words = {None: "open", True: "right", False: "wrong"}
-    return [f"{name}: {words[None if outcome is None else bool(outcome)]}" for name, outcome in outcomes.items()]
-
-
-if __name__ == "__main__":
-    print("\n".join(check_answers()))
+    Returns:
+        The same pairs, each with a dispreferred answer of more words than the preferred one, and still false.
+    """
+    raise NotImplementedError("exercise 3")

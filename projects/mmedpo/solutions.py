@@ -1,17 +1,22 @@
 """Solutions to `exercises.py`."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
 
-FIRST_LOSS = float(np.log(2))  # policy and reference are the same, so the margin is 0
+from lightbox.paper.preference_pairs import Pair
+from mmedpo.noise import noised
 
 
-def affine_weights(scores: np.ndarray) -> np.ndarray:
-    return 1 + np.sqrt(0.1) * (scores - scores.mean()) / scores.std()
+def weigh(scores: np.ndarray) -> np.ndarray:
+    return np.clip(1 + np.sqrt(0.1) * (scores - scores.mean()) / scores.std(), 0.75, 1.25)
 
 
-def scores_without_effect() -> np.ndarray:
-    # (s - 1) / sqrt(0.1) is at most 0 for any score, so the cut makes 0.75 of all of them
-    return np.array([0.0, 0.25, 0.5, 0.75, 1.0])
+def noised_around(images: np.ndarray, lesions: np.ndarray, step: int, seeds: Sequence[int]) -> np.ndarray:
+    # were it as good as noise on the lesion, then a spoilt image would be what is learnt, and no looking
+    return noised(images, ~lesions, step, seeds)
 
 
-UNTEACHABLE = ("yes", "yes")  # under the same image; the gradients of both sides cancel
+def given_away_by_length(pairs: Sequence[Pair]) -> list[Pair]:
+    return [replace(pair, rejected=f"{pair.rejected} , as seen in the image .") for pair in pairs]

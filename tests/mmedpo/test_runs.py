@@ -4,8 +4,10 @@ import math
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
+from lightbox import phantom
 from lightbox.errors import RequestError
 from lightbox.paper.pretrained import find_pretrained
 from lightbox.runs import folders
@@ -84,6 +86,14 @@ def test_a_run_scores_items_and_pairs(tuned):
     card = folders.read_card(tuned)
     assert card["pairs"]["text"] == card["pairs"]["image"] > 0
     assert 0 <= card["won before training"]["all"] <= 1
+
+
+def test_a_prediction_stands_beside_what_was_said_before(tuned, tmp_path):
+    path = tmp_path / "chest.png"
+    Image.fromarray(phantom.draw_cases(phantom.seed_range("development", 0, 1))[0].images[0]).save(path)
+    said = ENTRIES.predict(image=path, question="is there a nodule ?", run=tuned, out=tmp_path / "shown.png")
+    assert {"answer", "answer to noise", "answer of the start", "answer of the shipped weights"} <= said.keys()
+    assert (tmp_path / "shown.png").is_file()
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,7 @@ from lightbox.paper.schema import PaperConfig
 __all__ = ["Config", "check", "chosen", "estimate", "inputs", "resolve"]
 
 START, SFT = "start", "sft"
-REFERRED = ("dpo", "robust", "ipo", "kto")
-"""Preference objectives that compare with what the model was before, see `lightbox.losses.preference`."""
-PREFERENCES = (*REFERRED, "simpo", "orpo")
+PREFERENCES = ("dpo", "robust", "ipo", "kto", "simpo", "orpo")
 BASELINES = ("majority", "question_only")
 PAIRS = ("text", "image", "union")
 MAPPED = ("tower", "mean_std")
@@ -71,10 +69,7 @@ class DataConfig(schema.DataConfig):
             check_choice(f"data.{key}", getattr(self, key), choices)
         limits = {"start_rho": 1, "start_mismatch_pct": 100, "absurd_pct": 100, "noise_step": MOST_STEP}
         for key, most in limits.items():
-            if not 0 <= getattr(self, key) <= most:
-                raise RequestError(
-                    f"data.{key} is {getattr(self, key)}", f"It lies between 0 and {most}", f"Set data.{key} so"
-                )
+            check_between(f"data.{key}", getattr(self, key), most)
         if not self.is_phantom:
             raise RequestError(
                 f"data.source is {self.source}",
@@ -152,10 +147,7 @@ class EvalConfig(schema.EvalConfig):
         super().__post_init__()
         for key in ("answer_tokens", "report_tokens"):
             check_positive("eval." + key, getattr(self, key))
-        if not 0 <= self.noise_step <= MOST_STEP:
-            raise RequestError(
-                f"eval.noise_step is {self.noise_step}", f"The schedule ends at {MOST_STEP}", "Set it from 0 to that"
-            )
+        check_between("eval.noise_step", self.noise_step, MOST_STEP)
 
 
 @dataclass(kw_only=True)
@@ -177,10 +169,11 @@ class Config(PaperConfig):
                 "Set objective.weights=uniform, or objective.method=dpo",
             )
 
-    @property
-    def is_baseline(self) -> bool:
-        """True for what needs no weights and no torch."""
-        return self.objective.method in BASELINES
+
+def check_between(key: str, value: float, most: float) -> None:
+    """Raise `RequestError` naming `key` unless `value` lies in [0, most]."""
+    if not 0 <= value <= most:
+        raise RequestError(f"{key} is {value}", f"It lies between 0 and {most}", f"Set {key} so")
 
 
 register_schema("mmedpo", "train", Config)

@@ -54,13 +54,7 @@ class Curated:
 def curate(cfg: Config, split: Split[Asked], maps: np.ndarray | None = None) -> Curated:
     """The pairs of an arm. Only questions about images with a finding make pairs, so that both kinds have as many.
 
-    Args:
-        cfg: `data.pairs`, `data.absurd_pct`, `data.mask`, `data.noise_step` and `run.seed` decide.
-        split: questions with their images.
-        maps: see `noise.masks_of`; one an image of the split.
-
-    Returns:
-        Pairs in the order of the questions, text before image; the same whatever other pairs are made.
+    A pair depends on its question and the seed alone. `maps` are those of `noise.masks_of`, one an image of the split.
 
     Raises:
         RequestError: where no pair is left, and as `noise`.

@@ -38,12 +38,8 @@ class Asked(Question):
 def load_splits(cfg: Config, *, with_images: bool = True) -> tuple[Split[Asked], Split[Asked]]:
     """Balanced questions and reports: those that pairs are made of, and those to be scored.
 
-    Args:
-        cfg: `data.*` and `run.seed` decide.
-        with_images: see `samples.load_splits`.
-
     Raises:
-        RequestError: as there.
+        RequestError: as `samples.load_splits`.
     """
     return samples.load_splits(cfg, pick, what="question", with_images=with_images)
 

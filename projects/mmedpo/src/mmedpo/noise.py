@@ -72,16 +72,13 @@ def noised(images: np.ndarray, masks: np.ndarray, step: int, seeds: Sequence[int
 
 
 def masks_of(kind: str, lesions: np.ndarray, seeds: Sequence[int], maps: np.ndarray | None = None) -> np.ndarray:
-    """Where images are noised.
+    """Where images are noised, bool (n, h, w); empty where a tower finds nothing.
 
     Args:
         kind: see `data.mask`.
         lesions: bool (n, h, w), the findings.
         seeds: one an image.
         maps: for tower and mean_std: how sure a tower is of a finding at a pixel, (n, h, w) in [0, 1].
-
-    Returns:
-        bool (n, h, w); empty where a tower finds nothing.
 
     Raises:
         RequestError: an unknown kind, or no maps where they are needed.

@@ -52,11 +52,6 @@ def answer_loss(
 ) -> tuple[Float[Tensor, ""], Int[Tensor, ""], dict[str, Tensor]]:
     """Cross-entropy of the preferred answers, for the start and for the rival that continues SFT.
 
-    Args:
-        policy: log-probabilities of the answers, with gradient.
-        tokens: how many tokens that is.
-
-    Returns:
-        The sum in nats, with gradient; the number of tokens; no diagnostics.
+    Takes their log-probabilities and tokens as `pair_loss` does; the sum is in nats, and divided by the tokens.
     """
     return -policy.sum(), tokens.sum(), {}

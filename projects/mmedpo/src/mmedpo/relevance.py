@@ -13,10 +13,8 @@ from lightbox.errors import RequestError
 from mmedpo.config import ObjectiveConfig
 
 ROUNDS = 5
-AGREED = 0.2
-"""A judge adopts what the one before said where it lies within this of the own opinion."""
-SPREAD = 0.1
-"""Variance of weights before they are cut, in the paper's appendix; their mean is 1."""
+AGREED = 0.2  # a judge adopts what the one before said where it lies within this of the own opinion
+SPREAD = 0.1  # variance of weights before they are cut, in the paper's appendix; their mean is 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,37 +26,21 @@ class Judge:
 
 
 JUDGES = (Judge(0.15, 0.25), Judge(-0.15, 0.25), Judge(0.0, 0.3), Judge(0.1, 0.35))
-"""As many as the paper names; the first is the single one. Their numbers are ours."""
+"""The first is the single one. Their number, bias and noise are ours."""
 
 
 def opinions(relevance: np.ndarray, judges: Sequence[Judge], *, seed: int) -> np.ndarray:
-    """What each judge thinks of each pair.
-
-    Args:
-        relevance: (n,), the truth, in [0, 1].
-        judges: at least one.
-        seed: of their noise.
-
-    Returns:
-        (judges, n), in tenths.
-    """
+    """What each judge thinks of each pair, (judges, n) in tenths, where `relevance`, (n,) in [0, 1], is true."""
     rng = np.random.default_rng([seed, 7])
     own = [relevance + judge.bias + judge.noise * rng.standard_normal(len(relevance)) for judge in judges]
     return np.round(np.clip(own, 0, 1), 1)
 
 
-def debate(opinions: np.ndarray, *, rounds: int = ROUNDS) -> np.ndarray:
+def debate(opinions: np.ndarray) -> np.ndarray:
     """The scores that judges agree on, speaking in turn; where they do not, the mean of all that was said.
 
     Each judge hears the score before and adopts it where it lies within `AGREED` of the own opinion, else says the own.
-    A pair is settled by the first round in which all say the same.
-
-    Args:
-        opinions: (judges, n).
-        rounds: at most so many, >= 1.
-
-    Returns:
-        (n,), in [0, 1].
+    A pair is settled by the first round in which all say the same. Opinions are (judges, n), the scores (n,).
 
     Example:
         >>> debate(np.array([[0.8, 0.0], [0.9, 1.0]])).tolist()
@@ -67,7 +49,7 @@ def debate(opinions: np.ndarray, *, rounds: int = ROUNDS) -> np.ndarray:
     said: list[np.ndarray] = []
     settled = np.full(opinions.shape[1], np.nan)
     heard = opinions[0]
-    for _ in range(rounds):
+    for _ in range(ROUNDS):
         this_round = []
         for own in opinions:
             heard = np.where(np.abs(own - heard) <= AGREED + 1e-9, heard, own)
@@ -79,13 +61,7 @@ def debate(opinions: np.ndarray, *, rounds: int = ROUNDS) -> np.ndarray:
 
 
 def scored(relevance: np.ndarray, scorer: str, *, seed: int) -> np.ndarray:
-    """The score of each pair by `data.scorer`: known, single, mean or debate.
-
-    Args:
-        relevance: (n,), the truth.
-        scorer: see above.
-        seed: of the judges' noise; the single judge is the first of the others.
-    """
+    """The score of each pair, (n,), by `data.scorer`, where `relevance` is true; the single judge is the first."""
     if scorer == "known":
         return relevance
     own = opinions(relevance, JUDGES, seed=seed)

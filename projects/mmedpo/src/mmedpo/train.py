@@ -48,7 +48,7 @@ def run(
         base: what `model.backbone` names.
         folder: of this run; an unfinished one is continued.
         cache: not used; features of the model's own tower are kept in memory.
-        needs: folders of earlier arms by name; `start` where `objective.from_start` says so.
+        needs: folders of earlier arms by name: that of `start`, unless `objective.from_start` is false.
         keeps_model: also write the trained model to `folder/model`, for `predict` and `eval`.
         memory_advice: for the message where memory runs out.
 
