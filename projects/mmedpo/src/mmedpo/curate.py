@@ -103,7 +103,7 @@ def noised_images(
 
     An image on which the mask covers nothing has no copy.
     """
-    lesions = {sample.image: lesion(sample.record) for sample in asked}
+    lesions = {sample.image: mask for sample in asked if (mask := lesion(sample.record)) is not None}
     if not (rows := list(lesions)):
         return [], {}
     seeds = [seed_of(cfg.run.seed, split.case_ids[row], IMAGE) for row in rows]
