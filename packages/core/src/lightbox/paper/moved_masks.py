@@ -47,4 +47,4 @@ def mask_iou(a: np.ndarray, b: np.ndarray) -> float:
         True
     """
     union = np.count_nonzero(a | b)
-    return np.count_nonzero(a & b) / union if union else 0.0
+    return float(np.count_nonzero(a & b) / union) if union else 0.0
