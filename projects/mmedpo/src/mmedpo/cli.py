@@ -1,0 +1,7 @@
+"""MMedPO's entries: train, evaluate, predict, and `run_job` for claims."""
+
+from lightbox.paper.entries import Entries
+from mmedpo.config import check
+
+ENTRIES = Entries("mmedpo", check=check)
+train, evaluate, predict, run_job = ENTRIES.train, ENTRIES.evaluate, ENTRIES.predict, ENTRIES.run_job

@@ -1,0 +1,1 @@
+"""MMedPO's configuration files: `train`, and the groups `preset` and `tuned`."""

@@ -1,0 +1,152 @@
+"""Train one arm: questions -> weighted pairs -> learner on the start's weights -> scores. What every entry calls."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightbox.errors import RequestError
+from lightbox.paper.pair_learner import PairBatch, PairLearner, open_pairs
+from lightbox.paper.preference_pairs import Pair
+from lightbox.paper.pretrained import Pretrained, find_pretrained
+from lightbox.paper.samples import Split
+from lightbox.runs import folders
+from lightbox.train import processes
+from mmedpo import evaluate, relevance
+from mmedpo.config import MAPPED, START, Config
+from mmedpo.curate import Curated, curate
+from mmedpo.data import Asked, load_biased, load_splits, texts_of
+from mmedpo.localise import finding_maps
+from mmedpo.objective import answer_loss, pair_loss
+from mmedpo.scores import ScoreRow, pair_rows
+
+TRIVIAL = 0.95
+"""Share of pairs won before training above which there is next to nothing to learn from them."""
+
+
+def run(
+    cfg: Config,
+    base: Pretrained,
+    folder: Path,
+    *,
+    cache: Path,
+    needs: Mapping[str, Path],
+    keeps_model: bool,
+    memory_advice: Callable[[int], str] | None = None,
+) -> None:
+    """Run the arm that `cfg` describes and leave scores, history, examples and card in `folder`.
+
+    The arm `start` leaves its weights too, whoever asks: the other arms begin from them.
+
+    Args:
+        cfg: everything.
+        base: what `model.backbone` names.
+        folder: of this run; an unfinished one is continued.
+        cache: not used; features of the model's own tower are kept in memory.
+        needs: folders of earlier arms by name: that of `start`, unless `objective.from_start` is false.
+        keeps_model: also write the trained model to `folder/model`, for `predict` and `eval`.
+        memory_advice: for the message where memory runs out.
+
+    Raises:
+        RequestError: no start to begin from, and what data, pairs, loading and training refuse.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    train, scored = load_splits(cfg)
+    is_trained, is_start = cfg.objective.is_trained, cfg.objective.method == START
+    if is_trained and not is_start and cfg.objective.from_start:
+        base = started(needs)
+    learner = open_arm(with_own_steps(cfg), base)
+    facts: dict[str, Any] = {}
+    rows: list[ScoreRow] = []
+    if is_trained:
+        made = biased_answers(cfg) if is_start else curated(cfg, train)
+        pairs = [pair.record for pair in made.pairs]
+        scores = relevance.scored(np.array([p.relevance for p in pairs]), cfg.data.scorer, seed=cfg.run.seed)
+        weights = relevance.weights_of(scores, [p.kind for p in pairs], cfg.objective, seed=cfg.run.seed)
+        learner.weights = torch.from_numpy(weights).float()
+        learner.fit(made.pairs, made.split, folder, memory_advice=memory_advice)
+        if not is_start:
+            facts = pair_facts(learner, made)
+            rows = pair_rows(made.pairs, scores)
+    if not processes.is_main():
+        return
+    if not is_trained:
+        learner.describe(folder)
+    evaluate.evaluate(cfg, learner, scored, folder=folder, more_rows=rows)
+    if keeps_model or (is_start and is_trained):
+        learner.save(folder / folders.MODEL, {})
+    folders.add_to_card(folder, evaluate.beside_score(cfg, train, scored) | facts)
+    folders.drop_checkpoints(folder)
+
+
+def open_arm(cfg: Config, base: Pretrained) -> PairLearner:
+    """The model with the arm's loss; both answers of a pair are read where they are compared."""
+    sides = 2 if cfg.objective.is_preference else 1
+    return open_pairs(cfg, base, loss=partial(batch_loss, cfg), texts=texts_of, sides=sides)
+
+
+def started(needs: Mapping[str, Path]) -> Pretrained:
+    """The weights that the arm `start` left.
+
+    Raises:
+        RequestError: where its folder is not named, or holds no weights.
+    """
+    folder = needs.get(START)
+    if folder is None or not (folder / folders.MODEL).is_dir():
+        raise RequestError(
+            f"Arm 'start' is needed and its folder is '{folder or 'not given'}'",
+            "The other arms begin from the weights that it leaves",
+            "Run experiment=start first and name its folder as needs=[FOLDER], or set objective.from_start=false",
+        )
+    return find_pretrained(str(folder / folders.MODEL))
+
+
+def curated(cfg: Config, split: Split[Asked]) -> Curated:
+    """The arm's pairs; the localiser is asked only where it says what is noised."""
+    is_mapped = cfg.data.mask in MAPPED and cfg.data.pairs != "text"
+    return curate(cfg, split, finding_maps(split) if is_mapped else None)
+
+
+def biased_answers(cfg: Config) -> Curated:
+    """What the start learns: answers to questions whose text suggests most of them, as pairs without another side."""
+    split = load_biased(cfg)
+    records = [Pair(own.id, own.text, own.answer, "", kind="none") for own in (s.record for s in split.samples)]
+    return Curated([replace(s, record=own) for s, own in zip(split.samples, records, strict=True)], split)
+
+
+def with_own_steps(cfg: Config) -> Config:
+    """The configuration with the steps and the rate of the start, where it is the start that is trained."""
+    if cfg.objective.method != START:
+        return cfg
+    return replace(cfg, optim=replace(cfg.optim, max_steps=cfg.optim.start_steps, lr=cfg.optim.start_lr))
+
+
+def batch_loss(
+    cfg: Config, logps: Tensor, tokens: Tensor, batch: PairBatch
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """The arm's loss of a batch."""
+    own = cfg.objective
+    if not own.is_preference:
+        return answer_loss(logps, tokens)
+    numbers = {"beta": own.beta, "smoothing": own.smoothing, "margin": own.margin}
+    return pair_loss(logps, tokens, batch.reference, batch.weights, own.method, **numbers)
+
+
+def pair_facts(learner: PairLearner, made: Curated) -> dict[str, object]:
+    """What a run's card says of its pairs: how many, and the share that was won before the first step, by grade."""
+    counts = {kind: sum(pair.record.kind == kind for pair in made.pairs) for kind in ("text", "image")}
+    if learner.reference is None:
+        return {"pairs": counts}
+    won = (learner.reference[0] > learner.reference[1]).tolist()
+    by_grade: dict[str, list[bool]] = {"all": won}
+    for pair, own in zip(made.pairs, won, strict=True):
+        by_grade.setdefault(f"{pair.record.kind}, {pair.record.grade}", []).append(own)
+    shares = {grade: sum(own) / len(own) for grade, own in by_grade.items()}
+    warning = f"{shares['all']:.1%} of them were won before training, so the run teaches little"
+    said = {"pairs are trivial": warning} if shares["all"] > TRIVIAL else {}
+    return {"pairs": counts, "won before training": shares, **said}

@@ -1,0 +1,177 @@
+"""Arms end to end on random weights: what the start leaves, what the others begin from, what a pair's rows give."""
+
+import math
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from lightbox import phantom
+from lightbox.errors import RequestError
+from lightbox.paper.pretrained import find_pretrained
+from lightbox.runs import folders
+from mmedpo import evaluate, train
+from mmedpo.cli import ENTRIES
+from mmedpo.config import resolve
+from mmedpo.curate import curate
+from mmedpo.data import load_splits
+from mmedpo.scores import PAIRS
+
+
+@pytest.fixture(scope="module")
+def sizes(llava_folder):
+    return ["preset=smoke", f"model.backbone={llava_folder}", "eval.report_tokens=4"]
+
+
+@pytest.fixture(scope="module")
+def start(sizes, tmp_path_factory):
+    out = tmp_path_factory.mktemp("start")
+    return ENTRIES.run_once([*sizes, f"run.out={out}", "experiment=start"], "train")
+
+
+@pytest.fixture(scope="module")
+def tuned(sizes, start, tmp_path_factory):
+    out = tmp_path_factory.mktemp("tuned")
+    return ENTRIES.run_once([*sizes, f"run.out={out}", "experiment=mmedpo", f"needs=[{start}]"], "train")
+
+
+def weights_in(folder):
+    return load_file(folder / folders.MODEL / "model.safetensors")
+
+
+def moved(before, after):
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+def test_an_arm_begins_from_what_the_start_left_and_the_tower_stays(start, tuned, llava_folder):
+    shipped = load_file(llava_folder / "model.safetensors")
+    for before, after in ((shipped, weights_in(start)), (weights_in(start), weights_in(tuned))):
+        names = moved(before, after)
+        assert [name for name in names if "projector" in name]
+        assert [name for name in names if "vision_tower" in name] == []
+    # two steps move a weight by twice the rate at most, from the start's weights and not from the shipped ones
+    rate = resolve(["preset=smoke", "experiment=mmedpo", "run.seed=0"]).optim.lr
+    gaps = [
+        (weights_in(tuned)[n] - weights_in(start)[n]).abs().max() for n in moved(weights_in(start), weights_in(tuned))
+    ]
+    assert max(gaps) < 3 * rate
+
+
+def test_a_job_of_a_claim_leaves_the_weights_of_the_start_and_of_no_other(sizes, tmp_path):
+    common = [*sizes, "run.seed=1"]
+    ENTRIES.run_job(tmp_path / "jobs" / "a", [*common, "experiment=start"], {})
+    needs = {"start": tmp_path / "jobs" / "a"}
+    ENTRIES.run_job(tmp_path / "jobs" / "b", [*common, "experiment=sft"], needs)
+    left = {name: (tmp_path / "jobs" / name / folders.MODEL).is_dir() for name in ("a", "b")}
+    assert left == {"a": True, "b": False}
+
+
+def test_without_a_start_there_is_nothing_to_begin_from(sizes, tmp_path):
+    with pytest.raises(RequestError, match=r"needs=\[FOLDER\]"):
+        ENTRIES.run_once([*sizes, f"run.out={tmp_path}", "experiment=dpo"], "train")
+    alone = ["experiment=dpo", "objective.from_start=false", f"run.out={tmp_path}"]
+    assert folders.read_scores(ENTRIES.run_once([*sizes, *alone], "train")).num_rows
+
+
+def test_a_run_scores_items_and_pairs(tuned):
+    table = folders.read_scores(tuned).to_pylist()
+    assert {row["condition"] for row in table} == {"image", "blank", "shuffled", PAIRS}
+    shown = [row for row in table if row["condition"] == "image"]
+    assert len(shown) == 20
+    assert all((row["correct"] is None) == (row["kind"] == "report") for row in shown)
+    assert all((row["fact_f1"] is None) == (row["kind"] != "report") for row in shown)
+    assert any(row["sensitivity_in"] is not None for row in shown)
+    assert all(row["score_error"] == 0 for row in table if row["condition"] == PAIRS)  # the scorer knows the truth
+    card = folders.read_card(tuned)
+    assert card["pairs"]["text"] == card["pairs"]["image"] > 0
+    assert 0 <= card["won before training"]["all"] <= 1
+
+
+def test_a_prediction_stands_beside_what_was_said_before(tuned, tmp_path):
+    path = tmp_path / "chest.png"
+    Image.fromarray(phantom.draw_cases(phantom.seed_range("development", 0, 1))[0].images[0]).save(path)
+    said = ENTRIES.predict(image=path, question="is there a nodule ?", run=tuned, out=tmp_path / "shown.png")
+    assert {"answer", "answer to noise", "answer of the start", "answer of the shipped weights"} <= said.keys()
+    assert (tmp_path / "shown.png").is_file()
+
+
+@pytest.fixture(scope="module")
+def opened(sizes, llava_folder):
+    cfg = resolve([*sizes, "experiment=mmedpo", "run.seed=2"])
+    made = curate(cfg, load_splits(cfg)[0])
+    learner = train.open_arm(cfg, find_pretrained(str(llava_folder)))
+    learner.weights = torch.linspace(0.75, 1.25, len(made.pairs))
+    learner.patches = learner.encode(made.split)
+    learner.reference = learner.log_probs(made.pairs, made.split)
+    return cfg, made, learner
+
+
+def test_rows_of_a_batch_are_what_each_answer_gives_alone_from_its_pixels(opened):
+    _, made, learner = opened
+    for side, answer in enumerate(("chosen", "rejected")):
+        said = [
+            (pair.record.prompt, getattr(pair.record, answer), (pair.image, pair.record.rejected_image)[side])
+            for pair in made.pairs
+        ]
+        alone = torch.tensor([learner.said_logps([own], made.split)[0] for own in said])
+        torch.testing.assert_close(learner.reference[side], alone, rtol=1e-4, atol=1e-4)
+
+
+def test_the_first_loss_is_the_mean_weight_times_log_2(opened):
+    cfg, made, learner = opened
+    batch = learner.collate(made.pairs, made.split)([5, 0, 11, 3])
+    with torch.no_grad():
+        logps, tokens = learner.answer_logps(learner.backbone, batch)
+    loss, pairs, _ = train.batch_loss(cfg, logps, tokens, batch)
+    assert float(loss / pairs) == pytest.approx(float(batch.weights.mean()) * math.log(2), rel=1e-5)
+
+
+def test_an_image_of_a_pair_is_projected_once(opened):
+    _, made, learner = opened
+    kinds = {}
+    for place, pair in enumerate(made.pairs):
+        kinds.setdefault(pair.record.kind, place)
+    batch_of = learner.collate(made.pairs, made.split)
+    assert len(batch_of([kinds["text"]]).patches) == 1
+    assert len(batch_of([kinds["image"]]).patches) == 2
+
+
+def test_a_trained_tower_gives_the_same_rows_from_pixels(opened, sizes, llava_folder):
+    _, made, kept = opened
+    cfg = resolve([*sizes, "experiment=mmedpo", "run.seed=2", "model.freezes_tower=false"])
+    learner = train.open_arm(cfg, find_pretrained(str(llava_folder)))
+    batch = learner.collate(made.pairs, made.split)([0, 1, 2])
+    assert batch.patches is None
+    with torch.no_grad():
+        logps, _ = learner.answer_logps(learner.backbone, batch)
+    torch.testing.assert_close(logps, kept.reference[:, [0, 1, 2]], rtol=1e-4, atol=1e-4)
+    assert all(weight.requires_grad for weight in learner.backbone.model.parameters())
+
+
+def test_trivial_pairs_are_said_to_be_trivial(opened):
+    _, made, learner = opened
+    former = learner.reference
+    try:
+        learner.reference = torch.stack([torch.zeros(len(made.pairs)), -torch.ones(len(made.pairs))])
+        assert "pairs are trivial" in train.pair_facts(learner, made)
+        learner.reference = learner.reference.flip(0)
+        assert "pairs are trivial" not in train.pair_facts(learner, made)
+    finally:
+        learner.reference = former
+
+
+def test_baselines_need_no_weights(tmp_path):
+    for arm in ("majority", "question_only"):
+        folder = ENTRIES.run_once([f"run.out={tmp_path}", "preset=smoke", f"experiment={arm}"], "train")
+        assert folders.read_scores(folder).num_rows == 20
+
+
+def test_sensitivity_is_zero_where_noise_changes_nothing(opened, monkeypatch):
+    cfg, _, learner = opened
+    scored = load_splits(cfg)[1]
+    usual = evaluate.sensitivity(cfg, learner, scored)
+    assert any(row and row["sensitivity_in"] != 0 for row in usual)
+    monkeypatch.setattr(evaluate.noise, "noised", lambda images, *_: images)
+    for row in evaluate.sensitivity(cfg, learner, scored):
+        assert all(abs(value) < 1e-4 for value in row.values())
