@@ -59,7 +59,9 @@ def usual_places(cfg: Config) -> np.ndarray:
     """How often training images have a lesion at each pixel, float32 h w in [0, 1], 1 where most have."""
     seeds = phantom.seed_range("train", cfg.run.seed, MAP_IMAGES)
     cases = phantom.draw_cases(seeds, _world(cfg), questions_per_case=0)
-    counts = np.sum([finding.mask for case in cases for finding in case.findings], axis=0, dtype=np.float32)
+    counts = np.sum(  # pyright: ignore[reportCallIssue]
+        [finding.mask for case in cases for finding in case.findings], axis=0, dtype=np.float32
+    )
     return counts / counts.max()
 
 
