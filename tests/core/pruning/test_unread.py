@@ -7,7 +7,7 @@ from lightbox.backbones import vision
 from lightbox.pruning.pipeline import prune
 
 
-def tower_of(plain):
+def vision_part(plain):
     return plain.model.get_submodule("model.vision_tower" if "llava" in plain.name else "model.visual")
 
 
@@ -20,7 +20,7 @@ def pixels_of(plain):
 def norms(request, plain_models):
     """The model, and how often each layer of its tower ran, counted by what is inside of them."""
     plain = plain_models(request.param)
-    blocks = vision.blocks_of(tower_of(plain))
+    blocks = vision.blocks_of(vision_part(plain))
     counts = [0] * len(blocks)
     handles = []
     for place, block in enumerate(blocks):
