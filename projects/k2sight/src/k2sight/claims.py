@@ -333,7 +333,7 @@ def _on_real(claim_id: str, arms: Sequence[str], *, smears: str, min_items: int,
         budget="",
         min_items=min_items,
         caveats=(
-            "Photographs of one public set, made small, and a tiny model trained on them: this says that boxes are "
+            "Photographs of one public set, made small, and a tiny model trained on them: this says whether boxes are "
             "learnt from real pixels, and nothing about clinical use.",
             "Each rival draws one box, where most images show many red cells, so that much of the difference is in "
             "drawing more than one; AP and the mean best overlap stand beside it.",
