@@ -351,7 +351,7 @@ _T5 = _claim(
         _beside("Explanation: 0 - 50 % corrupted", "explanation", "explanation_corrupt50"),
         _beside("Reasoning: 0 - 50 % corrupted", "reasoning", "reasoning_corrupt50"),
     ),
-    gate=_gate(*(corruption_arm(order, pct) for order in ("explanation", "reasoning") for pct in CORRUPTION_PCT)),
+    gate=_gate(*(corruption_arm("explanation", pct) for pct in CORRUPTION_PCT)),
     note="Corruption swaps side, zone or finding in the rationale and leaves the answer; shares are of all items, and "
     "threshold rationales state none of these. Prediction before the run: a steeper fall for Reasoning, whose answer "
     "is read off its rationale.",
