@@ -36,6 +36,10 @@ _ADDRESS = re.compile(rf"(https?)://({_HOST})(?::\d{{1,5}})?(?:/[\w.~@%+:-]*)*",
 _KEY = re.compile(r"[!#-\[\]-~]{8,}")
 
 
+class UnreachableError(RequestError):
+    """The server of a model cannot be reached; it may run later, so who can wait may ask again."""
+
+
 @dataclass(frozen=True)
 class ChatModel:
     """A model behind an address and how it is asked. The key is not in here: `ask` takes it from LIGHTBOX_CHAT_KEY.
@@ -99,7 +103,8 @@ def ask(chat: ChatModel, messages: Sequence[Mapping[str, str]], *, datasets: Col
 
     Raises:
         RequestError: a data set without a card, or one that may not leave this machine; a kept answer that was cut or
-            edited; a malformed key; a request that the server refuses; a server that cannot be reached.
+            edited; a malformed key; a request that the server refuses.
+        UnreachableError: a server that cannot be reached; a RequestError.
         WorkError: a server that is late, busy or broken, or that answers without text or with a cut one.
     """
     for name in datasets:
@@ -174,7 +179,7 @@ def _fetch(chat: ChatModel, url: str, body: Mapping[str, Any]) -> str:
             raise WorkError(given, why, "Raise timeout_s, or ask a smaller model") from None
         except requests.RequestException as err:  # its text is scrubbed, so it is not chained
             why = f"It cannot be reached: {_short(str(err).rpartition('Caused by ')[2], key)}"
-            raise RequestError(given, why, "Check the address and that the server runs") from None
+            raise UnreachableError(given, why, "Check the address and that the server runs") from None
     reply.encoding = "utf-8"
     if reply.status_code != 200:
         kind = WorkError if reply.status_code in _RETRIED else RequestError
