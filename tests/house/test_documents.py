@@ -73,6 +73,8 @@ def check_command(words):
         if names[:1] == ["reproduce"]:
             papers = load_papers(params.get("papers") or [])
             choose_claims(papers, [part for part in ",".join(params.get("claims") or ()).split(",") if part])
+    elif words[0] == "python" and words[1:2] == ["-m"] and "." in words[2]:
+        parse_words(get_command(importlib.import_module(f"{words[2]}.__main__").app), words[2:])
     elif words[0] == "python" and words[1:2] == ["-m"]:
         check_overrides(packages[words[2]], words[3], words[4:])
     elif words[:2] == ["accelerate", "launch"]:
@@ -185,6 +187,7 @@ def test_every_published_verdict_has_runs_and_every_run_a_row(root):
         ("lightbox reproduce medthink --claims T99", "T99"),
         ("lightbox train medthink optim.lrr=1", "optim.lrr"),
         ("python -m medthink train preset=huge", "preset=huge"),
+        ("python -m mmedpo.curation --source phantom --modell tiny/llava", "No such option: --modell"),
         ("medthink-train optim.lrr=1", "optim.lrr"),
         ("python -m medthink train --multirun preset=smoke optim.lrr=1,2", "optim.lrr"),
         ("python -m medthink train -m preset=smoke hydra/launcher=slurm", "hydra/launcher=slurm"),
