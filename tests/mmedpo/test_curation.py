@@ -266,7 +266,7 @@ def test_judges_who_do_not_listen_settle_as_the_debate_of_training_does():
         discuss({str(place): lambda heard, own=own: own for place, own in enumerate(column.tolist())})["score"]
         for column in opinions.T
     ]
-    assert np.allclose(settled, relevance.debate(opinions), atol=1e-12)
+    assert np.allclose(settled, relevance.debate(opinions), atol=1e-6)
 
 
 def test_a_judge_hears_the_score_before_and_may_come_round():
@@ -386,8 +386,9 @@ def test_a_model_picks_an_answer_or_writes_one(tmp_path, endpoint, reply, reject
 @pytest.mark.parametrize(
     ("reply", "why"),
     [
-        ({"choice": 3, "written": ""}, "not a number from 0 to 2"),
-        ({"choice": True, "written": ""}, "not a number from 0 to 2"),
+        ({"choice": 4, "written": ""}, "choice is 4, not one of 0, 1, 2"),
+        ({"choice": 3, "written": ""}, "choice is 3, not one of 0, 1, 2"),  # that sample is empty
+        ({"choice": True, "written": ""}, "not one of 0, 1, 2"),
         ({"written": "mass"}, "choice is None"),
         ({"choice": 0, "written": 5}, "written is no text"),
         ({"choice": 0, "written": " . "}, "has no words"),
@@ -400,9 +401,7 @@ def test_what_a_model_may_not_reject_is_refused(tmp_path, endpoint, reply, why):
     endpoint.answers(json.dumps(reply))
     picker = ModelPicker(ChatModel(endpoint.url, "m"), ["phantom"], tmp_path)
     with pytest.raises(WorkError, match=why):
-        picker.pick(
-            "what is seen ?", "nodule", ["a nodule", "mass"] if reply.get("choice") != 1 else ["nodule", "mass"]
-        )
+        picker.pick("what is seen ?", "nodule", ["nodule", "mass", ""])
 
 
 @pytest.mark.parametrize(("text", "why"), [(None, "That is the preferred one too"), ("a\0b", "holds a NUL")])
@@ -427,6 +426,7 @@ def test_a_picker_that_rejects_the_truth_or_no_text_makes_no_pair(tmp_path, subj
         (["--judge", "m:secret"], "none of the form MODEL@URL"),
         (["--judge", "m@https://me:secret@models.example/v1"], "none of the form https"),
         (["--judge", "m@https://a.example/v1", "--judge", "n@https://b.example/v1"], "a.example, b.example"),
+        (["--judge", "m@https://a.example/v1", "--judge", "m@https://a.example/v1"], "would agree with itself"),
         (["--model", "tiny/t5"], "sees no image"),
         (["--model", "tiny/none"], "tiny/none"),
         (["--step", "1000"], "Noise step 1000"),

@@ -87,7 +87,7 @@ class ModelPicker:
         Raises:
             RequestError, WorkError: as `ask_json`.
         """
-        numbered = {str(number): text for number, text in enumerate(answers, start=1)}
+        numbered = {str(number): text for number, text in enumerate(answers, start=1) if words_of(text)}
         asked = json.dumps({"question": question, "true answer": truth, "answers": numbered}, ensure_ascii=False)
         messages = [{"role": "system", "content": PROMPT}, {"role": "user", "content": asked}]
 
@@ -129,8 +129,9 @@ def word_f1(answer: str, truth: str) -> float:
 
 def _chosen(fields: Mapping[str, Any], truth: str, answers: Sequence[str]) -> Result:
     choice, written = fields.get("choice"), fields.get("written", "")
-    if not isinstance(choice, int) or isinstance(choice, bool) or not 0 <= choice <= len(answers):
-        raise ValueError(f"choice is {choice!r:.40}, not a number from 0 to {len(answers)}")
+    numbers = [0, *(number for number, text in enumerate(answers, start=1) if words_of(text))]
+    if not isinstance(choice, int) or isinstance(choice, bool) or choice not in numbers:
+        raise ValueError(f"choice is {choice!r:.40}, not one of {', '.join(map(str, numbers))}")
     if not isinstance(written, str):
         raise ValueError("written is no text")
     text = " ".join((answers[choice - 1] if choice else written).split())

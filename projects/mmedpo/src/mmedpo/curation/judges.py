@@ -11,12 +11,12 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
-
-import numpy as np
 
 from lightbox.chat import ChatModel
 from lightbox.chat_json import ask_json, deciding
+from lightbox.errors import RequestError
 from lightbox.paper.stages import Result
 from mmedpo.relevance import AGREED, ROUNDS
 
@@ -37,11 +37,19 @@ class Panel:
         chats: the models, at least one.
         datasets: names of the data sets that questions are from, see `chat.ask`.
         cache: folder of their answers.
+
+    Raises:
+        RequestError: a judge who sits there twice.
     """
 
     chats: Sequence[ChatModel]
     datasets: Collection[str]
     cache: Path
+
+    def __post_init__(self) -> None:
+        names = [(chat.url, chat.model) for chat in self.chats]
+        if twice := [model for place, (url, model) in enumerate(names) if (url, model) in names[:place]]:
+            raise RequestError(f"Judge '{twice[0]}' twice", "It would agree with itself", "Name each judge once")
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -84,7 +92,7 @@ def discuss(judges: Mapping[str, Opinion]) -> Result:
             said.append(turn)
         if len({turn["said"] for turn in said[-len(judges) :]}) == 1:
             return {"score": heard, "agreed": True, "said": said}
-    return {"score": float(np.mean([turn["said"] for turn in said])), "agreed": False, "said": said}
+    return {"score": round(fmean(turn["said"] for turn in said), 6), "agreed": False, "said": said}
 
 
 def _score(fields: Mapping[str, Any]) -> float:

@@ -45,8 +45,8 @@ def curate_set(plan: Plan, subjects: Sequence[Subject]) -> Summary:
         subjects: questions; ids occur once.
 
     Raises:
-        RequestError: pairs of another model in `plan.out`, another process in it, and what concerns every item, such as a
-            key that an endpoint refuses.
+        RequestError: pairs of another model in `plan.out`, another process in it, and what concerns every item, such
+            as a key that an endpoint refuses.
     """
     with only_writer(plan.out):
         check_folder(plan)
