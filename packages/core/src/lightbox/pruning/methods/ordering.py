@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -85,11 +86,13 @@ def patch_cells(grid: TokenGrid, count: int) -> tuple[Int[Tensor, " p"], Int[Ten
                 cell_of[places[start:end]] = len(middles)
                 middles.append(int(places[(start + end - 1) // 2]))
             continue
-        places = torch.empty(rows, columns, dtype=torch.long)
-        places[grid.row[here], grid.column[here]] = here.nonzero().flatten()
+        # in numpy: a cell at a time, tensors of a few numbers would cost more than the methods do
+        places, labels = np.empty((rows, columns), dtype=np.int64), np.empty((rows, columns), dtype=np.int64)
+        places[grid.row[here].numpy(), grid.column[here].numpy()] = here.nonzero().flatten().numpy()
         for (top, bottom), (left, right) in cells(rows, columns, own):
-            cell_of[places[top:bottom, left:right].flatten()] = len(middles)
+            labels[top:bottom, left:right] = len(middles)
             middles.append(int(places[(top + bottom - 1) // 2, (left + right - 1) // 2]))
+        cell_of[torch.from_numpy(places)] = torch.from_numpy(labels)
     order = torch.tensor(middles).argsort()
     rank = torch.empty_like(order)
     rank[order] = torch.arange(len(order))
