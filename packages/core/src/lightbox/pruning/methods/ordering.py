@@ -1,6 +1,7 @@
 """What methods share: the best of each image, even places on a grid, and mixing one into the other."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -86,17 +87,28 @@ def patch_cells(grid: TokenGrid, count: int) -> tuple[Int[Tensor, " p"], Int[Ten
                 cell_of[places[start:end]] = len(middles)
                 middles.append(int(places[(start + end - 1) // 2]))
             continue
-        # in numpy: a cell at a time, tensors of a few numbers would cost more than the methods do
-        places, labels = np.empty((rows, columns), dtype=np.int64), np.empty((rows, columns), dtype=np.int64)
-        places[grid.row[here].numpy(), grid.column[here].numpy()] = here.nonzero().flatten().numpy()
-        for (top, bottom), (left, right) in cells(rows, columns, own):
-            labels[top:bottom, left:right] = len(middles)
-            middles.append(int(places[(top + bottom - 1) // 2, (left + right - 1) // 2]))
-        cell_of[torch.from_numpy(places)] = torch.from_numpy(labels)
+        places = torch.empty(rows, columns, dtype=torch.long)
+        places[grid.row[here], grid.column[here]] = here.nonzero().flatten()
+        labels, row, column = _plane_cells(rows, columns, own)
+        cell_of[places] = labels + len(middles)
+        middles += places[row, column].tolist()
     order = torch.tensor(middles).argsort()
     rank = torch.empty_like(order)
     rank[order] = torch.arange(len(order))
     return torch.where(cell_of >= 0, rank[cell_of], -1), torch.tensor(middles)[order]
+
+
+@lru_cache(maxsize=1024)
+def _plane_cells(rows: int, columns: int, count: int) -> tuple[Int[Tensor, "h w"], Tensor, Tensor]:
+    """The cell of each place of a plane, and row and column of each cell's middle; kept, images being of few sizes."""
+    # in numpy: a cell at a time, tensors of a few numbers would cost more than the methods do
+    labels = np.empty((rows, columns), dtype=np.int64)
+    middles = []
+    for cell, ((top, bottom), (left, right)) in enumerate(cells(rows, columns, count)):
+        labels[top:bottom, left:right] = cell
+        middles.append(((top + bottom - 1) // 2, (left + right - 1) // 2))
+    row, column = torch.tensor(middles).T
+    return torch.from_numpy(labels), row, column
 
 
 def with_floor(

@@ -108,8 +108,7 @@ def asking(cfg: Config, backbone: Backbone, split: Split[Asked]) -> Iterator[Ask
     views, blind = see(cfg, backbone, split), blind_map(cfg)
     with pruned(backbone, cfg.pruning, seed=cfg.run.seed, map_of=blind) as handle:
         if cfg.pruning.method in READ_A_MAP:
-            own = blind is None
-            views = with_own_maps(views, backbone, at_once=cfg.eval.batch_size) if own else with_one_map(views, blind)
+            views = with_own_maps(views, backbone) if blind is None else with_one_map(views, blind)
         if handle is not None:
             show(handle, views)
         yield partial(say, cfg, backbone, views, handle)

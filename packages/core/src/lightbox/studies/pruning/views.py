@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float
@@ -33,11 +34,12 @@ from lightbox.studies.pruning.data import Asked
 
 NEEDS = frozenset({"attention", "early_attention", "metric"})
 """What some policy asks of the tower, finding maps apart."""
+ENCODED_AT_ONCE = 20
 MOST_BYTES = 2**29
 """Of outputs of earlier jobs in memory."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Views:
     """The images of a split and, last, the blank one; an entry an image.
 
@@ -58,22 +60,23 @@ class Views:
 
 
 _kept: dict[str, Views] = {}
+_kept_maps: WeakKeyDictionary[Views, Views] = WeakKeyDictionary()
 
 
 def see(cfg: Config, backbone: Backbone, split: Split[Asked]) -> Views:
     """Run the tower on each image of a split and on the blank one, unless this process has done so.
 
     Args:
-        cfg: how images are shown; `eval.batch_size` of them are encoded at once.
+        cfg: how images are shown.
         backbone: of family llava, in evaluation.
         split: the images.
     """
-    name = digest([split.digest(), _tower_digest(backbone), str(backbone.device), cfg.model, cfg.eval.batch_size])
+    name = digest([split.digest(), _tower_digest(backbone), backbone.name, str(backbone.device), cfg.model])
     if name not in _kept:
         while sum(views.nbytes for views in _kept.values()) > MOST_BYTES:
             del _kept[next(iter(_kept))]
         pictures = Pictures(split, range(len(split.images) + 1), image_px=cfg.model.image_px)
-        _kept[name] = _encode(backbone, pictures, cfg.eval.batch_size)
+        _kept[name] = _encode(backbone, pictures)
     return _kept[name]
 
 
@@ -82,20 +85,22 @@ def forget() -> None:
     _kept.clear()
 
 
-def with_own_maps(views: Views, backbone: Backbone, *, at_once: int) -> Views:
-    """The views with the finding map that the head beside the weights reads off the tower.
+def with_own_maps(views: Views, backbone: Backbone) -> Views:
+    """The views with the finding map that the head beside the weights reads off the tower; made once for some views.
 
     Raises:
         RequestError: weights without a head.
     """
-    head = load_head(backbone.name).to(backbone.device)
-    records: list[ImageRecord] = []
-    for start in range(0, len(views.states), at_once):
-        here = slice(start, start + at_once)
-        with torch.no_grad():
-            maps = head(torch.stack(views.states[here]).float())
-        records += [_with_map(record, own) for record, own in zip(views.records[here], maps, strict=True)]
-    return replace(views, records=records)
+    if views not in _kept_maps:
+        head = load_head(backbone.name).to(backbone.device)
+        records: list[ImageRecord] = []
+        for start in range(0, len(views.states), ENCODED_AT_ONCE):
+            here = slice(start, start + ENCODED_AT_ONCE)
+            with torch.no_grad():
+                maps = head(torch.stack(views.states[here]).float())
+            records += [_with_map(record, own) for record, own in zip(views.records[here], maps, strict=True)]
+        _kept_maps[views] = replace(views, records=records)
+    return _kept_maps[views]
 
 
 def with_one_map(views: Views, map_of: Callable[[ImageInputs], Sequence[Tensor]]) -> Views:
@@ -119,18 +124,24 @@ def rows_about(backbone: Backbone, features: Sequence[Float[Tensor, "p d"]], pro
         prompts: without template.
     """
     # rows depend on the number of an image's tokens alone, so one picture stands for all while they are written
-    stand_in = Image.new("L", (1, 1))
-    conversations = conversations_of([stand_in] * len(prompts), prompts, None)
+    stand_in, distinct = Image.new("L", (1, 1)), list(dict.fromkeys(prompts))
+    conversations = conversations_of([stand_in] * len(distinct), distinct, None)
     batch = backbone.prepare_conversations(conversations, max_tokens=UNLIMITED, padding="left", features=[features[0]])
-    return replace(batch, shared=SharedImages({}, list(range(len(features))), list(features)))
+    row_of = [distinct.index(prompt) for prompt in prompts]
+    return replace(
+        batch,
+        inputs={name: rows[row_of] for name, rows in batch.inputs.items()},
+        conversations=[batch.conversations[row] for row in row_of],
+        shared=SharedImages({}, list(range(len(features))), list(features)),
+    )
 
 
 @torch.no_grad()
-def _encode(backbone: Backbone, pictures: Pictures, at_once: int) -> Views:
+def _encode(backbone: Backbone, pictures: Pictures) -> Views:
     layout = LAYOUTS[backbone.family.name](backbone.core, backbone.family.vision)
     views = Views()
-    for start in range(0, len(pictures), at_once):
-        images = backbone.read_images(list(pictures[start : start + at_once]))
+    for start in range(0, len(pictures), ENCODED_AT_ONCE):
+        images = backbone.read_images(list(pictures[start : start + ENCODED_AT_ONCE]))
         inputs = {name: value.to(backbone.device) for name, value in images.items()}
         with taps_of(layout, layers_for(layout, NEEDS, inputs)) as taps:
             output: Any = backbone.core.get_image_features(**inputs, return_dict=True)
