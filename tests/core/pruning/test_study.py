@@ -228,7 +228,7 @@ def test_each_image_is_encoded_once_for_all_prompts_conditions_and_policies(back
     encoded = []
     tower = backbone.part(backbone.family.vision)
     tower.register_forward_pre_hook(
-        lambda _module, _args, given: encoded.append(len(given["pixel_values"])), with_kwargs=True
+        lambda _module, args, given: encoded.append(len(args[0] if args else given["pixel_values"])), with_kwargs=True
     )
     forget()
     for name in ("unpruned", "lesion_safe", "finding_topk", "hired", "lesion_safe_5"):

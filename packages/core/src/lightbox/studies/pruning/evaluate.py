@@ -123,16 +123,18 @@ def say(
     prompts: Sequence[str],
     longest: int,
 ) -> list[Seen]:
-    """See `Ask`; `handle` is the block that prunes, None where nothing does."""
-    seen: list[Seen] = []
-    for start in range(0, len(prompts), cfg.eval.batch_size):
-        here = slice(start, start + cfg.eval.batch_size)
-        batch = rows_about(backbone, [views.features[row] for row in images[here]], prompts[here])
+    """See `Ask`; `handle` is the block that prunes, None where nothing does. The same is not asked twice."""
+    asked = list(zip(images, prompts, strict=True))
+    distinct = list(dict.fromkeys(asked))
+    seen: dict[tuple[int, str], Seen] = {}
+    for start in range(0, len(distinct), cfg.eval.batch_size):
+        here = distinct[start : start + cfg.eval.batch_size]
+        batch = rows_about(backbone, [views.features[row] for row, _ in here], [prompt for _, prompt in here])
         texts = backbone.generate(batch, max_new_tokens=longest).texts
         # the report is of the last call, and this was one
         kept = [None] * len(texts) if handle is None else [planes[0] for planes in handle.report().kept]
-        seen += [Seen(text.strip(), keep) for text, keep in zip(texts, kept, strict=True)]
-    return seen
+        seen |= {one: Seen(text.strip(), keep) for one, text, keep in zip(here, texts, kept, strict=True)}
+    return [seen[one] for one in asked]
 
 
 def blind_map(cfg: Config) -> Callable[[ImageInputs], list[Tensor]] | None:

@@ -35,7 +35,7 @@ from lightbox.studies.pruning.data import Asked
 NEEDS = frozenset({"attention", "early_attention", "metric"})
 """What some policy asks of the tower, finding maps apart."""
 ENCODED_AT_ONCE = 20
-MOST_BYTES = 2**29
+MOST_BYTES = 2**28
 """Of outputs of earlier jobs in memory."""
 
 
