@@ -192,19 +192,23 @@ def few_images():
     return load_split(config("data.n_test=3"))
 
 
-def arm(name: str, *more: str) -> Config:
+def config_of_arm(name: str, *more: str) -> Config:
     return config("data.n_test=3", f"experiment={name}", *PAPER.arms[name].overrides, *more)
 
 
-def answers(cfg: Config, backbone, split, rows) -> list[Seen]:
+def said_under(cfg: Config, backbone, split, rows) -> list[Seen]:
     prompts = [split.samples[row % len(split.samples)].record.prompt for row in rows]
     with asking(cfg, backbone, split) as asked:
         return asked(rows, prompts, 12)
 
 
 def test_a_budget_of_all_tokens_says_what_the_model_says(backbone, few_images):
-    whole, all_of_it, fifth = arm("unpruned"), arm("lesion_safe", "pruning.budget=1.0"), arm("lesion_safe")
-    plain, full, few = (answers(cfg, backbone, few_images, [0, 1, 2]) for cfg in (whole, all_of_it, fifth))
+    whole, all_of_it, fifth = (
+        config_of_arm("unpruned"),
+        config_of_arm("lesion_safe", "pruning.budget=1.0"),
+        config_of_arm("lesion_safe"),
+    )
+    plain, full, few = (said_under(cfg, backbone, few_images, [0, 1, 2]) for cfg in (whole, all_of_it, fifth))
     assert [one.text for one in plain] == [one.text for one in full]
     assert [int(one.kept.sum()) for one in full] == [576] * 3
     assert [int(one.kept.sum()) for one in few] == [115] * 3
@@ -212,13 +216,13 @@ def test_a_budget_of_all_tokens_says_what_the_model_says(backbone, few_images):
 
 @pytest.mark.parametrize("name", ["unpruned", "lesion_safe", "finding_topk_grid", "usual_places", "hired", "avg_pool"])
 def test_answers_are_those_of_a_model_that_runs_its_tower_for_every_prompt(backbone, few_images, name):
-    cfg, rows = arm(name), [2, 0, 3, 3, 1]  # one past the last is the blank image
+    cfg, rows = config_of_arm(name), [2, 0, 3, 3, 1]  # one past the last is the blank image
     prompts = [few_images.samples[row % 3].record.prompt for row in rows]
     with pruned(backbone, cfg.pruning, seed=cfg.run.seed, map_of=blind_map(cfg)) as handle:
         pictures = Pictures(few_images, rows, image_px=cfg.model.image_px)
         expected = backbone.answer(pictures, prompts, max_new_tokens=12)
         kept = None if handle is None else [planes[0] for planes in handle.report().kept]
-    seen = answers(cfg, backbone, few_images, rows)
+    seen = said_under(cfg, backbone, few_images, rows)
     assert [one.text for one in seen] == expected
     if kept is not None:
         assert all(torch.equal(one.kept, own) for one, own in zip(seen, kept, strict=True))
@@ -234,16 +238,16 @@ def test_each_image_is_encoded_once_for_all_prompts_conditions_and_policies(back
     for name in ("unpruned", "lesion_safe", "finding_topk", "hired", "lesion_safe_5"):
         folder = tmp_path / name
         folder.mkdir()
-        table = scoring.evaluate(arm(name), backbone, few_images, folder=folder)
+        table = scoring.evaluate(config_of_arm(name), backbone, few_images, folder=folder)
         assert table.num_rows > 3
         assert sum(encoded) == 4, name  # the blank one too
 
 
 def test_other_images_and_other_weights_are_encoded_anew(backbone, few_images):
-    cfg = arm("unpruned")
+    cfg = config_of_arm("unpruned")
     first = see(cfg, backbone, few_images)
-    assert see(arm("lesion_safe"), backbone, few_images) is first
-    other = load_split(arm("unpruned_marker"))
+    assert see(config_of_arm("lesion_safe"), backbone, few_images) is first
+    other = load_split(config_of_arm("unpruned_marker"))
     assert not torch.equal(see(cfg, backbone, other).features[0], first.features[0])
     with torch.no_grad():
         next(backbone.part(backbone.family.projector).parameters()).mul_(2)
@@ -253,7 +257,7 @@ def test_other_images_and_other_weights_are_encoded_anew(backbone, few_images):
 def test_where_lesions_usually_are_is_drawn_once_a_job(backbone, few_images, tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(scoring, "usual_places", lambda cfg: drawn.append(1) or torch.zeros(192, 192).numpy())
-    scoring.evaluate(arm("usual_places"), backbone, few_images, folder=tmp_path)
+    scoring.evaluate(config_of_arm("usual_places"), backbone, few_images, folder=tmp_path)
     assert drawn == [1]
 
 
@@ -262,7 +266,7 @@ def test_rows_are_those_that_the_model_prepares_one_by_one(backbone, few_images)
     expected = backbone.prepare(
         Pictures(few_images, [0, 1, 2], image_px=192), prompts, max_tokens=1000, padding="left"
     ).inputs
-    batch = rows_about(backbone, see(arm("unpruned"), backbone, few_images).features[:3], prompts)
+    batch = rows_about(backbone, see(config_of_arm("unpruned"), backbone, few_images).features[:3], prompts)
     assert set(batch.inputs) == set(expected) - {"pixel_values"}
     assert all(torch.equal(rows, expected[name]) for name, rows in batch.inputs.items())
 
