@@ -182,8 +182,9 @@ class PairLearner(Learner):
             tokens = backbone.project(VisionFeatures(list(batch.patches), grids=[]))
         logps, counts = [], []
         for part, is_learnt in zip(batch.parts, batch.is_learnt, strict=True):
-            is_seen = tokens is not None and part.shared is not None
-            rows = replace(part, shared=replace(part.shared, features=tokens)) if is_seen else part
+            rows = part
+            if tokens is not None and part.shared is not None:
+                rows = replace(part, shared=replace(part.shared, features=tokens))
             with torch.set_grad_enabled(is_learnt and torch.is_grad_enabled()):
                 logps.append(backbone.sequence_logps(rows))
             counts.append((part.labels != IGNORED).sum(dim=1))
