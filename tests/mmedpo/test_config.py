@@ -18,6 +18,8 @@ from mmedpo.config import check, resolve
         (["data.start_rho=1.5"], r"data\.start_rho"),
         (["objective.method=vco"], r"objective\.method"),
         (["objective.weight_low=2"], r"objective\.weight_high"),
+        (["objective.method=svco"], r"data\.pairs"),
+        (["experiment=svco", "data.pairs=text"], r"objective\.method is svco and data\.pairs is text"),
         (["objective.beta=0"], r"objective\.beta"),
         (["experiment=sft", "objective.weights=relevance"], r"objective\.weights"),
         (["optim.start_steps=0"], r"optim\.start_steps"),

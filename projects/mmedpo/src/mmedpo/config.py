@@ -18,7 +18,7 @@ from lightbox.paper.schema import PaperConfig
 __all__ = ["Config", "check", "chosen", "estimate", "inputs", "resolve"]
 
 START, SFT = "start", "sft"
-PREFERENCES = ("dpo", "robust", "ipo", "kto", "simpo", "orpo")
+PREFERENCES = ("dpo", "robust", "ipo", "kto", "simpo", "orpo", "svco")
 BASELINES = ("majority", "question_only")
 PAIRS = ("text", "image", "union")
 MAPPED = ("tower", "mean_std")
@@ -83,8 +83,9 @@ class ObjectiveConfig(schema.ObjectiveConfig):
     """What is learnt from a pair, and what a pair weighs."""
 
     method: str
-    """start (biased questions), sft (the preferred answers), dpo, robust, ipo, kto, simpo, orpo, or a baseline:
-    majority, question_only; set by the experiment."""
+    """start (biased questions), sft (the preferred answers), dpo, robust, ipo, kto (reads answers to other prompts too:
+    twice the rows), simpo, orpo, svco (reads answers without an image too; image pairs only), or a baseline: majority,
+    question_only; set by the experiment."""
     from_start: bool = True
     """Begin from the weights that the arm `start` left, which needs names; False begins from `model.backbone`."""
     beta: float = 0.1
@@ -167,6 +168,12 @@ class Config(PaperConfig):
                 f"objective.weights is {self.objective.weights} and objective.method is {self.objective.method}",
                 "Only a preference is weighted",
                 "Set objective.weights=uniform, or objective.method=dpo",
+            )
+        if self.objective.method == "svco" and self.data.pairs != "image":
+            raise RequestError(
+                f"objective.method is svco and data.pairs is {self.data.pairs}",
+                "It compares the answer under either image with the one without an image; text pairs have one image",
+                "Set data.pairs=image, or objective.method=dpo",
             )
 
 

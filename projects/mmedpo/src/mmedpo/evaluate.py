@@ -45,8 +45,10 @@ def evaluate(
     rows = list(more_rows)
     written: list[predictions.Written] = []
     suggested = priors(cfg, split)
+    lengths = {True: cfg.eval.report_tokens, False: cfg.eval.answer_tokens}
+    most = [lengths[sample.record.kind == REPORT] for sample in split.samples]
     for condition, images in shown_rows(split, seed=cfg.run.seed).items():
-        texts = write(cfg, learner, split, images)
+        texts = learner.write_each(split.samples, split, images, most)
         own = [
             score(sample, condition, text, prior=prior)
             for sample, text, prior in zip(split.samples, texts, suggested, strict=True)
@@ -64,18 +66,6 @@ def evaluate(
         _log.info("%s: %d items under condition %s", cfg.experiment, len(texts), condition)
     predictions.write_predictions(folder, written)
     return folders.write_scores(folder, rows, METRICS)
-
-
-def write(cfg: Config, learner: "PairLearner", split: Split[Asked], images: Sequence[int]) -> list[str]:
-    """One greedy text for each sample under the image of a row; reports may be longer than answers."""
-    texts: dict[int, str] = {}
-    for is_report, most in ((False, cfg.eval.answer_tokens), (True, cfg.eval.report_tokens)):
-        places = [k for k, sample in enumerate(split.samples) if (sample.record.kind == REPORT) == is_report]
-        if places:
-            own = [split.samples[k] for k in places]
-            said = learner.write(own, split, [images[k] for k in places], max_new_tokens=most)
-            texts |= dict(zip(places, said, strict=True))
-    return [texts[k] for k in range(len(split.samples))]
 
 
 def sensitivity(cfg: Config, learner: "PairLearner", split: Split[Asked]) -> list[dict[str, float]]:
