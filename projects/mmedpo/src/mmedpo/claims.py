@@ -23,6 +23,7 @@ RAD = (
     "data.leaves_out=''",
     "data.kinds=[]",
     "data.parts=5",
+    "data.mask=full",
 )
 """The second set of preset `real`: released pairs and the questions about their images, a fifth of which a seed holds
 out. The start has not seen any of these images: its own set leaves them out."""
