@@ -11,7 +11,7 @@ from lightbox.paper.pretrained import find_pretrained
 from lightbox.runs import folders
 from mmedpo import evaluate, train
 from mmedpo.cli import ENTRIES
-from mmedpo.config import inputs, resolve
+from mmedpo.config import check, inputs, resolve
 from mmedpo.curate import GIVEN, curate
 from mmedpo.data import load_biased, load_splits
 
@@ -126,8 +126,9 @@ def test_sensitivity_is_zero_where_every_image_is_alike(asked, rad, llava_folder
 
 @pytest.mark.parametrize("mask", ["oracle", "degraded", "random"])
 def test_masks_of_findings_are_refused_where_no_finding_is_known(asked, mask):
+    cfg = resolve([*asked, f"data.mask={mask}"])
     with pytest.raises(RequestError, match=r"data\.mask.*only a phantom tells.*data\.source=phantom"):
-        resolve([*asked, f"data.mask={mask}"])
+        check(cfg, find_pretrained("tiny/llava"))
 
 
 @pytest.mark.parametrize("setting", ["data.given=pairs.json", "data.leaves_out=pairs.json", "data.parts=5"])

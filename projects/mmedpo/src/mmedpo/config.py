@@ -42,7 +42,7 @@ class ModelConfig(schema.ModelConfig):
     """Leave the vision tower as it is, as the paper does, and keep its features while pairs are learnt: 24 KiB an image
     of 64 pixels. False trains it too and computes them in every step; it costs memory and time."""
     start_freezes_tower: bool = True
-    """The same for the start, whose tower has never seen real images; False takes twice the time of a step or more."""
+    """The same for the start, whose tower has never seen real images; False costs time and memory in its steps."""
 
 
 @dataclass(kw_only=True)
@@ -85,12 +85,6 @@ class DataConfig(schema.DataConfig):
             check_between(f"data.{key}", getattr(self, key), most)
         if self.parts:
             check_at_least("data.parts", self.parts, 2)
-        if not self.is_phantom and self.mask not in REAL_MASKS:
-            raise RequestError(
-                f"data.mask is {self.mask} and data.source is {self.source}",
-                "Such a mask is made from where a finding lies, which only a phantom tells",
-                f"Set data.mask to {', '.join(REAL_MASKS)}, or data.source=phantom",
-            )
         if self.is_phantom and (self.given or self.leaves_out or self.parts):
             raise RequestError(
                 f"data.given is '{self.given}', data.leaves_out '{self.leaves_out}', data.parts {self.parts}",
@@ -209,7 +203,7 @@ def inputs(cfg: Config) -> dict[str, str]:
 
 
 def check(cfg: Config, base: Pretrained) -> None:
-    """Refuse models whose images do not take the same number of tokens each, and dropout beside a fixed reference.
+    """Refuse models whose images differ in tokens, masks of unknown findings, and dropout beside a fixed reference.
 
     Raises:
         RequestError: naming the setting.
@@ -219,6 +213,12 @@ def check(cfg: Config, base: Pretrained) -> None:
             f"model.backbone is '{cfg.model.backbone}', of family {base.family.name}",
             "MMedPO tunes a LLaVA, and images of a pair are kept as features of equal number",
             "Name a model of family llava, as tiny/llava or LLaVA-Med converted to it",
+        )
+    if not cfg.data.is_phantom and cfg.data.mask not in REAL_MASKS:
+        raise RequestError(
+            f"data.mask is {cfg.data.mask} and data.source is {cfg.data.source}",
+            "Such a mask is made from where a finding lies, which only a phantom tells",
+            f"Set data.mask to {', '.join(REAL_MASKS)}, or data.source=phantom",
         )
     if cfg.adapter.dropout_prob > 0 and cfg.objective.is_preference:
         raise RequestError(
