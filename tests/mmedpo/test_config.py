@@ -50,5 +50,5 @@ def test_arms_that_are_compared_begin_alike_and_differ_in_what_is_claimed():
 
 
 def test_every_contrast_reads_arms_that_are_there():
-    assert [claim.id for claim in PAPER.claims] == ["P1", "P2", "P3", "P4", "P5"]
+    assert [claim.id for claim in PAPER.claims] == ["P1", "P2", "P3", "P4", "P5", "MR1", "MR2"]
     assert {arm for claim in PAPER.claims for arm in claim.arms} <= PAPER.arms.keys()

@@ -27,6 +27,8 @@ METRICS = (
     *TEXT_METRICS,  # of reports: how near the words are
     "sensitivity_in",  # log p(y|x) - log p(y|x*), x* with its findings noised, in nats
     "sensitivity_out",  # the same with as much noise elsewhere
+    "sensitivity_noised",  # of real images: the same with all of the image noised
+    "sensitivity_other",  # and with another case's image
     "words",  # how long the text is
     "score_error",  # of a training pair: how far the scorer is from the known relevance, in [0, 1]
 )

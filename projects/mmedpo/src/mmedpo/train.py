@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lightbox.errors import RequestError
+from lightbox.paper.finding_maps import finding_maps
 from lightbox.paper.pair_learner import CHOSEN, PairBatch, PairLearner, open_pairs, pair_facts, sides_of
 from lightbox.paper.preference_pairs import Pair
 from lightbox.paper.pretrained import Pretrained, find_pretrained
@@ -18,10 +19,9 @@ from lightbox.paper.samples import Split
 from lightbox.runs import folders
 from lightbox.train import processes
 from mmedpo import evaluate, relevance
-from mmedpo.config import MAPPED, START, Config
+from mmedpo.config import LOCALISER, MAPPED, START, Config
 from mmedpo.curate import Curated, curate
 from mmedpo.data import Asked, load_biased, load_splits, texts_of
-from mmedpo.localise import finding_maps
 from mmedpo.objective import LOSSES, answer_loss, pair_loss
 from mmedpo.scores import ScoreRow, pair_rows
 
@@ -55,7 +55,7 @@ def run(
     folder.mkdir(parents=True, exist_ok=True)
     train, scored = load_splits(cfg)
     is_trained, is_start = cfg.objective.is_trained, cfg.objective.method == START
-    if is_trained and not is_start and cfg.objective.from_start:
+    if cfg.objective.from_start and (bool(needs) if is_start else is_trained):  # the start itself needs nothing
         base = started(needs)
     learner = open_arm(with_own_steps(cfg), base)
     facts: dict[str, Any] = {}
@@ -107,7 +107,7 @@ def started(needs: Mapping[str, Path]) -> Pretrained:
 def curated(cfg: Config, split: Split[Asked]) -> Curated:
     """The arm's pairs; the localiser is asked only where it says what is noised."""
     is_mapped = cfg.data.mask in MAPPED and cfg.data.pairs != "text"
-    return curate(cfg, split, finding_maps(split) if is_mapped else None)
+    return curate(cfg, split, finding_maps(split, LOCALISER) if is_mapped else None)
 
 
 def biased_answers(cfg: Config) -> Curated:
@@ -118,10 +118,11 @@ def biased_answers(cfg: Config) -> Curated:
 
 
 def with_own_steps(cfg: Config) -> Config:
-    """The configuration with the steps and the rate of the start, where it is the start that is trained."""
+    """The configuration with steps, rate and tower of the start, where it is the start that is trained."""
     if cfg.objective.method != START:
         return cfg
-    return replace(cfg, optim=replace(cfg.optim, max_steps=cfg.optim.start_steps, lr=cfg.optim.start_lr))
+    model = replace(cfg.model, freezes_tower=cfg.model.start_freezes_tower)
+    return replace(cfg, model=model, optim=replace(cfg.optim, max_steps=cfg.optim.start_steps, lr=cfg.optim.start_lr))
 
 
 def batch_loss(
