@@ -72,9 +72,25 @@ def score(name, text, question):
         ("left lung", ORGAN, {"ours": 0, "ours-recall": 0, "medevalkit-exact": 1, "lmms-eval-slake": 1}),
         ("Left lung.", ORGAN, {"medevalkit-exact": 0, "lmms-eval-slake": 1, "llava-med-recall": 1}),
         ("The answer is left.", ORGAN, {"ours": 0, "ours-recall": 0.5, "llava-med-recall": 0.5}),
-        ("left left left", ORGAN, {"llava-med-recall": 0.75, "medevalkit-recall": 1, "medevalkit-bleu1": 1 / 3}),
-        ("the left lower lung zone", ORGAN, {"llava-med-recall": 1, "medevalkit-recall": 0.4}),
-        ("", ORGAN, {"llava-med-recall": 0, "medevalkit-recall": 0, "medevalkit-bleu1": 0, "parsed-only": None}),
+        (
+            "left left left",
+            ORGAN,
+            {"llava-med-exact": 1 / 3, "llava-med-recall": 0.75, "medevalkit-recall": 1, "medevalkit-bleu1": 1 / 3},
+        ),
+        ("left", ORGAN, {"llava-med-exact": 1, "llava-med-recall": 0.5, "medevalkit-exact": 0}),
+        ("a left lung.", ORGAN, {"llava-med-exact": 1, "medevalkit-exact": 0}),
+        ("the left lower lung zone", ORGAN, {"llava-med-exact": 0.5, "llava-med-recall": 1, "medevalkit-recall": 0.4}),
+        (
+            "",
+            ORGAN,
+            {
+                "llava-med-exact": 0,
+                "llava-med-recall": 0,
+                "medevalkit-recall": 0,
+                "medevalkit-bleu1": 0,
+                "parsed-only": None,
+            },
+        ),
     ],
 )
 def test_rules_differ_where_they_must(text, question, expected):
@@ -111,7 +127,7 @@ def test_llava_med_normalises_numbers_signs_and_articles(text, gold, recall):
 
 
 def test_every_rule_says_whose_it_is_what_it_counts_and_where_it_misleads_in_one_line():
-    assert len(CONVENTIONS) == 17
+    assert len(CONVENTIONS) == 18
     for name, convention in CONVENTIONS.items():
         lines = [convention.line(label) for label in ("Source", "Counted", "Misleads")]
         assert all(lines), name

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightbox.errors import RequestError
-from lightbox.losses.preference import OBJECTIVES, Answers, is_won, preference_loss, rewards
+from lightbox.losses.preference import OBJECTIVES, Answers, is_won, kto_drift, preference_loss, rewards
 from lightbox.testing.close import assert_close
 
 WITH_REFERENCE = [name for name, own in OBJECTIVES.items() if own.has_reference]
@@ -183,3 +183,16 @@ def test_answers_without_an_image_are_refused_where_nothing_reads_them():
     chosen, rejected, blind = drawn(0)
     with pytest.raises(RequestError, match="Leave blind out"):
         preference_loss(chosen, rejected, "dpo", blind=blind)
+
+
+def test_the_drift_is_the_mean_gain_of_mismatched_answers_cut_at_0_and_without_gradient():
+    policy = torch.tensor([-1.0, -2.0, -9.0], requires_grad=True)
+    tokens, reference = torch.tensor([1, 2, 0]), torch.tensor([-3.0, -3.0, -1.0])
+    assert kto_drift([Answers(policy, tokens, reference)]) == pytest.approx(1.5)  # an answer without tokens is none
+    assert kto_drift([Answers(policy, tokens, reference)] * 2) == pytest.approx(1.5)
+    assert kto_drift([Answers(reference, tokens, policy)]) == 0.0
+    assert kto_drift([Answers(policy, torch.zeros(3, dtype=int), reference)]) == 0.0
+
+
+def test_an_objective_reads_as_many_answers_as_it_says():
+    assert {name: own.n_answers for name, own in OBJECTIVES.items() if own.n_answers > 2} == {"kto": 4, "vco": 3}

@@ -18,6 +18,8 @@ from mmedpo.config import check, resolve
         (["data.start_rho=1.5"], r"data\.start_rho"),
         (["objective.method=vco"], r"objective\.method"),
         (["objective.weight_low=2"], r"objective\.weight_high"),
+        (["objective.method=svco"], r"data\.pairs"),
+        (["experiment=svco", "data.pairs=text"], r"objective\.method is svco and data\.pairs is text"),
         (["objective.beta=0"], r"objective\.beta"),
         (["experiment=sft", "objective.weights=relevance"], r"objective\.weights"),
         (["optim.start_steps=0"], r"optim\.start_steps"),
@@ -48,5 +50,5 @@ def test_arms_that_are_compared_begin_alike_and_differ_in_what_is_claimed():
 
 
 def test_every_contrast_reads_arms_that_are_there():
-    assert [claim.id for claim in PAPER.claims] == ["P1", "P2", "P3", "P4", "P5"]
+    assert [claim.id for claim in PAPER.claims] == ["P1", "P2", "P3", "P4", "P5", "MR1", "MR2"]
     assert {arm for claim in PAPER.claims for arm in claim.arms} <= PAPER.arms.keys()

@@ -9,11 +9,12 @@ from safetensors.torch import load_file
 
 from lightbox import phantom
 from lightbox.errors import RequestError
+from lightbox.paper.pair_learner import pair_facts
 from lightbox.paper.pretrained import find_pretrained
 from lightbox.runs import folders
 from mmedpo import evaluate, train
 from mmedpo.cli import ENTRIES
-from mmedpo.config import resolve
+from mmedpo.config import PREFERENCES, resolve
 from mmedpo.curate import curate
 from mmedpo.data import load_splits
 from mmedpo.scores import PAIRS
@@ -137,6 +138,88 @@ def test_an_image_of_a_pair_is_projected_once(opened):
     assert len(batch_of([kinds["image"]]).patches) == 2
 
 
+def prepared(sizes, llava_folder, *settings):
+    """Pairs and a learner that knows the reference, as `fit` leaves them before the first step."""
+    cfg = resolve([*sizes, "run.seed=2", *settings])
+    made = curate(cfg, load_splits(cfg)[0])
+    learner = train.open_arm(cfg, find_pretrained(str(llava_folder)))
+    learner.patches = learner.encode(made.split) if cfg.model.freezes_tower else None
+    learner.reference = learner.log_probs(made.pairs, made.split)
+    return cfg, made, learner
+
+
+@pytest.mark.parametrize("freezes", ["true", "false"])
+def test_the_blind_side_of_svco_is_the_answer_to_a_prompt_without_an_image_token(sizes, llava_folder, freezes):
+    frozen = f"model.freezes_tower={freezes}"
+    cfg, made, learner = prepared(sizes, llava_folder, "experiment=svco", frozen)
+    assert {pair.record.kind for pair in made.pairs} == {"image"}
+    batch = learner.collate(made.pairs, made.split)([4, 0, 7])
+    image_id = learner.backbone.image_token_id
+    seen = [bool((part.inputs["input_ids"] == image_id).any()) for part in batch.parts]
+    assert sorted(set(seen)) == [False, True]
+    assert sum(len(part.labels) for part, own in zip(batch.parts, seen, strict=True) if own) == 6
+    records = [made.pairs[place].record for place in (4, 0, 7)]
+    prompts, answers = ([getattr(own, name) for own in records] for name in ("prompt", "chosen"))
+    alone = learner.backbone.prepare(None, prompts, answers, max_tokens=10_000)
+    with torch.no_grad():
+        logps, tokens = learner.answer_logps(learner.backbone, batch)
+        torch.testing.assert_close(logps[2], learner.backbone.sequence_logps(alone), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(logps, batch.reference, rtol=1e-4, atol=1e-4)
+    assert tokens[2].tolist() == tokens[0].tolist()
+    assert (logps[0] != logps[2]).all()
+    loss, pairs, _ = train.batch_loss(cfg, logps, tokens, batch)
+    assert float(loss / pairs) == pytest.approx(2 * math.log(2), rel=1e-4)  # nothing leads before the first step
+
+
+def test_kto_reads_the_answers_of_another_pair_beside_the_own_prompt_and_does_not_learn_them(sizes, llava_folder):
+    _, made, learner = prepared(sizes, llava_folder, "experiment=both", "objective.method=kto")
+    partners = learner._partners(len(made.pairs))
+    assert sorted(partners) == list(range(len(made.pairs)))
+    assert all(partner != place for place, partner in enumerate(partners))
+    for side, answer in enumerate(("chosen", "rejected")):
+        said = [
+            (
+                own.record.prompt,
+                getattr(made.pairs[partner].record, answer),
+                (own.image, own.record.rejected_image)[side],
+            )
+            for own, partner in zip(made.pairs, partners, strict=True)
+        ]
+        expected = torch.tensor(learner.said_logps(said, made.split))
+        torch.testing.assert_close(learner.reference[2 + side], expected, rtol=1e-4, atol=1e-4)
+    batch = learner.collate(made.pairs, made.split)([5, 0, 11, 3])
+    logps, tokens = learner.answer_logps(learner.backbone, batch)
+    assert tokens.shape == (4, 4)
+    head = learner.backbone.part(learner.backbone.family.head).weight
+    moved = [
+        bool(torch.autograd.grad(own.sum(), head, retain_graph=True, allow_unused=True)[0].any())
+        for own in (logps[:2], logps[2:])
+    ]
+    assert moved == [True, False]
+
+
+def test_one_pair_alone_has_no_other_answers_for_kto(sizes, llava_folder):
+    cfg = resolve([*sizes, "experiment=both", "objective.method=kto", "run.seed=2"])
+    made = curate(cfg, load_splits(cfg)[0])
+    learner = train.open_arm(cfg, find_pretrained(str(llava_folder)))
+    with pytest.raises(RequestError, match=r"1 pair to learn from.*data\.n_train"):
+        learner.collate(made.pairs[:1], made.split)
+
+
+@pytest.mark.parametrize("method", PREFERENCES)
+def test_every_objective_takes_two_steps_with_finite_losses(sizes, llava_folder, tmp_path, method):
+    pairs = "image" if method == "svco" else "union"
+    asked = [f"objective.method={method}", f"data.pairs={pairs}", "objective.smoothing=0.1", "run.seed=2"]
+    cfg = resolve([*sizes, "experiment=both", "run.log_every_steps=1", *asked])
+    made = curate(cfg, load_splits(cfg)[0])
+    learner = train.open_arm(cfg, find_pretrained(str(llava_folder)))
+    history = learner.fit(made.pairs, made.split, tmp_path)
+    losses = [value for _, value in history["train/loss"]]
+    assert len(losses) == cfg.optim.max_steps == 2
+    assert all(map(math.isfinite, losses))
+    assert losses[0] != losses[1]
+
+
 def test_a_trained_tower_gives_the_same_rows_from_pixels(opened, sizes, llava_folder):
     _, made, kept = opened
     cfg = resolve([*sizes, "experiment=mmedpo", "run.seed=2", "model.freezes_tower=false"])
@@ -154,9 +237,9 @@ def test_trivial_pairs_are_said_to_be_trivial(opened):
     former = learner.reference
     try:
         learner.reference = torch.stack([torch.zeros(len(made.pairs)), -torch.ones(len(made.pairs))])
-        assert "pairs are trivial" in train.pair_facts(learner, made)
+        assert "pairs are trivial" in pair_facts(learner, made.pairs)
         learner.reference = learner.reference.flip(0)
-        assert "pairs are trivial" not in train.pair_facts(learner, made)
+        assert "pairs are trivial" not in pair_facts(learner, made.pairs)
     finally:
         learner.reference = former
 

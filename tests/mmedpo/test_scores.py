@@ -2,6 +2,7 @@
 
 import pytest
 
+from lightbox.paper.report_scores import TEXT_METRICS
 from lightbox.paper.samples import Sample
 from lightbox.phantom.report_facts import is_true, report_facts
 from mmedpo.data import REPORT, Asked
@@ -41,6 +42,14 @@ def test_an_open_answer_is_matched_whole_and_recalled_in_part():
     assert row_of("left upper zone", "left upper zone .", kind="zone")["correct"] == 1.0
 
 
+def test_the_official_rules_for_open_answers_reward_repetition_and_single_words():
+    rows = [row_of("left upper zone", text, kind="zone") for text in ("left left left left", "left", "left upper zone")]
+    assert [row["official_recall"] for row in rows] == pytest.approx([4 / 6, 1 / 3, 1.0])
+    assert [row["official_exact"] for row in rows] == pytest.approx([1 / 4, 1.0, 1.0])
+    closed = row_of("no", "no", options=("yes", "no"))
+    assert (closed["official_recall"], closed["official_exact"]) == (None, None)
+
+
 def test_a_closed_answer_counts_with_or_against_what_the_text_suggests():
     options = ("yes", "no")
     rows = [row_of("no", "no", options=options, prior=prior) for prior in ("no", "yes", "")]
@@ -64,6 +73,16 @@ def test_a_report_is_scored_by_its_facts(text, f1, hallucinated):
     assert row["correct"] is None
     assert row["fact_f1"] == pytest.approx(f1)
     assert row["hallucinated"] == (None if hallucinated is None else pytest.approx(hallucinated))
+
+
+def test_a_report_is_also_compared_word_by_word():
+    same, other = (row_of(REFERENCE, text, kind=REPORT) for text in (REFERENCE, REFERENCE.replace("left", "right")))
+    for metric in TEXT_METRICS:
+        assert same[metric] == pytest.approx(1.0, abs=1e-4), metric
+        # one word of thirty is wrong, and with it a finding
+        assert other["fact_f1"] < other[metric] < same[metric], metric
+        assert row_of(REFERENCE, "", kind=REPORT)[metric] == 0.0
+        assert row_of("no", "no", options=("yes", "no"))[metric] is None
 
 
 def test_absences_hold_for_what_the_full_report_does_not_name():

@@ -11,16 +11,30 @@ import pytest
 import torch
 
 from lightbox.errors import RequestError
+from lightbox.paper import box_examples
+from lightbox.paper.conditions import Pictures
 from lightbox.paper.learner import open_backbone
 from lightbox.paper.pretrained import find_pretrained
+from lightbox.paper.pruned import pruned
 from lightbox.paper.pruning_config import PruningConfig
 from lightbox.paper.samples import Sample
 from lightbox.pretrain.llava_rows import Turn
 from lightbox.records import Box, Case, Finding
+from lightbox.studies.pruning import evaluate as scoring
 from lightbox.studies.pruning.claims import PAPER
 from lightbox.studies.pruning.config import Config, check, resolve
-from lightbox.studies.pruning.data import Asked, ask, load_split, usual_places
-from lightbox.studies.pruning.evaluate import Seen, blind_map, box_row, dim, lesions_kept, question_row, say
+from lightbox.studies.pruning.data import Asked, ask, draw_split, load_split, usual_places
+from lightbox.studies.pruning.evaluate import (
+    Seen,
+    asking,
+    blind_map,
+    box_row,
+    dim,
+    lesions_kept,
+    question_row,
+    write_examples,
+)
+from lightbox.studies.pruning.views import forget, rows_about, see
 
 
 def config(*overrides: str) -> Config:
@@ -71,7 +85,10 @@ def test_both_sizes_and_several_places_are_asked_for(split):
 
 
 def test_seeds_share_no_image_and_repeat(split):
-    other, again = load_split(config("data.n_test=40", "run.seed=1")), load_split(config("data.n_test=40"))
+    other = load_split(config("data.n_test=40", "run.seed=1"))
+    draw_split.cache_clear()
+    again = load_split(config("data.n_test=40"))
+    assert again is not split
     assert set(split.case_ids).isdisjoint(other.case_ids)
     assert split.digest() == again.digest()
 
@@ -164,17 +181,103 @@ def test_dropped_patches_are_dark_in_what_is_shown():
     assert shown[:2, 2:].tolist() == [[35, 35], [35, 35]]
 
 
-def test_a_budget_of_all_tokens_says_what_the_model_says():
-    whole = config("data.n_test=3", "experiment=unpruned")
-    split = load_split(whole)
-    backbone = open_backbone(find_pretrained("tiny/llava-576").under(whole), find_pretrained("tiny/llava-576"))
-    rows, prompts = [0, 1, 2], [sample.record.prompt for sample in split.samples]
-    all_of_it = config("data.n_test=3", "experiment=lesion_safe", "pruning.budget=1.0")
-    fifth = config("data.n_test=3", "experiment=lesion_safe")
-    plain, full, few = (say(cfg, backbone, split, rows, prompts, 12) for cfg in (whole, all_of_it, fifth))
+@pytest.fixture
+def backbone():
+    base = find_pretrained("tiny/llava-576")
+    return open_backbone(base.under(config()), base)
+
+
+@pytest.fixture
+def few_images():
+    return load_split(config("data.n_test=3"))
+
+
+def config_of_arm(name: str, *more: str) -> Config:
+    return config("data.n_test=3", f"experiment={name}", *PAPER.arms[name].overrides, *more)
+
+
+def said_under(cfg: Config, backbone, split, rows) -> list[Seen]:
+    prompts = [split.samples[row % len(split.samples)].record.prompt for row in rows]
+    with asking(cfg, backbone, split) as asked:
+        return asked(rows, prompts, 12)
+
+
+def test_a_budget_of_all_tokens_says_what_the_model_says(backbone, few_images):
+    whole, all_of_it, fifth = (
+        config_of_arm("unpruned"),
+        config_of_arm("lesion_safe", "pruning.budget=1.0"),
+        config_of_arm("lesion_safe"),
+    )
+    plain, full, few = (said_under(cfg, backbone, few_images, [0, 1, 2]) for cfg in (whole, all_of_it, fifth))
     assert [one.text for one in plain] == [one.text for one in full]
     assert [int(one.kept.sum()) for one in full] == [576] * 3
     assert [int(one.kept.sum()) for one in few] == [115] * 3
+
+
+@pytest.mark.parametrize("name", ["unpruned", "lesion_safe", "finding_topk_grid", "usual_places", "hired", "avg_pool"])
+def test_answers_are_those_of_a_model_that_runs_its_tower_for_every_prompt(backbone, few_images, name):
+    cfg, rows = config_of_arm(name), [2, 0, 3, 3, 1]  # one past the last is the blank image
+    prompts = [few_images.samples[row % 3].record.prompt for row in rows]
+    with pruned(backbone, cfg.pruning, seed=cfg.run.seed, map_of=blind_map(cfg)) as handle:
+        pictures = Pictures(few_images, rows, image_px=cfg.model.image_px)
+        expected = backbone.answer(pictures, prompts, max_new_tokens=12)
+        kept = None if handle is None else [planes[0] for planes in handle.report().kept]
+    seen = said_under(cfg, backbone, few_images, rows)
+    assert [one.text for one in seen] == expected
+    if kept is not None:
+        assert all(torch.equal(one.kept, own) for one, own in zip(seen, kept, strict=True))
+
+
+def test_each_image_is_encoded_once_for_all_prompts_conditions_and_policies(backbone, few_images, tmp_path):
+    encoded = []
+    tower = backbone.part(backbone.family.vision)
+    tower.register_forward_pre_hook(
+        lambda _module, args, given: encoded.append(len(args[0] if args else given["pixel_values"])), with_kwargs=True
+    )
+    forget()
+    for name in ("unpruned", "lesion_safe", "finding_topk", "hired", "lesion_safe_5"):
+        folder = tmp_path / name
+        folder.mkdir()
+        table = scoring.evaluate(config_of_arm(name), backbone, few_images, folder=folder)
+        assert table.num_rows > 3
+        assert sum(encoded) == 4, name  # the blank one too
+
+
+def test_other_images_and_other_weights_are_encoded_anew(backbone, few_images):
+    cfg = config_of_arm("unpruned")
+    first = see(cfg, backbone, few_images)
+    assert see(config_of_arm("lesion_safe"), backbone, few_images) is first
+    other = load_split(config_of_arm("unpruned_marker"))
+    assert not torch.equal(see(cfg, backbone, other).features[0], first.features[0])
+    with torch.no_grad():
+        next(backbone.part(backbone.family.projector).parameters()).mul_(2)
+    assert not torch.equal(see(cfg, backbone, few_images).features[0], first.features[0])
+
+
+def test_where_lesions_usually_are_is_drawn_once_a_job(backbone, few_images, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(scoring, "usual_places", lambda cfg: drawn.append(1) or torch.zeros(192, 192).numpy())
+    scoring.evaluate(config_of_arm("usual_places"), backbone, few_images, folder=tmp_path)
+    assert drawn == [1]
+
+
+def test_rows_are_those_that_the_model_prepares_one_by_one(backbone, few_images):
+    prompts = ["where ?", "locate all findings .", "where ?"]
+    expected = backbone.prepare(
+        Pictures(few_images, [0, 1, 2], image_px=192), prompts, max_tokens=1000, padding="left"
+    ).inputs
+    batch = rows_about(backbone, see(config_of_arm("unpruned"), backbone, few_images).features[:3], prompts)
+    assert set(batch.inputs) == set(expected) - {"pixel_values"}
+    assert all(torch.equal(rows, expected[name]) for name, rows in batch.inputs.items())
+
+
+def test_boxes_of_examples_carry_no_confidence(few_images, tmp_path, monkeypatch):
+    marks = []
+    draw = box_examples.draw_boxes
+    monkeypatch.setattr(box_examples, "draw_boxes", lambda pixels, own: marks.extend(own) or draw(pixels, own))
+    text = "[0.000, 0.000, 0.250, 0.250]"
+    write_examples(tmp_path, few_images, [Seen(text, None)] * 3)
+    assert [mark.text for mark in marks] == ["true", ""] * 3
 
 
 @pytest.mark.slow

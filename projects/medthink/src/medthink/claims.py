@@ -352,6 +352,7 @@ _T5 = _claim(
         _beside("Reasoning: 0 - 50 % corrupted", "reasoning", "reasoning_corrupt50"),
     ),
     gate=_gate(*(corruption_arm("explanation", pct) for pct in CORRUPTION_PCT)),
+    seeds={"smoke": 1, "full": 8},
     note="Corruption swaps side, zone or finding in the rationale and leaves the answer; shares are of all items, and "
     "threshold rationales state none of these. Prediction before the run: a steeper fall for Reasoning, whose answer "
     "is read off its rationale.",
@@ -372,6 +373,7 @@ _T6 = _claim(
     min_effect=1.0,
     unit="BLEU",
     unit_scale=1.0,
+    seeds={"smoke": 1, "full": 12},  # in the pilot seeds differ by 1.4: fewer would seldom tell a difference from 1
     note="A null claim, so it is tested for equivalence. Sentence BLEU per item, 0 to 100. The rationale of Two-Stage "
     "is stage 1's. The gate reads exact match of the open answers.",
 )

@@ -5,6 +5,7 @@
 
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 from lightbox import config as shared
 from lightbox.backbones import weights
@@ -18,13 +19,14 @@ from lightbox.paper.schema import PaperConfig
 __all__ = ["Config", "check", "chosen", "estimate", "inputs", "resolve"]
 
 START, SFT = "start", "sft"
-PREFERENCES = ("dpo", "robust", "ipo", "kto", "simpo", "orpo")
+PREFERENCES = ("dpo", "robust", "ipo", "kto", "simpo", "orpo", "svco")
 BASELINES = ("majority", "question_only")
 PAIRS = ("text", "image", "union")
 MAPPED = ("tower", "mean_std")
-MASKS = ("oracle", "degraded", "random", "full", *MAPPED)
+REAL_MASKS = ("full", *MAPPED)
+MASKS = ("oracle", "degraded", "random", *REAL_MASKS)
 LOCALISER = "tiny/llava-576"
-"""The model whose finding head says where masks of kinds `MAPPED` lie."""
+"""The model whose finding head says where masks of kinds `MAPPED` lie, as MedKLIP's attention does in the paper."""
 SCORERS = ("known", "single", "mean", "debate")
 WEIGHTS = ("uniform", "relevance", "permuted", "inverted")
 READINGS = ("affine", "fitted", "literal")
@@ -39,6 +41,8 @@ class ModelConfig(schema.ModelConfig):
     freezes_tower: bool = True
     """Leave the vision tower as it is, as the paper does, and keep its features while pairs are learnt: 24 KiB an image
     of 64 pixels. False trains it too and computes them in every step; it costs memory and time."""
+    start_freezes_tower: bool = True
+    """The same for the start, whose tower has never seen real images; False costs time and memory in its steps."""
 
 
 @dataclass(kw_only=True)
@@ -57,11 +61,20 @@ class DataConfig(schema.DataConfig):
     cases, false in more ways. Absurd ones are won before training."""
     mask: str = "oracle"
     """Where the image is noised: oracle (the findings), degraded (moved, IoU 0.3 to 0.7), random (as large, elsewhere),
-    full, tower (where a tower sees findings), mean_std (the official script's: that map above mean - std)."""
+    full, tower (where a tower sees findings), mean_std (the official script's: that map above mean - std). Of real
+    images no finding is known: full, or where a tower sees one that was pretrained on phantom radiographs alone."""
     noise_step: int = 500
     """Step of the diffusion schedule, 0 to 999 (paper: silent); more leaves less of the lesion."""
     scorer: str = "known"
     """Who says how relevant a pair is: known (the truth), or simulated judges: single, mean, debate; no cost."""
+    given: str = ""
+    """For real data: a JSON of released pairs, whose text pairs about training images are learnt from; "" makes pairs
+    from the questions of the set."""
+    leaves_out: str = ""
+    """For real data: such a file; training leaves out the images that it names, so that they stay unseen; "" none."""
+    parts: int = 0
+    """For real data: number of parts that the images are divided into, of which each seed holds out another one, while
+    kinds of questions are closed and open; 0 divides by `split`. For sets of few images; no cost."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,11 +83,13 @@ class DataConfig(schema.DataConfig):
         limits = {"start_rho": 1, "start_mismatch_pct": 100, "absurd_pct": 100, "noise_step": MOST_STEP}
         for key, most in limits.items():
             check_between(f"data.{key}", getattr(self, key), most)
-        if not self.is_phantom:
+        if self.parts:
+            check_at_least("data.parts", self.parts, 2)
+        if self.is_phantom and (self.given or self.leaves_out or self.parts):
             raise RequestError(
-                f"data.source is {self.source}",
-                "Pairs are made from what is true of a phantom; those of real sets are not built yet",
-                "Set data.source=phantom",
+                f"data.given is '{self.given}', data.leaves_out '{self.leaves_out}', data.parts {self.parts}",
+                "They are about images of a real data set, and data.source is phantom",
+                "Leave them out, or name the set as data.source",
             )
 
 
@@ -83,8 +98,9 @@ class ObjectiveConfig(schema.ObjectiveConfig):
     """What is learnt from a pair, and what a pair weighs."""
 
     method: str
-    """start (biased questions), sft (the preferred answers), dpo, robust, ipo, kto, simpo, orpo, or a baseline:
-    majority, question_only; set by the experiment."""
+    """start (biased questions), sft (the preferred answers), dpo, robust, ipo, kto (reads answers to other prompts too:
+    twice the rows), simpo, orpo, svco (reads answers without an image too; image pairs only), or a baseline: majority,
+    question_only; set by the experiment."""
     from_start: bool = True
     """Begin from the weights that the arm `start` left, which needs names; False begins from `model.backbone`."""
     beta: float = 0.1
@@ -168,6 +184,12 @@ class Config(PaperConfig):
                 "Only a preference is weighted",
                 "Set objective.weights=uniform, or objective.method=dpo",
             )
+        if self.objective.method == "svco" and self.data.pairs != "image":
+            raise RequestError(
+                f"objective.method is svco and data.pairs is {self.data.pairs}",
+                "It compares the answer under either image with the one without an image; text pairs have one image",
+                "Set data.pairs=image, or objective.method=dpo",
+            )
 
 
 def check_between(key: str, value: float, most: float) -> None:
@@ -181,13 +203,14 @@ resolve = partial(composition.resolve, "mmedpo")
 
 
 def inputs(cfg: Config) -> dict[str, str]:
-    """See `composition.inputs`; also the weights of the localiser, where it says what is noised."""
-    read = composition.inputs(cfg)
+    """See `composition.inputs`; also released pairs, and the localiser's weights where it says what is noised."""
+    files = {"given": cfg.data.given, "left out": cfg.data.leaves_out}
+    read = composition.inputs(cfg) | {name: weights.digest_of_file(Path(own)) for name, own in files.items() if own}
     return read | ({"localiser": weights.digest_of(LOCALISER)} if cfg.data.mask in MAPPED else {})
 
 
 def check(cfg: Config, base: Pretrained) -> None:
-    """Refuse models whose images do not take the same number of tokens each, and dropout beside a fixed reference.
+    """Refuse models whose images differ in tokens, masks of unknown findings, and dropout beside a fixed reference.
 
     Raises:
         RequestError: naming the setting.
@@ -197,6 +220,12 @@ def check(cfg: Config, base: Pretrained) -> None:
             f"model.backbone is '{cfg.model.backbone}', of family {base.family.name}",
             "MMedPO tunes a LLaVA, and images of a pair are kept as features of equal number",
             "Name a model of family llava, as tiny/llava or LLaVA-Med converted to it",
+        )
+    if not cfg.data.is_phantom and cfg.data.mask not in REAL_MASKS:
+        raise RequestError(
+            f"data.mask is {cfg.data.mask} and data.source is {cfg.data.source}",
+            "Such a mask is made from where a finding lies, which only a phantom tells",
+            f"Set data.mask to {', '.join(REAL_MASKS)}, or data.source=phantom",
         )
     if cfg.adapter.dropout_prob > 0 and cfg.objective.is_preference:
         raise RequestError(

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from lightbox.paper import baselines, examples, predictions
 from lightbox.paper.baselines import BY_METHOD
-from lightbox.paper.conditions import IMAGE, shown_rows
+from lightbox.paper.conditions import IMAGE, shown_rows, shuffled_rows
 from lightbox.paper.samples import Split
 from lightbox.runs import folders
 from mmedpo import noise
@@ -45,8 +45,10 @@ def evaluate(
     rows = list(more_rows)
     written: list[predictions.Written] = []
     suggested = priors(cfg, split)
+    lengths = {True: cfg.eval.report_tokens, False: cfg.eval.answer_tokens}
+    most = [lengths[sample.record.kind == REPORT] for sample in split.samples]
     for condition, images in shown_rows(split, seed=cfg.run.seed).items():
-        texts = write(cfg, learner, split, images)
+        texts = learner.write_each(split.samples, split, images, most)
         own = [
             score(sample, condition, text, prior=prior)
             for sample, text, prior in zip(split.samples, texts, suggested, strict=True)
@@ -66,39 +68,36 @@ def evaluate(
     return folders.write_scores(folder, rows, METRICS)
 
 
-def write(cfg: Config, learner: "PairLearner", split: Split[Asked], images: Sequence[int]) -> list[str]:
-    """One greedy text for each sample under the image of a row; reports may be longer than answers."""
-    texts: dict[int, str] = {}
-    for is_report, most in ((False, cfg.eval.answer_tokens), (True, cfg.eval.report_tokens)):
-        places = [k for k, sample in enumerate(split.samples) if (sample.record.kind == REPORT) == is_report]
-        if places:
-            own = [split.samples[k] for k in places]
-            said = learner.write(own, split, [images[k] for k in places], max_new_tokens=most)
-            texts |= dict(zip(places, said, strict=True))
-    return [texts[k] for k in range(len(split.samples))]
-
-
 def sensitivity(cfg: Config, learner: "PairLearner", split: Split[Asked]) -> list[dict[str, float]]:
     """How much likelier the true answer is than with the findings noised, and than with as much noise elsewhere.
+
+    On real images, than with all of the image noised, and than under another case's image.
 
     Returns:
         One dictionary a sample, in nats; empty where its image shows no finding.
     """
-    lesions = {sample.image: mask for sample in split.samples if (mask := lesion(sample.record)) is not None}
+    is_real, samples = not cfg.data.is_phantom, split.samples
+    whole = [np.ones(np.shape(split.images[own.image]), bool) if is_real else lesion(own.record) for own in samples]
+    lesions = {own.image: mask for own, mask in zip(samples, whole, strict=True) if mask is not None}
     if not lesions:
-        return [{} for _ in split.samples]
+        return [{} for _ in samples]
     place = {row: number for number, row in enumerate(lesions)}
     images, inside = np.stack([np.asarray(split.images[row]) for row in lesions]), np.stack(list(lesions.values()))
     seeds = [seed_of(cfg.run.seed, split.case_ids[row], LOOKED_AT) for row in lesions]
-    said = [(own.record.text, own.record.answer, own.image) for own in split.samples if own.image in place]
+    said = [(own.record.text, own.record.answer, own.image) for own in samples if own.image in place]
     usual = np.array(learner.said_logps(said, split))
     moved = [(prompt, answer, place[row]) for prompt, answer, row in said]
-    falls = []
-    for masks in (inside, noise.masks_of("random", inside, seeds)):
+    outside = {} if is_real else {"sensitivity_out": noise.masks_of("random", inside, seeds)}
+    falls = {}
+    for name, masks in {"sensitivity_noised" if is_real else "sensitivity_in": inside, **outside}.items():
         copies = list(noise.noised(images, masks, cfg.eval.noise_step, [seed + 1 for seed in seeds]))
-        falls.append((usual - learner.said_logps(moved, Split(split.name, [], copies, []))).tolist())
-    values = iter([{"sensitivity_in": own, "sensitivity_out": other} for own, other in zip(*falls, strict=True)])
-    return [next(values) if sample.image in place else {} for sample in split.samples]
+        falls[name] = (usual - learner.said_logps(moved, Split(split.name, [], copies, []))).tolist()
+    if is_real:
+        others = zip(said, shuffled_rows(split, seed=cfg.run.seed), strict=True)
+        swapped = [(prompt, answer, other) for (prompt, answer, _), other in others]
+        falls["sensitivity_other"] = (usual - learner.said_logps(swapped, split)).tolist()
+    values = iter([dict(zip(falls, own, strict=True)) for own in zip(*falls.values(), strict=True)])
+    return [next(values) if own.image in place else {} for own in samples]
 
 
 def priors(cfg: Config, scored: Split[Asked]) -> list[str]:

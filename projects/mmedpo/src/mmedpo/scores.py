@@ -5,11 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from lightbox.eval.answers import words_of
-from lightbox.eval.facts import score_facts
-from lightbox.eval.scoring_rules import llava_med_substring
+from lightbox.eval.scoring_rules import llava_med_exact, llava_med_recall, llava_med_substring
 from lightbox.paper.preference_pairs import Pair
+from lightbox.paper.report_scores import FACT_METRICS, TEXT_METRICS, score_report_facts, score_report_text
 from lightbox.paper.samples import Sample
-from lightbox.phantom.report_facts import ABSENT, is_true, report_facts
 from mmedpo.data import REPORT, Asked
 
 PAIRS = "pairs"
@@ -20,12 +19,16 @@ METRICS = (
     "open",  # the same of open ones
     "substring",  # the official rule: the true answer is in the text somewhere, inside a word too; closed only
     "recall",  # share of the words of the true answer that the text has; open only
+    "official_recall",  # the official rule for open ones: repetitions in the text count
+    "official_exact",  # what the official evaluation prints as exact match: a precision of words; open only
     "with_prior",  # `closed` where the truth is what the biased questions suggest
     "against_prior",  # and where it is not
-    "fact_f1",  # F1 of the findings with their places, and of the heart's size; reports only
-    "hallucinated",  # share of the facts stated, absences included, that are false; null where nothing is stated
+    *FACT_METRICS,  # of reports: findings, and what is false
+    *TEXT_METRICS,  # of reports: how near the words are
     "sensitivity_in",  # log p(y|x) - log p(y|x*), x* with its findings noised, in nats
     "sensitivity_out",  # the same with as much noise elsewhere
+    "sensitivity_noised",  # of real images: the same with all of the image noised
+    "sensitivity_other",  # and with another case's image
     "words",  # how long the text is
     "score_error",  # of a training pair: how far the scorer is from the known relevance, in [0, 1]
 )
@@ -45,11 +48,12 @@ def score(sample: Sample[Asked], condition: str, text: str, *, prior: str = "") 
     row = _blank(sample.id, condition, asked.kind)
     row["words"] = float(len(text.split()))
     if asked.kind == REPORT:
-        return row | _score_report(text, asked.answer)
+        return row | score_report_facts(text, asked.answer) | score_report_text(text, asked.answer)
     stated, true = words_of(text), words_of(asked.answer)
     row["correct"] = float(stated == true)
     if not asked.is_closed:
-        return row | {"open": row["correct"], "recall": sum(word in stated for word in true) / len(true)}
+        official = {"official_recall": llava_med_recall(text, asked), "official_exact": llava_med_exact(text, asked)}
+        return row | {"open": row["correct"], "recall": sum(word in stated for word in true) / len(true)} | official
     row |= {"closed": row["correct"], "substring": llava_med_substring(text, asked)}
     if prior:
         row["with_prior" if prior == asked.answer else "against_prior"] = row["correct"]
@@ -62,19 +66,6 @@ def pair_rows(pairs: Sequence[Sample[Pair]], scores: np.ndarray) -> list[ScoreRo
         _blank(pair.id, PAIRS, pair.record.kind) | {"score_error": abs(float(own) - pair.record.relevance)}
         for pair, own in zip(pairs, scores, strict=True)
     ]
-
-
-def _score_report(text: str, reference: str) -> ScoreRow:
-    """A report names few of the many things that are absent, so absences count as false or not and never as missing."""
-    stated, truth = report_facts(text), report_facts(reference)
-    true_findings, stated_findings = (
-        frozenset(fact for fact in facts if not fact.startswith(ABSENT)) for facts in (truth, stated)
-    )
-    false = [fact for fact in stated if not is_true(fact, truth)]
-    return {
-        "fact_f1": score_facts(stated_findings, true_findings).f1,
-        "hallucinated": len(false) / len(stated) if stated else None,
-    }
 
 
 def _blank(item: str, condition: str, kind: str) -> ScoreRow:

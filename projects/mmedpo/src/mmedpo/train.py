@@ -11,22 +11,19 @@ import torch
 from torch import Tensor
 
 from lightbox.errors import RequestError
-from lightbox.paper.pair_learner import PairBatch, PairLearner, open_pairs
+from lightbox.paper.finding_maps import finding_maps
+from lightbox.paper.pair_learner import CHOSEN, PairBatch, PairLearner, open_pairs, pair_facts, sides_of
 from lightbox.paper.preference_pairs import Pair
 from lightbox.paper.pretrained import Pretrained, find_pretrained
 from lightbox.paper.samples import Split
 from lightbox.runs import folders
 from lightbox.train import processes
 from mmedpo import evaluate, relevance
-from mmedpo.config import MAPPED, START, Config
+from mmedpo.config import LOCALISER, MAPPED, START, Config
 from mmedpo.curate import Curated, curate
 from mmedpo.data import Asked, load_biased, load_splits, texts_of
-from mmedpo.localise import finding_maps
-from mmedpo.objective import answer_loss, pair_loss
+from mmedpo.objective import LOSSES, answer_loss, pair_loss
 from mmedpo.scores import ScoreRow, pair_rows
-
-TRIVIAL = 0.95
-"""Share of pairs won before training above which there is next to nothing to learn from them."""
 
 
 def run(
@@ -58,7 +55,7 @@ def run(
     folder.mkdir(parents=True, exist_ok=True)
     train, scored = load_splits(cfg)
     is_trained, is_start = cfg.objective.is_trained, cfg.objective.method == START
-    if is_trained and not is_start and cfg.objective.from_start:
+    if cfg.objective.from_start and (bool(needs) if is_start else is_trained):  # the start itself needs nothing
         base = started(needs)
     learner = open_arm(with_own_steps(cfg), base)
     facts: dict[str, Any] = {}
@@ -71,7 +68,7 @@ def run(
         learner.weights = torch.from_numpy(weights).float()
         learner.fit(made.pairs, made.split, folder, memory_advice=memory_advice)
         if not is_start:
-            facts = pair_facts(learner, made)
+            facts = pair_facts(learner, made.pairs)
             rows = pair_rows(made.pairs, scores)
     if not processes.is_main():
         return
@@ -85,8 +82,9 @@ def run(
 
 
 def open_arm(cfg: Config, base: Pretrained) -> PairLearner:
-    """The model with the arm's loss; both answers of a pair are read where they are compared."""
-    sides = 2 if cfg.objective.is_preference else 1
+    """The model with the arm's loss, which reads of a pair what the loss does."""
+    own = cfg.objective
+    sides = sides_of(LOSSES.get(own.method, own.method)) if own.is_preference else (CHOSEN,)
     return open_pairs(cfg, base, loss=partial(batch_loss, cfg), texts=texts_of, sides=sides)
 
 
@@ -109,7 +107,7 @@ def started(needs: Mapping[str, Path]) -> Pretrained:
 def curated(cfg: Config, split: Split[Asked]) -> Curated:
     """The arm's pairs; the localiser is asked only where it says what is noised."""
     is_mapped = cfg.data.mask in MAPPED and cfg.data.pairs != "text"
-    return curate(cfg, split, finding_maps(split) if is_mapped else None)
+    return curate(cfg, split, finding_maps(split, LOCALISER) if is_mapped else None)
 
 
 def biased_answers(cfg: Config) -> Curated:
@@ -120,10 +118,11 @@ def biased_answers(cfg: Config) -> Curated:
 
 
 def with_own_steps(cfg: Config) -> Config:
-    """The configuration with the steps and the rate of the start, where it is the start that is trained."""
+    """The configuration with steps, rate and tower of the start, where it is the start that is trained."""
     if cfg.objective.method != START:
         return cfg
-    return replace(cfg, optim=replace(cfg.optim, max_steps=cfg.optim.start_steps, lr=cfg.optim.start_lr))
+    model = replace(cfg.model, freezes_tower=cfg.model.start_freezes_tower)
+    return replace(cfg, model=model, optim=replace(cfg.optim, max_steps=cfg.optim.start_steps, lr=cfg.optim.start_lr))
 
 
 def batch_loss(
@@ -135,18 +134,3 @@ def batch_loss(
         return answer_loss(logps, tokens)
     numbers = {"beta": own.beta, "smoothing": own.smoothing, "margin": own.margin}
     return pair_loss(logps, tokens, batch.reference, batch.weights, own.method, **numbers)
-
-
-def pair_facts(learner: PairLearner, made: Curated) -> dict[str, object]:
-    """What a run's card says of its pairs: how many, and the share that was won before the first step, by grade."""
-    counts = {kind: sum(pair.record.kind == kind for pair in made.pairs) for kind in ("text", "image")}
-    if learner.reference is None:
-        return {"pairs": counts}
-    won = (learner.reference[0] > learner.reference[1]).tolist()
-    by_grade: dict[str, list[bool]] = {"all": won}
-    for pair, own in zip(made.pairs, won, strict=True):
-        by_grade.setdefault(f"{pair.record.kind}, {pair.record.grade}", []).append(own)
-    shares = {grade: sum(own) / len(own) for grade, own in by_grade.items()}
-    warning = f"{shares['all']:.1%} of them were won before training, so the run teaches little"
-    said = {"pairs are trivial": warning} if shares["all"] > TRIVIAL else {}
-    return {"pairs": counts, "won before training": shares, **said}

@@ -72,6 +72,7 @@ CONVENTIONS = {
         (rules.llava_med_closed, _CLOSED),
         (rules.llava_med_substring, _CLOSED),
         (rules.llava_med_recall, _OPEN),
+        (rules.llava_med_exact, _OPEN),
         (rules.medevalkit_closed, _CLOSED),
         (rules.medevalkit_choice, _CLOSED),
         (rules.medevalkit_exact, _OPEN),

@@ -126,6 +126,17 @@ def llava_med_recall(text: str, question: Question) -> float:
     return hits / (hits + missed) if hits else 0.0
 
 
+def llava_med_exact(text: str, question: Question) -> float:
+    """What is printed as exact match: distinct gold words that the text has, over all words of the text.
+
+    Source: microsoft/LLaVA-Med llava/eval/eval_metrics/evaluate_metrics.py at ad758b6; MMedPO's exact match, seen.
+    Counted: open items.
+    Misleads: it is a precision: "left" is an exact match of "left upper zone", and one more word is half a match.
+    """
+    said, gold = _vqa_text(text).split(), set(_vqa_text(question.answer).split())
+    return len(gold.intersection(said)) / len(said) if said else 0.0
+
+
 def medevalkit_closed(text: str, question: Question) -> float:
     """Gold yes or no: exactly one of them is in the text, the gold one. Other gold: the text equals it, no full stops.
 

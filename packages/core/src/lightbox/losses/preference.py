@@ -21,7 +21,7 @@ S-VCO takes each pair twice, the second time with the roles of the images switch
 both rows. A set whose other image is a destroyed one has no answer of its own and gives one row.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -65,7 +65,7 @@ class Settings:
         beta: how far the policy may leave the reference, > 0; the smaller the farther. In orpo the weight of the odds.
         smoothing: dpo, robust: share of pairs taken to be the wrong way round, in [0, 0.5).
         margin: simpo: what the preferred answer shall lead by, >= 0.
-        drift: kto: z, the mean of h over answers to other prompts, >= 0, without gradient.
+        drift: kto: z, see `kto_drift`, >= 0, without gradient.
     """
 
     beta: float = 0.1
@@ -120,11 +120,11 @@ def preference_loss(
         >>> round(float(preference_loss(same, same)[0]), 4)  # log 2: nothing is preferred yet
         0.6931
     """
-    settings = _checked(objective, Settings(beta, smoothing, margin, drift))
+    entry, settings = objective_of(objective), _checked(Settings(beta, smoothing, margin, drift))
     answers = [chosen, rejected] if blind is None else [chosen, rejected, blind]
     _check_answers(objective, answers, has_blind=blind is not None)
     counts = torch.stack([own.tokens > 0 for own in answers]).all(dim=0)  # b
-    losses = OBJECTIVES[objective].of(Pairs(chosen, rejected, blind), settings)
+    losses = entry.of(Pairs(chosen, rejected, blind), settings)
     if weights is not None:
         losses = losses * weights
     # where and not a product: a pair without tokens may have an infinite loss, and 0 times that is NaN
@@ -139,6 +139,19 @@ def rewards(chosen: Answers, rejected: Answers, beta: float) -> tuple[Float[Tens
     """
     _check_answers("dpo", [chosen, rejected], has_blind=False)
     return beta * chosen.gain.detach(), beta * rejected.gain.detach()
+
+
+def kto_drift(mismatched: Sequence[Answers]) -> float:
+    """z of kto: how far the policy has left the reference, the mean of h over answers to other prompts, at least 0.
+
+    Implements the estimate of Ethayarajh et al. 2024, section 4.1, as trl does: the answers that rewards are computed
+    of, each beside the prompt of another one.
+
+    Args:
+        mismatched: answers with a reference; rows without tokens are left out.
+    """
+    gains = torch.cat([own.gain.detach()[own.tokens > 0] for own in mismatched])
+    return max(0.0, float(gains.mean())) if len(gains) else 0.0
 
 
 def is_won(chosen: Answers, rejected: Answers) -> Bool[Tensor, " b"]:
@@ -202,18 +215,31 @@ def _vco(pairs: Pairs, settings: Settings) -> Float[Tensor, " b"]:
 
 @dataclass(frozen=True)
 class Objective:
-    """A loss of each pair, whether it reads a reference, and whether it reads the answer without an image."""
+    """A loss of each pair, and what it reads beside what the policy finds of both answers.
+
+    Args:
+        of: the loss.
+        has_reference: what the reference finds of them.
+        reads_blind: the preferred answer without an image.
+        reads_mismatched: both answers of another pair beside the prompt of this one, for `kto_drift`.
+    """
 
     of: Callable[[Pairs, Settings], Float[Tensor, " b"]]
     has_reference: bool = True
     reads_blind: bool = False
+    reads_mismatched: bool = False
+
+    @property
+    def n_answers(self) -> int:
+        """Answers of a pair that it reads, in the order of the fields above."""
+        return 2 + self.reads_blind + 2 * self.reads_mismatched
 
 
 OBJECTIVES = {
     "dpo": Objective(_dpo),
     "robust": Objective(_robust),
     "ipo": Objective(_ipo),
-    "kto": Objective(_kto),
+    "kto": Objective(_kto, reads_mismatched=True),
     "simpo": Objective(_simpo, has_reference=False),
     "orpo": Objective(_orpo, has_reference=False),
     "vco": Objective(_vco, reads_blind=True),
@@ -221,11 +247,20 @@ OBJECTIVES = {
 """Every objective by name."""
 
 
-def _checked(objective: str, settings: Settings) -> Settings:
-    if objective not in OBJECTIVES:
+def objective_of(name: str) -> Objective:
+    """What an objective reads.
+
+    Raises:
+        RequestError: an unknown name.
+    """
+    if name not in OBJECTIVES:
         raise RequestError(
-            f"objective is '{objective}'", f"The objectives are {', '.join(OBJECTIVES)}", "Choose one of them"
+            f"objective is '{name}'", f"The objectives are {', '.join(OBJECTIVES)}", "Choose one of them"
         )
+    return OBJECTIVES[name]
+
+
+def _checked(settings: Settings) -> Settings:
     ranges = {
         "beta": (settings.beta > 0, "above 0"),
         "smoothing": (0 <= settings.smoothing < 0.5, "in [0, 0.5): beyond half, the pairs are the other way round"),

@@ -1,6 +1,7 @@
 """A LLaVA that learns from preference pairs, on features of its frozen tower, which are computed once an image.
 
-Both answers of a pair are rows of one batch. An image that they share is projected once; the reference's
+What an objective reads of a pair are its sides: both answers, and for some the preferred one without an image or the
+answers of another pair. All are rows of one batch. An image that they share is projected once; the reference's
 log-probabilities are computed once before the first step, by the same code in the same mode as those of the policy.
 """
 
@@ -9,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from PIL import Image
@@ -18,6 +20,8 @@ from lightbox.backbones.backbone import Backbone
 from lightbox.backbones.conversation import Conversation, assistant, user
 from lightbox.backbones.rows import IGNORED, UNLIMITED, SharedImages, VlmBatch
 from lightbox.backbones.vision import VisionFeatures
+from lightbox.errors import RequestError
+from lightbox.losses.preference import objective_of
 from lightbox.paper.conditions import Pictures
 from lightbox.paper.learner import Learner, Texts, open_backbone
 from lightbox.paper.preference_pairs import Pair
@@ -31,8 +35,30 @@ from lightbox.train.precision import make_accelerator
 ENCODED_AT_ONCE = 64
 LONG_WORDS = 8
 """Longer answers are rows of a batch of their own: padded to a report, an answer of one word costs twice as much."""
-Said = tuple[str, str, int]
-"""Prompt, answer, row of the image."""
+TRIVIAL = 0.95
+"""Share of pairs won before training above which there is next to nothing to learn from them."""
+Said = tuple[str, str, int | None]
+"""Prompt, answer, row of the image; None where the prompt has no image, and so no image token."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """An answer of a pair under an image.
+
+    Args:
+        answer: chosen or rejected.
+        image: "own" is the one under which the preferred answer is read, "other" the one under which the other is,
+            "none" leaves it out of the prompt.
+        is_mismatched: True takes the answer of another pair, the same one throughout a run, beside this one's prompt.
+    """
+
+    answer: str
+    image: str
+    is_mismatched: bool = False
+
+
+CHOSEN, REJECTED, BLIND = Side("chosen", "own"), Side("rejected", "other"), Side("chosen", "none")
+MISMATCHED = (Side("chosen", "own", is_mismatched=True), Side("rejected", "other", is_mismatched=True))
 
 
 @dataclass(frozen=True)
@@ -41,13 +67,15 @@ class PairBatch:
 
     Args:
         parts: rows of like length; their images are numbered by `patches` where that is given.
-        places: for each answer, the preferred ones first, its row in the parts laid end to end.
+        is_learnt: of each part; False where its log-probabilities need no gradient.
+        places: for each answer, side after side, its row in the parts laid end to end.
         patches: what the projector reads of each distinct image; None where images are encoded in the step.
         weights: of the pairs.
         reference: log-probabilities before training, a row a side; empty where none are known.
     """
 
     parts: list[VlmBatch]
+    is_learnt: list[bool]
     places: Int[Tensor, " n"]
     patches: Float[Tensor, "m p c"] | None
     weights: Float[Tensor, " b"]
@@ -71,13 +99,13 @@ class PairLearner(Learner):
     """A learner of pairs; made by `open_pairs`.
 
     Attributes:
-        sides: 2 where both answers are learnt from, 1 for the preferred one alone.
+        sides: what is read of a pair; `CHOSEN` alone needs no reference.
         weights: one number a pair, in the order of the samples that `fit` gets; None is 1 each.
         reference: log-probabilities of the answers before training; there once `fit` has begun.
         patches: of the images of the split that is learnt from, likewise.
     """
 
-    sides: int = 1
+    sides: Sequence[Side] = (CHOSEN,)
     weights: Float[Tensor, " n"] | None = None
     reference: Float[Tensor, "s n"] | None = None
     patches: Float[Tensor, "m p c"] | None = None
@@ -92,25 +120,49 @@ class PairLearner(Learner):
     ) -> History:
         """See `Learner.fit`; features and the reference come first, from the weights as they are now."""
         self.patches = self.encode(split) if self.cfg.model.freezes_tower else None
-        self.reference = self.log_probs(samples, split) if self.sides == 2 else None
+        self.reference = self.log_probs(samples, split) if len(self.sides) > 1 else None
         return super().fit(samples, split, folder, memory_advice=memory_advice)
 
     def collate(self, samples: Sequence[Sample[Pair]], split: Split[Any]) -> Callable[[list[int]], PairBatch]:
-        """The function that makes a batch of places in `samples`."""
+        """The function that makes a batch of places in `samples`.
+
+        Raises:
+            RequestError: a text that holds a control token, or one pair alone where answers of another one are read.
+        """
         pairs = [sample.record for sample in samples]
-        for what in ("prompt", "chosen", "rejected")[: 1 + self.sides]:
+        for what in dict.fromkeys(["prompt", *(side.answer for side in self.sides)]):
             self.backbone.check_texts([getattr(pair, what) for pair in pairs], what=what)
         weights = torch.ones(len(samples)) if self.weights is None else self.weights
+        partners = self._partners(len(samples))
+
+        def said_of(side: Side, place: int) -> Said:
+            answers = pairs[partners[place] if side.is_mismatched else place]
+            images = {"own": samples[place].image, "other": pairs[place].rejected_image, "none": None}
+            return pairs[place].prompt, getattr(answers, side.answer), images[side.image]
 
         def batch_of(places: list[int]) -> PairBatch:
-            said = [(pairs[place].prompt, pairs[place].chosen, samples[place].image) for place in places]
-            if self.sides == 2:
-                said += [(pairs[place].prompt, pairs[place].rejected, pairs[place].rejected_image) for place in places]
-            parts, order, patches = self._rows(said, split)
+            said = [said_of(side, place) for side in self.sides for place in places]
+            is_learnt = [not side.is_mismatched for side in self.sides for _ in places]
             known = torch.empty(0, 0) if self.reference is None else self.reference[:, places]
-            return PairBatch(parts, order, patches, weights[places], known)
+            return PairBatch(*self._rows(said, is_learnt, split), weights[places], known)
 
         return batch_of
+
+    def _partners(self, n: int) -> list[int]:
+        """For each of `n` pairs the one whose answers stand beside its prompt: the next one on a ring in drawn order.
+
+        It stays the same throughout a run, so that the reference of the mismatched answers is computed once as well.
+        """
+        if n < 2 and any(side.is_mismatched for side in self.sides):
+            raise RequestError(
+                f"{n} pair to learn from",
+                "Its objective reads answers to other prompts, and there is none",
+                "Raise data.n_train, or choose objective.method=dpo",
+            )
+        ring = np.random.default_rng([self.cfg.run.seed, 10]).permutation(n)
+        partners = np.empty(n, int)
+        partners[ring] = np.roll(ring, 1)
+        return partners.tolist()
 
     def log_probs(self, samples: Sequence[Sample[Pair]], split: Split[Any]) -> Float[Tensor, "s n"]:
         """Log-probability of each answer as an update would compute it: in train mode, in the precision of the run."""
@@ -129,15 +181,18 @@ class PairLearner(Learner):
         if batch.patches is not None:
             tokens = backbone.project(VisionFeatures(list(batch.patches), grids=[]))
         logps, counts = [], []
-        for part in batch.parts:
-            rows = part if tokens is None else replace(part, shared=replace(part.shared, features=tokens))
-            logps.append(backbone.sequence_logps(rows))
+        for part, is_learnt in zip(batch.parts, batch.is_learnt, strict=True):
+            rows = part
+            if tokens is not None and part.shared is not None:
+                rows = replace(part, shared=replace(part.shared, features=tokens))
+            with torch.set_grad_enabled(is_learnt and torch.is_grad_enabled()):
+                logps.append(backbone.sequence_logps(rows))
             counts.append((part.labels != IGNORED).sum(dim=1))
         shape = (-1, len(batch.weights))
         return torch.cat(logps)[batch.places].view(shape), torch.cat(counts)[batch.places].view(shape)
 
     @torch.inference_mode()
-    def said_logps(self, said: Sequence[Said], split: Split[Any]) -> list[float]:
+    def said_logps(self, said: Sequence[tuple[str, str, int]], split: Split[Any]) -> list[float]:
         """Log-probability of given answers under given images, in nats, <= 0; for scoring."""
         self.backbone.model.eval()
         size, values = self.cfg.eval.batch_size, []
@@ -146,6 +201,17 @@ class PairLearner(Learner):
             batch = self.backbone.prepare(self.see(split, rows), prompts, answers, max_tokens=UNLIMITED)
             values += self.backbone.sequence_logps(batch.to(self.backbone.device)).tolist()
         return values
+
+    def write_each(
+        self, samples: Sequence[Sample[Any]], split: Split[Any], rows: Sequence[int], most: Sequence[int]
+    ) -> list[str]:
+        """One greedy text a sample under the image of a row, of at most so many tokens; see `write`."""
+        texts: dict[int, str] = {}
+        for longest in sorted(set(most)):
+            own = [place for place, limit in enumerate(most) if limit == longest]
+            asked, shown = [samples[place] for place in own], [rows[place] for place in own]
+            texts |= dict(zip(own, self.write(asked, split, shown, max_new_tokens=longest), strict=True))
+        return [texts[place] for place in range(len(samples))]
 
     @torch.no_grad()
     def encode(self, split: Split[Any]) -> Float[Tensor, "m p c"]:
@@ -156,31 +222,63 @@ class PairLearner(Learner):
         parts = [self.backbone.tower(list(pictures[at : at + ENCODED_AT_ONCE])).patches for at in starts]
         return torch.stack([patches.cpu() for part in parts for patches in part])
 
-    def _rows(self, said: Sequence[Said], split: Split[Any]) -> tuple[list[VlmBatch], Tensor, Tensor | None]:
-        """Rows in parts of like length, where each answer lies in them, and the patches of their images."""
-        images = list(dict.fromkeys(row for _, _, row in said))
+    def _rows(
+        self, said: Sequence[Said], is_learnt: Sequence[bool], split: Split[Any]
+    ) -> tuple[list[VlmBatch], list[bool], Tensor, Tensor | None]:
+        """The first four fields of a `PairBatch`; each part has rows of like length, all learnt from or none."""
+        images = list(dict.fromkeys(row for _, _, row in said if row is not None))
         number = {row: place for place, row in enumerate(images)}
         if self.patches is None:
             pictures = list(self.see(split, images))  # one object an image, so that it is encoded once
         else:
             pictures = [Image.new("L", (8, 8))] * len(images)  # only the number of its tokens counts
-        is_long = [len(answer.split()) > LONG_WORDS for _, answer, _ in said]
-        groups = [[place for place, own in enumerate(is_long) if own == wanted] for wanted in (False, True)]
+        # rows without an image are shorter by all of its tokens
+        lengths = [(row is not None, len(answer.split()) > LONG_WORDS) for _, answer, row in said]
+        kinds = list(zip(is_learnt, lengths, strict=True))
+        groups = [[place for place, own in enumerate(kinds) if own == kind] for kind in sorted(set(kinds))]
         parts = []
-        for own in ([said[place] for place in group] for group in groups if group):
-            turns = [
-                Conversation((user(pictures[number[row]], prompt), assistant(answer))) for prompt, answer, row in own
-            ]
-            features = None if self.patches is None else [self.patches[0]]
+        for group in groups:
+            turns, shown = [], []
+            for prompt, answer, row in (said[place] for place in group):
+                seen = [] if row is None else [number[row]]
+                turns.append(Conversation((user(*(pictures[k] for k in seen), prompt), assistant(answer))))
+                shown += seen
+            features = [self.patches[0]] if shown and self.patches is not None else None
             rows = self.backbone.prepare_conversations(turns, max_tokens=UNLIMITED, features=features)
             if features is not None:  # the true ones are projected in the step, with gradient
-                rows = replace(rows, shared=SharedImages({}, [number[row] for _, _, row in own]))
+                rows = replace(rows, shared=SharedImages({}, shown))
             parts.append(rows)
         order = torch.tensor([place for group in groups for place in group]).argsort()
-        return parts, order, None if self.patches is None else self.patches[images]
+        patches = None if self.patches is None else self.patches[images]
+        return parts, [is_learnt[group[0]] for group in groups], order, patches
 
 
-def open_pairs(cfg: Any, base: Pretrained, *, loss: PairLoss, texts: Texts, sides: int) -> PairLearner:
+def sides_of(objective: str) -> tuple[Side, ...]:
+    """What an objective of `losses.preference` reads of a pair, in the order of the rows of log-probabilities.
+
+    Raises:
+        RequestError: an unknown name.
+    """
+    reads = objective_of(objective)
+    return CHOSEN, REJECTED, *(BLIND,) * reads.reads_blind, *MISMATCHED * reads.reads_mismatched
+
+
+def pair_facts(learner: PairLearner, samples: Sequence[Sample[Pair]]) -> dict[str, object]:
+    """What a run's card says of its pairs: how many, and the share that was won before the first step, by grade."""
+    counts = {kind: sum(sample.record.kind == kind for sample in samples) for kind in ("text", "image")}
+    if learner.reference is None:
+        return {"pairs": counts}
+    won = (learner.reference[0] > learner.reference[1]).tolist()
+    by_grade: dict[str, list[bool]] = {"all": won}
+    for sample, own in zip(samples, won, strict=True):
+        by_grade.setdefault(f"{sample.record.kind}, {sample.record.grade}", []).append(own)
+    shares = {grade: sum(own) / len(own) for grade, own in by_grade.items()}
+    warning = f"{shares['all']:.1%} of them were won before training, so the run teaches little"
+    said = {"pairs are trivial": warning} if shares["all"] > TRIVIAL else {}
+    return {"pairs": counts, "won before training": shares, **said}
+
+
+def open_pairs(cfg: Any, base: Pretrained, *, loss: PairLoss, texts: Texts, sides: Sequence[Side]) -> PairLearner:
     """Load a model of family llava, ready to learn from pairs.
 
     Args:

@@ -1,7 +1,9 @@
 """What methods share: the best of each image, even places on a grid, and mixing one into the other."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -87,13 +89,26 @@ def patch_cells(grid: TokenGrid, count: int) -> tuple[Int[Tensor, " p"], Int[Ten
             continue
         places = torch.empty(rows, columns, dtype=torch.long)
         places[grid.row[here], grid.column[here]] = here.nonzero().flatten()
-        for (top, bottom), (left, right) in cells(rows, columns, own):
-            cell_of[places[top:bottom, left:right].flatten()] = len(middles)
-            middles.append(int(places[(top + bottom - 1) // 2, (left + right - 1) // 2]))
+        labels, row, column = _plane_cells(rows, columns, own)
+        cell_of[places] = labels + len(middles)
+        middles += places[row, column].tolist()
     order = torch.tensor(middles).argsort()
     rank = torch.empty_like(order)
     rank[order] = torch.arange(len(order))
     return torch.where(cell_of >= 0, rank[cell_of], -1), torch.tensor(middles)[order]
+
+
+@lru_cache(maxsize=1024)
+def _plane_cells(rows: int, columns: int, count: int) -> tuple[Int[Tensor, "h w"], Tensor, Tensor]:
+    """The cell of each place of a plane, and row and column of each cell's middle; kept, images being of few sizes."""
+    # in numpy: a cell at a time, tensors of a few numbers would cost more than the methods do
+    labels = np.empty((rows, columns), dtype=np.int64)
+    middles = []
+    for cell, ((top, bottom), (left, right)) in enumerate(cells(rows, columns, count)):
+        labels[top:bottom, left:right] = cell
+        middles.append(((top + bottom - 1) // 2, (left + right - 1) // 2))
+    row, column = torch.tensor(middles).T
+    return torch.from_numpy(labels), row, column
 
 
 def with_floor(

@@ -1,6 +1,7 @@
 """Images with small lesions, and two prompts about each: where the finding of one place is, and a closed question."""
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 
@@ -15,6 +16,8 @@ from lightbox.studies.pruning.config import Config
 
 CHUNK = 128
 MOST_SEEDS = 100_000
+KEPT_SPLITS = 2
+"""Those of one seed: with a letter burned in, and without."""
 MAP_IMAGES = 300
 """Training images that the map of usual places is the mean of."""
 
@@ -39,20 +42,25 @@ def load_split(cfg: Config) -> Split[Asked]:
     Raises:
         RequestError: more images than the phantom's part holds.
     """
-    name, knobs = cfg.data.eval_split, _world(cfg)
-    seeds = phantom.seed_range(name, cfg.run.seed, MOST_SEEDS)
+    return draw_split(cfg.data.eval_split, _world(cfg), cfg.run.seed, cfg.data.n_test, cfg.data.questions_per_case)
+
+
+@lru_cache(maxsize=KEPT_SPLITS)
+def draw_split(name: str, knobs: phantom.Knobs, seed: int, n_images: int, questions_per_case: int) -> Split[Asked]:
+    """See `load_split`; kept, because arms of one seed see the same images and a worker scores several arms."""
+    seeds = phantom.seed_range(name, seed, MOST_SEEDS)
     samples: list[Sample[Asked]] = []
     images: list[np.ndarray] = []
     for start in range(0, MOST_SEEDS, CHUNK):
         drawn = seeds[start : start + CHUNK]
-        for case in phantom.draw_cases(drawn, knobs, questions_per_case=cfg.data.questions_per_case, closed=True):
+        for case in phantom.draw_cases(drawn, knobs, questions_per_case=questions_per_case, closed=True):
             asked = ask(case)
             if asked is not None:
                 samples.append(Sample(f"{case.id}/box", asked, case.id, len(images)))
                 images.append(case.images[0])
-            if len(samples) == cfg.data.n_test:
+            if len(samples) == n_images:
                 return Split(name, samples, images, [sample.case_id for sample in samples])
-    raise RequestError(f"data.n_test is {cfg.data.n_test}", f"{MOST_SEEDS} images hold fewer", "Ask for fewer")
+    raise RequestError(f"data.n_test is {n_images}", f"{MOST_SEEDS} images hold fewer", "Ask for fewer")
 
 
 def usual_places(cfg: Config) -> np.ndarray:

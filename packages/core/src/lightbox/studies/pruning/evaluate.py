@@ -1,8 +1,10 @@
 """Score one policy: which lesions keep a token, where the model says that one is, and what it answers, per item."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -16,16 +18,18 @@ from lightbox.backbones.backbone import Backbone
 from lightbox.errors import RequestError
 from lightbox.eval.boxes import LabelledBox, score_boxes
 from lightbox.paper import box_examples
-from lightbox.paper.conditions import IMAGE, Pictures, shown_rows
-from lightbox.paper.pruned import pruned
+from lightbox.paper.conditions import IMAGE, shown_rows
+from lightbox.paper.pruned import READ_A_MAP, pruned
 from lightbox.paper.samples import Sample, Split
 from lightbox.pretrain.llava_576_scores import read_boxes
+from lightbox.pruning.pipeline import Pruning
 from lightbox.pruning.preview import tokens_on
 from lightbox.pruning.types import ImageInputs
 from lightbox.records import Case
 from lightbox.runs import folders
 from lightbox.studies.pruning.config import Config
 from lightbox.studies.pruning.data import Asked, usual_places
+from lightbox.studies.pruning.views import Views, rows_about, see, show, with_one_map, with_own_maps
 
 METRICS = (
     "kept",  # share of the image's lesions that keep a token; null where tokens are mixed, and on questions
@@ -51,6 +55,10 @@ class Seen:
     kept: Keep | None
 
 
+Ask = Callable[[Sequence[int], Sequence[str], int], list[Seen]]
+"""Rows of a split, one past the last being blank, a prompt about each and the most tokens of an answer -> answers."""
+
+
 def evaluate(cfg: Config, backbone: Backbone, split: Split[Asked], *, folder: Path) -> pa.Table:
     """Ask about each image under the arm's budget and score what comes; write scores.parquet and examples.
 
@@ -67,41 +75,66 @@ def evaluate(cfg: Config, backbone: Backbone, split: Split[Asked], *, folder: Pa
         RequestError: what `prune` refuses.
     """
     rows: list[Row] = []
-    for condition, images in shown_rows(split, seed=cfg.run.seed).items():
-        if condition != IMAGE and not cfg.eval.has_other_images:
-            continue
-        seen = say(cfg, backbone, split, images, [s.record.prompt for s in split.samples], cfg.eval.box_tokens)
-        rows += [box_row(cfg, sample, condition, one) for sample, one in zip(split.samples, seen, strict=True)]
-        if condition == IMAGE:
-            write_examples(folder, split, seen)
-            rows += question_rows(cfg, backbone, split)
-        _log.info("%s: %d images under condition %s", cfg.experiment, len(seen), condition)
+    prompts = [sample.record.prompt for sample in split.samples]
+    with asking(cfg, backbone, split) as ask:
+        for condition, images in shown_rows(split, seed=cfg.run.seed).items():
+            if condition != IMAGE and not cfg.eval.has_other_images:
+                continue
+            seen = ask(images, prompts, cfg.eval.box_tokens)
+            rows += [box_row(cfg, sample, condition, one) for sample, one in zip(split.samples, seen, strict=True)]
+            if condition == IMAGE:
+                write_examples(folder, split, seen)
+                rows += question_rows(cfg, ask, split)
+            _log.info("%s: %d images under condition %s", cfg.experiment, len(seen), condition)
     return folders.write_scores(folder, rows, METRICS)
 
 
-def question_rows(cfg: Config, backbone: Backbone, split: Split[Asked]) -> list[Row]:
+def question_rows(cfg: Config, ask: Ask, split: Split[Asked]) -> list[Row]:
     """A row for each image that has a question, with its own image."""
     asked = [sample for sample in split.samples if sample.record.question is not None]
     images, prompts = [s.image for s in asked], [s.record.question.prompt for s in asked]
-    seen = say(cfg, backbone, split, images, prompts, cfg.eval.answer_tokens)
+    seen = ask(images, prompts, cfg.eval.answer_tokens)
     return [question_row(sample, one.text) for sample, one in zip(asked, seen, strict=True)]
 
 
-def say(
-    cfg: Config, backbone: Backbone, split: Split[Asked], images: Sequence[int], prompts: Sequence[str], longest: int
-) -> list[Seen]:
-    """The model's answer to each prompt about the image of a row of the split, one past the last being blank."""
+@contextmanager
+def asking(cfg: Config, backbone: Backbone, split: Split[Asked]) -> Iterator[Ask]:
+    """The block in which the arm's policy holds, and what answers prompts about the images of a split in it.
+
+    Raises:
+        RequestError: what `pruned` refuses.
+    """
     backbone.model.eval()
-    seen: list[Seen] = []
-    with pruned(backbone, cfg.pruning, seed=cfg.run.seed, map_of=blind_map(cfg)) as handle:
-        for start in range(0, len(prompts), cfg.eval.batch_size):
-            here = slice(start, start + cfg.eval.batch_size)
-            pictures = Pictures(split, images[here], image_px=cfg.model.image_px)
-            texts = backbone.answer(pictures, prompts[here], max_new_tokens=longest, batch_size=cfg.eval.batch_size)
-            # the report is of the last call, and this was one
-            kept = [None] * len(texts) if handle is None else [planes[0] for planes in handle.report().kept]
-            seen += [Seen(text, keep) for text, keep in zip(texts, kept, strict=True)]
-    return seen
+    views, blind = see(cfg, backbone, split), blind_map(cfg)
+    with pruned(backbone, cfg.pruning, seed=cfg.run.seed, map_of=blind) as handle:
+        if cfg.pruning.method in READ_A_MAP:
+            views = with_own_maps(views, backbone) if blind is None else with_one_map(views, blind)
+        if handle is not None:
+            show(handle, views)
+        yield partial(say, cfg, backbone, views, handle)
+
+
+def say(
+    cfg: Config,
+    backbone: Backbone,
+    views: Views,
+    handle: Pruning | None,
+    images: Sequence[int],
+    prompts: Sequence[str],
+    longest: int,
+) -> list[Seen]:
+    """See `Ask`; `handle` is the block that prunes, None where nothing does. The same is not asked twice."""
+    asked = list(zip(images, prompts, strict=True))
+    distinct = list(dict.fromkeys(asked))
+    seen: dict[tuple[int, str], Seen] = {}
+    for start in range(0, len(distinct), cfg.eval.batch_size):
+        here = distinct[start : start + cfg.eval.batch_size]
+        batch = rows_about(backbone, [views.features[row] for row, _ in here], [prompt for _, prompt in here])
+        texts = backbone.generate(batch, max_new_tokens=longest).texts
+        # the report is of the last call, and this was one
+        kept = [None] * len(texts) if handle is None else [planes[0] for planes in handle.report().kept]
+        seen |= {one: Seen(text.strip(), keep) for one, text, keep in zip(here, texts, kept, strict=True)}
+    return [seen[one] for one in asked]
 
 
 def blind_map(cfg: Config) -> Callable[[ImageInputs], list[Tensor]] | None:
@@ -144,14 +177,15 @@ def lesions_kept(case: Case, kept: Keep | None) -> list[bool]:
 
 
 def write_examples(folder: Path, split: Split[Asked], seen: Sequence[Seen]) -> None:
-    """Write some images with what was dropped dimmed, true boxes and drawn ones."""
-    dimmed = [dim(split.images[s.image], one.kept) for s, one in zip(split.samples, seen, strict=True)]
+    """Write the first images with what was dropped dimmed, true boxes and drawn ones."""
+    some = list(zip(split.samples, seen, strict=True))[: box_examples.N_EXAMPLES]  # one an image
+    dimmed = [dim(split.images[sample.image], one.kept) for sample, one in some]
     shown = []
-    for sample, one in zip(split.samples, seen, strict=True):
+    for sample, one in some:
         boxes = read_boxes(one.text)
         score = score_boxes(boxes, sample.record.boxes)
         told = {"asked": sample.record.prompt, "said": one.text}
-        drawn = [LabelledBox("", box) for box in boxes]
+        drawn = [LabelledBox("", box, score=None) for box in boxes]  # the model says a box, and not how sure it is
         shown.append(box_examples.Shown(sample, told, drawn, score.best_iou, is_right=bool(score.acc50)))
     box_examples.write_examples(folder, shown, Split(split.name, split.samples, dimmed, split.case_ids))
 

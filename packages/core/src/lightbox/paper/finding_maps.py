@@ -1,8 +1,9 @@
-"""Where a tower sees findings: the maps that masks of the kinds tower and mean_std are cut from.
+"""Where a model with a finding head, such as the tiny `llava-576`, sees findings in the images of a split.
 
-The paper takes MedKLIP's attention for the word "disease". Here it is the finding head of the tiny `llava-576`, another
-model than the one that is tuned; it was pretrained on the phantom at 192 pixels, so images are enlarged for it.
+That one was pretrained on radiographs of the phantom alone, at 192 pixels, so images are enlarged for it.
 """
+
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,20 +14,19 @@ from PIL import Image
 from lightbox.backbones.loading import load
 from lightbox.paper.samples import Split
 from lightbox.pruning.finding_head import finding_map
-from mmedpo.config import LOCALISER
-from mmedpo.data import Asked
 
 AT_ONCE = 32
 
 
-def finding_maps(split: Split[Asked]) -> Float[np.ndarray, "n h w"]:
-    """How sure the localiser is of a finding at each pixel of each image, in [0, 1].
+def finding_maps(split: Split[Any], localiser: str) -> Float[np.ndarray, "n h w"]:
+    """How sure a localiser is of a finding at each pixel of each image, in [0, 1].
 
     Args:
         split: square images of one size, which divides that of the localiser.
+        localiser: name of a tiny model with a finding head.
     """
-    backbone = load(LOCALISER)
-    maps_of = finding_map(backbone, LOCALISER)
+    backbone = load(localiser)
+    maps_of = finding_map(backbone, localiser)
     parts = []
     for start in range(0, len(split.images), AT_ONCE):
         pictures = [Image.fromarray(np.asarray(image)) for image in split.images[start : start + AT_ONCE]]
