@@ -74,13 +74,13 @@ def curate(cfg: Config, split: Split[Asked], maps: np.ndarray | None = None) -> 
 def made_texts(cfg: Config, split: Split[Asked]) -> tuple[list[Sample[Asked]], list[Sample[Pair]]]:
     """The questions that have a false answer, and a text pair of each."""
     if cfg.data.is_phantom:
-        found = ((own, rivals(own.record)) for own in split.samples if lesion(own.record) is not None)
+        offered = ((own, rivals(own.record)) for own in split.samples if lesion(own.record) is not None)
     else:
         pool = pool_of(own.record for own in split.samples)
-        found = ((own, pool.rivals(own.record)) for own in split.samples)  # one by one: each holds thousands
+        offered = ((own, pool.rivals(own.record)) for own in split.samples)  # one by one: each holds thousands
     pct, seed = cfg.data.absurd_pct, cfg.run.seed
-    found = ((own, choices) for own, choices in found if any(choices.values()))
-    made = [(own, text_pair(own, choices, absurd_pct=pct, seed=seed)) for own, choices in found]
+    answerable = ((own, choices) for own, choices in offered if any(choices.values()))
+    made = [(own, text_pair(own, choices, absurd_pct=pct, seed=seed)) for own, choices in answerable]
     return [own for own, _ in made], [pair for _, pair in made]
 
 
@@ -124,7 +124,7 @@ def noised_images(
     if cfg.data.is_phantom:
         lesions = {own.image: mask for own in asked if (mask := lesion(own.record)) is not None}
     else:  # the kinds of masks that real images may have do not read them
-        lesions = {own.image: np.zeros(np.shape(split.images[own.image]), bool) for own in asked}
+        lesions = {own.image: np.zeros(np.asarray(split.images[own.image]).shape, bool) for own in asked}
     if not (rows := list(lesions)):
         return [], {}
     seeds = [seed_of(cfg.run.seed, split.case_ids[row], IMAGE) for row in rows]

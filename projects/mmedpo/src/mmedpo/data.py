@@ -113,8 +113,8 @@ def texts_of(
 
 
 def _asked(question: Question, case: Case) -> Asked:
-    known = {name: getattr(question, name) for name in _FIELDS}
+    values = {name: getattr(question, name) for name in _FIELDS}
     # an open question of presence asks what is seen in a place; it is another kind than whether something is there
     if question.kind == "presence" and not question.is_closed:
-        known["kind"] = NAMING
-    return Asked(**known, findings=case.findings)
+        values["kind"] = NAMING
+    return Asked(**values, findings=case.findings)

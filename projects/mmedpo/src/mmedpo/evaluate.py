@@ -77,7 +77,9 @@ def sensitivity(cfg: Config, learner: "PairLearner", split: Split[Asked]) -> lis
         One dictionary a sample, in nats; empty where its image shows no finding.
     """
     is_real, samples = not cfg.data.is_phantom, split.samples
-    whole = [np.ones(np.shape(split.images[own.image]), bool) if is_real else lesion(own.record) for own in samples]
+    whole = [
+        np.ones(np.asarray(split.images[own.image]).shape, bool) if is_real else lesion(own.record) for own in samples
+    ]
     lesions = {own.image: mask for own, mask in zip(samples, whole, strict=True) if mask is not None}
     if not lesions:
         return [{} for _ in samples]
@@ -103,10 +105,10 @@ def sensitivity(cfg: Config, learner: "PairLearner", split: Split[Asked]) -> lis
 def priors(cfg: Config, scored: Split[Asked]) -> list[str]:
     """The answer to each closed question that the start's biased questions suggest by their text; "" for others."""
     biased = load_biased(cfg, with_images=False)
-    known = {sample.record.text for sample in biased.samples}
+    biased_texts = {sample.record.text for sample in biased.samples}
     guesses = baselines.question_only(biased.samples, scored.samples)
     return [
-        guess if sample.record.is_closed and sample.record.text in known else ""
+        guess if sample.record.is_closed and sample.record.text in biased_texts else ""
         for sample, guess in zip(scored.samples, guesses, strict=True)
     ]
 
