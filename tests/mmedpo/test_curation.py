@@ -11,6 +11,7 @@ from PIL import Image
 from lightbox import chat, chat_json
 from lightbox.chat import ChatModel
 from lightbox.errors import RequestError, WorkError
+from lightbox.paper.held_images import released_pairs
 from lightbox.paper.pretrained import find_pretrained
 from lightbox.readers.preference_sets import read_dataset
 from lightbox.readers.preferences import pairs_of
@@ -75,6 +76,12 @@ def provenance(out):
 
 def made_files(out, *endings):
     return {path: path.read_bytes() for path in out.rglob("*") if path.suffix in endings}
+
+
+def test_training_finds_text_pairs_by_the_name_of_the_case_they_are_about(tmp_path, subjects):
+    curate_set(plan_of(tmp_path), subjects)
+    counts = {case: len(texts) for case, texts in released_pairs(tmp_path / PREFERENCES).items() if texts}
+    assert counts == {subject.asked.id.rpartition("-")[0]: 1 for subject in subjects}
 
 
 def test_what_is_written_is_read_back_with_images_and_each_pair_says_where_it_is_from(tmp_path, subjects):

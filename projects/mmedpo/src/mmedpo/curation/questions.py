@@ -2,6 +2,7 @@
 
 import logging
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,7 +63,8 @@ def load_subjects(
     asked_about = [case for case in cases if case.questions][:images]
     if not asked_about:
         raise RequestError(f"--source is {source}", "It holds no question", "Name a data set of questions and answers")
-    return [subject for case in asked_about for subject in _subjects(case, per_image)]
+    met = Counter(case.id for case in asked_about)
+    return [subject for case in asked_about for subject in _subjects(case, per_image, is_alone=met[case.id] == 1)]
 
 
 def file_name(image_id: str) -> str:
@@ -71,7 +73,8 @@ def file_name(image_id: str) -> str:
     return f"{safe}.png" if safe == image_id else f"{safe}-{digest(image_id)[:8]}.png"
 
 
-def _subjects(case: Case, per_image: int) -> list[Subject]:
+def _subjects(case: Case, per_image: int, *, is_alone: bool) -> list[Subject]:
     image = case.images[0] if case.images else None
-    image_id = f"{case.split}-{case.id}" if case.split else case.id
+    # the case's own name where it can be, so that training finds the pairs of an image by it
+    image_id = case.id if is_alone else f"{case.split}-{case.id}"
     return [Subject(own.id, own, image_id, image, lesion(own)) for own in pick(case)[:per_image]]
