@@ -541,24 +541,24 @@ def test_the_turn_of_a_sign_is_said(tmp_path, means, sentence):
 
 
 def test_each_arm_at_its_own_best_budget_is_said(tmp_path):
-    points = {"true": (0.6, 0.72, 0.7, 0.9), "none": (0.66, 0.64, 0.68, 0.9)}
-    curves = [
-        BudgetCurve(
-            name,
-            "arm",
-            True,
-            # the last budget had fewer seeds, and its means cannot be compared with the others
-            tuple(
-                BudgetPoint(budget, 100 * mean, None, seeds)
-                for budget, seeds, mean in zip((2, 4, 8, 16), (3, 3, 3, 2), means, strict=True)
-            ),
+    def line(name, role, means, budgets):
+        # of the last budget there are fewer seeds, and its means cannot be compared with the others
+        points = tuple(
+            BudgetPoint(budget, mean, None, 2 if budget == 16 else 3)
+            for budget, mean in zip(budgets, means, strict=True)
         )
-        for name, means in points.items()
-    ]
+        return BudgetCurve(name, role, True, points)
+
+    budgets = (2, 4, 8, 16)
+    true = line("true", "arm", (60, 72, 70, 90, 99), (*budgets, 32))  # its rival was not trained so long
+    none = line("none", "arm", (66, 64, 68, 90), budgets)
+    effect = line("true minus none", "primary", (-6, 8, 2, 0), budgets)
     plain = fake_results(tmp_path).claims[0]
     link = replace(plain.links[0], name="true minus none", arm="true", rival="none")
-    claim = replace(plain, budget="steps", contrasts=(link,), by_budget=tuple(curves))
+    claim = replace(plain, budget="steps", contrasts=(link,), by_budget=(true, none, effect))
     assert stopped_early(claim, 1) == "'true minus none' +4.0 points, true at 4, none at 8 steps"
+    slope = line("true minus none", "primary", (-3, 4, 1, 0), budgets)  # half of the difference of the two
+    assert stopped_early(replace(claim, by_budget=(true, none, slope)), 1) == ""
     assert stopped_early(replace(claim, by_budget=()), 1) == ""
 
 

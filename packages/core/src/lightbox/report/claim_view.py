@@ -11,6 +11,8 @@ from lightbox.report import figures
 from lightbox.report.numbers import decimals, interval, level, signed
 
 WRAP, SHORT = 36, 70
+ROUNDING = 0.01
+"""How far, in the claim's unit, an effect on a curve may lie from the difference of two arms on theirs."""
 
 
 @dataclass(frozen=True)
@@ -141,20 +143,23 @@ def turn(claim: ClaimEntry) -> str:
 def stopped_early(claim: ClaimEntry, digits: int) -> str:
     """What each link would come to if each of its arms stopped at its own best budget of the pilot; "" without one.
 
-    That is what early stopping on validation items would give. It decides nothing. Budgets with fewer seeds than others
-    are left out, since means over other seeds cannot be compared.
+    That is what early stopping on validation items would give. It decides nothing. Only budgets that both arms have,
+    with as many seeds as any, can be compared. A link that is no difference of two arms, such as a fitted slope, is
+    left out: its own curve tells.
     """
-    scores = {}
-    for curve in claim.by_budget:
-        if curve.is_pilot and curve.role == "arm":
-            most = max((point.seeds for point in curve.points), default=0)
-            scores[curve.name] = [point for point in curve.points if point.seeds == most]
+    curves = {curve.name: {p.budget: p for p in curve.points} for curve in claim.by_budget if curve.is_pilot}
+    most = max((point.seeds for points in curves.values() for point in points.values()), default=0)
     sentences = []
     for link in claim.links:
-        if {link.arm, link.rival} <= scores.keys():
-            best, rival = (max(scores[name], key=lambda point: point.mean) for name in (link.arm, link.rival))
-            at = f"{link.arm} at {best.budget}, {link.rival} at {rival.budget} {steps(claim.budget or '')}"
-            sentences.append(f"'{link.name}' {signed(best.mean - rival.mean, digits)} {claim.unit}, {at}")
+        if not {link.name, link.arm, link.rival} <= curves.keys():
+            continue
+        own, arm, rival = (curves[name] for name in (link.name, link.arm, link.rival))
+        shared = [b for b in own if b in arm and b in rival and min(arm[b].seeds, rival[b].seeds) == most]
+        if not shared or any(abs(arm[b].mean - rival[b].mean - own[b].mean) > ROUNDING for b in shared):
+            continue
+        best, other = (max((points[b] for b in shared), key=lambda point: point.mean) for points in (arm, rival))
+        at = f"{link.arm} at {best.budget}, {link.rival} at {other.budget} {steps(claim.budget or '')}"
+        sentences.append(f"'{link.name}' {signed(best.mean - other.mean, digits)} {claim.unit}, {at}")
     return "; ".join(sentences)
 
 
