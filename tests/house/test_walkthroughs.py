@@ -40,6 +40,10 @@ class Promise:
 
 
 PROMISES = dict.fromkeys(PAPERS, Promise()) | {
+    "mmedpo": Promise(
+        most_cpu_s=90,
+        figures=("example.png", "learning.svg", "looks.png", "noised.png", "overfit.svg"),
+    ),
     "pruning": Promise(
         most_cpu_s=240,
         says="usual places",

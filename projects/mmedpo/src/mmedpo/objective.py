@@ -25,7 +25,7 @@ def pair_loss(
     method: str = "dpo",
     **numbers: float,
 ) -> tuple[Float[Tensor, ""], Int[Tensor, ""], dict[str, Tensor]]:
-    """Sum the objective over the pairs of a batch.
+    """Sum the objective over the pairs of a batch. Implements L of the module, for every objective that may replace it.
 
     Args:
         policy: log-probabilities of the preferred answers and of the others, with gradient; for svco then of the
