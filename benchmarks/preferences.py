@@ -23,7 +23,6 @@ import argparse
 import gc
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -102,18 +101,15 @@ class Stepper:
         self.optimizer.zero_grad(set_to_none=True)
         return float(loss.detach()), float(norm)
 
-    def seconds(self, batches: Sequence[list[int]]) -> float:
-        """Time of a step on each batch, together."""
-        gc.collect()
-        began = time.perf_counter()
+    def run(self, batches: Sequence[list[int]]) -> None:
+        """A step on each batch."""
         for places in batches:
             self.step(places)
-        return time.perf_counter() - began
 
     def peak(self, batches: Sequence[list[int]]) -> int:
         """Most live tensor bytes in the steps on some batches; states of the optimiser must be there."""
         held = [*held_by(self.model, self.optimizer), *self.data]
-        return peak_bytes(lambda: [self.step(places) for places in batches], held=held)
+        return peak_bytes(lambda: self.run(batches), held=held)
 
 
 def main() -> None:
@@ -156,10 +152,13 @@ def measured(name: str, *, questions: int, pairs: int, steps: int, repeats: int)
         for side in (ours, theirs):
             move(side.model)
         check_alike(ours, theirs, batches[0])
-        taken = in_turns((ours, theirs), batches, repeats)
+        gc.collect()
+        calls = {"ours": partial(ours.run, batches), "trl": partial(theirs.run, batches)}
+        taken = timing.in_turns(calls, rounds=repeats, round_s=0)
         peaks = [side.peak(batches) for side in (ours, theirs)]
-    ratios = [peer / own for own, peer in taken]
-    own, peer = (timing.times_of([seconds / steps for seconds in each]) for each in zip(*taken, strict=True))
+    own_s, peer_s = ([seconds / steps for (seconds,) in rounds] for rounds in taken.values())  # round_s: one call each
+    ratios = [peer / own for own, peer in zip(own_s, peer_s, strict=True)]
+    own, peer = timing.times_of(own_s), timing.times_of(peer_s)
     spread = f"a step {own}, trl {peer}; {repeats} turns, ratios {min(ratios):.2f} to {max(ratios):.2f}"
     setting = (
         f"{len(made.pairs)} pairs, batch {pairs}, {steps} batches; tiny LLaVA, tower frozen, all else trained, fp32, "
@@ -184,18 +183,6 @@ def measured(name: str, *, questions: int, pairs: int, steps: int, repeats: int)
         "notes": f"trl {peaks[1] / 2**20:.1f} MiB; {setting}",
     }
     return [speed, memory]
-
-
-def in_turns(sides: Sequence[Stepper], batches: Sequence[list[int]], repeats: int) -> list[tuple[float, ...]]:
-    """Seconds of each side over all batches, turn by turn, after a pass that warms up; who begins alternates."""
-    for side in sides:
-        side.seconds(batches)
-    turns = []
-    for number in range(repeats):
-        order = sides if number % 2 == 0 else sides[::-1]
-        taken = {id(side): side.seconds(batches) for side in order}
-        turns.append(tuple(taken[id(side)] for side in sides))
-    return turns
 
 
 @contextmanager
