@@ -137,8 +137,8 @@ def is_graded(sample):
 # little or the wrong thing. The numbers of relevance are ours.
 
 # %%
-found = (s for s in training.samples if lesion(s.record) is not None and not curate.rests_on_findings(s.record))
-apart, asked = next((s, o) for s in found for o in training.samples if o.image == s.image and is_graded(o))
+candidates = (s for s in training.samples if lesion(s.record) is not None and not curate.rests_on_findings(s.record))
+apart, asked = next((s, o) for s in candidates for o in training.samples if o.image == s.image and is_graded(o))
 shown = [curate.text_pair(asked, {grade: own}, absurd_pct=0, seed=0) for grade, own in rivals(asked.record).items()]
 shown += [pair for pair in made.pairs if pair.id in (f"{asked.id}/image", f"{apart.id}/image")]
 for own in (pair.record for pair in shown):
