@@ -33,8 +33,8 @@ def _arm(name: str, title: str, method: str, *overrides: str, rate_of: str = "")
     return Arm(name, title, (f"objective.method={method}", *overrides), needs=START, rate_of=rate_of)
 
 
-def _baseline(name: str, title: str, method: str) -> Arm:
-    return Arm(name, title, (f"objective.method={method}", UNTRAINED), is_trained=False)
+def _baseline(name: str, title: str, method: str, *overrides: str) -> Arm:
+    return Arm(name, title, (f"objective.method={method}", UNTRAINED, *overrides), is_trained=False)
 
 
 def _pairs(name: str, title: str, *overrides: str) -> Arm:
@@ -77,18 +77,8 @@ ARMS = (
     _image("tower_mask", "image pairs, where a tower sees findings", "data.mask=tower"),
     _image("mean_std_mask", "image pairs, the official threshold of that map", "data.mask=mean_std"),
     *(_image(f"step_{step}", f"image pairs, noise step {step}", f"data.noise_step={step}") for step in STEPS),
-    Arm(
-        "rad_majority",
-        "the commonest answer, VQA-RAD",
-        ("objective.method=majority", UNTRAINED, *RAD),
-        is_trained=False,
-    ),
-    Arm(
-        "rad_question_only",
-        "that of the same question",
-        ("objective.method=question_only", UNTRAINED, *RAD),
-        is_trained=False,
-    ),
+    _baseline("rad_majority", "the commonest answer, VQA-RAD", "majority", *RAD),
+    _baseline("rad_question_only", "that of the same question", "question_only", *RAD),
     Arm(
         "rad_start",
         "the start asked about VQA-RAD",

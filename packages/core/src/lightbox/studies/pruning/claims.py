@@ -160,7 +160,12 @@ _PR4 = _claim(
     gate=_GATE,
     presets=("full",),
     seeds={"full": 5},
-    caveats=(*PHANTOM, SAME_MAP, "The rivals are told nothing of lesions, and it is."),
+    caveats=(
+        *PHANTOM,
+        SAME_MAP,
+        "The rivals are told nothing of lesions, and it is.",
+        "HiRED divides a budget among tiles; this model has one, so that hired is cls_topk.",
+    ),
 )
 
 
