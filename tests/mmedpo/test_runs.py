@@ -128,6 +128,18 @@ def test_the_first_loss_is_the_mean_weight_times_log_2(opened):
     assert float(loss / pairs) == pytest.approx(float(batch.weights.mean()) * math.log(2), rel=1e-5)
 
 
+def test_lengths_of_rows_grow_as_those_of_their_pairs(opened):
+    """All rows of a pair, up to what every pair has alike; so the longest batch is that of the longest reports."""
+    _, made, learner = opened
+    batch_of = learner.collate(made.pairs, made.split)
+    tokens = [
+        sum(int(part.inputs["attention_mask"].sum()) for part in batch_of([p]).parts) for p in range(len(made.pairs))
+    ]
+    lengths = [own for (own,) in learner.row_lengths(made.pairs, made.split)]
+    assert {there - own for there, own in zip(tokens, lengths, strict=True)} == {tokens[0] - lengths[0]}
+    assert len(set(lengths)) > 5
+
+
 def test_an_image_of_a_pair_is_projected_once(opened):
     _, made, learner = opened
     kinds = {}

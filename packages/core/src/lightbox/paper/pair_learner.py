@@ -148,6 +148,23 @@ class PairLearner(Learner):
 
         return batch_of
 
+    def row_lengths(self, samples: Sequence[Sample[Pair]], split: Split[Any]) -> list[list[int]]:
+        """See `Learner.row_lengths`; of a pair, all rows that are read of it count.
+
+        A side without an image counts as one with it, and another pair's answers as its own.
+        """
+        counts = []
+        for side in self.sides:
+            read = [
+                replace(
+                    sample.with_record(chosen=getattr(sample.record, side.answer)),
+                    image=sample.record.rejected_image if side.image == "other" else sample.image,
+                )
+                for sample in samples
+            ]
+            counts.append([sum(parts) for parts in super().row_lengths(read, split)])
+        return [[sum(rows)] for rows in zip(*counts, strict=True)]
+
     def _partners(self, n: int) -> list[int]:
         """For each of `n` pairs the one whose answers stand beside its prompt: the next one on a ring in drawn order.
 
