@@ -326,8 +326,8 @@ assert not any(p.requires_grad for p in parts["tower"].parameters())  # break: o
 
 # %%
 beta, weight = cfg.objective.beta, 1.25
-policy, known = torch.tensor([[-2.0], [-4.0]]), torch.tensor([[-2.5], [-3.0]])
-lead = beta * ((-2.0 + 2.5) - (-4.0 + 3.0))
+policy, known = torch.tensor([[-2.4375], [-3.0625]]), torch.tensor([[-2.5], [-3.0]])
+lead = beta * ((-2.4375 + 2.5) - (-3.0625 + 3.0))
 by_hand = -weight * math.log(1 / (1 + math.exp(-lead)))
 ones = torch.ones(2, 1, dtype=torch.long)
 by_code, _, extra = pair_loss(policy, ones, known, torch.tensor([weight]), beta=beta)
@@ -395,7 +395,7 @@ def token_by_token(prompt, answer, row):
     return sum(logp[n - 1, y].item() for n, y in enumerate(labels) if y != IGNORED)
 
 
-made_up = logps - torch.tensor([[2.0], [1.0]])
+made_up = logps - torch.tensor([[0.1], [0.05]])
 wanted = 0.0
 for own, (known_w, known_l) in zip(shown, made_up.T.tolist(), strict=True):
     h_w = token_by_token(own.record.prompt, own.record.chosen, own.image) - known_w

@@ -8,6 +8,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from lightbox import phantom
+from lightbox.backbones.rows import UNLIMITED
 from lightbox.errors import RequestError
 from lightbox.paper.pair_learner import pair_facts
 from lightbox.paper.pretrained import find_pretrained
@@ -115,8 +116,17 @@ def test_rows_of_a_batch_are_what_each_answer_gives_alone_from_its_pixels(opened
             (pair.record.prompt, getattr(pair.record, answer), (pair.image, pair.record.rejected_image)[side])
             for pair in made.pairs
         ]
-        alone = torch.tensor([learner.said_logps([own], made.split)[0] for own in said])
+        alone = torch.cat([from_pixels(learner, made.split, *own) for own in said])
         torch.testing.assert_close(learner.reference[side], alone, rtol=1e-4, atol=1e-4)
+        together = torch.tensor(learner.said_logps(said, made.split))
+        torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
+
+
+def from_pixels(learner, split, prompt, answer, row):
+    """Log-probability of one answer, its image through the tower."""
+    batch = learner.backbone.prepare(learner.see(split, [row]), [prompt], [answer], max_tokens=UNLIMITED)
+    with torch.no_grad():
+        return learner.backbone.sequence_logps(batch)
 
 
 def test_the_first_loss_is_the_mean_weight_times_log_2(opened):

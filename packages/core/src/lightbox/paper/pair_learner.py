@@ -144,7 +144,7 @@ class PairLearner(Learner):
             said = [said_of(side, place) for side in self.sides for place in places]
             is_learnt = [not side.is_mismatched for side in self.sides for _ in places]
             known = torch.empty(0, 0) if self.reference is None else self.reference[:, places]
-            return PairBatch(*self._rows(said, is_learnt, split), weights[places], known)
+            return PairBatch(*self._rows(said, is_learnt, split, self.patches), weights[places], known)
 
         return batch_of
 
@@ -208,16 +208,18 @@ class PairLearner(Learner):
         shape = (-1, len(batch.weights))
         return torch.cat(logps)[batch.places].view(shape), torch.cat(counts)[batch.places].view(shape)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def said_logps(self, said: Sequence[tuple[str, str, int]], split: Split[Any]) -> list[float]:
         """Log-probability of given answers under given images, in nats, <= 0; for scoring."""
         self.backbone.model.eval()
-        size, values = self.cfg.eval.batch_size, []
+        patches, size, values = self.encode(split), self.cfg.eval.batch_size, torch.empty(len(said))
+        order = sorted(range(len(said)), key=lambda place: len(said[place][1].split()))  # like lengths pad little
         for start in range(0, len(said), size):
-            prompts, answers, rows = zip(*said[start : start + size], strict=True)
-            batch = self.backbone.prepare(self.see(split, rows), prompts, answers, max_tokens=UNLIMITED)
-            values += self.backbone.sequence_logps(batch.to(self.backbone.device)).tolist()
-        return values
+            here = order[start : start + size]
+            rows = self._rows([said[place] for place in here], [True] * len(here), split, patches)
+            batch = PairBatch(*rows, torch.ones(len(here)), torch.empty(0, 0)).to(self.backbone.device)
+            values[here] = self.answer_logps(self.backbone, batch)[0][0].cpu()
+        return values.tolist()
 
     def write_each(
         self, samples: Sequence[Sample[Any]], split: Split[Any], rows: Sequence[int], most: Sequence[int]
@@ -240,12 +242,15 @@ class PairLearner(Learner):
         return torch.stack([patches.cpu() for part in parts for patches in part])
 
     def _rows(
-        self, said: Sequence[Said], is_learnt: Sequence[bool], split: Split[Any]
+        self, said: Sequence[Said], is_learnt: Sequence[bool], split: Split[Any], patches: Tensor | None
     ) -> tuple[list[VlmBatch], list[bool], Tensor, Tensor | None]:
-        """The first four fields of a `PairBatch`; each part has rows of like length, all learnt from or none."""
+        """The first four fields of a `PairBatch`; each part has rows of like length, all learnt from or none.
+
+        `patches` are of all images of the split; None encodes those of the rows in the step.
+        """
         images = list(dict.fromkeys(row for _, _, row in said if row is not None))
         number = {row: place for place, row in enumerate(images)}
-        if self.patches is None:
+        if patches is None:
             pictures = list(self.see(split, images))  # one object an image, so that it is encoded once
         else:
             pictures = [Image.new("L", (8, 8))] * len(images)  # only the number of its tokens counts
@@ -260,14 +265,14 @@ class PairLearner(Learner):
                 seen = [] if row is None else [number[row]]
                 turns.append(Conversation((user(*(pictures[k] for k in seen), prompt), assistant(answer))))
                 shown += seen
-            features = [self.patches[0]] if shown and self.patches is not None else None
+            features = [patches[0]] if shown and patches is not None else None
             rows = self.backbone.prepare_conversations(turns, max_tokens=UNLIMITED, features=features)
             if features is not None:  # the true ones are projected in the step, with gradient
                 rows = replace(rows, shared=SharedImages({}, shown))
             parts.append(rows)
         order = torch.tensor([place for group in groups for place in group]).argsort()
-        patches = None if self.patches is None else self.patches[images]
-        return parts, [is_learnt[group[0]] for group in groups], order, patches
+        own = None if patches is None else patches[images]
+        return parts, [is_learnt[group[0]] for group in groups], order, own
 
 
 def sides_of(objective: str) -> tuple[Side, ...]:
