@@ -144,6 +144,8 @@ def test_a_build_is_repeated_to_the_same_bytes_and_loads_by_name(name, tmp_path)
     elif name == "qwen2_5_vl":
         backbone = load(str(folder))
         assert type(backbone) is Qwen25VlBackbone
+        assert {"tower_look", "false_alarms", "false_alarms_blank"} <= cards[0]["scores"].keys()
+        assert set(cards[0]["starts_from"]) == {"tiny/llava"}
         image = Image.new("L", (256, 256))
         assert backbone.tokens_per_image(backbone.read_images([image])) == [64]
         assert len(backbone.answer([image], ["locate the nodule ."], max_new_tokens=12)) == 1
