@@ -88,7 +88,7 @@ SECTIONS = (4, 6, 6)
 """Pairs of rotated channels of a head of 32 for time, row and column; the published 16, 24, 24 of a head of 128."""
 IMAGE_STD = 0.5
 """Spread of the merger's channels where the language model begins to read them, near that of the tiny `llava`'s."""
-OPTIM = OptimConfig(lr=1e-3, max_steps=1500, batch_size=24, warmup_frac=0.05)
+OPTIM = OptimConfig(lr=1e-3, max_steps=2000, batch_size=24, warmup_frac=0.05)
 WAVES = 8
 """Frequencies in the first embeddings of locations."""
 

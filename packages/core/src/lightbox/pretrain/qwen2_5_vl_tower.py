@@ -21,7 +21,7 @@ from lightbox.train.driver import fit
 
 SEED, THREADS = 0, 2
 BOX_WEIGHT, PLACE_WEIGHT = 10.0, 4.0
-OPTIM = OptimConfig(lr=1.5e-3, max_steps=1500, batch_size=32, warmup_frac=0.05)
+OPTIM = OptimConfig(lr=1.5e-3, max_steps=2000, batch_size=32, warmup_frac=0.05)
 TARGETS = ("shape", "density", "masks", "boxes")
 """Fields of `DenseTargets` that a batch has beside its images."""
 
