@@ -1,8 +1,8 @@
 """What the tiny `qwen2_5_vl` is pretrained on: whole images with what lies where, balanced questions, and boxes.
 
 Images are drawn at 256 pixels and seen at 64, reduced as its processor does. The phantom's smallest lesions are then 2
-to 4 pixels wide, too few to tell a shape, while the original has 10 to 15 of them. What a closer look shows stays
-unseen here: no crop, no mark, no second turn.
+to 4 pixels wide and their shapes blurred, while the original has 10 to 15 pixels of them. What a closer look shows
+stays unseen here: no crop, no mark, no second turn.
 """
 
 from dataclasses import dataclass, replace
@@ -36,12 +36,13 @@ from lightbox.pretrain.llava_rows import (
 from lightbox.pretrain.tower import MEAN, STD, normalise
 from lightbox.records import Box, Case
 
-ORIGINAL_PX, SEEN_PX = 256, 64
 PATCH_PX, MERGE, FRAMES = 4, 2, 2
 """Sides of a patch in pixels and of a token in patches; a still image is read as two frames that are alike."""
+ORIGINAL_PX, SEEN_PX = 256, 16 * PATCH_PX
+"""16 x 16 patches at any patch size: a coarser look costs the same. The original is a multiple of what is seen."""
 SIDE = SEEN_PX // (PATCH_PX * MERGE)
 TOKENS = SIDE**2
-LEAST_PX = 60**2
+LEAST_PX = (SEEN_PX - PATCH_PX) ** 2
 """Area below which an image is enlarged: a little under the whole, so that rounding up gives no more than the whole."""
 BINS = 128
 """Location tokens each way, half a pixel that the tower sees: the smallest lesions are 3 pixels wide."""
