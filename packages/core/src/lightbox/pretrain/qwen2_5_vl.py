@@ -41,6 +41,7 @@ from lightbox.pretrain.qwen2_5_vl_rows import (
     LEAST_PX,
     LOCATIONS,
     MERGE,
+    MOST_PX,
     ORIGINAL_PX,
     PATCH_PX,
     PREFIX,
@@ -114,7 +115,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 def make_processor(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLProcessor:
     """Images as the tower reads them, one image token for each 2 x 2 patches, and the chat template."""
     videos = Qwen2VLVideoProcessor(
-        size={"shortest_edge": LEAST_PX, "longest_edge": SEEN_PX**2},
+        size={"shortest_edge": LEAST_PX, "longest_edge": MOST_PX},
         patch_size=PATCH_PX,
         merge_size=MERGE,
         temporal_patch_size=FRAMES,

@@ -42,8 +42,8 @@ ORIGINAL_PX, SEEN_PX = 256, 16 * PATCH_PX
 """16 x 16 patches at any patch size: a coarser look costs the same. The original is a multiple of what is seen."""
 SIDE = SEEN_PX // (PATCH_PX * MERGE)
 TOKENS = SIDE**2
-LEAST_PX = (SEEN_PX - PATCH_PX) ** 2
-"""Area below which an image is enlarged: a little under the whole, so that rounding up gives no more than the whole."""
+LEAST_PX, MOST_PX = (SEEN_PX - PATCH_PX) ** 2, (SEEN_PX + 1) ** 2
+"""Areas between which an image keeps its size: a little around the whole, so that rounding gives squares the whole."""
 BINS = 128
 """Location tokens each way, half a pixel that the tower sees: the smallest lesions are 3 pixels wide."""
 LOCATIONS = tuple(f"<loc_{k}>" for k in range(BINS))
@@ -95,7 +95,7 @@ class WholeSet(ChatSet):
 def image_processor() -> Qwen2VLImageProcessor:
     """Square images become 64 pixels wide; others as many in area, in whole tokens. 64 x 64 pixels stay as they are."""
     return Qwen2VLImageProcessor(
-        size={"shortest_edge": LEAST_PX, "longest_edge": SEEN_PX**2},
+        size={"shortest_edge": LEAST_PX, "longest_edge": MOST_PX},
         patch_size=PATCH_PX,
         merge_size=MERGE,
         temporal_patch_size=FRAMES,
@@ -111,7 +111,7 @@ def reduced(pixels: np.ndarray) -> np.ndarray:
         pixels: uint8 (b, h, w), square.
     """
     processor = image_processor()
-    size = SizeDict(shortest_edge=LEAST_PX, longest_edge=SEEN_PX**2)
+    size = SizeDict(shortest_edge=LEAST_PX, longest_edge=MOST_PX)
     images = torch.from_numpy(pixels)[:, None]
     return processor.resize(images, size, processor.resample, factor=PATCH_PX * MERGE)[:, 0].numpy()
 
