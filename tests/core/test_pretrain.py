@@ -11,6 +11,7 @@ from transformers import Florence2ForConditionalGeneration, LlavaForConditionalG
 
 from lightbox.backbones.florence2 import Florence2Backbone
 from lightbox.backbones.loading import load
+from lightbox.backbones.qwen_vl import Qwen25VlBackbone
 from lightbox.backbones.seq2seq import load_seq2seq
 from lightbox.backbones.towers import load_tower
 from lightbox.backbones.weights import CARD, check_card
@@ -20,8 +21,8 @@ from lightbox.phantom import VERSION
 from lightbox.phantom.facts import sentence_kind
 from lightbox.phantom.splits import load_splits, triple_mask
 from lightbox.phantom.version import IMAGES_VERSION
-from lightbox.pretrain import NAMES, build
 from lightbox.pretrain.build import compare_scores
+from lightbox.pretrain.catalog import NAMES, build
 from lightbox.pretrain.t5 import text_pairs
 from lightbox.pretrain.tower import PATCH_PX, dense_set, known_rank
 from lightbox.pruning.finding_head import finding_map, load_head
@@ -140,6 +141,14 @@ def test_a_build_is_repeated_to_the_same_bytes_and_loads_by_name(name, tmp_path)
         with prune(backbone, "lesion_safe", 0.2, finding_map=finding_map(backbone, str(folder))) as handle:
             assert len(backbone.answer([image], ["locate the nodule ."], max_new_tokens=12)) == 1
             assert handle.report().tokens_after == [115]
+    elif name == "qwen2_5_vl":
+        backbone = load(str(folder))
+        assert type(backbone) is Qwen25VlBackbone
+        assert {"tower_look", "false_alarms", "false_alarms_blank"} <= cards[0]["scores"].keys()
+        assert set(cards[0]["starts_from"]) == {"tiny/llava"}
+        image = Image.new("L", (256, 256))
+        assert backbone.tokens_per_image(backbone.read_images([image])) == [64]
+        assert len(backbone.answer([image], ["locate the nodule ."], max_new_tokens=12)) == 1
     elif name == "florence2":
         model = Florence2ForConditionalGeneration.from_pretrained(folder)
         tokens = model.get_image_features(pixel_values=torch.zeros(2, 3, 64, 64)).pooler_output

@@ -78,14 +78,16 @@ def predict(
 
 
 def pretrain(
-    only: Annotated[str, typer.Option(help="Build one of them: t5, tower, llava, florence2 or llava-576.")] = "",
+    only: Annotated[
+        str, typer.Option(help="Build one of them: t5, tower, llava, florence2, llava-576 or qwen2_5_vl.")
+    ] = "",
     out: Annotated[Path | None, typer.Option(help="Output folder; left out, ./lightbox-out.")] = None,
 ) -> None:
     """Rebuild the tiny foundation models on the phantom with fixed seeds; how long each took is in its card.json.
 
     They lie in OUT/pretrain. The shipped ones are compared with them and not touched.
     """
-    from lightbox.pretrain import build
+    from lightbox.pretrain.catalog import build
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)  # a line every 50 steps
     for card in build(only or None, out=out):
