@@ -46,12 +46,22 @@ class Action:
     Args:
         tool: one of `TOOLS`.
         boxes: at most `MOST_BOXES` to mark; exactly one to crop or window.
-        window: level in [0, 1] and width in (0, 1] as fractions of the grey range; None is the whole range.
+        window: level in [0, 1] and width in (0, 1] as fractions of the grey range; other tools leave it alone.
     """
 
     tool: str
     boxes: tuple[Box, ...]
-    window: tuple[float, float] | None = None
+    window: tuple[float, float] = (0.5, 1.0)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What an episode is about: an image, a question and its true answer, and where the finding asked about lies."""
+
+    image: Image.Image
+    question: str
+    answer: str
+    true_boxes: tuple[Box, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -131,7 +141,7 @@ def observe(
         if tool == "mark":
             images.append(_marked(view(image, feedback.view_px), boxes))
         else:
-            whole = _windowed(image, action.window or (0.5, 1.0)) if tool == "window" else image
+            whole = _windowed(image, action.window) if tool == "window" else image
             size = view(image, feedback.view_px).size
             images.append(_cropped(whole, boxes[0], size) if tool != "same" else view(image, feedback.view_px))
         shown += boxes
@@ -207,7 +217,8 @@ def _action_failure(image: Image.Image, action: Action, feedback: Feedback) -> s
     failures = [failure for box in action.boxes if (failure := box_failure(box))]
     if failures:
         return failures[0]
-    if action.window is not None and not (0 <= action.window[0] <= 1 and 0 < action.window[1] <= 1):
+    level, width = action.window
+    if tool == "window" and not (0 <= level <= 1 and 0 < width <= 1):
         return "bad_window"
     if tool == "window" and not _is_grey(image):
         return "not_grey"
