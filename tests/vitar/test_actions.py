@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from lightbox.backbones.edge_bins import EdgeBins
 from lightbox.eval.boxes import iou_matrix
+from lightbox.paper.image_regions import from_px, to_px
 from lightbox.records import Box
 from vitar.actions import FAILURES, JsonReplies, Reply, TagReplies
-from vitar.environment import TOOLS, Action, Observation, from_px, observe, to_px
+from vitar.environment import TOOLS, Action, Observation, observe
 
 SIZE = (640, 480)
 WHOLE = Box(0.0, 0.0, 1.0, 1.0)
@@ -33,7 +34,7 @@ replies = st.one_of(
 
 @pytest.mark.parametrize("codec", CODECS)
 @given(reply=replies)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_what_is_written_is_read_back(codec, reply):
     text = codec.write(reply, SIZE)
     back = codec.read(text, SIZE)
@@ -153,7 +154,7 @@ def test_tags_that_are_no_reply_have_a_name(failure, text):
 
 @pytest.mark.parametrize("codec", CODECS[1:])
 @given(text=st.text(max_size=60) | st.lists(st.sampled_from([*TagReplies(4).tokens, "x", " "])).map("".join))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_no_text_raises(codec, text):
     reply = codec.read(text, SIZE)
     assert [bool(reply.failure), bool(reply.actions), reply.answer is not None].count(True) == 1

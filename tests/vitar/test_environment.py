@@ -1,4 +1,4 @@
-"""The environment: one frame of coordinates, what each tool shows, controls, and failures that have names."""
+"""The environment: what each tool shows, controls, and failures that have names."""
 
 import numpy as np
 import pytest
@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lightbox.errors import RequestError
+from lightbox.paper.image_regions import box_fault, from_px, to_px, view
 from lightbox.records import Box, box_iou
-from vitar.environment import FAILURES, MARK_PX, Action, Feedback, box_failure, from_px, observe, to_px, view
+from vitar.environment import FAILURES, MARK_PX, Action, Feedback, observe
 
 WHOLE = Box(0.0, 0.0, 1.0, 1.0)
-SIDES = st.integers(1, 3000)
 
 
 def picture(width=64, height=48, mode="L", seed=0):
@@ -26,30 +26,6 @@ def red_pixels(image):
 
 def mark(*boxes):
     return [Action("mark", boxes)]
-
-
-@given(data=st.data(), width=SIDES, height=SIDES)
-@settings(max_examples=200, deadline=None)
-def test_pixels_come_back_from_fractions_exactly_edges_included(data, width, height):
-    x0, y0 = data.draw(st.integers(0, width - 1)), data.draw(st.integers(0, height - 1))
-    box = (x0, y0, data.draw(st.integers(x0 + 1, width)), data.draw(st.integers(y0 + 1, height)))
-    assert to_px(from_px(box, (width, height)), (width, height)) == box
-    assert to_px(WHOLE, (width, height)) == (0, 0, width, height)
-    assert from_px((0, 0, width, height), (width, height)) == WHOLE
-
-
-@given(data=st.data(), width=SIDES, height=SIDES)
-@settings(max_examples=200, deadline=None)
-def test_a_box_of_fractions_touches_at_least_one_pixel_and_loses_none(data, width, height):
-    low, high = (data.draw(st.floats(0, 1)) for _ in range(2))
-    if not low < high:
-        return
-    x0, y0, x1, y1 = to_px((low, low, high, high), (width, height))
-    assert 0 <= x0 < x1 <= width
-    assert 0 <= y0 < y1 <= height
-    assert x0 <= low * width + 1e-6
-    assert x1 >= high * width - 1e-6
-    assert x1 - x0 <= (high - low) * width + 2
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
@@ -110,7 +86,7 @@ def test_a_crop_keeps_the_shape_of_the_image_and_stays_inside():
         shown = observe(image, [Action("crop", (from_px(box, image.size),))])
         assert shown.images[0].size == (100, 60)
     assert np.array_equal(np.asarray(shown.images[0]), np.asarray(image))
-    # 3 x 40 px is widened to 66.7 x 40, at the left edge: twelve pixels of twenty are those of the left two thirds
+    # 3 x 40 px is widened to 66.7 x 40, at the left edge
     levels = Image.fromarray(np.tile(np.arange(100, dtype=np.uint8), (60, 1)))
     wide = np.asarray(observe(levels, [Action("crop", (from_px((0, 0, 3, 40), (100, 60)),))]).images[0])[30, :, 0]
     assert wide[0] == 0
@@ -154,7 +130,7 @@ def test_random_boxes_have_as_many_pixels_lie_elsewhere_and_follow_from_the_seed
     for other in seen:
         left, top, right, bottom = to_px(other, image.size)
         assert (right - left, bottom - top) == (x1 - x0, y1 - y0)
-        assert box_failure(other) == ""
+        assert box_fault(other) == ""
         assert max(box_iou(other, box), box_iou(other, true)) == 0
     assert len(set(seen)) > 45
     again = observe(image, mark(box), Feedback(boxes="random"), true_boxes=[true], seed=7)
@@ -221,7 +197,7 @@ def test_every_failure_of_the_environment_was_met_above():
     control=st.sampled_from(["own", "random", "true"]),
     size=st.tuples(st.integers(1, 20), st.integers(1, 20)),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_no_box_and_no_size_raises(values, tool, control, size):
     action = Action(tool, (Box(*values),), (0.5, 0.5))
     shown = observe(picture(*size), [action], Feedback(boxes=control), true_boxes=[BOX])

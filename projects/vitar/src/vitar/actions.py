@@ -12,12 +12,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lightbox.backbones.codecs import as_given
+from lightbox.backbones.conversation import Conversation, Turn, user
 from lightbox.backbones.edge_bins import EdgeBins
+from lightbox.paper.image_regions import box_fault, from_px, to_px, view
 from lightbox.readers.documents import parse_json
 from lightbox.readers.rows import is_finite
 from lightbox.records import Box
 from vitar import environment
-from vitar.environment import Action, Observation, box_failure, from_px, to_px
+from vitar.environment import Action, Feedback, Observation, Task
 
 TERMINATE = "Terminate"
 FAILURES = environment.FAILURES | {
@@ -38,13 +40,9 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Reply:
-    """What a policy said in a turn.
+    """What a policy said in a turn: a thought, maybe empty, and actions, an answer or a failure, a key of `FAILURES`.
 
-    Args:
-        thought: in words; may be empty.
-        actions: asked for.
-        answer: that ends the episode.
-        failure: a key of `FAILURES`; only an early answer has both this and an answer.
+    Only an early answer is a failure and an answer.
     """
 
     thought: str = ""
@@ -75,14 +73,21 @@ class ReplyCodec(ABC):
     def remark(self, observation: Observation) -> str:
         """What the environment says beside its images; "" for nothing."""
 
-    def read(self, text: str, size_px: Size, *, is_first: bool = False, is_cut: bool = False) -> Reply:
-        """Read what a policy said; never raises.
+    def opening(self, task: Task, feedback: Feedback) -> Conversation:
+        """What a policy reads first."""
+        question = user(view(task.image, feedback.view_px), task.question)
+        return Conversation((Turn("system", (self.system,)), question) if self.system else (question,))
 
-        Args:
-            text: without the end token.
-            size_px: of the original.
-            is_first: the turn is the first, in which no answer is expected.
-            is_cut: the text was cut by its length; it is not looked into, as in ViTAR's code.
+    def told(self, observation: Observation) -> Turn:
+        """What a policy reads after its actions."""
+        remark = self.remark(observation)
+        return user(*observation.images, *([remark] if remark else []))
+
+    def read(self, text: str, size_px: Size, *, is_first: bool = False, is_cut: bool = False) -> Reply:
+        """Read what a policy said, without the end token; never raises.
+
+        In the first turn an answer comes early. A text that was cut by its length is not looked into, as in ViTAR's
+        code.
         """
         if is_cut:
             return Reply(failure="cut")
@@ -98,8 +103,7 @@ class JsonReplies(ReplyCodec):
     """ViTAR's protocol: a thought and a list of named actions, boxes in whole pixels of the image that the model sees.
 
     Args:
-        seen: width and height of the original -> those that the model sees, `Backbone.seen_size` of a Qwen2.5-VL;
-            ViTAR's code draws on the original as if they were the same.
+        seen: width and height of the original -> those that the model sees: `Backbone.seen_size` of the view's.
         names: name in the text -> tool. Those of ViTAR's traces are not published.
         other_tool: what an unknown name stands for; None is a failure. ViTAR's code marks, whatever the name.
 
@@ -235,8 +239,8 @@ def _fields(value: Any, *names: str) -> list[Any]:
 
 def _made(tool: str, boxes: list[Box], window: list[float]) -> Action:
     for box in boxes:
-        failure = box_failure(box)
-        _demand(not failure, failure)
+        fault = box_fault(box)
+        _demand(not fault, fault)
     return Action(tool, tuple(boxes), (window[0], window[1])) if window else Action(tool, tuple(boxes))
 
 
