@@ -13,7 +13,7 @@ from PIL import Image
 
 from lightbox.backbones.conversation import EIGHT_BIT_MODES
 from lightbox.errors import RequestError
-from lightbox.paper.image_regions import box_elsewhere, box_fault, cropped, is_grey, marked, view, windowed
+from lightbox.paper.image_regions import box_elsewhere, box_fault, cropped, is_grey, marked, view, view_size, windowed
 from lightbox.records import Box
 
 TOOLS = ("mark", "crop", "window")
@@ -123,12 +123,12 @@ def observe(
         if feedback.boxes == "random":
             rng = np.random.default_rng([seed, place])
             boxes = tuple(box_elsewhere(box, image, [*action.boxes, *true_boxes], rng) for box in boxes)
-        seen = view(image, feedback.view_px)
-        if tool == "mark":
-            seen = marked(seen, boxes, line_px=MARK_PX)
         if tool in ("crop", "window"):
-            seen = cropped(windowed(image, action.window) if tool == "window" else image, boxes[0], seen.size)
-        images.append(seen)
+            source = windowed(image, action.window) if tool == "window" else image
+            images.append(cropped(source, boxes[0], view_size(image.size, feedback.view_px)))
+        else:
+            seen = view(image, feedback.view_px)
+            images.append(marked(seen, boxes, line_px=MARK_PX) if tool == "mark" else seen)
         shown += boxes
     return Observation(tuple(images), tuple(shown))
 
@@ -153,6 +153,6 @@ def _action_failure(image: Image.Image, action: Action, feedback: Feedback) -> s
         "inverted": lambda: any(box_fault(box) == "inverted" for box in action.boxes),
         "bad_window": lambda: tool == "window" and not (0 <= level <= 1 and 0 < width <= 1),
         "not_grey": lambda: tool == "window" and not is_grey(image),
-        "image_too_small": lambda: tool == "mark" and min(view(image, feedback.view_px).size) <= 2 * MARK_PX,
+        "image_too_small": lambda: tool == "mark" and min(view_size(image.size, feedback.view_px)) <= 2 * MARK_PX,
     }
     return next((failure for failure, is_met in is_wrong.items() if is_met()), "")

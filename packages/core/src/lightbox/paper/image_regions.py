@@ -50,10 +50,14 @@ def box_fault(box: Sequence[float]) -> str:
 
 def view(image: Image.Image, view_px: int | None = None) -> Image.Image:
     """An image as a policy sees it: RGB, whatever it was, its longer side `view_px` pixels long."""
-    if view_px is None:
-        return image.convert("RGB")
-    size = tuple(max(1, round(side * view_px / max(image.size))) for side in image.size)
-    return image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+    colour = image.convert("RGB")
+    return colour if view_px is None else colour.resize(view_size(image.size, view_px), Image.Resampling.BICUBIC)
+
+
+def view_size(size_px: tuple[int, int], view_px: int | None) -> tuple[int, int]:
+    """Width and height of the view of an image of `size_px`."""
+    scale = 1.0 if view_px is None else view_px / max(size_px)
+    return max(1, round(size_px[0] * scale)), max(1, round(size_px[1] * scale))
 
 
 def is_grey(image: Image.Image) -> bool:
