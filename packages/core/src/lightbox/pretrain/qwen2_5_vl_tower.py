@@ -127,7 +127,8 @@ def score_tower(model: SeeingTower, held_back: WholeSet, *, batch: int = 50) -> 
         shape, density, pixels, boxes, places = model(data)
         at = data["shape"] >= 0
         hits = (shape.argmax(dim=-1) == data["shape"])[at], (density.argmax(dim=-1) == data["density"])[at]
-        for name, value in zip(right, (*hits, hits[0] & hits[1], overlaps(boxes[at], data["boxes"][at])), strict=True):
+        overlaps = box_overlaps(boxes[at], data["boxes"][at])
+        for name, value in zip(right, (*hits, hits[0] & hits[1], overlaps), strict=True):
             right[name].append(value.float())
         is_marked = pixels > 0
         inter, union = inter + (is_marked & data["masks"]).sum(), union + (is_marked | data["masks"]).sum()
@@ -140,7 +141,7 @@ def score_tower(model: SeeingTower, held_back: WholeSet, *, batch: int = 50) -> 
     return {name: round(value, 4) for name, value in scores.items()}
 
 
-def overlaps(drawn: Tensor, true: Tensor) -> Tensor:
+def box_overlaps(drawn: Tensor, true: Tensor) -> Tensor:
     """IoU of boxes (n, 4), each with its own, (n,) in [0, 1]."""
     low, high = torch.maximum(drawn[:, :2], true[:, :2]), torch.minimum(drawn[:, 2:], true[:, 2:])
     inter = (high - low).clamp(min=0).prod(dim=1)
