@@ -40,7 +40,7 @@ def test_an_episode_earns_what_the_formula_says(name, variant):
 
 
 def test_the_table_of_returns_of_vitars_code_is_complete():
-    """Dossier 1.5: every row of the table, in its order."""
+    """Every return that the code can pay, in order."""
     rows = [*list(EPISODES)[:3], "error, right answer", "two boxes, no answer", "two errors"]
     totals = [reward(terms_of(EPISODES[name][0]), "A").total for name in rows]
     assert totals == pytest.approx([1.4, 0.4, 1.2, 1.2, 0.4, 0.0])

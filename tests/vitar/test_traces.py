@@ -119,7 +119,7 @@ END = '{"thought": "solid", "actions": [{"name": "Terminate", "arguments": {"ans
 
 
 def row(**changes):
-    """One good trace in the form of dossier 4.8; a change by turn number replaces or, where None, removes it."""
+    """One good trace in the form of the published ones; a change by turn number replaces or, where None, removes it."""
     turns = {
         1: {"role": "system", "content": "Read the image."},
         2: {"role": "user", "content": "<image>Which type?\nOptions:\nA ring\nB disc"},

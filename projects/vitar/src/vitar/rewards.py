@@ -1,7 +1,7 @@
 """What an episode is worth: named terms, and four ways to weigh them. No torch.
 
-ViTAR's code (dossier 1.5) pays 0.2 for each turn that could be carried out, a box drawn or an answer given, and 1 for
-an answer that equals the true one. A box is paid for wherever it lies, and in the last turn too.
+ViTAR's code (its rollout loop) pays 0.2 for each turn that could be carried out, a box drawn or an answer given, and 1
+for an answer that equals the true one. A box is paid for wherever it lies, and in the last turn too.
 """
 
 import math

@@ -24,7 +24,7 @@ DRAWS = 100
 
 
 def shape_tasks(cases: Sequence[Case], *, seed: int, sizes: Sequence[str] = ("small",)) -> list[Task]:
-    """Questions about the shape of a finding, one for each that is the only one at its place (dossier 6.2).
+    """Questions about the shape of a finding, one for each that is the only one at its place.
 
     Shape is fine structure: a small finding has few pixels of it. Four options are named in the question, so a guess is
     right in a quarter of cases; the place, in words, says which finding is meant.
@@ -103,7 +103,7 @@ def make_trace(
 
 
 def read_traces(path: Path, codec: ReplyCodec) -> Chats:
-    """Read a file of chats in the form of ViTAR's 1K traces (dossier 4.8); malformed ones name file, row and turn.
+    """Read a file of chats in the form of ViTAR's 1K traces; malformed ones name file, row and turn.
 
     Args:
         path: the file, see `chat_files`.
