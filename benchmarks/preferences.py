@@ -199,7 +199,8 @@ def settings_restored() -> Iterator[None]:
 def settings(questions: int, pairs: int, kinds: str) -> Config:
     """Plain DPO with uniform weights at the size of `quick`, from the weights as they are shipped.
 
-    b is 1, whatever the paper's arms take: it costs no time, and rounding of log-probabilities in the losses grows with it.
+    b is 1, whatever the paper's arms take: it costs no time, and the rounding of log-probabilities in a loss grows with
+    it.
     """
     sizes = [f"data.n_train={questions}", "data.n_test=1", f"data.pairs={kinds}", f"optim.batch_size={pairs}"]
     arm = ["objective.method=dpo", "objective.from_start=false", "objective.beta=1"]
