@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from lightbox.backbones.edge_bins import EdgeBins
 from lightbox.eval.boxes import iou_matrix
 from lightbox.paper.image_regions import from_px, to_px
+from lightbox.pretrain.qwen2_5_vl import TAGS, make_tokenizer
+from lightbox.pretrain.qwen2_5_vl_rows import BINS
 from lightbox.records import Box
 from vitar.actions import FAILURES, JsonReplies, Reply, TagReplies
 from vitar.environment import TOOLS, Action, Observation, observe
@@ -220,3 +222,12 @@ def test_location_tokens_of_florence_move_small_boxes_and_these_do_not():
         from_px((1, 2, 64, 5), (64, 64))
     ]
     assert to_px(EdgeBins(8).decode("<loc_0><loc_0><loc_7><loc_7>", 64, 64)[0], (64, 64)) == (0, 0, 64, 64)
+
+
+def test_the_tiny_model_can_say_every_tag_and_location():
+    codec, tokenizer = TagReplies(BINS), make_tokenizer()
+    assert {*TAGS} <= {*codec.tokens}
+    assert all(tokenizer.tokenize(token) == [token] for token in codec.tokens)
+    text = codec.write(Reply("a disc", (Action("mark", (Box(0.25, 0.5, 0.5, 0.75),)),)), SIZE)
+    said = tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True)
+    assert codec.read(said, SIZE).actions == codec.read(text, SIZE).actions != ()

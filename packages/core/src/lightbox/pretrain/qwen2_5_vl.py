@@ -3,7 +3,7 @@
 An image is 64 pixels wide to it, 64 tokens of 2 x 2 patches, so that what is small in the original is lost. Tower and
 merger learn first what lies where (`qwen2_5_vl_tower`), since a tiny model does not learn to point from random weights.
 Then merger and language model learn on the tower's patches, which are computed once; the language model begins as that
-of the tiny `llava`, which knows the questions. Words for turns in which a model thinks and acts are in the vocabulary,
+of the tiny `llava`, which knows the questions. Tags for turns in which a model acts and answers are in the vocabulary,
 a token each, and never trained on here.
 """
 
@@ -38,10 +38,8 @@ from lightbox.pretrain.qwen2_5_vl_rows import (
     IM_END,
     IM_START,
     IMAGE,
-    LEAST_PX,
     LOCATIONS,
     MERGE,
-    MOST_PX,
     ORIGINAL_PX,
     PATCH_PX,
     PREFIX,
@@ -55,13 +53,13 @@ from lightbox.pretrain.qwen2_5_vl_rows import (
     encode_images,
     image_processor,
     merged,
+    reading,
     whole_set,
 )
 from lightbox.pretrain.qwen2_5_vl_scores import GREY, score_qwen2_5_vl
 from lightbox.pretrain.qwen2_5_vl_tower import OPTIM as TOWER_OPTIM
 from lightbox.pretrain.qwen2_5_vl_tower import SEED, THREADS, SeeingTower, score_tower, train_tower
 from lightbox.pretrain.tokenizer import PAD, UNK
-from lightbox.pretrain.tower import MEAN, STD
 from lightbox.train.batches import BatchSource
 from lightbox.train.driver import fit
 from lightbox.train.seeds import seed_everything
@@ -75,8 +73,8 @@ CONTEXT = 1024
 VIDEO, END_OF_TEXT = "<|video_pad|>", "<|endoftext|>"
 EXTRA_WORDS = ("locate", "all", "system", USER, ASSISTANT)
 """Words of prompts and roles that the tiny `llava` would have to spell."""
-TAGS = tuple(sign.format(name) for name in ("think", "act", "rethink", "answer") for sign in ("<{}>", "</{}>"))
-"""For those who teach the model to look twice; untrained."""
+TAGS = ("<mark>", "<crop>", "<window>", "<answer>")
+"""Of ViTAR's turns (`vitar.actions.TagReplies`), for those who teach the model to look twice; untrained."""
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
@@ -114,14 +112,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 def make_processor(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLProcessor:
     """Images as the tower reads them, one image token for each 2 x 2 patches, and the chat template."""
-    videos = Qwen2VLVideoProcessor(
-        size={"shortest_edge": LEAST_PX, "longest_edge": MOST_PX},
-        patch_size=PATCH_PX,
-        merge_size=MERGE,
-        temporal_patch_size=FRAMES,
-        image_mean=[MEAN] * 3,
-        image_std=[STD] * 3,
-    )
+    videos = Qwen2VLVideoProcessor(**reading())
     return Qwen2_5_VLProcessor(image_processor(), tokenizer, videos, chat_template=CHAT_TEMPLATE)
 
 

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGenera
 from transformers.image_utils import SizeDict
 from transformers.vision_utils import get_vision_window_index
 
-from lightbox.backbones.codecs import FlorenceBins
+from lightbox.backbones.edge_bins import EdgeBins
 from lightbox.losses.language import IGNORED
 from lightbox.phantom import Knobs, draw_cases, seed_range
 from lightbox.phantom.ontology import CLASS_NAMES, DENSITY_WORDS, SHAPE_WORDS
@@ -94,14 +94,19 @@ class WholeSet(ChatSet):
 
 def image_processor() -> Qwen2VLImageProcessor:
     """Square images become 64 pixels wide; others as many in area, in whole tokens. 64 x 64 pixels stay as they are."""
-    return Qwen2VLImageProcessor(
-        size={"shortest_edge": LEAST_PX, "longest_edge": MOST_PX},
-        patch_size=PATCH_PX,
-        merge_size=MERGE,
-        temporal_patch_size=FRAMES,
-        image_mean=[MEAN] * 3,
-        image_std=[STD] * 3,
-    )
+    return Qwen2VLImageProcessor(**reading())
+
+
+def reading() -> dict[str, Any]:
+    """Settings of the processors of images and videos: sizes, patches, mean and deviation."""
+    return {
+        "size": {"shortest_edge": LEAST_PX, "longest_edge": MOST_PX},
+        "patch_size": PATCH_PX,
+        "merge_size": MERGE,
+        "temporal_patch_size": FRAMES,
+        "image_mean": [MEAN] * 3,
+        "image_std": [STD] * 3,
+    }
 
 
 def reduced(pixels: np.ndarray) -> np.ndarray:
@@ -166,7 +171,7 @@ def _as_seen(case: Case, image: np.ndarray) -> Case:
 def _with_locations(turn: BoxTurn, case: Case, scale: int) -> BoxTurn:
     """A box turn answered in location tokens, behind names where all findings are asked for."""
     names = {finding.boxes[0]: finding.name for finding in case.findings}
-    codec = FlorenceBins(BINS)
+    codec = EdgeBins(BINS)
     parts = [
         (names[box] if turn.kind == ALL else "") + codec.encode(box, ORIGINAL_PX, ORIGINAL_PX) for box in turn.boxes
     ]
@@ -321,7 +326,7 @@ class WholeLoss:
 
 def boxes_in(text: str) -> list[Box]:
     """Boxes of an answer, as fractions; what cannot be read is none."""
-    return FlorenceBins(BINS).decode(text, ORIGINAL_PX, ORIGINAL_PX)
+    return EdgeBins(BINS).decode(text, ORIGINAL_PX, ORIGINAL_PX)
 
 
 def all_but_boxes(data: WholeSet) -> ChatSet:
