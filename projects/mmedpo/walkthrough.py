@@ -197,8 +197,10 @@ assert (own == image[0])[~region[0]].all()  # break: look at copies["elsewhere"]
 # %% [markdown]
 # ## 3. What goes into the model
 #
-# A pair is two rows: the same prompt, and both answers, or the same answer under both images. Here are a text pair and
-# an image pair as the model reads them. Only the answer and its end token carry loss.
+# Of a pair the model reads the same prompt with both answers, or the same answer under both images. Here are a text
+# pair and an image pair as it reads them. Answers to one prompt under one image share a row, since the image is most of
+# it: behind the first answer comes the prompt's last token again, at its old position, and then the second one, which
+# does not see the first. Only answers and their end tokens carry loss.
 
 # %%
 base = find_pretrained(cfg.model.backbone)
@@ -207,16 +209,16 @@ tokenizer, backbone = learner.tokenizer, learner.backbone
 learner.patches = learner.encode(made.split)
 pair = [shown[0], shown[3]]
 batch = learner.collate(pair, made.split)([0, 1])
-for place, row in enumerate(batch.places.tolist()):
+answers = [f"{own.record.kind} pair, {side}" for side in ("preferred", "other") for own in pair]
+print("answers, row after row:", "; ".join(answers[place] for place in batch.places.argsort().tolist()))
+for row in range(len(batch.parts[0].labels)):
     source, *positions = decoded(batch.parts[0], tokenizer, index=row)
-    learnt = [token for token, mark in positions if mark == "loss"]
-    side, own = ("preferred", "other")[place // 2], pair[place % 2]
-    print(f"{own.record.kind:<6}{side:<10}image {(own.image, own.record.rejected_image)[place // 2]:>3}: {source[1]}")
-    print(f"{'':<16}with loss: {learnt}")
+    print(f"row {row}: {source[1]}")
+    print("       with loss:", *(token for token, mark in positions if mark == "loss"))
 print("projected images and what is read of each:", tuple(batch.patches.shape))
 
 # %% [markdown]
-# Both rows of the text pair share an image, which is projected once. Some objectives read more of a pair: S-VCO the
+# An image that several rows share is projected once. Some objectives read more of a pair: S-VCO the
 # answer without an image, KTO the answers of another pair, to see how far the policy has drifted.
 
 # %%

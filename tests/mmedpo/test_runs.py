@@ -139,14 +139,17 @@ def test_the_first_loss_is_the_mean_weight_times_log_2(opened):
 
 
 def test_lengths_of_rows_grow_as_those_of_their_pairs(opened):
-    """All rows of a pair, up to what every pair has alike; so the longest batch is that of the longest reports."""
+    """All rows of a pair, up to what pairs of a kind have alike; so the longest batch is of the longest reports."""
     _, made, learner = opened
-    batch_of = learner.collate(made.pairs, made.split)
-    tokens = [
-        sum(int(part.inputs["attention_mask"].sum()) for part in batch_of([p]).parts) for p in range(len(made.pairs))
-    ]
+    batch_of, pad_id = learner.collate(made.pairs, made.split), learner.backbone.tokenizer.pad_token_id
     lengths = [own for (own,) in learner.row_lengths(made.pairs, made.split)]
-    assert {there - own for there, own in zip(tokens, lengths, strict=True)} == {tokens[0] - lengths[0]}
+    gaps = {}
+    for place, (pair, length) in enumerate(zip(made.pairs, lengths, strict=True)):
+        tokens = sum(int((part.inputs["input_ids"] != pad_id).sum()) for part in batch_of([place]).parts)
+        gaps.setdefault(pair.record.kind, set()).add(tokens - length)
+    assert {kind: len(own) for kind, own in gaps.items()} == {"text": 1, "image": 1}
+    (text,), (image,) = gaps["text"], gaps["image"]
+    assert abs(text - image) < 5  # control tokens around a prompt, of which a pair of texts has one set
     assert len(set(lengths)) > 5
 
 

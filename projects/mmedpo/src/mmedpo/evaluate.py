@@ -31,6 +31,9 @@ def evaluate(
 ) -> pa.Table:
     """Generate and score under every condition; write scores.parquet, predictions.jsonl and examples.
 
+    Reports are written under their own image only: nothing reads what is reported of another one, and they take most
+    of the time.
+
     Args:
         cfg: lengths, and the noise under which looking is measured.
         learner: the model, trained or not.
@@ -48,10 +51,12 @@ def evaluate(
     lengths = {True: cfg.eval.report_tokens, False: cfg.eval.answer_tokens}
     most = [lengths[sample.record.kind == REPORT] for sample in split.samples]
     for condition, images in shown_rows(split, seed=cfg.run.seed).items():
-        texts = learner.write_each(split.samples, split, images, most)
+        here = [n for n, own in enumerate(split.samples) if condition == IMAGE or own.record.kind != REPORT]
+        samples = [split.samples[n] for n in here]
+        texts = learner.write_each(samples, split, [images[n] for n in here], [most[n] for n in here])
         own = [
-            score(sample, condition, text, prior=prior)
-            for sample, text, prior in zip(split.samples, texts, suggested, strict=True)
+            score(sample, condition, text, prior=suggested[n])
+            for n, sample, text in zip(here, samples, texts, strict=True)
         ]
         if condition == IMAGE:
             for row, looks in zip(own, sensitivity(cfg, learner, split), strict=True):
@@ -62,7 +67,7 @@ def evaluate(
             ]
             examples.write_examples(folder, shown, split, is_synthetic=cfg.data.is_phantom)
         rows += own
-        written += [predictions.Written(s, condition, t) for s, t in zip(split.samples, texts, strict=True)]
+        written += [predictions.Written(s, condition, t) for s, t in zip(samples, texts, strict=True)]
         _log.info("%s: %d items under condition %s", cfg.experiment, len(texts), condition)
     predictions.write_predictions(folder, written)
     return folders.write_scores(folder, rows, METRICS)

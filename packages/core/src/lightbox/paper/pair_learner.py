@@ -1,7 +1,8 @@
 """A LLaVA that learns from preference pairs, on features of its frozen tower, which are computed once an image.
 
 What an objective reads of a pair are its sides: both answers, and for some the preferred one without an image or the
-answers of another pair. All are rows of one batch. An image that they share is projected once; the reference's
+answers of another pair. All are rows of one batch. An image that they share is projected once, and two answers to one
+prompt under one image may stand in one row, see `answer_rows`; texts are tokenised once; the reference's
 log-probabilities are computed once before the first step, by the same code in the same mode as those of the policy.
 """
 
@@ -22,6 +23,7 @@ from lightbox.backbones.rows import IGNORED, UNLIMITED, SharedImages, VlmBatch
 from lightbox.backbones.vision import VisionFeatures
 from lightbox.errors import RequestError
 from lightbox.losses.preference import objective_of
+from lightbox.paper.answer_rows import TAKES_A_MASK, Answered, answer_logps, answer_rows
 from lightbox.paper.conditions import Pictures
 from lightbox.paper.learner import Learner, Texts, open_backbone
 from lightbox.paper.preference_pairs import Pair
@@ -66,9 +68,9 @@ class PairBatch:
     """Rows of some pairs.
 
     Args:
-        parts: rows of like length; their images are numbered by `patches` where that is given.
+        parts: rows of like length, with an answer or two; images are numbered by `patches` where that is given.
         is_learnt: of each part; False where its log-probabilities need no gradient.
-        places: for each answer, side after side, its row in the parts laid end to end.
+        places: for each answer, side after side, its place among those of the parts laid end to end.
         patches: what the projector reads of each distinct image; None where images are encoded in the step.
         weights: of the pairs.
         reference: log-probabilities before training, a row a side; empty where none are known.
@@ -110,6 +112,10 @@ class PairLearner(Learner):
     reference: Float[Tensor, "s n"] | None = None
     patches: Float[Tensor, "m p c"] | None = None
 
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self._read: dict[tuple[str, str, bool], tuple[Tensor, int]] = {}
+
     def fit(
         self,
         samples: Sequence[Sample[Pair]],
@@ -149,9 +155,10 @@ class PairLearner(Learner):
         return batch_of
 
     def row_lengths(self, samples: Sequence[Sample[Pair]], split: Split[Any]) -> list[list[int]]:
-        """See `Learner.row_lengths`; of a pair, all rows that are read of it count.
+        """See `Learner.row_lengths`; of a pair, all rows that are read of it count, and a prompt that they share once.
 
-        A side without an image counts as one with it, and another pair's answers as its own.
+        A side without an image counts as one with it, and another pair's answers as its own. Control tokens around a
+        shared prompt are counted twice.
         """
         counts = []
         for side in self.sides:
@@ -163,7 +170,18 @@ class PairLearner(Learner):
                 for sample in samples
             ]
             counts.append([sum(parts) for parts in super().row_lengths(read, split)])
-        return [[sum(rows)] for rows in zip(*counts, strict=True)]
+        totals = [sum(rows) for rows in zip(*counts, strict=True)]
+        if len(self.sides) > 1 and self._can_join:
+            prompts = super().row_lengths([sample.with_record(chosen="") for sample in samples], split)
+            shared = [sample.image == sample.record.rejected_image for sample in samples]
+            parts = zip(totals, shared, prompts, strict=True)
+            totals = [total - is_shared * sum(prompt) for total, is_shared, prompt in parts]
+        return [[total] for total in totals]
+
+    @property
+    def _can_join(self) -> bool:
+        """Whether answers to one prompt may stand in one row."""
+        return self.backbone.attention.name in TAKES_A_MASK
 
     def _partners(self, n: int) -> list[int]:
         """For each of `n` pairs the one whose answers stand beside its prompt: the next one on a ring in drawn order.
@@ -203,8 +221,9 @@ class PairLearner(Learner):
             if tokens is not None and part.shared is not None:
                 rows = replace(part, shared=replace(part.shared, features=tokens))
             with torch.set_grad_enabled(is_learnt and torch.is_grad_enabled()):
-                logps.append(backbone.sequence_logps(rows))
-            counts.append((part.labels != IGNORED).sum(dim=1))
+                own, tokens_said = answer_logps(backbone, rows)
+            logps.append(own)
+            counts.append(tokens_said)
         shape = (-1, len(batch.weights))
         return torch.cat(logps)[batch.places].view(shape), torch.cat(counts)[batch.places].view(shape)
 
@@ -250,29 +269,59 @@ class PairLearner(Learner):
         """
         images = list(dict.fromkeys(row for _, _, row in said if row is not None))
         number = {row: place for place, row in enumerate(images)}
-        if patches is None:
-            pictures = list(self.see(split, images))  # one object an image, so that it is encoded once
-        else:
-            pictures = [Image.new("L", (8, 8))] * len(images)  # only the number of its tokens counts
+        pixels = {} if patches is not None or not images else self.backbone.read_images(list(self.see(split, images)))
+        read = self._tokens(said)
         # rows without an image are shorter by all of its tokens
-        lengths = [(row is not None, len(answer.split()) > LONG_WORDS) for _, answer, row in said]
-        kinds = list(zip(is_learnt, lengths, strict=True))
-        groups = [[place for place, own in enumerate(kinds) if own == kind] for kind in sorted(set(kinds))]
-        parts = []
-        for group in groups:
-            turns, shown = [], []
-            for prompt, answer, row in (said[place] for place in group):
-                seen = [] if row is None else [number[row]]
-                turns.append(Conversation((user(*(pictures[k] for k in seen), prompt), assistant(answer))))
-                shown += seen
-            features = [patches[0]] if shown and patches is not None else None
-            rows = self.backbone.prepare_conversations(turns, max_tokens=UNLIMITED, features=features)
-            if features is not None:  # the true ones are projected in the step, with gradient
-                rows = replace(rows, shared=SharedImages({}, shown))
-            parts.append(rows)
-        order = torch.tensor([place for group in groups for place in group]).argsort()
+        kinds = [
+            (learnt, row is not None, len(answer.split()) > LONG_WORDS)
+            for learnt, (_, answer, row) in zip(is_learnt, said, strict=True)
+        ]
+        parts, order = [], []
+        for kind in sorted(set(kinds)):
+            rows = self._laid_out([place for place, own in enumerate(kinds) if own == kind], said, read)
+            answered = [Answered(read[own[0]][0], [read[place][1] for place in own]) for own in rows]
+            part = answer_rows(answered, self.backbone.tokenizer.pad_token_id)
+            shown = [number[row] for own in rows if (row := said[own[0]][2]) is not None]
+            parts.append(replace(part, shared=SharedImages(pixels, shown) if shown else None))
+            order += [place for own in rows for place in own]
         own = None if patches is None else patches[images]
-        return parts, [is_learnt[group[0]] for group in groups], order, own
+        return parts, [learnt for learnt, _, _ in sorted(set(kinds))], torch.tensor(order).argsort(), own
+
+    def _laid_out(
+        self, places: Sequence[int], said: Sequence[Said], read: Sequence[tuple[list[int], list[int]]]
+    ) -> list[list[int]]:
+        """Places of the answers of each row: joined by prompt and image, or apart where that pads to fewer tokens."""
+        apart = [[place] for place in places]
+        if not self._can_join:
+            return apart
+        joined: dict[tuple[str, int | None], list[int]] = {}
+        for place in places:
+            joined.setdefault((said[place][0], said[place][2]), []).append(place)
+
+        def cost(rows: Sequence[Sequence[int]]) -> int:
+            lengths = [len(Answered(read[own[0]][0], [read[place][1] for place in own])) for own in rows]
+            return max(lengths) * len(lengths)
+
+        return min(list(joined.values()), apart, key=cost)
+
+    def _tokens(self, said: Sequence[Said]) -> list[tuple[list[int], list[int]]]:
+        """Tokens of each prompt, image included, and of each answer, as the backbone writes them; each is read once."""
+        keys = [(prompt, answer, row is not None) for prompt, answer, row in said]
+        if new := [key for key in dict.fromkeys(keys) if key not in self._read]:
+            blank = Image.new("L", (8, 8))  # only the number of its tokens counts
+            turns = [
+                Conversation((user(*[blank] * has_image, prompt), assistant(answer)))
+                for prompt, answer, has_image in new
+            ]
+            batch = self.backbone.prepare_conversations(turns, max_tokens=UNLIMITED)
+            assert batch.labels is not None, "every conversation is answered"
+            for key, ids, mask, labels in zip(
+                new, batch.inputs["input_ids"], batch.inputs["attention_mask"], batch.labels, strict=True
+            ):
+                is_said = labels[mask.bool()] != IGNORED
+                self._read[key] = ids[mask.bool()].int(), int(is_said.int().argmax())
+        tokens = [(ids.tolist(), start) for ids, start in map(self._read.__getitem__, keys)]
+        return [(ids[:start], ids[start:]) for ids, start in tokens]
 
 
 def sides_of(objective: str) -> tuple[Side, ...]:
