@@ -1,6 +1,7 @@
 """Arms end to end on random weights: what the start leaves, what the others begin from, what a pair's rows give."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from lightbox.backbones.rows import UNLIMITED
 from lightbox.errors import RequestError
 from lightbox.paper.pair_learner import pair_facts
 from lightbox.paper.pretrained import find_pretrained
+from lightbox.paper.pruned import pruned
+from lightbox.paper.pruning_config import PruningConfig
 from lightbox.runs import folders
 from mmedpo import evaluate, train
 from mmedpo.cli import ENTRIES
@@ -283,3 +286,33 @@ def test_sensitivity_is_zero_where_noise_changes_nothing(opened, monkeypatch):
     monkeypatch.setattr(evaluate.noise, "noised", lambda images, *_: images)
     for row in evaluate.sensitivity(cfg, learner, scored):
         assert all(abs(value) < 1e-4 for value in row.values())
+
+
+@pytest.mark.parametrize("method", ["divprune", "cls_topk"])
+def test_an_arm_trains_and_answers_under_pruning(sizes, start, tmp_path, method):
+    pruning = [f"pruning.method={method}", "pruning.budget=0.25"]
+    arm = [*sizes, f"run.out={tmp_path}", "experiment=mmedpo", f"needs=[{start}]"]
+    folder = ENTRIES.run_once([*arm, *pruning], "train")
+    history = folders.read_history(folder)
+    assert all(math.isfinite(value) for _, value in history["train/loss"])
+    assert folders.read_scores(folder).num_rows > 0
+
+
+def test_the_whole_budget_gives_the_log_probabilities_of_no_pruning(opened):
+    """Images are encoded in the step and answers stand apart then; neither changes what is computed."""
+    cfg, made, learner = opened
+    pair = [0, 3, 5, 11]
+    with torch.no_grad():
+        usual, _ = learner.answer_logps(learner.backbone, learner.collate(made.pairs, made.split)(pair))
+        patches, learner.patches, learner.is_pruned = learner.patches, None, True
+        try:
+            policy = PruningConfig(method="divprune", budget=1.0)
+            with pruned(learner.backbone, policy, seed=0, lengths="original"):
+                batch = learner.collate(made.pairs, made.split)(pair)
+                whole, _ = learner.answer_logps(learner.backbone, batch)
+            with pruned(learner.backbone, replace(policy, budget=0.1), seed=0, lengths="original"):
+                few, _ = learner.answer_logps(learner.backbone, batch)
+        finally:
+            learner.patches, learner.is_pruned = patches, False
+    torch.testing.assert_close(whole, usual, rtol=1e-4, atol=1e-4)
+    assert (few - usual).abs().max() > 1e-3

@@ -15,6 +15,8 @@ from lightbox.paper.finding_maps import finding_maps
 from lightbox.paper.pair_learner import CHOSEN, PairBatch, PairLearner, open_pairs, pair_facts, sides_of
 from lightbox.paper.preference_pairs import Pair
 from lightbox.paper.pretrained import Pretrained, find_pretrained
+from lightbox.paper.pruned import pruned
+from lightbox.paper.pruning_config import UNPRUNED
 from lightbox.paper.samples import Split
 from lightbox.runs import folders
 from lightbox.train import processes
@@ -58,23 +60,25 @@ def run(
     if cfg.objective.from_start and (bool(needs) if is_start else is_trained):  # the start itself needs nothing
         base = started(needs)
     learner = open_arm(with_own_steps(cfg), base)
+    learner.is_pruned = cfg.pruning.method != UNPRUNED
     facts: dict[str, Any] = {}
     rows: list[ScoreRow] = []
-    if is_trained:
-        made = biased_answers(cfg) if is_start else curated(cfg, train)
-        pairs = [pair.record for pair in made.pairs]
-        scores = relevance.scored(np.array([p.relevance for p in pairs]), cfg.data.scorer, seed=cfg.run.seed)
-        weights = relevance.weights_of(scores, [p.kind for p in pairs], cfg.objective, seed=cfg.run.seed)
-        learner.weights = torch.from_numpy(weights).float()
-        learner.fit(made.pairs, made.split, folder, memory_advice=memory_advice)
-        if not is_start:
-            facts = pair_facts(learner, made.pairs)
-            rows = pair_rows(made.pairs, scores)
-    if not processes.is_main():
-        return
-    if not is_trained:
-        learner.describe(folder)
-    evaluate.evaluate(cfg, learner, scored, folder=folder, more_rows=rows)
+    with pruned(learner.backbone, cfg.pruning, seed=cfg.run.seed, lengths="original"):
+        if is_trained:
+            made = biased_answers(cfg) if is_start else curated(cfg, train)
+            pairs = [pair.record for pair in made.pairs]
+            scores = relevance.scored(np.array([p.relevance for p in pairs]), cfg.data.scorer, seed=cfg.run.seed)
+            weights = relevance.weights_of(scores, [p.kind for p in pairs], cfg.objective, seed=cfg.run.seed)
+            learner.weights = torch.from_numpy(weights).float()
+            learner.fit(made.pairs, made.split, folder, memory_advice=memory_advice)
+            if not is_start:
+                facts = pair_facts(learner, made.pairs)
+                rows = pair_rows(made.pairs, scores)
+        if not processes.is_main():
+            return
+        if not is_trained:
+            learner.describe(folder)
+        evaluate.evaluate(cfg, learner, scored, folder=folder, more_rows=rows)
     if keeps_model or (is_start and is_trained):
         learner.save(folder / folders.MODEL, {})
     folders.add_to_card(folder, evaluate.beside_score(cfg, train, scored) | facts)

@@ -105,9 +105,12 @@ class PairLearner(Learner):
         weights: one number a pair, in the order of the samples that `fit` gets; None is 1 each.
         reference: log-probabilities of the answers before training; there once `fit` has begun.
         patches: of the images of the split that is learnt from, likewise.
+        is_pruned: True inside a block of `pruned`. Images are encoded where they are read then, since a method looks at
+            how the tower sees them, and each answer has a row of its own.
     """
 
     sides: Sequence[Side] = (CHOSEN,)
+    is_pruned: bool = False
     weights: Float[Tensor, " n"] | None = None
     reference: Float[Tensor, "s n"] | None = None
     patches: Float[Tensor, "m p c"] | None = None
@@ -125,7 +128,7 @@ class PairLearner(Learner):
         memory_advice: Callable[[int], str] | None = None,
     ) -> History:
         """See `Learner.fit`; features and the reference come first, from the weights as they are now."""
-        self.patches = self.encode(split) if self.cfg.model.freezes_tower else None
+        self.patches = self.encode(split) if self.cfg.model.freezes_tower and not self.is_pruned else None
         self.reference = self.log_probs(samples, split) if len(self.sides) > 1 else None
         return super().fit(samples, split, folder, memory_advice=memory_advice)
 
@@ -181,7 +184,7 @@ class PairLearner(Learner):
     @property
     def _can_join(self) -> bool:
         """Whether answers to one prompt may stand in one row."""
-        return self.backbone.attention.name in TAKES_A_MASK
+        return self.backbone.attention.name in TAKES_A_MASK and not self.is_pruned
 
     def _partners(self, n: int) -> list[int]:
         """For each of `n` pairs the one whose answers stand beside its prompt: the next one on a ring in drawn order.
@@ -231,7 +234,8 @@ class PairLearner(Learner):
     def said_logps(self, said: Sequence[tuple[str, str, int]], split: Split[Any]) -> list[float]:
         """Log-probability of given answers under given images, in nats, <= 0; for scoring."""
         self.backbone.model.eval()
-        patches, size, values = self.encode(split), self.cfg.eval.batch_size, torch.empty(len(said))
+        patches = None if self.is_pruned else self.encode(split)
+        size, values = self.cfg.eval.batch_size, torch.empty(len(said))
         order = sorted(range(len(said)), key=lambda place: len(said[place][1].split()))  # like lengths pad little
         for start in range(0, len(said), size):
             here = order[start : start + size]

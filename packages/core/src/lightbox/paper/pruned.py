@@ -21,6 +21,7 @@ def pruned(
     policy: PruningConfig,
     *,
     seed: int,
+    lengths: str = "pruned",
     map_of: Callable[[ImageInputs], Sequence[Tensor]] | None = None,
 ) -> AbstractContextManager[Any]:
     """The block in which a model is pruned, in evaluation and in training; gives None where nothing is.
@@ -29,6 +30,7 @@ def pruned(
         backbone: the model.
         policy: of the configuration.
         seed: of the run, for what is drawn at random.
+        lengths: "original" where labels are read by place, as in training; see `prune`.
         map_of: makes the finding map of each image, for a method that reads one; None is the model's own tower, whose
             weights must have a finding head beside them.
 
@@ -37,7 +39,7 @@ def pruned(
     """
     if policy.method == UNPRUNED:
         return nullcontext()
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = {"lengths": lengths}
     if policy.floor_uniform is not None:
         settings["floor_uniform"] = policy.floor_uniform
     if policy.method in READ_A_MAP:
