@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from lightbox.backbones.edge_bins import EdgeBins
 from lightbox.eval.boxes import iou_matrix
 from lightbox.paper.image_regions import from_px, to_px
+from lightbox.paper.image_tools import TOOLS, Action, Observation, observe
+from lightbox.paper.replies import FAILURES, Reply, TagReplies
 from lightbox.pretrain.qwen2_5_vl import TAGS, make_tokenizer
 from lightbox.pretrain.qwen2_5_vl_rows import BINS
 from lightbox.records import Box
-from vitar.actions import FAILURES, JsonReplies, Reply, TagReplies
-from vitar.environment import TOOLS, Action, Observation, observe
+from vitar.actions import JsonReplies
 
 SIZE = (640, 480)
 WHOLE = Box(0.0, 0.0, 1.0, 1.0)

@@ -10,20 +10,20 @@ from PIL import Image
 from tokenizers import AddedToken
 
 from lightbox.adapters.tokens import add_tokens
-from lightbox.backbones import backbone as backbone_module
 from lightbox.backbones.conversation import Conversation, assistant, user
-from lightbox.backbones.generation import Choice
 from lightbox.backbones.loading import load
 from lightbox.backbones.rows import IGNORED
 from lightbox.errors import RequestError
 from lightbox.losses.policy import group_advantages, policy_loss
 from lightbox.paper.image_regions import view
+from lightbox.paper.image_tools import Action, Feedback, Task, observe
+from lightbox.paper.replies import Reply, TagReplies
 from lightbox.records import Box
 from lightbox.testing.shrunk import save_shrunk
-from vitar.actions import JsonReplies, Reply, TagReplies
-from vitar.environment import Action, Feedback, Task, observe
+from vitar.actions import JsonReplies
 from vitar.rewards import reward, terms_of
-from vitar.rollout import Talk, learning_batch, roll_out, tally
+from vitar.rollout import Talk, learning_batch, roll_out
+from vitar.scores import tally
 from vitar.traces import make_trace
 
 CODEC = TagReplies(8)
@@ -56,35 +56,9 @@ def tasks():
 
 
 @pytest.fixture
-def say(monkeypatch, policy):
-    """Put words into the policy's mouth: one list of texts a turn, one text a row; "..." never ends.
-
-    Log-probabilities stay those of the model, as `Choice` keeps them.
-    """
-    turns = []
-
-    class Scripted(Choice):
-        def __init__(self, sampling, max_new_tokens):
-            super().__init__(None, max_new_tokens)
-            self.rows = [
-                policy.tokenizer("a " * 40)["input_ids"] if text == "..." else policy.target_ids(text)
-                for text in turns.pop(0)
-            ]
-
-        def __call__(self, input_ids, scores):
-            assert len(scores) == len(self.rows)
-            step = len(self.logps)
-            chosen = torch.tensor([[row[min(step, len(row) - 1)]] for row in self.rows])
-            self.logps.append(scores.log_softmax(dim=-1).gather(1, chosen)[:, 0])
-            return torch.full_like(scores, -torch.inf).scatter(1, chosen, 0.0)
-
-    monkeypatch.setattr(backbone_module, "Choice", Scripted)
-
-    def script(*given):
-        turns[:] = [list(texts) for texts in given]
-        return turns
-
-    return script
+def say(script, policy):
+    """One list of texts a turn; the lists that are left are returned."""
+    return lambda *turns: script(policy, turns)
 
 
 @torch.no_grad()
@@ -293,9 +267,29 @@ def test_one_pass_has_no_early_answer(policy, say):
     assert (episode.failures, episode.answer) == ([], "disc")
 
 
+def test_a_group_shares_its_prompt_and_each_episode_is_shown_boxes_of_its_own_kind(policy, say):
+    wrong = CODEC.write(Reply(actions=(Action("mark", (Box(0.75, 0.75, 1.0, 1.0),)),)), (128, 128))
+    kinds = ("own", "random", "true")
+    say([wrong] * 6, [DISC] * 6)
+    episodes = roll_out(policy, tasks(), Talk(CODEC, temperature=0.0), seeds=[5] * 6, group=3, boxes=kinds)
+    for own, random, true in (episodes[:3], episodes[3:]):
+        assert own.observations[0].boxes == (Box(0.75, 0.75, 1.0, 1.0),)
+        assert random.observations[0].boxes not in (own.observations[0].boxes, (TRUE,))
+        assert true.observations[0].boxes == (TRUE,)
+        assert own.images[0] is random.images[0] is true.images[0]
+        assert len({episode.images[1].tobytes() for episode in (own, random, true)}) == 3
+    assert_cached_equals_full(policy, episodes)
+    for place, kind in enumerate(kinds):  # as alone, with the same seed
+        say([wrong] * 2, [DISC] * 2)
+        alone = roll_out(policy, tasks(), Talk(CODEC, Feedback(boxes=kind), temperature=0.0), seeds=[5, 5])
+        assert [one.observations for one in alone] == [one.observations for one in episodes[place::3]]
+
+
 def test_what_cannot_be_asked_is_refused_before_a_run(policy):
     with pytest.raises(RequestError, match="1 seeds for 2 tasks in groups of 2"):
         roll_out(policy, tasks(), TALK, seeds=[0], group=2)
+    with pytest.raises(RequestError, match="in groups of 2, shown own"):
+        roll_out(policy, tasks(), TALK, seeds=range(4), group=2, boxes=("own",))
     for wrong in ({"most_turns": 0}, {"max_new_tokens": 0}, {"temperature": -1.0}):
         with pytest.raises(RequestError, match="Correct them"):
             Talk(CODEC, **wrong)

@@ -6,11 +6,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lightbox.paper.image_regions import box_elsewhere, box_fault, cropped, from_px, is_grey, marked, to_px, view
+from lightbox.paper.image_regions import (
+    box_elsewhere,
+    box_fault,
+    cropped,
+    from_px,
+    is_grey,
+    jittered,
+    marked,
+    to_px,
+    view,
+)
 from lightbox.records import Box, box_iou
 
 WHOLE = Box(0.0, 0.0, 1.0, 1.0)
 SIDES = st.integers(1, 3000)
+ENDS = st.tuples(st.floats(0, 1), st.floats(0, 1)).map(sorted).filter(lambda ends: ends[1] - ends[0] > 0.01)
 
 
 @given(data=st.data(), width=SIDES, height=SIDES)
@@ -95,3 +106,21 @@ def test_a_box_is_moved_to_where_it_meets_the_others_least():
     assert moved.x1 <= 1
     assert box_iou(moved, wide) < 0.75  # nothing is free of it, the far corner overlaps by 0.65
     assert box_elsewhere(WHOLE, image, [WHOLE], rng) == WHOLE
+
+
+@given(x=ENDS, y=ENDS, seed=st.integers(0, 10_000))
+@settings(max_examples=60, deadline=None)
+def test_a_jittered_box_overlaps_the_true_one_as_a_readers_does(x, y, seed):
+    true = Box(x[0], y[0], x[1], y[1])
+    moved = jittered(true, np.random.default_rng(seed))
+    assert 0.5 - 1e-9 <= box_iou(moved, true) <= 0.9 + 1e-9
+    assert 0 <= moved.x0 < moved.x1 <= 1
+    assert 0 <= moved.y0 < moved.y1 <= 1
+
+
+def test_jitter_that_no_draw_meets_shrinks_the_box_to_the_middle_of_the_range():
+    true = Box(0.2, 0.2, 0.6, 0.4)
+    moved = jittered(true, np.random.default_rng(0), low=0.7999999, high=0.8000001)
+    assert box_iou(moved, true) == pytest.approx(0.8)
+    assert moved.x0 > true.x0
+    assert moved.x1 < true.x1

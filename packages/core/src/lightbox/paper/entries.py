@@ -40,6 +40,8 @@ from lightbox.runs.key import Identity, differences, identify
 SHOWN = 4
 EVAL_VALUES = {"model.backbone": "RUN/model", "needs": "[RUN]"}
 """What `Entries.eval_key` is set to, for RUN the folder of a training."""
+PICTURES = "pictures"
+"""Key of a prediction under which a paper hands over images by name; they are written to files and not printed."""
 _log = logging.getLogger(__name__)
 
 Check = Callable[[Any, Pretrained], None]
@@ -105,7 +107,8 @@ class Entries:
             options: choices of a closed question.
             run: folder of a finished training; None takes the newest under the default output folder.
             box: region, `xyxy` fractions of the image; refused where the paper answers about the whole image.
-            out: file for the image with the answer under it.
+            out: file for the image with the answer under it; images that the model was shown on the way are written
+                beside it.
 
         Raises:
             RequestError: a box, no finished run, or a run that cannot see images.
@@ -114,8 +117,13 @@ class Entries:
             raise RequestError(f"--box is {box}", f"{self.package} answers about the whole image", "Leave --box out")
         folder = run or newest_training(default_out(), self.package)
         prediction = self._module("predict").predict(image, question, folder=folder, options=options, box=box)
+        pictures = prediction.pop(PICTURES, {})
         if out is not None:
             draw_prediction(image, question, prediction, out=out)
+            for name, picture in pictures.items():
+                path = out.with_name(f"{out.stem}-{name.replace(' ', '-')}.png")
+                picture.save(path)
+                prediction[f"{name} is shown in"] = str(path)
         return prediction
 
     def run_job(self, directory: Path, overrides: Sequence[str], needs: Mapping[str, Path]) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from lightbox.records import Box, box_iou
 
 RED = (255, 0, 0)
-DRAWS = 64
+DRAWS, JITTERS = 64, 100
 SLACK_PX = 1e-6  # k / w * w may be a little more or less than k
 
 
@@ -118,3 +118,17 @@ def box_elsewhere(box: Box, image: Image.Image, avoided: Sequence[Box], rng: np.
     corners = zip(lefts, tops, strict=True)
     drawn = [from_px((left, top, left + x1 - x0, top + y1 - y0), image.size) for left, top in corners]
     return min(drawn, key=lambda one: max(box_iou(one, other) for other in avoided))
+
+
+def jittered(box: Box, rng: np.random.Generator, low: float = 0.5, high: float = 0.9) -> Box:
+    """A box whose IoU with a true one lies in [low, high], inside the image: as imprecise as a reader's.
+
+    Each end moves by up to half the side, until the overlap fits; after `JITTERS` draws the box is shrunk instead.
+    """
+    sides = np.array([box.x1 - box.x0, box.y1 - box.y0] * 2)
+    for _ in range(JITTERS):
+        moved = Box(*np.clip(np.array(box) + rng.uniform(-0.5, 0.5, 4) * sides, 0, 1).tolist())
+        if moved.x0 < moved.x1 and moved.y0 < moved.y1 and low <= box_iou(moved, box) <= high:
+            return moved
+    margin = sides * (1 - ((low + high) / 2) ** 0.5) / 2
+    return Box(*(np.array(box) + margin * (1, 1, -1, -1)).tolist())

@@ -74,7 +74,7 @@ VIDEO, END_OF_TEXT = "<|video_pad|>", "<|endoftext|>"
 EXTRA_WORDS = ("locate", "all", "system", USER, ASSISTANT)
 """Words of prompts and roles that the tiny `llava` would have to spell."""
 TAGS = ("<mark>", "<crop>", "<window>", "<answer>")
-"""Of ViTAR's turns (`vitar.actions.TagReplies`), for those who teach the model to look twice; untrained."""
+"""Of ViTAR's turns (`lightbox.paper.replies.TagReplies`), for those who teach the model to look twice; untrained."""
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"

@@ -8,8 +8,8 @@ from PIL import Image
 
 from lightbox.errors import RequestError
 from lightbox.paper.image_regions import box_fault, from_px, to_px, view
+from lightbox.paper.image_tools import FAILURES, MARK_PX, Action, Feedback, observe
 from lightbox.records import Box, box_iou
-from vitar.environment import FAILURES, MARK_PX, Action, Feedback, observe
 
 WHOLE = Box(0.0, 0.0, 1.0, 1.0)
 

@@ -1,7 +1,7 @@
 """What an action does to an image: a pure function (image, actions) -> observation, by numpy and PIL. No torch.
 
 Boxes are fractions of the image in here and become pixels only where `image_regions` draws, and were pixels only where
-`actions` reads. ViTAR's code draws on the original what a policy wrote of the resized image. What cannot be done is no
+a reply is read. ViTAR's code draws on the original what a policy wrote of the resized image. What cannot be done is no
 exception but a failure with a name.
 """
 
@@ -32,7 +32,7 @@ FAILURES = {
     "image_too_small": "an image in which the outline of a mark has no inside",
     "no_true_box": "a true box asked for where there is none",
 }
-"""Why an observation has no image; `actions` adds what a parser refuses."""
+"""Why an observation has no image; `replies` adds what a parser refuses."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,7 @@
+"""ViTAR's entries: train, evaluate, predict, and `run_job` for claims."""
+
+from lightbox.paper.entries import Entries
+from vitar.config import check
+
+ENTRIES = Entries("vitar", check=check)
+train, evaluate, predict, run_job = ENTRIES.train, ENTRIES.evaluate, ENTRIES.predict, ENTRIES.run_job

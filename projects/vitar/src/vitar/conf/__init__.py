@@ -1,0 +1,1 @@
+"""ViTAR's configuration files: `train`, and the groups `preset` and `tuned`."""

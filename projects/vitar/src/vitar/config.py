@@ -1,0 +1,175 @@
+"""What ViTAR adds to the configuration that papers share, and the rules between settings. No torch.
+
+`experiment=NAME` chooses an arm of `claims.py`; values stand in `conf/`.
+"""
+
+from dataclasses import dataclass, field
+from functools import partial
+
+from lightbox.config import check_at_least, check_choice, check_positive, register_schema
+from lightbox.errors import RequestError
+from lightbox.paper import composition, schema
+from lightbox.paper.composition import chosen, estimate, inputs
+from lightbox.paper.image_tools import Feedback
+from lightbox.paper.pretrained import Pretrained
+from lightbox.paper.schema import PaperConfig
+from lightbox.phantom import Knobs
+
+__all__ = ["Config", "check", "chosen", "estimate", "inputs", "resolve"]
+
+SFT = "sft"
+BASELINES = ("majority", "question_only", "options")
+FEEDBACKS = ("one", "same", "mark", "crop")
+REPLIES = ("tags", "json", "plain")
+FAMILIES = ("qwen2_vl", "qwen2_5_vl")
+BOXED = ("mark", "crop")
+"""Feedback that depends on where the box lies, so that a random and a true one say something."""
+
+
+@dataclass(kw_only=True)
+class ModelConfig(schema.ModelConfig):
+    """Which pretrained model (paper: Lingshu-7B, a Qwen2.5-VL); `image_px` is the side of every view it is shown."""
+
+    freezes_tower: bool = True
+    """Leave the vision tower as it is; its projector learns. The paper trains all; False costs memory and time."""
+    keeps_features: bool = True
+    """With a frozen tower, encode each image of the traces once and keep that in memory: 80 KiB an image of 64 pixels
+    of the tiny model, 5 MiB one of 448 of a 7B. False encodes in every step."""
+
+
+@dataclass(kw_only=True)
+class DataConfig(schema.DataConfig):
+    """Which findings are asked about, and how well the boxes of the traces lie."""
+
+    original_px: int = 256
+    """Side of a drawn image, from which crops are cut, a multiple of 8 up to 512; drawing costs its square."""
+    scales_pct: list[int] = field(default_factory=lambda: [50, 100])
+    """Sizes of lesions in percent of the phantom's, 50..200; each with its small and its large ones, and as many items
+    of every size. The smaller, the less of their shape is in the view; no cost."""
+    distractors: int = 1
+    """Findings beside the first that share all but one attribute with it, 0..3; at 0 many images hold one alone."""
+    iou_low: float = 0.5
+    """Least overlap of a trace's box with the true one, in (0, iou_high]; lower looks less exactly; no cost."""
+    iou_high: float = 0.9
+    """Largest overlap of a trace's box with the true one, below 1, as no reader's box is exact; no cost."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.is_phantom or self.lesion_scale_pct != 100:
+            raise RequestError(
+                f"data.source is {self.source} and data.lesion_scale_pct is {self.lesion_scale_pct}",
+                "Questions are drawn with the phantom, at the sizes that data.scales_pct names",
+                "Leave both out, and set data.scales_pct",
+            )
+        if not self.scales_pct or len(set(self.scales_pct)) < len(self.scales_pct):
+            raise RequestError(
+                f"data.scales_pct is {list(self.scales_pct)}", "Sizes are at least one, each named once", "Name some"
+            )
+        if not 0 < self.iou_low <= self.iou_high < 1:
+            raise RequestError(
+                f"data.iou_low is {self.iou_low} and data.iou_high {self.iou_high}",
+                "A box that is near the true one overlaps it in part",
+                "Set 0 < data.iou_low <= data.iou_high < 1",
+            )
+        _ = self.worlds  # the phantom refuses what it does not draw
+
+    @property
+    def worlds(self) -> tuple[Knobs, ...]:
+        """What is drawn, one world a size of lesions: known triples of the ontology."""
+        drawn = partial(Knobs, image_px=self.original_px, distractors=self.distractors, vocabulary="triples")
+        return tuple(drawn(lesion_scale_pct=scale) for scale in self.scales_pct)
+
+
+@dataclass(kw_only=True)
+class ObjectiveConfig(schema.ObjectiveConfig):
+    """What is learnt: to look once more, under the arm's own feedback, and to answer."""
+
+    method: str
+    """sft (imitates traces), or a baseline: majority, question_only, options; set by the experiment."""
+    feedback: str = "one"
+    """one (answers at once), same (the unchanged view again), mark (a red outline), crop (cut from the original and
+    enlarged); all but one read two images, which is nearly twice the tokens."""
+    replies: str = "tags"
+    """How the policy writes: tags with location tokens (the tiny model), json (ViTAR's, for published checkpoints),
+    plain (the answer alone, by weights that were taught neither); about 8 tokens a turn, or 60 of JSON."""
+
+    def __post_init__(self) -> None:
+        check_choice("objective.method", self.method, (SFT, *BASELINES))
+        check_choice("objective.feedback", self.feedback, FEEDBACKS)
+        check_choice("objective.replies", self.replies, REPLIES)
+        if self.replies == "plain" and self.feedback != "one":
+            raise RequestError(
+                f"objective.replies is plain and objective.feedback is {self.feedback}",
+                "A plain reply is an answer, and who answers is shown nothing more",
+                "Set objective.feedback=one, or objective.replies to tags or json",
+            )
+
+
+@dataclass(kw_only=True)
+class EvalConfig(schema.EvalConfig):
+    """How episodes are played for scoring: greedily, by the code that training by rewards will use."""
+
+    turn_tokens: int = 12
+    """Most tokens of a turn, >= 1; a turn of tags has about 8, one of JSON 60; time grows with what is used."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive("eval.turn_tokens", self.turn_tokens)
+
+
+@dataclass(kw_only=True)
+class Config(PaperConfig):
+    """Everything one run of one arm depends on."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig
+    objective: ObjectiveConfig
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least("data.original_px", self.data.original_px, 32 if self.is_baseline else self.model.image_px)
+
+    @property
+    def is_baseline(self) -> bool:
+        """True for what needs no weights and no torch."""
+        return self.objective.method in BASELINES
+
+    @property
+    def feedback(self) -> Feedback:
+        """What the policy is shown; the act is written alike in every arm, and does what the arm says."""
+        tool = self.objective.feedback
+        return Feedback(tool="" if tool == "one" else tool, view_px=self.model.image_px)
+
+    @property
+    def most_turns(self) -> int:
+        """Turns of the policy, 2 as in the paper, or one for one pass."""
+        return 1 if self.objective.feedback == "one" else 2
+
+    @property
+    def shown_boxes(self) -> tuple[str, ...]:
+        """Whose boxes are shown in an evaluation: the policy's own, and the controls' where they matter."""
+        return ("own", "random", "true") if self.objective.feedback in BOXED else ("own",)
+
+    @property
+    def purpose(self) -> dict[str, str]:
+        """What weights of this configuration are for; they may be scored under another feedback, as a control."""
+        return {"objective.replies": self.objective.replies, "model.image_px": str(self.model.image_px)}
+
+
+register_schema("vitar", "train", Config)
+resolve = partial(composition.resolve, "vitar")
+
+
+def check(cfg: Config, base: Pretrained) -> None:
+    """Refuse families that do not read an image in a later turn as we send it.
+
+    Raises:
+        RequestError: naming the setting.
+    """
+    if base.family.name not in FAMILIES:
+        raise RequestError(
+            f"model.backbone is '{cfg.model.backbone}', of family {base.family.name}",
+            "ViTAR shows a second image in a later turn, which was tried with Qwen's models alone",
+            f"Use one of the families {', '.join(FAMILIES)}",
+        )

@@ -1,0 +1,139 @@
+"""Who is asked what: the shape of a finding, of which a small one has few pixels in the view. No torch.
+
+Four options are named in the question, so a guess is right in a quarter of cases; the place, in words, says which
+finding is meant. A kind is a size of findings as they are drawn, and every kind has as many items.
+"""
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from PIL import Image
+
+from lightbox.backbones.conversation import Conversation
+from lightbox.paper.conditions import Pictures
+from lightbox.paper.drawn_cases import cases_of
+from lightbox.paper.image_tools import Task
+from lightbox.paper.replies import ReplyCodec
+from lightbox.paper.samples import Sample, Split
+from lightbox.phantom.ontology import SHAPE_WORDS, SIZES
+from lightbox.records import Box, Case, Question
+from vitar.config import Config
+from vitar.traces import make_trace
+
+SHAPES = tuple(sorted(set(SHAPE_WORDS.values()) - {SHAPE_WORDS["ring"]}))  # rings are held out, see `phantom.splits`
+N_OPTIONS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Asked(Question):
+    """A question about a finding; `boxes` say where that lies, and `kind` how large it is drawn, as "small_50"."""
+
+    boxes: tuple[Box, ...] = ()
+
+    @property
+    def diameter(self) -> float:
+        """Geometric mean of the sides of the finding's box, a fraction of the image."""
+        return self.boxes[0].area ** 0.5
+
+
+def load_splits(cfg: Config, *, with_images: bool = True) -> tuple[Split[Asked], Split[Asked]]:
+    """Questions to learn from and those to be scored, with the original images that they are about.
+
+    Args:
+        cfg: `data.*` and `run.seed` decide.
+        with_images: False leaves `images` empty; boxes need pixels, so drawing takes as long.
+
+    Raises:
+        RequestError: what the phantom does not draw.
+    """
+    splits = [_drawn(cfg, name, n) for name, n in (("train", cfg.data.n_train), (cfg.data.eval_split, cfg.data.n_test))]
+    train, scored = (own if with_images else replace(own, images=[]) for own in splits)
+    return train, scored
+
+
+def kinds_of(cfg: Config) -> list[str]:
+    """Sizes of findings, by percent and then small and large."""
+    return [f"{size}_{scale}" for scale in cfg.data.scales_pct for size in SIZES]
+
+
+def questions_of(case: Case, *, scale_pct: int) -> list[Asked]:
+    """A question for each finding that is the only one at its place.
+
+    Args:
+        case: of the phantom, with boxes.
+        scale_pct: of its lesions.
+    """
+    asked = []
+    places = [finding.attributes["location"] for finding in case.findings]
+    for finding in case.findings:
+        shape, place = finding.attributes["shape"], finding.attributes["location"]
+        if places.count(place) > 1 or shape not in SHAPES:
+            continue
+        name = f"{case.id}/{place.replace(' ', '-')}"
+        rng = np.random.default_rng(zlib.crc32(name.encode()))
+        others = rng.permutation([own for own in SHAPES if own != shape])[: N_OPTIONS - 1]
+        options = tuple(rng.permutation([shape, *others]).tolist())
+        text = f"What shape is the finding in the {place}? {', '.join(options)}?"
+        kind = f"{finding.attributes['size']}_{scale_pct}"
+        asked.append(
+            Asked(name, text, shape, options, answer_index=options.index(shape), kind=kind, boxes=finding.boxes)
+        )
+    return asked
+
+
+def tasks_of(cfg: Config, split: Split[Asked], rows: Sequence[int]) -> list[Task]:
+    """What episodes about a split's questions are about, each under the image of a row; see `conditions.shown_rows`."""
+    pictures = Pictures(split, rows, image_px=cfg.data.original_px)
+    return [task_of(sample.record, picture) for sample, picture in zip(split.samples, pictures, strict=True)]
+
+
+def task_of(asked: Asked, image: Image.Image) -> Task:
+    """One question as a task under an image."""
+    return Task(image, asked.text, asked.answer, asked.boxes)
+
+
+def traces_of(cfg: Config, split: Split[Asked], codec: ReplyCodec) -> list[Sample[Conversation]]:
+    """What is imitated: the episode that a good policy would have about each question, under the arm's feedback."""
+    tasks = tasks_of(cfg, split, [sample.image for sample in split.samples])
+    return [
+        replace(
+            sample,
+            record=make_trace(
+                task,
+                codec,
+                cfg.feedback,
+                seed=seed_of(cfg.run.seed, sample.id),
+                tool="mark" if cfg.most_turns > 1 else "",
+                overlap=(cfg.data.iou_low, cfg.data.iou_high),
+            ),
+        )
+        for sample, task in zip(split.samples, tasks, strict=True)
+    ]
+
+
+def seed_of(seed: int, item: str) -> int:
+    """A seed that follows from an item's name, so that its draws are the same beside whatever else is drawn."""
+    return zlib.crc32(f"{seed}/{item}".encode())
+
+
+def _drawn(cfg: Config, name: str, n: int) -> Split[Asked]:
+    """`n` items, as many of each kind; where that does not go up, the first kinds have one more."""
+    kinds = kinds_of(cfg)
+    wanted = {kind: n // len(kinds) + (place < n % len(kinds)) for place, kind in enumerate(kinds)}
+    samples: list[Sample[Asked]] = []
+    images, case_ids = [], []
+    for world, case in cases_of(name, cfg.run.seed, cfg.data.worlds):
+        asked = questions_of(case, scale_pct=cfg.data.scales_pct[world])[: cfg.data.questions_per_case]
+        row, before = len(images), len(samples)
+        for own in asked:
+            if wanted[own.kind]:
+                wanted[own.kind] -= 1
+                samples.append(Sample(own.id, own, case.id, row))
+        if len(samples) > before:
+            images += case.images[:1]
+            case_ids.append(case.id)
+        if not any(wanted.values()):
+            break
+    return Split(name, samples, images, case_ids)

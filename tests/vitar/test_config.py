@@ -1,0 +1,73 @@
+"""Rules between settings: what cannot work is refused before torch."""
+
+import pytest
+
+from lightbox.claims.registry import check_claims
+from lightbox.errors import RequestError
+from lightbox.paper.pretrained import find_pretrained
+from vitar.claims import ARMS, KINDS, PAPER
+from vitar.config import check, resolve
+from vitar.data import kinds_of
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.source=vqa_rad", "data.root=x"], r"data\.scales_pct"),
+        (["data.lesion_scale_pct=50"], r"data\.lesion_scale_pct"),
+        (["data.scales_pct=[]"], "at least one"),
+        (["data.scales_pct=[50,50]"], "each named once"),
+        (["data.scales_pct=[20]"], "lesion_scale_pct=20"),
+        (["data.original_px=100"], "image_px=100"),
+        (["data.original_px=32"], r"data\.original_px"),
+        (["data.distractors=4"], "distractors=4"),
+        (["data.iou_low=0.95"], r"data\.iou_low"),
+        (["data.iou_high=1"], r"data\.iou_high"),
+        (["objective.method=dpo"], r"objective\.method"),
+        (["objective.feedback=marks"], r"objective\.feedback"),
+        (["objective.replies=xml"], r"objective\.replies"),
+        (["experiment=mark", "objective.replies=plain"], r"objective\.feedback=one"),
+        (["eval.turn_tokens=0"], r"eval\.turn_tokens"),
+        (["experiment=options", "objective.is_trained=true"], "has no weights"),
+    ],
+)
+def test_what_cannot_work_is_refused(overrides, message):
+    with pytest.raises(RequestError, match=message):
+        resolve(["preset=smoke", *overrides])
+
+
+def test_baselines_need_no_weights():
+    for arm in ("majority", "question_only", "options"):
+        assert resolve(["preset=smoke", f"experiment={arm}"]).is_baseline
+    assert not resolve(["preset=smoke", "experiment=untouched"]).is_baseline
+
+
+def test_a_model_that_cannot_be_shown_a_second_image_is_refused():
+    with pytest.raises(RequestError, match="of family t5"):
+        check(resolve(["preset=smoke"]), find_pretrained("tiny/t5"))
+
+
+def test_trained_arms_differ_in_the_feedback_alone():
+    plain = {arm.name: resolve(["preset=quick", f"experiment={arm.name}"]) for arm in ARMS if arm.is_trained}
+    assert set(plain) == {"one", "same", "mark", "crop"}
+    for name, cfg in plain.items():
+        cfg.experiment = cfg.objective.feedback = ""
+        assert cfg == plain["one"], name
+
+
+def test_controls_are_shown_where_the_place_of_the_box_matters():
+    shown = {arm: resolve(["preset=smoke", f"experiment={arm}"]).shown_boxes for arm in ("one", "same", "mark", "crop")}
+    assert shown["one"] == shown["same"] == ("own",)
+    assert shown["mark"] == shown["crop"] == ("own", "random", "true")
+
+
+def test_claims_read_arms_conditions_and_kinds_that_runs_have():
+    check_claims(PAPER)
+    assert [claim.id for claim in PAPER.claims] == ["V1", "V2"]
+    measures = [m for claim in PAPER.claims for contrast in claim.contrasts for _, m in contrast.terms]
+    for preset in ("smoke", "quick", "full"):
+        assert kinds_of(resolve([f"preset={preset}"])) == list(KINDS)
+    for measure in measures:
+        cfg = resolve(["preset=smoke", f"experiment={measure.arm}"])
+        assert measure.condition in ("", *cfg.shown_boxes)
+        assert {value for _, value in measure.where} <= {*KINDS, "set"}

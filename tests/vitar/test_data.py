@@ -1,0 +1,112 @@
+"""Questions: one finding each, four options, as many of every size; splits and worlds that share no scene."""
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from lightbox.paper.conditions import shown_rows
+from lightbox.paper.drawn_cases import CHUNK, cases_of
+from lightbox.paper.image_regions import view
+from lightbox.paper.option_baselines import options
+from lightbox.paper.replies import TagReplies
+from vitar.config import resolve
+from vitar.data import N_OPTIONS, SHAPES, kinds_of, load_splits, questions_of, tasks_of, traces_of
+
+SMALL = ["preset=smoke", "data.original_px=64", "data.n_train=40", "data.n_test=22"]
+
+
+@pytest.fixture(scope="module")
+def splits():
+    return load_splits(resolve([*SMALL, "experiment=mark"]))
+
+
+def test_every_kind_has_as_many_items_and_sizes_rise_with_it(splits):
+    cfg = resolve(SMALL)
+    train, scored = splits
+    kinds = kinds_of(cfg)
+    assert [Counter(s.record.kind for s in train.samples)[kind] for kind in kinds] == [10] * 4
+    assert [Counter(s.record.kind for s in scored.samples)[kind] for kind in kinds] == [6, 6, 5, 5]
+    mean = {kind: np.mean([s.record.diameter for s in train.samples if s.record.kind == kind]) for kind in kinds}
+    assert mean["small_50"] < mean["large_50"] < mean["large_100"]
+    assert mean["small_50"] < mean["small_100"] < mean["large_100"]
+
+
+def test_no_image_is_on_two_sides_nor_in_two_seeds(splits):
+    parts = {"train": splits[0], "test": splits[1]}
+    parts["validation"] = load_splits(resolve([*SMALL, "data.eval_split=validation"]))[1]
+    parts["other seed"] = load_splits(resolve([*SMALL, "run.seed=1"]))[0]
+    ids = [name for split in parts.values() for name in split.case_ids]
+    assert len(set(ids)) == len(ids)
+    pixels = [image.tobytes() for split in parts.values() for image in split.images]
+    assert len(set(pixels)) == len(pixels)
+
+
+def test_a_question_asks_for_the_shape_of_a_finding_that_its_place_alone_names():
+    cfg = resolve(SMALL)
+    drawn = cases_of("train", 0, cfg.data.worlds)
+    both = [next(drawn) for _ in range(2 * CHUNK)]
+    assert Counter(world for world, _ in both) == {0: CHUNK, 1: CHUNK}
+    assert all(finding.mask is None for _, case in both for finding in case.findings)
+    asked = [(case, own) for _, case in both for own in questions_of(case, scale_pct=50)]
+    assert len(asked) > CHUNK
+    for case, own in asked:
+        (finding,) = [finding for finding in case.findings if finding.boxes == own.boxes]
+        place = finding.attributes["location"]
+        assert [other.attributes["location"] for other in case.findings].count(place) == 1
+        assert place in own.text
+        assert own.text.endswith(f"? {', '.join(own.options)}?")
+        assert own.answer == finding.attributes["shape"] == own.options[own.answer_index]
+        assert len(set(own.options)) == N_OPTIONS
+        assert set(own.options) <= set(SHAPES)
+        assert own.kind == f"{finding.attributes['size']}_50"
+    counts = Counter(own.answer_index for _, own in asked)
+    shares = np.array([counts[place] for place in range(N_OPTIONS)]) / len(asked)
+    assert np.abs(shares - 1 / N_OPTIONS).max() < 4 * np.sqrt(0.25 * 0.75 / len(asked))
+
+
+def test_a_task_holds_the_original_under_every_condition(splits):
+    cfg, (_, scored) = resolve(SMALL), splits
+    shown = {name: tasks_of(cfg, scored, rows) for name, rows in shown_rows(scored, seed=0).items()}
+    for place, sample in enumerate(scored.samples):
+        own = np.asarray(shown["image"][place].image.convert("L"))
+        assert np.array_equal(own, scored.images[sample.image])
+        assert len(np.unique(np.asarray(shown["blank"][place].image))) == 1
+        assert not np.array_equal(own, np.asarray(shown["shuffled"][place].image.convert("L")))
+        assert {tasks[place].question for tasks in shown.values()} == {sample.record.text}
+        assert {tasks[place].true_boxes for tasks in shown.values()} == {sample.record.boxes}
+
+
+def test_arms_imitate_the_same_act_and_differ_in_what_is_shown_for_it(splits):
+    train, codec = splits[0], TagReplies(128)
+    arms = {
+        arm: traces_of(resolve([*SMALL, "model.image_px=32", f"experiment={arm}"]), train, codec)
+        for arm in ("one", "same", "mark", "crop")
+    }
+    for one, *others in zip(*arms.values(), strict=True):
+        same, mark, crop = (sample.record for sample in others)
+        question, answer = one.record.turns
+        assert {other.turns[1].text for other in (same, mark, crop)} == {mark.turns[1].text}
+        for other in (same, mark, crop):
+            assert other.turns[0].text == question.text
+            assert other.images[0].tobytes() == question.images[0].tobytes()
+            assert other.turns[3].text == answer.text
+            assert other.images[1].size == (32, 32)
+        assert same.images[1].tobytes() == view(question.images[0]).tobytes()
+        assert len({other.images[1].tobytes() for other in (same, mark, crop)}) == 3
+
+
+def test_the_option_that_was_right_most_often_is_one_of_the_options(splits):
+    train, scored = splits
+    guesses = options(train.samples, scored.samples)
+    assert all(guess in sample.record.options for guess, sample in zip(guesses, scored.samples, strict=True))
+    discs = [s.with_record(answer="disc") for s in train.samples]
+    assert {
+        guess == "disc"
+        for guess, sample in zip(options(discs, scored.samples), scored.samples, strict=True)
+        if "disc" in sample.record.options
+    } == {True}
+    # a kind that was never met is counted with all others
+    known = [replace(s, record=replace(s.record, kind="other")) for s in discs]
+    assert options(known, scored.samples) == options(discs, scored.samples)
