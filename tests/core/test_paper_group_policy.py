@@ -191,3 +191,9 @@ def test_the_reference_of_an_adapter_is_the_model_without_it(policy, tmp_path):
     kl = [value for _, value in curves["train/kl"]]
     assert kl[0] == pytest.approx(0, abs=1e-6)
     assert kl[-1] > 1e-3
+
+
+def test_groups_that_earn_the_same_stop_no_policy_that_is_partly_frozen(policy, tmp_path):
+    policy.part(policy.family.vision).requires_grad_(False)
+    curves = trained(policy, tmp_path, player(lambda _: 0.5))
+    assert {value for _, value in curves["train/zero_variance"]} == {1.0}

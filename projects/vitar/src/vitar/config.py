@@ -14,10 +14,11 @@ from lightbox.paper.image_tools import Feedback
 from lightbox.paper.pretrained import Pretrained
 from lightbox.paper.schema import PaperConfig
 from lightbox.phantom import Knobs
+from vitar.rewards import VARIANTS
 
 __all__ = ["Config", "check", "chosen", "estimate", "inputs", "resolve"]
 
-SFT = "sft"
+SFT, GRPO = "sft", "grpo"
 BASELINES = ("majority", "question_only", "options")
 FEEDBACKS = ("one", "same", "mark", "crop")
 REPLIES = ("tags", "json", "plain")
@@ -85,7 +86,8 @@ class ObjectiveConfig(schema.ObjectiveConfig):
     """What is learnt: to look once more, under the arm's own feedback, and to answer."""
 
     method: str
-    """sft (imitates traces), or a baseline: majority, question_only, options; set by the experiment."""
+    """sft (imitates traces), grpo (plays and is rewarded, from the weights that the arm's start left, if `needs` names
+    one), or a baseline: majority, question_only, options; set by the experiment."""
     feedback: str = "one"
     """one (answers at once), same (the unchanged view again), mark (a red outline), crop (cut from the original and
     enlarged); all but one read two images, which is nearly twice the tokens."""
@@ -93,8 +95,38 @@ class ObjectiveConfig(schema.ObjectiveConfig):
     """How the policy writes: tags with location tokens (the tiny model), json (ViTAR's, for published checkpoints),
     plain (the answer alone, by weights that were taught neither); about 8 tokens a turn, or 60 of JSON."""
 
+    reward: str = "A"
+    """What an episode earns, see `rewards.VARIANTS`: A (ViTAR's code), B (DeepEyes), C (A and the overlap of the box),
+    D (the answer only); no cost."""
+    prompts: int = 8
+    """Questions a step of grpo, >= 1 (paper: 128); time and memory grow in proportion."""
+    group: int = 8
+    """Episodes a question, >= 2 (paper: 8), which are compared with each other; cost as of `prompts`."""
+    temperature: float = 1.0
+    """Of the draws of grpo, > 0 (paper: 1); lower explores less; no cost."""
+    clip_low: float = 0.2
+    """How far a token's probability may fall before its advantage stops counting, in [0, 1) (paper: 0.2); no cost."""
+    clip_high: float = 0.2
+    """And how far it may rise, >= 0 (paper: 0.2); no cost."""
+    dual_clip: float = 3.0
+    """The most that a token of a bad episode counts, above 1 + clip_high (paper: 3); 0 is no limit; no cost."""
+    kl: float = 0.0
+    """Weight of the divergence from the start, >= 0 (paper: 0); above 0 costs a copy of the weights and a forward."""
+    scales_advantages: bool = True
+    """Divide advantages by the deviation of their group, as the paper does; False is Dr. GRPO; no cost."""
+    weighs: str = "tokens"
+    """tokens (alike over the step, the paper) or sequences; no cost."""
+    shaping: float = 0.0
+    """How much more uncertain episodes count, in [0, 1), our reading of OphthaReason; above 0 costs a forward."""
+    alarm_rate: float = 0.1
+    """A warning where fewer episodes than this share act, ten steps on end; no cost."""
+
     def __post_init__(self) -> None:
-        check_choice("objective.method", self.method, (SFT, *BASELINES))
+        check_choice("objective.method", self.method, (SFT, GRPO, *BASELINES))
+        check_choice("objective.reward", self.reward, tuple(VARIANTS))
+        check_choice("objective.weighs", self.weighs, ("tokens", "sequences"))
+        check_positive("objective.prompts", self.prompts)
+        check_positive("objective.temperature", self.temperature)
         check_choice("objective.feedback", self.feedback, FEEDBACKS)
         check_choice("objective.replies", self.replies, REPLIES)
         if self.replies == "plain" and self.feedback != "one":

@@ -24,6 +24,17 @@ class Policy:
     learner: TraceLearner
     codec: ReplyCodec
 
+    @property
+    def talk(self) -> Talk:
+        """How it talks when it is scored: likeliest tokens all along."""
+        return Talk(
+            self.codec,
+            self.cfg.feedback,
+            most_turns=self.cfg.most_turns,
+            max_new_tokens=self.cfg.eval.turn_tokens,
+            temperature=0.0,
+        )
+
     def play(
         self, tasks: Sequence[Task], seeds: Sequence[int], *, boxes: Sequence[str] = ("own",)
     ) -> dict[str, list[Episode]]:
@@ -34,20 +45,13 @@ class Policy:
             seeds: one a task, of random boxes.
             boxes: see `Feedback.boxes`. What the policy writes first is the same under each, so it is read once.
         """
-        talk = Talk(
-            self.codec,
-            self.cfg.feedback,
-            most_turns=self.cfg.most_turns,
-            max_new_tokens=self.cfg.eval.turn_tokens,
-            temperature=0.0,
-        )
         self.learner.backbone.model.eval()
         episodes: list[Episode] = []
         size, group = self.cfg.eval.batch_size, len(boxes)
         for start in range(0, len(tasks), size):
             own = [seed for seed in seeds[start : start + size] for _ in boxes]
             part = tasks[start : start + size]
-            episodes += roll_out(self.learner.backbone, part, talk, seeds=own, group=group, boxes=boxes)
+            episodes += roll_out(self.learner.backbone, part, self.talk, seeds=own, group=group, boxes=boxes)
         return {kind: episodes[place::group] for place, kind in enumerate(boxes)}
 
 

@@ -1,4 +1,4 @@
-"""One image, one question: the whole trace, turn by turn, and what it looked at. Research and teaching, not clinical use."""
+"""One image, one question: the trace, turn by turn, and what it looked at. Research and teaching, not clinical use."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -3,13 +3,15 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from lightbox.paper.pretrained import Pretrained
+from lightbox.errors import RequestError
+from lightbox.paper.pretrained import Pretrained, find_pretrained
 from lightbox.runs import folders
 from lightbox.train import processes
 from vitar import evaluate
-from vitar.config import Config
-from vitar.data import load_splits, traces_of
+from vitar.config import GRPO, Config
+from vitar.data import load_splits, tasks_of, traces_of
 from vitar.model import open_policy
+from vitar.reinforce import reinforce
 
 
 def run(
@@ -29,21 +31,43 @@ def run(
         base: what `model.backbone` names.
         folder: of this run; an unfinished one is continued.
         cache: not used; features of the model's own tower are kept in memory.
-        needs: not used; every arm learns from the shipped weights.
-        keeps_model: also write the trained model to `folder/model`, for `predict` and `eval`.
+        needs: folder of the arm that training by rewards goes on from; without one it begins from `model.backbone`.
+        keeps_model: also write the trained model to `folder/model`, for `predict` and `eval`; what imitates traces is
+            written in any case, since training by rewards goes on from it.
         memory_advice: for the message where memory runs out.
     """
     folder.mkdir(parents=True, exist_ok=True)
     train, scored = load_splits(cfg)
-    policy = open_policy(cfg, base)
-    if cfg.objective.is_trained:
+    is_trained, is_rewarded = cfg.objective.is_trained, cfg.objective.method == GRPO
+    policy = open_policy(cfg, started(needs, base) if is_trained and is_rewarded else base)
+    if is_trained and is_rewarded:
+        reinforce(cfg, policy, tasks_of(cfg, train, [sample.image for sample in train.samples]), folder)
+    elif is_trained:
         policy.learner.fit(traces_of(cfg, train, policy.codec), train, folder, memory_advice=memory_advice)
     if not processes.is_main():
         return
-    if not cfg.objective.is_trained:
+    if not is_trained:
         policy.learner.describe(folder)
     evaluate.evaluate(cfg, policy, scored, folder=folder)
-    if keeps_model:
+    if keeps_model or (is_trained and not is_rewarded):
         policy.learner.save(folder / folders.MODEL, cfg.purpose)
     folders.add_to_card(folder, evaluate.beside_score(cfg, train, scored))
     folders.drop_checkpoints(folder)
+
+
+def started(needs: Mapping[str, Path], base: Pretrained) -> Pretrained:
+    """The weights that an earlier arm left; `base` where none is named.
+
+    Raises:
+        RequestError: several arms, or a folder without weights.
+    """
+    if not needs:
+        return base
+    folders_of = [folder / folders.MODEL for folder in needs.values()]
+    if len(folders_of) > 1 or not folders_of[0].is_dir():
+        raise RequestError(
+            f"needs names {', '.join(f'{arm} in {folder}' for arm, folder in needs.items())}",
+            "Training by rewards goes on from one arm, whose folder holds its model",
+            "Train experiment=mark first, and name its folder alone",
+        )
+    return find_pretrained(str(folders_of[0]))

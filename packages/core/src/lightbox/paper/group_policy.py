@@ -7,7 +7,7 @@ clips act only where an engine with other numbers played.
 """
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -134,6 +134,26 @@ class GroupBatch:
         return replace(self, rows=rows, **moved)
 
 
+class Learning(nn.Module):
+    """A policy as the driver trains it: of its parameters it names those that are trained.
+
+    The driver asks of a model that is partly frozen that a gradient reach all that is not. Here none does where all
+    episodes of each group earn the same, which is no fault of the settings, and at the start not rare.
+    """
+
+    def __init__(self, policy: nn.Module) -> None:
+        super().__init__()
+        self.module = policy  # the name by which wrappers are looked through, see `Reader.core`
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The policy's own."""
+        return self.module(*args, **kwargs)
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """Those that are trained."""
+        return (own for own in super().parameters(recurse) if own.requires_grad)
+
+
 def learn_in_groups(
     backbone: Backbone,
     n_prompts: int,
@@ -179,7 +199,17 @@ def learn_in_groups(
         batch_size=optim.batch_size,
         seed=run.seed,
     )
-    return fit(backbone.model, step, batches, optim=optim, run=run, out=out, train=train, facts=facts, prepare=prepare)
+    return fit(
+        Learning(backbone.model),
+        step,
+        batches,
+        optim=optim,
+        run=run,
+        out=out,
+        train=train,
+        facts=facts,
+        prepare=prepare,
+    )
 
 
 def batch_of_groups(backbone: Backbone, groups: Sequence[Group]) -> GroupBatch:
