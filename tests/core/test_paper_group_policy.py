@@ -1,6 +1,7 @@
 """A random tiny model that is rewarded for what it says first: what a step is, what it learns, what cannot stop it."""
 
 import dataclasses
+import logging
 import math
 
 import pytest
@@ -14,7 +15,15 @@ from lightbox.backbones.rows import IGNORED, UNLIMITED
 from lightbox.config import AdapterConfig, OptimConfig, RunConfig
 from lightbox.errors import RequestError
 from lightbox.losses.policy import Clips, group_advantages, policy_loss
-from lightbox.paper.group_policy import Group, GroupSettings, Played, batch_of_groups, learn_in_groups
+from lightbox.paper.group_policy import (
+    ALARM_STEPS,
+    Alarm,
+    Group,
+    GroupSettings,
+    Played,
+    batch_of_groups,
+    learn_in_groups,
+)
 from lightbox.testing.shrunk import save_shrunk
 
 PROMPTS = ["left or right ?", "is there a nodule ?", "what is it ?", "report"]
@@ -197,3 +206,12 @@ def test_groups_that_earn_the_same_stop_no_policy_that_is_partly_frozen(policy, 
     policy.part(policy.family.vision).requires_grad_(False)
     curves = trained(policy, tmp_path, player(lambda _: 0.5))
     assert {value for _, value in curves["train/zero_variance"]} == {1.0}
+
+
+def test_an_alarm_is_given_once_where_nobody_acts(caplog):
+    alarm = Alarm("the share that acts", 0.1, "Look why.")
+    with caplog.at_level(logging.WARNING):
+        for rate in [0.0] * (ALARM_STEPS - 1) + [0.5] + [0.05] * (ALARM_STEPS + 5):
+            alarm.see(rate)
+    assert len(caplog.records) == 1
+    assert "In 10 steps on end the share that acts was below 0.1. Look why." in caplog.text

@@ -1,6 +1,5 @@
 """Training by rewards on random weights: what an episode earns, what is logged, from whose weights it begins."""
 
-import logging
 import math
 
 import pytest
@@ -18,7 +17,7 @@ from vitar.cli import ENTRIES
 from vitar.config import resolve
 from vitar.data import load_splits, tasks_of
 from vitar.model import open_policy
-from vitar.reinforce import ALARM_STEPS, Alarm, as_played, player
+from vitar.reinforce import as_played, player
 from vitar.rollout import Episode
 from vitar.train import started
 
@@ -122,15 +121,6 @@ def test_episodes_of_a_group_share_their_prompt_and_follow_from_their_seeds(size
     assert one[0].ids == one[2].ids
     assert one[0].ids != one[1].ids
     assert one[0].images[0] is one[1].images[0]  # so it is encoded once
-
-
-def test_an_alarm_is_given_once_where_nobody_acts(caplog):
-    alarm = Alarm(0.1)
-    with caplog.at_level(logging.WARNING):
-        for rate in [0.0] * (ALARM_STEPS - 1) + [0.5] + [0.05] * (ALARM_STEPS + 5):
-            alarm.see(rate)
-    assert len(caplog.records) == 1
-    assert "10 steps on end" in caplog.text
 
 
 def test_a_start_without_weights_is_refused(tmp_path):

@@ -4,14 +4,13 @@ Episodes are those of `rollout`, tokens that it was told are in no loss. What is
 episodes: the reward and each term of it, how many acted, how large their boxes are, and how many met each failure.
 """
 
-import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from lightbox.backbones.backbone import Backbone
 from lightbox.losses.policy import Clips
-from lightbox.paper.group_policy import GroupSettings, Played, learn_in_groups
+from lightbox.paper.group_policy import Alarm, GroupSettings, Played, learn_in_groups
 from lightbox.paper.image_tools import Task
 from lightbox.paper.learner import base_facts
 from lightbox.paper.replies import FAILURES
@@ -20,31 +19,10 @@ from vitar.model import Policy
 from vitar.rewards import reward, terms_of
 from vitar.rollout import Episode, roll_out
 
-ALARM_STEPS = 10
-_log = logging.getLogger(__name__)
-
-
-@dataclass
-class Alarm:
-    """Warns once where too few episodes act for `ALARM_STEPS` steps on end, as users of ViTAR's parent project report.
-
-    Args:
-        rate: share of episodes below which acting is said to collapse.
-    """
-
-    rate: float
-    steps: int = 0
-
-    def see(self, act_rate: float) -> None:
-        """Take note of a step."""
-        self.steps = self.steps + 1 if act_rate < self.rate else 0
-        if self.steps == ALARM_STEPS:
-            _log.warning(
-                "In %d steps on end fewer than %.0f %% of episodes acted: the policy answers at once, so its boxes are "
-                "no longer learnt. Raise what an act earns (objective.reward), or lower optim.lr",
-                ALARM_STEPS,
-                100 * self.rate,
-            )
+COLLAPSED = (
+    "The policy answers at once, so its boxes are no longer learnt, as users of ViTAR's parent project report. Raise what "
+    "an act earns (objective.reward), or lower optim.lr"
+)
 
 
 def reinforce(cfg: Config, policy: Policy, tasks: list[Task], folder: Path) -> None:
@@ -78,7 +56,7 @@ def reinforce(cfg: Config, policy: Policy, tasks: list[Task], folder: Path) -> N
 def player(cfg: Config, policy: Policy, tasks: list[Task]) -> Callable[[Backbone, list[int], list[int]], list[Played]]:
     """The function that lets a policy play some tasks and says what it earned."""
     talk = replace(policy.talk, temperature=cfg.objective.temperature)
-    alarm = Alarm(cfg.objective.alarm_rate)
+    alarm = Alarm("the share of episodes that act", cfg.objective.alarm_rate, COLLAPSED)
 
     def play(backbone: Backbone, indices: list[int], seeds: list[int]) -> list[Played]:
         asked = [tasks[index] for index in indices]

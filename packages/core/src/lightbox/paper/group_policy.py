@@ -7,6 +7,7 @@ clips act only where an engine with other numbers played.
 """
 
 import copy
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -37,6 +38,8 @@ from lightbox.train.batches import BatchSource
 from lightbox.train.driver import History, fit
 
 MOST_SEED = 2**31
+ALARM_STEPS = 10
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,28 @@ class GroupBatch:
         }
         rows = None if self.rows is None else self.rows.to(device, non_blocking=non_blocking)
         return replace(self, rows=rows, **moved)
+
+
+@dataclass
+class Alarm:
+    """Warns once where a share stays low for `ALARM_STEPS` steps on end.
+
+    Args:
+        what: the share, for the message.
+        floor: below which it is low.
+        advice: what that means and what to do.
+    """
+
+    what: str
+    floor: float
+    advice: str
+    steps: int = field(default=0, init=False)
+
+    def see(self, share: float) -> None:
+        """Take note of a step."""
+        self.steps = self.steps + 1 if share < self.floor else 0
+        if self.steps == ALARM_STEPS:
+            _log.warning("In %d steps on end %s was below %g. %s", ALARM_STEPS, self.what, self.floor, self.advice)
 
 
 class Learning(nn.Module):
