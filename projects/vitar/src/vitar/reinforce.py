@@ -20,8 +20,8 @@ from vitar.rewards import reward, terms_of
 from vitar.rollout import Episode, roll_out
 
 COLLAPSED = (
-    "The policy answers at once, so its boxes are no longer learnt, as users of ViTAR's parent project report. Raise what "
-    "an act earns (objective.reward), or lower optim.lr"
+    "The policy answers at once, so its boxes are no longer learnt, as users of ViTAR's parent project report. Raise "
+    "what an act earns (objective.reward), or lower optim.lr"
 )
 
 
