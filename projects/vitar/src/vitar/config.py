@@ -143,10 +143,14 @@ class EvalConfig(schema.EvalConfig):
 
     turn_tokens: int = 12
     """Most tokens of a turn, >= 1; a turn of tags has about 8, one of JSON 60; time grows with what is used."""
+    looks: int = 0
+    """Items whose attention is read, and whose finding is hidden, in arms that look twice at the whole view, >= 0; an
+    item costs a forward on its own and two more episodes."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_positive("eval.turn_tokens", self.turn_tokens)
+        check_at_least("eval.looks", self.looks, 0)
 
 
 @dataclass(kw_only=True)
@@ -172,6 +176,11 @@ class Config(PaperConfig):
         """What the policy is shown; the act is written alike in every arm, and does what the arm says."""
         tool = self.objective.feedback
         return Feedback(tool="" if tool == "one" else tool, view_px=self.model.image_px)
+
+    @property
+    def is_looked_at(self) -> bool:
+        """True where attention is read: what is shown second must be the whole view, as the first is."""
+        return self.eval.looks > 0 and self.objective.feedback in ("mark", "same")
 
     @property
     def most_turns(self) -> int:

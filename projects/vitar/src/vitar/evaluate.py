@@ -41,6 +41,9 @@ def evaluate(cfg: Config, policy: "Policy", split: Split[Asked], *, folder: Path
     rows: list[ScoreRow] = []
     written: list[predictions.Written] = []
     counts: dict[str, dict[str, float]] = {}
+    usual: list[Episode] = []
+    if cfg.is_looked_at:
+        from vitar import looking  # noqa: PLC0415  torch, which baselines go without
     seeds = [seed_of(cfg.run.seed, sample.id) for sample in split.samples]
     for under, images in shown_rows(split, seed=cfg.run.seed).items():
         kinds = cfg.shown_boxes if under == IMAGE else ("own",)
@@ -48,13 +51,19 @@ def evaluate(cfg: Config, policy: "Policy", split: Split[Asked], *, folder: Path
             condition = under if kind == "own" else kind
             pairs = list(zip(split.samples, episodes, strict=True))
             own = [score(sample, condition, one, view_px=cfg.model.image_px) for sample, one in pairs]
+            if under == IMAGE and cfg.is_looked_at:
+                for row, one in zip(own[: cfg.eval.looks], episodes, strict=False):
+                    row |= looking.look_scores(policy, one)
             rows += [*own, score_set(own, condition)]
             written += [predictions.Written(sample, condition, said(one)) for sample, one in pairs]
             counts[condition] = tally(episodes)
             if condition == IMAGE:
+                usual = episodes
                 shown = [examples_of(split, place, one) for place, one in enumerate(episodes)]
                 turn_examples.write_examples(folder, some_of(split, shown), is_synthetic=True)
             _log.info("%s: %d episodes under condition %s", cfg.experiment, len(episodes), condition)
+    if cfg.is_looked_at:
+        rows += looking.flip_rows(policy, split, usual, seeds)
     predictions.write_predictions(folder, written)
     folders.add_to_card(folder, {"episodes": counts})
     return folders.write_scores(folder, rows, METRICS)

@@ -18,6 +18,13 @@ ITEM_METRICS = (
     "iou",  # overlap of the box that the policy wrote last with the true one, whatever it was shown; null in one pass
     "box_area",  # fraction of the image of that box; null without one
     "failures",  # turns that could not be read or carried out, and ends without an answer
+    "look_first",  # attention to the true box while it acts, by chance; null where attention was not read
+    "look_again",  # the same to the same view while it answers
+    "look_second",  # and to what it was shown
+    "allocated_first",  # attention to the view while it acts, by that of evenly spread attention; likewise null
+    "allocated_again",
+    "allocated_second",
+    "flipped",  # 1 where something was hidden and the answer is another one than usually; null elsewhere
     "diameter_px",  # geometric mean of the sides of the true box, in pixels of the view
 )
 SET_METRICS = ("parsed_correct",)
