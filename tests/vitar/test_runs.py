@@ -24,7 +24,7 @@ N = 8
 
 @pytest.fixture(scope="module")
 def sizes(qwen_folder):
-    return ["preset=smoke", f"model.backbone={qwen_folder}", "data.original_px=128", "data.n_train=8"]
+    return ["preset=smoke", f"model.backbone={qwen_folder}", "data.original_px=128", "data.n_train=8", "eval.looks=0"]
 
 
 @pytest.fixture(scope="module")
