@@ -13,7 +13,7 @@ from PIL import Image
 
 from lightbox.backbones.conversation import Conversation
 from lightbox.paper.conditions import Pictures
-from lightbox.paper.drawn_cases import cases_of
+from lightbox.paper.drawn_cases import draw_worlds
 from lightbox.paper.image_tools import Task
 from lightbox.paper.replies import ReplyCodec
 from lightbox.paper.samples import Sample, Split
@@ -85,8 +85,9 @@ def questions_of(case: Case, *, scale_pct: int) -> list[Asked]:
 
 def tasks_of(cfg: Config, split: Split[Asked], rows: Sequence[int]) -> list[Task]:
     """What episodes about a split's questions are about, each under the image of a row; see `conditions.shown_rows`."""
-    pictures = Pictures(split, rows, image_px=cfg.data.original_px)
-    return [task_of(sample.record, picture) for sample, picture in zip(split.samples, pictures, strict=True)]
+    shown = list(dict.fromkeys(rows))  # one object an image, so that it is encoded once
+    pictures = dict(zip(shown, Pictures(split, shown, image_px=cfg.data.original_px), strict=True))
+    return [task_of(sample.record, pictures[row]) for sample, row in zip(split.samples, rows, strict=True)]
 
 
 def task_of(asked: Asked, image: Image.Image) -> Task:
@@ -124,7 +125,7 @@ def _drawn(cfg: Config, name: str, n: int) -> Split[Asked]:
     wanted = {kind: n // len(kinds) + (place < n % len(kinds)) for place, kind in enumerate(kinds)}
     samples: list[Sample[Asked]] = []
     images, case_ids = [], []
-    for world, case in cases_of(name, cfg.run.seed, cfg.data.worlds):
+    for world, case in draw_worlds(name, cfg.run.seed, cfg.data.worlds):
         asked = questions_of(case, scale_pct=cfg.data.scales_pct[world])[: cfg.data.questions_per_case]
         row, before = len(images), len(samples)
         for own in asked:
