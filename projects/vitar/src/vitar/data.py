@@ -97,21 +97,14 @@ def task_of(asked: Asked, image: Image.Image) -> Task:
 
 def traces_of(cfg: Config, split: Split[Asked], codec: ReplyCodec) -> list[Sample[Conversation]]:
     """What is imitated: the episode that a good policy would have about each question, under the arm's feedback."""
-    tasks = tasks_of(cfg, split, [sample.image for sample in split.samples])
-    return [
-        replace(
-            sample,
-            record=make_trace(
-                task,
-                codec,
-                cfg.feedback,
-                seed=seed_of(cfg.run.seed, sample.id),
-                tool="mark" if cfg.most_turns > 1 else "",
-                overlap=(cfg.data.iou_low, cfg.data.iou_high),
-            ),
-        )
-        for sample, task in zip(split.samples, tasks, strict=True)
-    ]
+    overlap = cfg.data.iou_low, cfg.data.iou_high
+    tool = "mark" if cfg.most_turns > 1 else ""
+    traces = []
+    for sample, task in zip(split.samples, tasks_of(cfg, split, [s.image for s in split.samples]), strict=True):
+        seed = seed_of(cfg.run.seed, sample.id)
+        trace = make_trace(task, codec, cfg.feedback, seed=seed, tool=tool, overlap=overlap)
+        traces.append(Sample(sample.id, trace, sample.case_id, sample.image))
+    return traces
 
 
 def seed_of(seed: int, item: str) -> int:
