@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lightbox.paper.conditions import shown_rows
-from lightbox.paper.drawn_cases import CHUNK, cases_of
+from lightbox.paper.drawn_cases import CHUNK, draw_worlds
 from lightbox.paper.image_regions import view
 from lightbox.paper.option_baselines import options
 from lightbox.paper.replies import TagReplies
@@ -45,7 +45,7 @@ def test_no_image_is_on_two_sides_nor_in_two_seeds(splits):
 
 def test_a_question_asks_for_the_shape_of_a_finding_that_its_place_alone_names():
     cfg = resolve(SMALL)
-    drawn = cases_of("train", 0, cfg.data.worlds)
+    drawn = draw_worlds("train", 0, cfg.data.worlds)
     both = [next(drawn) for _ in range(2 * CHUNK)]
     assert Counter(world for world, _ in both) == {0: CHUNK, 1: CHUNK}
     assert all(finding.mask is None for _, case in both for finding in case.findings)

@@ -285,6 +285,20 @@ def test_a_group_shares_its_prompt_and_each_episode_is_shown_boxes_of_its_own_ki
         assert [one.observations for one in alone] == [one.observations for one in episodes[place::3]]
 
 
+def test_an_image_of_several_questions_is_encoded_once_a_turn(policy, say):
+    first = tasks()[0]
+    pair = [first, Task(first.image, "Which shape has it?", "oval", (TRUE,))]
+    images = []
+    hook = policy.part(policy.family.vision).register_forward_pre_hook(
+        lambda _, args, inputs: images.append(len(inputs["grid_thw"])), with_kwargs=True
+    )
+    say([MARK] * 2, [DISC] * 2)
+    episodes = roll_out(policy, pair, Talk(CODEC, Feedback(view_px=64)), seeds=[0, 1])
+    hook.remove()
+    assert images == [1, 2]
+    assert_cached_equals_full(policy, episodes)
+
+
 def test_what_cannot_be_asked_is_refused_before_a_run(policy):
     with pytest.raises(RequestError, match="1 seeds for 2 tasks in groups of 2"):
         roll_out(policy, tasks(), TALK, seeds=[0], group=2)

@@ -1,6 +1,6 @@
 """ViTAR (arXiv 2510.10052): think, mark a region of the image, look again at the marked image, answer.
 
-Read `environment` (what an action does to the image), `actions` (how a policy writes one), `rewards` (what an episode
-is worth), `rollout` (the idea: how a policy and the environment talk), `traces` (episodes to imitate). The loss over
-groups of episodes is `lightbox.losses.policy`. Nothing heavy is imported here.
+Read `claims` (what is tested), `config`, `data` (who is asked what), `traces` (episodes to imitate), `rollout` (the
+idea: how a policy and the environment talk), `model`, `train`, `evaluate`, `scores`, `predict`; `actions` is ViTAR's
+JSON and `rewards` what an episode is worth. What papers share is in `lightbox.paper`. Nothing heavy is imported here.
 """

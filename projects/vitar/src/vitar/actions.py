@@ -29,6 +29,7 @@ class JsonReplies(ReplyCodec):
         other_tool: what an unknown name stands for; None is a failure. ViTAR's code marks, whatever the name.
 
     Example:
+        >>> from lightbox.records import Box
         >>> JsonReplies().write(Reply("look", (Action("mark", (Box(0.1, 0.2, 0.5, 1.0),)),)), (100, 50))
         '{"thought": "look", "actions": [{"name": "Mark", "arguments": {"box": [[10, 10, 50, 50]]}}]}'
     """

@@ -163,7 +163,9 @@ _V2 = _claim(
             for kind in KINDS
         ),
         *(
-            _level(f"{kind}, diameter in pixels", Measure("same", "diameter_px", where=(("kind", kind),)))
+            _level(
+                f"{kind}: diameter, 0.01 pixels of the view", Measure("same", "diameter_px", where=(("kind", kind),))
+            )
             for kind in KINDS
         ),
     ),

@@ -13,7 +13,7 @@ from PIL import Image
 
 from lightbox.backbones.conversation import Conversation
 from lightbox.paper.conditions import Pictures
-from lightbox.paper.drawn_cases import cases_of
+from lightbox.paper.drawn_cases import draw_worlds
 from lightbox.paper.image_tools import Task
 from lightbox.paper.replies import ReplyCodec
 from lightbox.paper.samples import Sample, Split
@@ -85,8 +85,9 @@ def questions_of(case: Case, *, scale_pct: int) -> list[Asked]:
 
 def tasks_of(cfg: Config, split: Split[Asked], rows: Sequence[int]) -> list[Task]:
     """What episodes about a split's questions are about, each under the image of a row; see `conditions.shown_rows`."""
-    pictures = Pictures(split, rows, image_px=cfg.data.original_px)
-    return [task_of(sample.record, picture) for sample, picture in zip(split.samples, pictures, strict=True)]
+    shown = list(dict.fromkeys(rows))  # one object an image, so that it is encoded once
+    pictures = dict(zip(shown, Pictures(split, shown, image_px=cfg.data.original_px), strict=True))
+    return [task_of(sample.record, pictures[row]) for sample, row in zip(split.samples, rows, strict=True)]
 
 
 def task_of(asked: Asked, image: Image.Image) -> Task:
@@ -96,21 +97,14 @@ def task_of(asked: Asked, image: Image.Image) -> Task:
 
 def traces_of(cfg: Config, split: Split[Asked], codec: ReplyCodec) -> list[Sample[Conversation]]:
     """What is imitated: the episode that a good policy would have about each question, under the arm's feedback."""
-    tasks = tasks_of(cfg, split, [sample.image for sample in split.samples])
-    return [
-        replace(
-            sample,
-            record=make_trace(
-                task,
-                codec,
-                cfg.feedback,
-                seed=seed_of(cfg.run.seed, sample.id),
-                tool="mark" if cfg.most_turns > 1 else "",
-                overlap=(cfg.data.iou_low, cfg.data.iou_high),
-            ),
-        )
-        for sample, task in zip(split.samples, tasks, strict=True)
-    ]
+    overlap = cfg.data.iou_low, cfg.data.iou_high
+    tool = "mark" if cfg.most_turns > 1 else ""
+    traces = []
+    for sample, task in zip(split.samples, tasks_of(cfg, split, [s.image for s in split.samples]), strict=True):
+        seed = seed_of(cfg.run.seed, sample.id)
+        trace = make_trace(task, codec, cfg.feedback, seed=seed, tool=tool, overlap=overlap)
+        traces.append(Sample(sample.id, trace, sample.case_id, sample.image))
+    return traces
 
 
 def seed_of(seed: int, item: str) -> int:
@@ -124,7 +118,7 @@ def _drawn(cfg: Config, name: str, n: int) -> Split[Asked]:
     wanted = {kind: n // len(kinds) + (place < n % len(kinds)) for place, kind in enumerate(kinds)}
     samples: list[Sample[Asked]] = []
     images, case_ids = [], []
-    for world, case in cases_of(name, cfg.run.seed, cfg.data.worlds):
+    for world, case in draw_worlds(name, cfg.run.seed, cfg.data.worlds):
         asked = questions_of(case, scale_pct=cfg.data.scales_pct[world])[: cfg.data.questions_per_case]
         row, before = len(images), len(samples)
         for own in asked:

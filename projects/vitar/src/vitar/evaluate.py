@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # they import torch, and baselines are scored without
     from vitar.rollout import Episode
 
 SHOWN_A_KIND = 2
-BY_METHOD = baselines.BY_METHOD | {"options": options}
+BY_METHOD = {**baselines.BY_METHOD, "options": options}
 _log = logging.getLogger(__name__)
 
 

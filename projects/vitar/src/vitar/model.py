@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lightbox.backbones.backbone import Backbone
+from lightbox.backbones.qwen_vl import Qwen2VlBackbone
 from lightbox.errors import RequestError
 from lightbox.paper.image_regions import view_size
 from lightbox.paper.image_tools import Task
@@ -70,6 +71,7 @@ def codec_of(cfg: Config, backbone: Backbone) -> ReplyCodec:
     if cfg.objective.replies == "plain":
         return PlainReplies()
     if cfg.objective.replies == "json":
+        assert isinstance(backbone, Qwen2VlBackbone), type(backbone)  # `config.check` has refused others
         return JsonReplies(seen=lambda *size: backbone.seen_size(*view_size(size, cfg.model.image_px)))
     words = backbone.tokenizer.get_vocab()
     codec = TagReplies(next(k for k in itertools.count() if f"<loc_{k}>" not in words))

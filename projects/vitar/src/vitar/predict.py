@@ -1,11 +1,14 @@
-"""One image, one question: the trace, turn by turn, and what it looked at. Research and teaching, not clinical use."""
+"""One image, one question: the whole trace, turn by turn. For research and teaching, not for clinical use."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from lightbox.paper import learner as learners
 from lightbox.paper.conditions import picture
+from lightbox.paper.entries import PICTURES
 from lightbox.paper.image_tools import Task
 from lightbox.paper.overlay import in_image
 from lightbox.readers.images import load_image
@@ -40,28 +43,30 @@ def predict(
     task = Task(picture(image, cfg.data.original_px), asked, "")
     (episode,) = policy.play([task], [0])["own"]
     height, width = load_image(image).shape[:2]
-    answer: dict[str, object] = {"answer": (episode.answer or "").strip()} | told(episode)
     # a box in the margin around the image is no place in it
-    boxes = [in_image(own, (height, width)) for own in episode.result.boxes]
-    answer["boxes"] = [tuple(round(side, 4) for side in own) for own in boxes if own.area > 0]
-    answer["labels"] = ["looked at"] * len(answer["boxes"])  # type: ignore[arg-type]
-    answer["failures"] = ", ".join(episode.failures)
-    answer["pictures"] = pictures_of(episode, cfg.objective.feedback)
-    return {**answer, "note": "research and teaching only, not for clinical use"}
+    boxes = [own for own in (in_image(box, (height, width)) for box in episode.result.boxes) if own.area > 0]
+    return {
+        "answer": (episode.answer or "").strip(),
+        **told(episode),
+        "boxes": [tuple(round(side, 4) for side in own) for own in boxes],
+        "labels": ["looked at"] * len(boxes),
+        "failures": ", ".join(episode.failures),
+        PICTURES: pictures_of(episode, cfg.objective.feedback),
+        "note": "research and teaching only, not for clinical use",
+    }
 
 
-def told(episode: Episode) -> dict[str, object]:
+def told(episode: Episode) -> dict[str, str]:
     """What was said in each turn, and what was wrong with it."""
-    lines: dict[str, object] = {}
-    for place, (text, reply, seen) in enumerate(
-        zip(episode.texts, episode.replies, episode.observations, strict=True), start=1
-    ):
+    lines = {}
+    turns = zip(episode.texts, episode.replies, episode.observations, strict=True)
+    for place, (text, reply, seen) in enumerate(turns, start=1):
         failure = reply.failure or seen.failure
         lines[f"turn {place}"] = text.strip() + f" ({failure})" * bool(failure)
     return lines
 
 
-def pictures_of(episode: Episode, feedback: str) -> dict[str, Any]:
+def pictures_of(episode: Episode, feedback: str) -> dict[str, Image.Image]:
     """The view that the policy began with, and what it was shown after each turn."""
     shown = {"view": episode.images[0]}
     for place, seen in enumerate(episode.observations, start=1):

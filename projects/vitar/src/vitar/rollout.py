@@ -11,6 +11,7 @@ from lightbox.backbones.backbone import Backbone
 from lightbox.backbones.conversation import Turn
 from lightbox.backbones.dialogue import Dialogue, Rules, converse, learning_batch
 from lightbox.errors import RequestError
+from lightbox.paper.image_regions import view
 from lightbox.paper.image_tools import Feedback, Observation, Task, observe
 from lightbox.paper.replies import Reply, ReplyCodec
 from vitar.rewards import Result
@@ -98,7 +99,9 @@ def roll_out(
     def respond(episode: Episode, text: str, broken: str, seed: int) -> Turn | None:
         return _take_turn(episode, text, talk, broken=broken, seed=seed)
 
-    openings = [talk.codec.opening(task, talk.feedback) for task in tasks]
+    # one view an image, so that it is encoded once for all questions about it
+    views = {id(task.image): view(task.image, talk.feedback.view_px) for task in tasks}
+    openings = [talk.codec.opening(task, views[id(task.image)]) for task in tasks]
     converse(backbone, openings, episodes, respond, rules=talk, seeds=seeds)
     for episode in episodes:
         episode.failures += ["no_answer"] * (episode.answer is None)

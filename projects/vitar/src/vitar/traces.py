@@ -11,7 +11,7 @@ import numpy as np
 from lightbox.backbones.chat_files import Chats, read_chats
 from lightbox.backbones.conversation import Conversation, assistant
 from lightbox.errors import RequestError
-from lightbox.paper.image_regions import jittered
+from lightbox.paper.image_regions import jittered, view
 from lightbox.paper.image_tools import Action, Feedback, Task, observe
 from lightbox.paper.replies import Reply, ReplyCodec
 
@@ -39,7 +39,7 @@ def make_trace(
     Raises:
         RequestError: a task without a box, or an image in which the tool can show nothing.
     """
-    size, turns = task.image.size, codec.opening(task, feedback).turns
+    size, turns = task.image.size, codec.opening(task, view(task.image, feedback.view_px)).turns
     answer = codec.write(Reply(thoughts[1], answer=task.answer), size)
     if not tool:
         return Conversation((*turns, assistant(answer)))

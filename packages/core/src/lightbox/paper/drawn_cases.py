@@ -19,7 +19,7 @@ MOST_CHUNKS = 64
 """Kept in memory: the arms of a seed share their cases, and a worker trains several of them."""
 
 
-def cases_of(split: str, seed: int, worlds: tuple[phantom.Knobs, ...]) -> Iterator[tuple[int, Case]]:
+def draw_worlds(split: str, seed: int, worlds: tuple[phantom.Knobs, ...]) -> Iterator[tuple[int, Case]]:
     """Cases of a split with the place of their world, a chunk of each world in turn, until nobody asks for more.
 
     Args:

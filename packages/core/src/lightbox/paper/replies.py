@@ -8,11 +8,13 @@ import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 
+from PIL import Image
+
 from lightbox.backbones.conversation import Conversation, Turn, user
 from lightbox.backbones.edge_bins import EdgeBins
 from lightbox.paper import image_tools
-from lightbox.paper.image_regions import box_fault, from_px, view
-from lightbox.paper.image_tools import Action, Feedback, Observation, Task
+from lightbox.paper.image_regions import box_fault, from_px
+from lightbox.paper.image_tools import Action, Observation, Task
 from lightbox.records import Box
 
 FAILURES = image_tools.FAILURES | {
@@ -66,9 +68,9 @@ class ReplyCodec(ABC):
     def remark(self, observation: Observation) -> str:
         """What the environment says beside its images; "" for nothing."""
 
-    def opening(self, task: Task, feedback: Feedback) -> Conversation:
-        """What a policy reads first."""
-        question = user(view(task.image, feedback.view_px), task.question)
+    def opening(self, task: Task, seen: Image.Image) -> Conversation:
+        """What a policy reads first, beside the view of the task's image."""
+        question = user(seen, task.question)
         return Conversation((Turn("system", (self.system,)), question) if self.system else (question,))
 
     def told(self, observation: Observation) -> Turn:

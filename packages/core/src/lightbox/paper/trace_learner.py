@@ -82,9 +82,12 @@ class TraceLearner(Learner):
 
 
 def read_traces(backbone: Backbone, traces: Sequence[Conversation]) -> tuple[list[TraceRow], list[Image.Image]]:
-    """Tokens of traces, as `prepare_conversations` gives them, and their distinct images, compared by identity."""
-    distinct = list({id(image): image for trace in traces for image in trace.images}.values())
-    number = {id(image): place for place, image in enumerate(distinct)}
+    """Tokens of traces, as `prepare_conversations` gives them, and their distinct images, compared by content."""
+    distinct: dict[tuple[str, tuple[int, int], bytes], Image.Image] = {}
+    for trace in traces:
+        for image in trace.images:
+            distinct.setdefault(_content(image), image)
+    number = {content: place for place, content in enumerate(distinct)}
     own: list[TraceRow] = []
     for start in range(0, len(traces), AT_ONCE):
         part = traces[start : start + AT_ONCE]
@@ -92,9 +95,13 @@ def read_traces(backbone: Backbone, traces: Sequence[Conversation]) -> tuple[lis
         is_token = batch.inputs["attention_mask"].bool()
         for row, trace in enumerate(part):
             ids, labels = (values[row][is_token[row]] for values in (batch.inputs["input_ids"], batch.labels))
-            images = [number[id(image)] for image in trace.images]
+            images = [number[_content(image)] for image in trace.images]
             own.append(TraceRow(ids.tolist(), (labels != IGNORED).tolist(), images))
-    return own, distinct
+    return own, list(distinct.values())
+
+
+def _content(image: Image.Image) -> tuple[str, tuple[int, int], bytes]:
+    return image.mode, image.size, image.tobytes()
 
 
 @torch.no_grad()
