@@ -73,8 +73,11 @@ class Router(nn.Module):
 
     def forward(self, hidden: Float[Tensor, "n d"]) -> Float[Tensor, "n x"]:
         """Logits; gradient flows to weights and states."""
+        weight = torch.stack(list(self.rows.values()))
+        if not torch.is_autocast_enabled(hidden.device.type):
+            return F.linear(hidden.float(), weight.float())
         with torch.autocast(hidden.device.type, enabled=False):  # 16 bits would decide near ties by rounding
-            return F.linear(hidden.float(), torch.stack(list(self.rows.values())).float())
+            return F.linear(hidden.float(), weight.float())
 
 
 class Mixture(nn.Module):
@@ -156,7 +159,11 @@ class Mixture(nn.Module):
     def _mix(self, rows: Tensor, choice: Tensor, weight: Tensor | None) -> Float[Tensor, "n d"]:
         """One product for each expert that is chosen at all, over its rows together."""
         experts, k = list(self.experts.values()), choice.shape[1]
-        counts = torch.bincount(choice.flatten(), minlength=len(experts)).tolist()
+        if choice.numel() == 1:  # a step of decoding, where counting would cost as much as the network
+            counts = [0] * len(experts)
+            counts[int(choice)] = 1
+        else:
+            counts = torch.bincount(choice.flatten(), minlength=len(experts)).tolist()
         if max(counts) == len(rows) * k:  # nothing to sort: the very product of a dense layer
             out = experts[counts.index(len(rows))](rows)[:, None]
         else:

@@ -168,7 +168,7 @@ def _enclosed(places: np.ndarray, image_hw: Size) -> Bool[np.ndarray, "h w"]:
 
 
 def _inside(mask: np.ndarray, image_hw: Size) -> Bool[np.ndarray, "h w"]:
-    labels = np.unique(mask[mask != 0]) if mask.shape == image_hw else ()
+    labels = np.unique(mask[mask != 0] if mask.shape == image_hw else ())
     if mask.shape != image_hw or len(labels) > 1:
         raise RequestError(
             f"A mask of shape {mask.shape}" + (f" with the labels {labels[:5].tolist()}" if len(labels) else ""),
