@@ -76,7 +76,7 @@ def measured(width: int, tokens: int, *, rounds: int, round_s: float) -> list[di
     for (name, batch), goal in TIME_GOALS.items():
         call = {"prefill": prefill, "decode": decode}[name]
         calls = {"ours": call(mixture, batch, tokens), "dense": call(dense, batch, tokens)}
-        own, ratios, spread = in_turns(calls, rounds, round_s)
+        own, ratios, spread = taken(calls, rounds, round_s)
         row = {
             "case": f"{name}, batch {batch}",
             "peer": DENSE,
@@ -95,7 +95,7 @@ def measured(width: int, tokens: int, *, rounds: int, round_s: float) -> list[di
             "They hold the same weights",
             "Find the difference",
         )
-    own, ratios, spread = in_turns(calls, rounds, round_s)
+    own, ratios, spread = taken(calls, rounds, round_s)
     row = {
         "case": "prefill, batch 1",
         "peer": FUSED,
@@ -167,7 +167,7 @@ def flop_of(call: Callable[[], Tensor]) -> int:
     return counter.get_total_flops()
 
 
-def in_turns(calls: dict[str, Callable[[], Tensor]], rounds: int, round_s: float) -> tuple[float, list[float], str]:
+def taken(calls: dict[str, Callable[[], Tensor]], rounds: int, round_s: float) -> tuple[float, list[float], str]:
     """Median seconds of the first call, how many times as long the second takes in each round, and both in words."""
     own, peer = timing.in_turns(calls, rounds=rounds, round_s=round_s).values()
     _, ratios = timing.ratio_of(peer, own)

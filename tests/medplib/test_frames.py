@@ -1,5 +1,7 @@
 """Masks to an encoder's square and back, images of several aspects; the cover of a cell as an exact area."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,10 +9,16 @@ import torch
 from lightbox.errors import RequestError
 from lightbox.paper.moved_masks import mask_iou
 from lightbox.readers.images import letterbox
-from medplib.frames import Frame, cornered, cropped, letterboxed, stretched
+from medplib.frames import Frame, letterboxed, stretched
 
 SIDE = 256
 ASPECTS = [(240, 240), (400, 200), (200, 400), (450, 150), (150, 450), (258, 181), (155, 225)]
+
+
+def cornered(hw, side):
+    """At the top left, as SAM of transformers puts it."""
+    middle = letterboxed(hw, side)
+    return replace(middle, top=0, left=0)
 
 
 def ellipse(hw, centre=(0.55, 0.4), radii=(0.3, 0.25)):
@@ -63,8 +71,7 @@ def test_cover_is_an_exact_area():
 
 
 def test_a_crop_loses_what_lies_outside():
-    frame = cropped((100, 300), 336)
-    assert (frame.top, frame.height, frame.left, frame.width) == (0, 336, -336, 1008)
+    frame = Frame((100, 300), (336, 336), 0, -336, 336, 1008)  # as CLIP cuts by default
     left, middle = np.zeros((2, 100, 300), dtype=bool)
     left[:, :90], middle[:, 120:180] = True, True
     assert frame.cover(left, (24, 24)).sum() == 0

@@ -6,13 +6,13 @@ import torch
 
 from lightbox.errors import RequestError
 from lightbox.records import Box
-from medplib.frames import cropped, letterboxed, stretched
+from medplib.frames import Frame, letterboxed, stretched
 from medplib.regions import Polygon, Scribble, mask_of, point, pool, region_weights
 
 HW = (40, 100)
 
 
-def features_of(frame, grid):
+def seen_places(frame, grid):
     """Features that say where a patch lies: y and x of its middle, in fractions of the image."""
     y, x = np.meshgrid(*((np.arange(n) + 0.5) / n for n in grid), indexing="ij")
     y = (y * frame.canvas_hw[0] - frame.top) / frame.height
@@ -110,7 +110,7 @@ def test_the_mean_place_of_a_region_is_its_own_on_any_frame(hw, make):
     """Transposed or shifted geometry would put it elsewhere."""
     frame, grid = make(hw, 336), (24, 20)
     box = Box(0.1, 0.5, 0.4, 0.9)
-    place = pool(features_of(frame, grid), region_weights([mask_of(box, hw)], frame, grid))[0]
+    place = pool(seen_places(frame, grid), region_weights([mask_of(box, hw)], frame, grid))[0]
     torch.testing.assert_close(place, torch.tensor([0.7, 0.25], dtype=torch.float64), atol=0.03, rtol=0)
 
 
@@ -137,6 +137,6 @@ def test_gradient_reaches_the_patches_under_a_region_alone():
 def test_what_cannot_be_pooled_is_refused():
     edge = mask_of(Box(0.0, 0.0, 0.1, 1.0), (100, 300))
     with pytest.raises(RequestError, match=r"Region 0, of 3000 pixels\. Nothing of it is left .* show the model all"):
-        region_weights([edge], cropped((100, 300), 336), (24, 24))
+        region_weights([edge], Frame((100, 300), (336, 336), 0, -336, 336, 1008), (24, 24))
     with pytest.raises(RequestError, match=r"grid of 2 x 3 and 8 patches"):
         pool(torch.zeros(8, 2), np.ones((1, 2, 3)))

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lightbox.errors import RequestError
-from medplib.experts import Mixture, MixtureSettings, Router
+from medplib.experts import Mixture, MixtureSettings, TokenRouter
 from medplib.routing import (
     EVERY,
     TASK,
@@ -27,7 +27,7 @@ NAMES = ("grounding", "language")
 @pytest.fixture
 def mixture():
     """Two experts of width 2, and a router that sends a row by the larger of its two numbers."""
-    router = Router(2, NAMES, generator=torch.Generator().manual_seed(0), is_learned=True)
+    router = TokenRouter(2, NAMES, generator=torch.Generator().manual_seed(0), is_learned=True)
     with torch.no_grad():
         router.rows["grounding"].copy_(torch.tensor([1.0, 0.0]))
         router.rows["language"].copy_(torch.tensor([0.0, 1.0]))

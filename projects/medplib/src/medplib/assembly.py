@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lightbox.errors import RequestError
 from lightbox.files import write_json
-from medplib.experts import PLACES, Mixture, MixtureSettings, Router
+from medplib.experts import PLACES, Mixture, MixtureSettings, TokenRouter
 from medplib.routing import Routing
 
 Source = nn.Module | Mapping[str, Tensor]
@@ -72,7 +72,7 @@ def add_experts(
     generator = torch.Generator().manual_seed(settings.seed)
     for number, own in experts.items():
         layer, place = stack[number], next(stack[number].mlp.parameters())
-        router = Router(_width(layer), tuple(own), generator=generator, is_learned=settings.router == "learned")
+        router = TokenRouter(_width(layer), tuple(own), generator=generator, is_learned=settings.router == "learned")
         layer.mlp = Mixture(own, router.to(place.device), settings, routing, number)
     for layer in stack:  # also where no experts are, since attention may refuse an argument that it does not know
         take = layer.mlp.take_places if isinstance(layer.mlp, Mixture) else _drop_places

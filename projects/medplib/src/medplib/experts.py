@@ -59,7 +59,7 @@ class MixtureSettings:
             )
 
 
-class Router(nn.Module):
+class TokenRouter(nn.Module):
     """Scores of the experts for each row, in float32, without a bias.
 
     A row of weights has its expert's name, so that saved weights cannot be read in another order.
@@ -92,7 +92,12 @@ class Mixture(nn.Module):
     """
 
     def __init__(
-        self, experts: Mapping[str, nn.Module], router: Router, settings: MixtureSettings, routing: Routing, layer: int
+        self,
+        experts: Mapping[str, nn.Module],
+        router: TokenRouter,
+        settings: MixtureSettings,
+        routing: Routing,
+        layer: int,
     ) -> None:
         super().__init__()
         self.experts, self.router = nn.ModuleDict(experts), router

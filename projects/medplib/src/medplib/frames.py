@@ -1,4 +1,4 @@
-"""Where an image lies in what an encoder sees, and the way back: letterboxes, corners, stretching, crops in one place.
+"""Where an image lies in what an encoder sees, and the way back, in one place: letterboxed, stretched, or cut.
 
 Nothing is resampled on the way in: the cover of a cell is an exact area. On the way back a mask is read off the grid at
 the middle of each pixel, in one step, so no window is ever rounded to the grid. (The official code cuts a window
@@ -74,22 +74,9 @@ def letterboxed(image_hw: Size, side_px: int) -> Frame:
     return Frame(image_hw, (side_px, side_px), y0, x0, y1 - y0, x1 - x0)
 
 
-def cornered(image_hw: Size, side_px: int) -> Frame:
-    """At the top left of a square, as SAM of transformers puts it; our `Segmenter` takes it out of there itself."""
-    middle = letterboxed(image_hw, side_px)
-    return Frame(image_hw, middle.canvas_hw, 0, 0, middle.height, middle.width)
-
-
 def stretched(image_hw: Size, canvas_hw: Size) -> Frame:
     """Over all of a canvas, as Qwen2.5-VL does, whose grid has the image's aspect but for rounding."""
     return Frame(image_hw, canvas_hw, 0, 0, *canvas_hw)
-
-
-def cropped(image_hw: Size, side_px: int) -> Frame:
-    """Its shorter side over a square and the rest of the longer one cut off on both ends, as CLIP does by default."""
-    scale = side_px / min(image_hw)
-    height, width = (side * scale for side in image_hw)
-    return Frame(image_hw, (side_px, side_px), (side_px - height) / 2, (side_px - width) / 2, height, width)
 
 
 _WHOLE = Box(0.0, 0.0, 1.0, 1.0)

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -122,11 +123,8 @@ def routed_to(model: nn.Module, experts: str | Sequence[str]) -> Iterator[None]:
         raise RequestError(
             f"Tokens are routed to {unknown[0]!r}", f"The experts are {', '.join(routing.names)}", "Name one of them"
         )
-    before, routing.forced = routing.forced, experts if isinstance(experts, str) else wanted
-    try:
+    with _set(routing, forced=experts if isinstance(experts, str) else wanted):
         yield
-    finally:
-        routing.forced = before
 
 
 @contextmanager
@@ -137,12 +135,9 @@ def balanced(model: nn.Module) -> Iterator[list[Float[Tensor, ""]]]:
     choices that are e (as GShard): 1 where experts are used alike. The backward pass belongs inside where
     layers are computed again.
     """
-    routing = routing_of(model)
-    before, routing.balance = routing.balance, []
-    try:
-        yield routing.balance
-    finally:
-        routing.balance = before
+    terms: list[Tensor] = []
+    with _set(routing_of(model), balance=terms):
+        yield terms
 
 
 @contextmanager
@@ -162,11 +157,19 @@ def counted(
     routing = routing_of(model)
     if model.training:
         raise RequestError("Routing counted in training mode", "Layers may run twice", "Call model.eval() first")
-    before, routing.table = routing.table, RoutingTable(tuple(tasks), token_types or {})
+    table = RoutingTable(tuple(tasks), token_types or {})
+    with _set(routing, table=table):
+        yield table
+
+
+@contextmanager
+def _set(routing: Routing, **values: Any) -> Iterator[None]:
+    before = {name: getattr(routing, name) for name in values}
+    vars(routing).update(values)
     try:
-        yield routing.table
+        yield
     finally:
-        routing.table = before
+        vars(routing).update(before)
 
 
 @dataclass(frozen=True)

@@ -53,8 +53,9 @@ def mask_dice(
         RequestError: as `mask_bce`.
 
     Example:
-        >>> mask_dice([torch.tensor([[0.0, 0.0]])], [torch.tensor([[1, 0]])], smooth=1.0).tolist()
-        [0.3333333432674408]
+        >>> loss = mask_dice([torch.tensor([[0.0, 0.0]])], [torch.tensor([[1, 0]])], smooth=1.0)
+        >>> round(loss.item(), 4)
+        0.3333
     """
     _check(logits, targets)
     losses = []
