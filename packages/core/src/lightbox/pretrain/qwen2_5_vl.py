@@ -1,6 +1,6 @@
 """Build the tiny `qwen2_5_vl`: a Qwen2.5-VL of 1 M parameters that answers questions and boxes findings on full images.
 
-An image is 64 pixels wide to it, 64 tokens of 2 x 2 patches, so that what is small in the original is lost. Tower and
+An image is 48 pixels wide to it, 64 tokens of 2 x 2 patches, so that what is small in the original is lost. Tower and
 merger learn first what lies where (`qwen2_5_vl_tower`), since a tiny model does not learn to point from random weights.
 Then merger and language model learn on the tower's patches, which are computed once; the language model begins as that
 of the tiny `llava`, which knows the questions. Tags for turns in which a model acts and answers are in the vocabulary,
@@ -261,10 +261,10 @@ def build_qwen2_5_vl(folder: Path, work: Path, *, max_steps: int | None = None) 
         "parameters": sum(p.numel() for p in model.parameters()),
         "scores": tower_scores
         | score_qwen2_5_vl(model, load(str(folder)), tokenizer, train=train, held_back=held_rows, blank=blank),
-        "saw": "whole images of known triples, drawn at 256 pixels and seen at 64, with lesions of half, once and one "
-        "and a half times the usual size: shape, density, pixels and box of each token's finding and the token's "
-        "place, then balanced questions (no text prior) and boxes; its language model began as that of tiny/llava, "
-        "which saw reports",
+        "saw": f"whole images of known triples, drawn at {ORIGINAL_PX} pixels and seen at {SEEN_PX}, with lesions of "
+        "half, once and one and a half times the usual size: shape, density, pixels and box of each token's finding "
+        "and the token's place, then balanced questions (no text prior) and boxes; its language model began as that of "
+        "tiny/llava, which saw reports",
         "must_not_see": "two-turn traces, marks, crops, rationales as targets, preference pairs, text-biased "
         "questions, validation and test seeds, held-out triples, pairs and values",
     }

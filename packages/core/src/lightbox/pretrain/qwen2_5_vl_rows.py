@@ -1,8 +1,8 @@
 """What the tiny `qwen2_5_vl` is pretrained on: whole images with what lies where, balanced questions, and boxes.
 
-Images are drawn at 256 pixels and seen at 64, reduced as its processor does. The phantom's smallest lesions are then 2
-to 4 pixels wide and their shapes blurred, while the original has 10 to 15 pixels of them. What a closer look shows
-stays unseen here: no crop, no mark, no second turn.
+Images are drawn at 192 pixels and seen at 48, reduced as its processor does. The phantom's smallest lesions are then
+about 2 pixels wide and their shapes gone, while the original has about 8 pixels of them. What a closer look shows stays
+unseen here: no crop, no mark, no second turn.
 """
 
 from dataclasses import dataclass, replace
@@ -36,16 +36,16 @@ from lightbox.pretrain.llava_rows import (
 from lightbox.pretrain.tower import MEAN, STD, normalise
 from lightbox.records import Box, Case
 
-PATCH_PX, MERGE, FRAMES = 4, 2, 2
+PATCH_PX, MERGE, FRAMES = 3, 2, 2
 """Sides of a patch in pixels and of a token in patches; a still image is read as two frames that are alike."""
-ORIGINAL_PX, SEEN_PX = 256, 16 * PATCH_PX
+ORIGINAL_PX, SEEN_PX = 192, 16 * PATCH_PX
 """16 x 16 patches at any patch size: a coarser look costs the same. The original is a multiple of what is seen."""
 SIDE = SEEN_PX // (PATCH_PX * MERGE)
 TOKENS = SIDE**2
 LEAST_PX, MOST_PX = (SEEN_PX - PATCH_PX) ** 2, (SEEN_PX + 1) ** 2
 """Areas between which an image keeps its size: a little around the whole, so that rounding gives squares the whole."""
 BINS = 128
-"""Location tokens each way, half a pixel that the tower sees: the smallest lesions are 3 pixels wide."""
+"""Location tokens each way, three eighths of a pixel that the tower sees: the smallest lesions are 2 pixels wide."""
 LOCATIONS = tuple(f"<loc_{k}>" for k in range(BINS))
 IM_START, IM_END, VISION_START, VISION_END, IMAGE = (
     "<|im_start|>",
@@ -71,7 +71,7 @@ _SHAPES, _DENSITIES = list(SHAPE_WORDS.values()), list(DENSITY_WORDS.values())
 class DenseTargets:
     """What lies in each token, tokens row by row.
 
-    `shape`, `density` int64 (n, p), -1 where no finding is; `masks` bool (n, p, 64), finding pixels as they are seen,
+    `shape`, `density` int64 (n, p), -1 where no finding is; `masks` bool (n, p, 36), finding pixels as they are seen,
     row by row; `boxes` float32 (n, p, 4), of that finding as fractions of the image, 0 where there is none.
     """
 
@@ -83,7 +83,7 @@ class DenseTargets:
 
 @dataclass(frozen=True)
 class WholeSet(ChatSet):
-    """Whole images as they are seen, uint8 (64, 64), what is said about each and what lies where.
+    """Whole images as they are seen, uint8 (48, 48), what is said about each and what lies where.
 
     The first turn of each asks for all findings. `scales` is the lesion size of each in percent.
     """
@@ -93,7 +93,7 @@ class WholeSet(ChatSet):
 
 
 def image_processor() -> Qwen2VLImageProcessor:
-    """Square images become 64 pixels wide; others as many in area, in whole tokens. 64 x 64 pixels stay as they are."""
+    """Square images become 48 pixels wide; others as many in area, in whole tokens. 48 x 48 pixels stay as they are."""
     return Qwen2VLImageProcessor(**reading())
 
 
@@ -110,7 +110,7 @@ def reading() -> dict[str, Any]:
 
 
 def reduced(pixels: np.ndarray) -> np.ndarray:
-    """Images as the tower sees them, uint8 (b, 64, 64), by the processor's own resizing.
+    """Images as the tower sees them, uint8 (b, 48, 48), by the processor's own resizing.
 
     Args:
         pixels: uint8 (b, h, w), square.
@@ -125,7 +125,7 @@ def tower_inputs(pixels: np.ndarray) -> dict[str, Tensor]:
     """`pixel_values` (b 256, 96) and `image_grid_thw` (b, 3) as the processor gives them.
 
     Args:
-        pixels: uint8 (b, 64, 64).
+        pixels: uint8 (b, 48, 48).
     """
     patches, rows, columns = image_processor().patchify(normalise(pixels), PATCH_PX, MERGE, FRAMES)
     return {
@@ -228,7 +228,7 @@ def encode_images(tower: Any, pixels: np.ndarray, *, batch: int = 64) -> Tensor:
 
     Args:
         tower: in evaluation mode.
-        pixels: uint8 (n, 64, 64).
+        pixels: uint8 (n, 48, 48).
         batch: images at once.
     """
     parts = [

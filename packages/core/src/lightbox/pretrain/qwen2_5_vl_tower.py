@@ -42,7 +42,7 @@ class SeeingTower(nn.Module):
         self.box, self.place = nn.Linear(width, 4), nn.Linear(width, 2)
 
     def forward(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Logits of shapes (b, p, 7) and densities (b, p, 4), of pixels (b, p, 64); boxes (b, p, 4), places (b, p, 2).
+        """Logits of shapes (b, p, 7) and densities (b, p, 4), of pixels (b, p, 36); boxes (b, p, 4), places (b, p, 2).
 
         Boxes and places (x and y of a token's middle) are fractions of the image.
 
