@@ -49,10 +49,28 @@ def test_a_model_that_cannot_be_shown_a_second_image_is_refused():
 
 def test_trained_arms_differ_in_the_feedback_alone():
     plain = {arm.name: resolve(["preset=quick", f"experiment={arm.name}"]) for arm in ARMS if arm.is_trained}
-    assert set(plain) == {"one", "same", "mark", "crop"}
-    for name, cfg in plain.items():
-        cfg.experiment = cfg.objective.feedback = ""
-        assert cfg == plain["one"], name
+    rewarded = {name: cfg for name, cfg in plain.items() if cfg.objective.method == "grpo"}
+    assert set(rewarded) == {"mark_a", "mark_b", "mark_c", "mark_d", "rewards_only"}
+    assert set(plain) - set(rewarded) == {"one", "same", "mark", "crop"}
+    for own, field in ((set(plain) - set(rewarded), "feedback"), (set(rewarded), "reward")):
+        alike = []
+        for name in sorted(own):
+            cfg = plain[name]
+            cfg.experiment, cfg.optim.lr, cfg.tuned = "", 0.0, {}  # a rate is an arm's own
+            setattr(cfg.objective, field, "")
+            alike.append(cfg)
+        assert all(cfg == alike[0] for cfg in alike), field
+
+
+def test_rewards_go_on_from_an_arm_whose_steps_no_pilot_varies():
+    for arm in ARMS:
+        if arm.needs:
+            (start,) = arm.needs
+            assert start in ("mark_start", "primed")
+            assert not PAPER.arms[start].is_trained
+    start, mark = (resolve(["preset=quick", f"experiment={name}"]) for name in ("mark_start", "mark"))
+    start.experiment = mark.experiment = ""
+    assert start == mark
 
 
 def test_controls_are_shown_where_the_place_of_the_box_matters():
@@ -63,11 +81,15 @@ def test_controls_are_shown_where_the_place_of_the_box_matters():
 
 def test_claims_read_arms_conditions_and_kinds_that_runs_have():
     check_claims(PAPER)
-    assert [claim.id for claim in PAPER.claims] == ["V1", "V2"]
+    assert [claim.id for claim in PAPER.claims] == ["V1", "V2", "V3", "V4", "V5"]
     measures = [m for claim in PAPER.claims for contrast in claim.contrasts for _, m in contrast.terms]
     for preset in ("smoke", "quick", "full"):
         assert kinds_of(resolve([f"preset={preset}"])) == list(KINDS)
     for measure in measures:
         cfg = resolve(["preset=smoke", f"experiment={measure.arm}"])
-        assert measure.condition in ("", *cfg.shown_boxes)
+        assert measure.condition in (
+            "",
+            *cfg.shown_boxes,
+            *(("hidden", "hidden_elsewhere") if cfg.is_looked_at else ()),
+        )
         assert {value for _, value in measure.where} <= {*KINDS, "set"}

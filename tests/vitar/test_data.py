@@ -11,8 +11,9 @@ from lightbox.paper.drawn_cases import CHUNK, draw_worlds
 from lightbox.paper.image_regions import view
 from lightbox.paper.option_baselines import options
 from lightbox.paper.replies import TagReplies
+from lightbox.phantom.shape_questions import N_OPTIONS, SHAPES, shape_questions
 from vitar.config import resolve
-from vitar.data import N_OPTIONS, SHAPES, kinds_of, load_splits, questions_of, tasks_of, traces_of
+from vitar.data import kinds_of, load_splits, tasks_of, traces_of
 
 SMALL = ["preset=smoke", "data.original_px=64", "data.n_train=40", "data.n_test=22"]
 
@@ -49,7 +50,7 @@ def test_a_question_asks_for_the_shape_of_a_finding_that_its_place_alone_names()
     both = [next(drawn) for _ in range(2 * CHUNK)]
     assert Counter(world for world, _ in both) == {0: CHUNK, 1: CHUNK}
     assert all(finding.mask is None for _, case in both for finding in case.findings)
-    asked = [(case, own) for _, case in both for own in questions_of(case, scale_pct=50)]
+    asked = [(case, own) for _, case in both for own in shape_questions(case, scale_pct=50)]
     assert len(asked) > CHUNK
     for case, own in asked:
         (finding,) = [finding for finding in case.findings if finding.boxes == own.boxes]

@@ -1,19 +1,14 @@
 """What is hidden, what counts as a changed answer, and rows of attention and of hiding in a run on random weights."""
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from lightbox.paper.image_regions import to_px
 from lightbox.paper.pretrained import find_pretrained
-from lightbox.records import Box, box_iou
+from lightbox.records import box_iou
 from vitar import evaluate
 from vitar.config import resolve
 from vitar.data import load_splits, tasks_of
-from vitar.looking import HIDDEN, HIDDEN_ELSEWHERE, cover, is_flipped, look_scores
+from vitar.looking import HIDDEN, HIDDEN_ELSEWHERE, Looks, is_flipped
 from vitar.model import open_policy
-
-BOX = Box(0.25, 0.5, 0.5, 0.75)
 
 
 @pytest.fixture(scope="module")
@@ -21,22 +16,6 @@ def policy(qwen_folder):
     sizes = ["preset=smoke", f"model.backbone={qwen_folder}", "data.original_px=128", "data.n_train=8"]
     cfg = resolve([*sizes, "experiment=mark", "eval.looks=3"])
     return open_policy(cfg, find_pretrained(cfg.model.backbone))
-
-
-@pytest.mark.parametrize("shape", [(64, 96), (64, 96, 3)])
-def test_a_covered_box_has_the_mean_of_what_lies_around_it_and_the_rest_stays(shape):
-    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    covered = np.asarray(cover(Image.fromarray(pixels), BOX))
-    x0, y0, x1, y1 = to_px(BOX, (96, 64))
-    inside = np.zeros(shape[:2], bool)
-    inside[y0:y1, x0:x1] = True
-    assert np.array_equal(covered[~inside], pixels[~inside])
-    assert len(np.unique(covered[inside].reshape(inside.sum(), -1), axis=0)) == 1
-    assert np.abs(covered[y0, x0].astype(int) - 127).max() < 30
-
-
-def test_a_box_of_the_whole_image_is_covered_too():
-    assert np.asarray(cover(Image.new("L", (8, 8), 200), Box(0, 0, 1, 1))).max() == 0
 
 
 def test_rows_say_how_far_attention_goes_to_the_finding_and_which_answers_change(policy, script, tmp_path):
@@ -48,7 +27,7 @@ def test_rows_say_how_far_attention_goes_to_the_finding_and_which_answers_change
     others = [[act] * n, usual] * 2  # blank, shuffled
     covered = [[act] * looks, ["<answer>oval", *usual[1:looks]], [act] * looks, usual[:looks]]
     script(policy.learner.backbone, [*shown, *others, *covered])
-    table = evaluate.evaluate(cfg, policy, scored, folder=tmp_path).to_pylist()
+    table = evaluate.evaluate(cfg, policy, scored, folder=tmp_path, looks=Looks(policy)).to_pylist()
     own = [row for row in table if row["condition"] == "image" and row["kind"] != "set"]
     read = [row for row in own if row["look_first"] is not None]
     assert {row["item"] for row in read} == {sample.id for sample in scored.samples[:looks]}
@@ -70,7 +49,7 @@ def test_an_episode_of_one_image_is_not_looked_at(policy, script):
     (task, *_) = tasks_of(policy.cfg, samples, [own.image for own in samples.samples])
     script(policy.learner.backbone, [["<answer>disc"]])
     (episode,) = policy.play([task], [0])["own"]
-    assert look_scores(policy, episode) == {}
+    assert Looks(policy).scores(episode) == {}
     assert is_flipped(episode, episode) == 0.0
 
 

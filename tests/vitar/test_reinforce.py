@@ -11,6 +11,7 @@ from lightbox.errors import RequestError
 from lightbox.paper.image_tools import Action, Feedback, Observation, Task
 from lightbox.paper.pretrained import find_pretrained
 from lightbox.paper.replies import Reply
+from lightbox.paper.starts import started
 from lightbox.records import Box
 from lightbox.runs import folders
 from vitar.cli import ENTRIES
@@ -19,7 +20,6 @@ from vitar.data import load_splits, tasks_of
 from vitar.model import open_policy
 from vitar.reinforce import as_played, player
 from vitar.rollout import Episode
-from vitar.train import started
 
 TRUE = Box(0.25, 0.25, 0.5, 0.5)
 

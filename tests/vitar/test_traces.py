@@ -9,11 +9,13 @@ from lightbox.errors import RequestError
 from lightbox.paper.image_regions import view
 from lightbox.paper.image_tools import Feedback, Task, observe
 from lightbox.paper.replies import TagReplies
+from lightbox.paper.trace_files import read_trace_file
 from lightbox.phantom import Knobs, draw_cases, seed_range
+from lightbox.phantom.shape_questions import shape_questions
 from lightbox.records import box_iou
 from vitar.actions import JsonReplies
-from vitar.data import questions_of, task_of
-from vitar.traces import make_trace, read_traces
+from vitar.data import task_of
+from vitar.traces import make_trace
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +26,7 @@ def cases():
 
 def some_tasks(cases):
     """Tasks about small findings."""
-    pairs = [(case, asked) for case in cases for asked in questions_of(case, scale_pct=100)]
+    pairs = [(case, asked) for case in cases for asked in shape_questions(case, scale_pct=100)]
     return [task_of(asked, Image.fromarray(case.images[0])) for case, asked in pairs if asked.kind == "small_100"]
 
 
@@ -119,7 +121,7 @@ def folder(tmp_path):
 
 def read_back(folder, rows):
     (folder / "traces.json").write_text(json.dumps(rows), encoding="utf-8")
-    return read_traces(folder / "traces.json", JsonReplies())
+    return read_trace_file(folder / "traces.json", JsonReplies())
 
 
 def test_a_good_trace_is_a_conversation_with_its_images_in_place(folder):

@@ -1,14 +1,12 @@
 """Who is asked what: the shape of a finding, of which a small one has few pixels in the view. No torch.
 
-Four options are named in the question, so a guess is right in a quarter of cases; the place, in words, says which
-finding is meant. A kind is a size of findings as they are drawn, and every kind has as many items.
+A kind is a size of findings as they are drawn, and every kind has as many items.
 """
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-import numpy as np
 from PIL import Image
 
 from lightbox.backbones.conversation import Conversation
@@ -17,25 +15,11 @@ from lightbox.paper.drawn_cases import draw_worlds
 from lightbox.paper.image_tools import Task
 from lightbox.paper.replies import ReplyCodec
 from lightbox.paper.samples import Sample, Split
-from lightbox.phantom.ontology import SHAPE_WORDS, SIZES
-from lightbox.records import Box, Case, Question
+from lightbox.phantom.ontology import SIZES
+from lightbox.phantom.shape_questions import BoxedQuestion as Asked
+from lightbox.phantom.shape_questions import shape_questions
 from vitar.config import Config
 from vitar.traces import make_trace
-
-SHAPES = tuple(sorted(set(SHAPE_WORDS.values()) - {SHAPE_WORDS["ring"]}))  # rings are held out, see `phantom.splits`
-N_OPTIONS = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Asked(Question):
-    """A question about a finding; `boxes` say where that lies, and `kind` how large it is drawn, as "small_50"."""
-
-    boxes: tuple[Box, ...] = ()
-
-    @property
-    def diameter(self) -> float:
-        """Geometric mean of the sides of the finding's box, a fraction of the image."""
-        return self.boxes[0].area ** 0.5
 
 
 def load_splits(cfg: Config, *, with_images: bool = True) -> tuple[Split[Asked], Split[Asked]]:
@@ -56,31 +40,6 @@ def load_splits(cfg: Config, *, with_images: bool = True) -> tuple[Split[Asked],
 def kinds_of(cfg: Config) -> list[str]:
     """Sizes of findings, by percent and then small and large."""
     return [f"{size}_{scale}" for scale in cfg.data.scales_pct for size in SIZES]
-
-
-def questions_of(case: Case, *, scale_pct: int) -> list[Asked]:
-    """A question for each finding that is the only one at its place.
-
-    Args:
-        case: of the phantom, with boxes.
-        scale_pct: of its lesions.
-    """
-    asked = []
-    places = [finding.attributes["location"] for finding in case.findings]
-    for finding in case.findings:
-        shape, place = finding.attributes["shape"], finding.attributes["location"]
-        if places.count(place) > 1 or shape not in SHAPES:
-            continue
-        name = f"{case.id}/{place.replace(' ', '-')}"
-        rng = np.random.default_rng(zlib.crc32(name.encode()))
-        others = rng.permutation([own for own in SHAPES if own != shape])[: N_OPTIONS - 1]
-        options = tuple(rng.permutation([shape, *others]).tolist())
-        text = f"What shape is the finding in the {place}? {', '.join(options)}?"
-        kind = f"{finding.attributes['size']}_{scale_pct}"
-        asked.append(
-            Asked(name, text, shape, options, answer_index=options.index(shape), kind=kind, boxes=finding.boxes)
-        )
-    return asked
 
 
 def tasks_of(cfg: Config, split: Split[Asked], rows: Sequence[int]) -> list[Task]:
@@ -119,7 +78,7 @@ def _drawn(cfg: Config, name: str, n: int) -> Split[Asked]:
     samples: list[Sample[Asked]] = []
     images, case_ids = [], []
     for world, case in draw_worlds(name, cfg.run.seed, cfg.data.worlds):
-        asked = questions_of(case, scale_pct=cfg.data.scales_pct[world])[: cfg.data.questions_per_case]
+        asked = shape_questions(case, scale_pct=cfg.data.scales_pct[world])[: cfg.data.questions_per_case]
         row, before = len(images), len(samples)
         for own in asked:
             if wanted[own.kind]:

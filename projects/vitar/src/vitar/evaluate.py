@@ -1,7 +1,6 @@
 """Score a policy: episodes under image, blank and shuffled, and with a random and the true box shown. No torch."""
 
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,15 +16,17 @@ from vitar.data import Asked, load_splits, seed_of, tasks_of
 from vitar.scores import METRICS, ScoreRow, score, score_guess, score_set, tally
 
 if TYPE_CHECKING:  # they import torch, and baselines are scored without
+    from vitar.looking import Looks
     from vitar.model import Policy
     from vitar.rollout import Episode
 
-SHOWN_A_KIND = 2
 BY_METHOD = {**baselines.BY_METHOD, "options": options}
 _log = logging.getLogger(__name__)
 
 
-def evaluate(cfg: Config, policy: "Policy", split: Split[Asked], *, folder: Path) -> pa.Table:
+def evaluate(
+    cfg: Config, policy: "Policy", split: Split[Asked], *, folder: Path, looks: "Looks | None" = None
+) -> pa.Table:
     """Play and score under every condition; write scores.parquet, predictions.jsonl and examples.
 
     Args:
@@ -33,6 +34,7 @@ def evaluate(cfg: Config, policy: "Policy", split: Split[Asked], *, folder: Path
         policy: trained or not.
         split: questions with their original images.
         folder: where the files go; its card gets the failures by condition.
+        looks: reads attention of the first `eval.looks` items, and hides their findings; None does neither.
 
     Returns:
         The table of scores, sorted.
@@ -42,8 +44,6 @@ def evaluate(cfg: Config, policy: "Policy", split: Split[Asked], *, folder: Path
     written: list[predictions.Written] = []
     counts: dict[str, dict[str, float]] = {}
     usual: list[Episode] = []
-    if cfg.is_looked_at:
-        from vitar import looking  # noqa: PLC0415  torch, which baselines go without
     seeds = [seed_of(cfg.run.seed, sample.id) for sample in split.samples]
     for under, images in shown_rows(split, seed=cfg.run.seed).items():
         kinds = cfg.shown_boxes if under == IMAGE else ("own",)
@@ -51,19 +51,23 @@ def evaluate(cfg: Config, policy: "Policy", split: Split[Asked], *, folder: Path
             condition = under if kind == "own" else kind
             pairs = list(zip(split.samples, episodes, strict=True))
             own = [score(sample, condition, one, view_px=cfg.model.image_px) for sample, one in pairs]
-            if under == IMAGE and cfg.is_looked_at:
+            if under == IMAGE and looks is not None:
                 for row, one in zip(own[: cfg.eval.looks], episodes, strict=False):
-                    row |= looking.look_scores(policy, one)
+                    row |= looks.scores(one)
             rows += [*own, score_set(own, condition)]
             written += [predictions.Written(sample, condition, said(one)) for sample, one in pairs]
             counts[condition] = tally(episodes)
             if condition == IMAGE:
                 usual = episodes
                 shown = [examples_of(split, place, one) for place, one in enumerate(episodes)]
-                turn_examples.write_examples(folder, some_of(split, shown), is_synthetic=True)
+                turn_examples.write_examples(
+                    folder,
+                    turn_examples.some_of_each([own.record.kind for own in split.samples], shown),
+                    is_synthetic=True,
+                )
             _log.info("%s: %d episodes under condition %s", cfg.experiment, len(episodes), condition)
-    if cfg.is_looked_at:
-        rows += looking.flip_rows(policy, split, usual, seeds)
+    if looks is not None:
+        rows += looks.flip_rows(split, usual, seeds)
     predictions.write_predictions(folder, written)
     folders.add_to_card(folder, {"episodes": counts})
     return folders.write_scores(folder, rows, METRICS)
@@ -88,14 +92,6 @@ def examples_of(split: Split[Asked], place: int, episode: "Episode") -> turn_exa
         {"answer": (episode.answer or "").strip(), "failures": ", ".join(episode.failures)},
         is_right=bool(score(sample, IMAGE, episode, view_px=1)["correct"]),
     )
-
-
-def some_of(split: Split[Asked], shown: Sequence[turn_examples.Spoken]) -> list[turn_examples.Spoken]:
-    """The first `SHOWN_A_KIND` of each kind, whatever came of them, so that arms show the same items."""
-    by_kind: dict[str, list[turn_examples.Spoken]] = {}
-    for sample, one in zip(split.samples, shown, strict=True):
-        by_kind.setdefault(sample.record.kind, []).append(one)
-    return [one for own in by_kind.values() for one in own[:SHOWN_A_KIND]]
 
 
 def guess_rows(cfg: Config, train: Split[Asked], scored: Split[Asked], method: str) -> list[ScoreRow]:

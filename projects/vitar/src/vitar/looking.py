@@ -4,14 +4,14 @@ Attention alone explains nothing, so what is hidden is tried beside it: the find
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
-from PIL import Image
 
 from lightbox.backbones.attended import attended, box_coverage
 from lightbox.eval.attention_mass import attention_mass
-from lightbox.paper.image_regions import box_elsewhere, to_px
+from lightbox.paper.covered import cover
+from lightbox.paper.image_regions import box_elsewhere
 from lightbox.paper.image_tools import Task
 from lightbox.paper.samples import Split
 from lightbox.records import Box
@@ -24,65 +24,56 @@ from vitar.scores import ScoreRow, score
 LOOKS = (("first", 0, 0), ("again", 1, 0), ("second", 1, 1))
 """Turn and image: the view while it acts, the same view while it answers, and what it was shown."""
 HIDDEN, HIDDEN_ELSEWHERE = "hidden", "hidden_elsewhere"
-MARGIN = 0.25
 
 
-def look_scores(policy: Policy, episode: Episode) -> dict[str, float]:
-    """How far attention goes to the true box, in the later half of the layers; {} without two turns and two images.
+@dataclass(frozen=True)
+class Looks:
+    """Reads where a policy looks."""
 
-    Returns:
-        look_first, look_again, look_second: 1 is chance; allocated_ and the same: attention to the image by that which
-        evenly spread attention would give it.
-    """
-    backbone = policy.learner.backbone
-    if len(episode.images) != 2 or not episode.task.true_boxes:
-        return {}
-    row = attended(backbone, learning_batch(backbone, [episode]).to(backbone.device))
-    if (len(row.turns), len(row.images)) != (2, 2):
-        return {}
-    grids, box = backbone.grids(backbone.read_images(episode.images)), episode.task.true_boxes[0]
-    scores = {}
-    for name, turn, image in LOOKS:
-        inside = box_coverage(box, *grids[image]).to(row.attention.device)
-        mass = attention_mass(row.attention, row.turns[turn], row.images[image], inside).late()
-        scores |= {f"look_{name}": mass["enrichment"], f"allocated_{name}": mass["per_key"]}
-    return scores
+    policy: Policy
 
+    def scores(self, episode: Episode) -> dict[str, float]:
+        """How far attention goes to the true box, in the later half of the layers; {} without two turns and two images.
 
-def flip_rows(policy: Policy, split: Split[Asked], usual: Sequence[Episode], seeds: Sequence[int]) -> list[ScoreRow]:
-    """Rows of the first items with their finding hidden, and with as large an area elsewhere hidden.
+        Returns:
+            look_first, look_again, look_second: 1 is chance; allocated_ and the same: attention to the image by that
+            which evenly spread attention would give it.
+        """
+        backbone = self.policy.learner.backbone
+        if len(episode.images) != 2 or not episode.task.true_boxes:
+            return {}
+        row = attended(backbone, learning_batch(backbone, [episode]).to(backbone.device))
+        if (len(row.turns), len(row.images)) != (2, 2):
+            return {}
+        grids, box = backbone.grids(backbone.read_images(episode.images)), episode.task.true_boxes[0]
+        scores = {}
+        for name, turn, image in LOOKS:
+            inside = box_coverage(box, *grids[image]).to(row.attention.device)
+            mass = attention_mass(row.attention, row.turns[turn], row.images[image], inside).late()
+            scores |= {f"look_{name}": mass["enrichment"], f"allocated_{name}": mass["per_key"]}
+        return scores
 
-    Args:
-        policy: that plays.
-        split: all items, of which `eval.looks` are played.
-        usual: its episodes about them with nothing hidden.
-        seeds: one an item, of the area elsewhere.
-    """
-    cfg = policy.cfg
-    few = replace(split, samples=split.samples[: cfg.eval.looks])
-    rows: list[ScoreRow] = []
-    for condition in (HIDDEN, HIDDEN_ELSEWHERE):
-        tasks = [
-            replace(task, image=cover(task.image, _place(task, seed, condition)))
-            for task, seed in zip(tasks_of(cfg, few, [own.image for own in few.samples]), seeds, strict=False)
-        ]
-        episodes = policy.play(tasks, seeds[: len(tasks)])["own"]
-        for sample, one, before in zip(few.samples, episodes, usual, strict=False):
-            row = score(sample, condition, one, view_px=cfg.model.image_px)
-            rows.append(row | {"flipped": is_flipped(one, before)})
-    return rows
+    def flip_rows(self, split: Split[Asked], usual: Sequence[Episode], seeds: Sequence[int]) -> list[ScoreRow]:
+        """Rows of the first items with their finding hidden, and with as large an area elsewhere hidden.
 
-
-def cover(image: Image.Image, box: Box) -> Image.Image:
-    """A copy of an image with a box filled by the mean of what lies around it, a quarter of its sides wide."""
-    pixels = np.array(image)
-    x0, y0, x1, y1 = to_px(box, image.size)
-    dx, dy = (max(1, round(MARGIN * side)) for side in (x1 - x0, y1 - y0))
-    around = np.zeros(pixels.shape[:2], bool)
-    around[max(0, y0 - dy) : y1 + dy, max(0, x0 - dx) : x1 + dx] = True
-    around[y0:y1, x0:x1] = False
-    pixels[y0:y1, x0:x1] = pixels[around].mean(axis=0).round().astype(pixels.dtype) if around.any() else 0
-    return Image.fromarray(pixels)
+        Args:
+            split: all items, of which `eval.looks` are played.
+            usual: its episodes about them with nothing hidden.
+            seeds: one an item, of the area elsewhere.
+        """
+        cfg = self.policy.cfg
+        few = replace(split, samples=split.samples[: cfg.eval.looks])
+        rows: list[ScoreRow] = []
+        for condition in (HIDDEN, HIDDEN_ELSEWHERE):
+            tasks = [
+                replace(task, image=cover(task.image, _place(task, seed, condition)))
+                for task, seed in zip(tasks_of(cfg, few, [own.image for own in few.samples]), seeds, strict=False)
+            ]
+            episodes = self.policy.play(tasks, seeds[: len(tasks)])["own"]
+            for sample, one, before in zip(few.samples, episodes, usual, strict=False):
+                row = score(sample, condition, one, view_px=cfg.model.image_px)
+                rows.append(row | {"flipped": is_flipped(one, before)})
+        return rows
 
 
 def is_flipped(episode: Episode, usual: Episode) -> float:

@@ -60,21 +60,10 @@ def score_set(rows: Sequence[ScoreRow], condition: str) -> ScoreRow:
 
 
 def tally(episodes: Sequence["Episode"]) -> dict[str, float]:
-    """What is logged of episodes beside their rewards.
-
-    Returns:
-        act_rate: share of episodes with an act that was carried out; chosen_tokens: mean of an episode; box_area: mean
-        fraction of the image of the boxes that were written, 0 without any; and how often each failure was met, under
-        its own name.
-    """
-    results, n = [episode.result for episode in episodes], len(episodes)
-    areas = [box.area for result in results for box in result.boxes]
+    """`act_rate`, the share of episodes in which a look was carried out, and how often each failure was met."""
     counts = Counter(name for episode in episodes for name in episode.failures)
-    return {
-        "act_rate": sum(result.acts > 0 for result in results) / n,
-        "chosen_tokens": sum(len(episode.logps) for episode in episodes) / n,
-        "box_area": sum(areas) / len(areas) if areas else 0.0,
-    } | {name: float(count) for name, count in counts.items()}
+    acted = sum(episode.result.acts > 0 for episode in episodes)
+    return {"act_rate": acted / len(episodes)} | {name: float(count) for name, count in counts.items()}
 
 
 def _guessed(sample: Sample[Asked], condition: str, result: Result, view_px: int) -> ScoreRow:

@@ -1,14 +1,11 @@
-"""Episodes to imitate: made from boxes, with boxes as imprecise as a reader's, or read from a file of chats. No torch.
+"""Episodes to imitate, made from boxes, with boxes as imprecise as a reader's. No torch.
 
 A trace is what an episode would be if the policy did well: question, a box near the finding, what the environment shows
 for it, the true answer. So it is made by the environment itself, under the feedback of the arm that learns from it.
 """
 
-from pathlib import Path
-
 import numpy as np
 
-from lightbox.backbones.chat_files import Chats, read_chats
 from lightbox.backbones.conversation import Conversation, assistant
 from lightbox.errors import RequestError
 from lightbox.paper.image_regions import jittered, view
@@ -55,22 +52,3 @@ def make_trace(
             "Leave the task out, or use another tool",
         )
     return Conversation((*turns, assistant(act), codec.told(seen), assistant(answer)))
-
-
-def read_traces(path: Path, codec: ReplyCodec) -> Chats:
-    """Read a file of chats in the form of ViTAR's 1K traces; malformed ones name file, row and turn.
-
-    Args:
-        path: the file, see `chat_files`.
-        codec: that every reply must be readable by: actions first, an answer last.
-
-    Raises:
-        RequestError: the file as a whole cannot be read.
-    """
-
-    def fault_of(text: str, size_px: tuple[int, int], is_first: bool, is_last: bool) -> str:
-        reply = codec.read(text, size_px, is_first=is_first)
-        is_in_place = (reply.answer is not None) == is_last
-        return reply.failure or ("" if is_in_place else "an answer before the end, or none at it")
-
-    return read_chats(path, fault_of)

@@ -3,13 +3,14 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from lightbox.errors import RequestError
-from lightbox.paper.pretrained import Pretrained, find_pretrained
+from lightbox.paper.pretrained import Pretrained
+from lightbox.paper.starts import started
 from lightbox.runs import folders
 from lightbox.train import processes
 from vitar import evaluate
 from vitar.config import GRPO, Config
 from vitar.data import load_splits, tasks_of, traces_of
+from vitar.looking import Looks
 from vitar.model import open_policy
 from vitar.reinforce import reinforce
 
@@ -48,26 +49,8 @@ def run(
         return
     if not is_trained:
         policy.learner.describe(folder)
-    evaluate.evaluate(cfg, policy, scored, folder=folder)
+    evaluate.evaluate(cfg, policy, scored, folder=folder, looks=Looks(policy) if cfg.is_looked_at else None)
     if keeps_model or (is_trained and not is_rewarded):
         policy.learner.save(folder / folders.MODEL, cfg.purpose)
     folders.add_to_card(folder, evaluate.beside_score(cfg, train, scored))
     folders.drop_checkpoints(folder)
-
-
-def started(needs: Mapping[str, Path], base: Pretrained) -> Pretrained:
-    """The weights that an earlier arm left; `base` where none is named.
-
-    Raises:
-        RequestError: several arms, or a folder without weights.
-    """
-    if not needs:
-        return base
-    folders_of = [folder / folders.MODEL for folder in needs.values()]
-    if len(folders_of) > 1 or not folders_of[0].is_dir():
-        raise RequestError(
-            f"needs names {', '.join(f'{arm} in {folder}' for arm, folder in needs.items())}",
-            "Training by rewards goes on from one arm, whose folder holds its model",
-            "Train experiment=mark first, and name its folder alone",
-        )
-    return find_pretrained(str(folders_of[0]))

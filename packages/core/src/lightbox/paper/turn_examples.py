@@ -39,6 +39,14 @@ class Spoken:
     is_right: bool
 
 
+def some_of_each(kinds: Sequence[str], spoken: Sequence[Spoken], n: int = 2) -> list[Spoken]:
+    """The first `n` of each kind, whatever came of them, so that all arms show the same items."""
+    by_kind: dict[str, list[Spoken]] = {}
+    for kind, one in zip(kinds, spoken, strict=True):
+        by_kind.setdefault(kind, []).append(one)
+    return [one for own in by_kind.values() for one in own[:n]]
+
+
 def write_examples(folder: Path, spoken: Sequence[Spoken], *, is_synthetic: bool) -> None:
     """Write them, an original's PNG and one for each image that a turn showed."""
     place = folder / folders.EXAMPLE_IMAGES
