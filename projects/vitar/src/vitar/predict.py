@@ -24,7 +24,7 @@ def predict(
 
     Args:
         image: PNG, JPEG or DICOM file; it becomes a square of at most `data.original_px`, from which crops are cut.
-        question: words, such as "What shape is the finding in the left hilum?".
+        question: words, such as "What is seen in the left hilum?".
         folder: a finished run of `vitar train` that kept its model.
         options: choices, written behind the question as in training.
         box: not used; where to look is the policy's to say.

@@ -45,7 +45,7 @@ def shape_questions(case: Case, *, scale_pct: int) -> list[BoxedQuestion]:
         rng = np.random.default_rng(zlib.crc32(name.encode()))
         others = rng.permutation([own for own in SHAPES if own != shape])[: N_OPTIONS - 1]
         options = tuple(rng.permutation([shape, *others]).tolist())
-        text = f"What shape is the finding in the {place}? {', '.join(options)}?"
+        text = f"What is seen in the {place}? {', '.join(options)}?"  # in words that the tiny models know
         kind = f"{finding.attributes['size']}_{scale_pct}"
         asked.append(
             BoxedQuestion(name, text, shape, options, answer_index=options.index(shape), kind=kind, boxes=finding.boxes)
