@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from lightbox.phantom.canvas import EDGE, Frame, Stream, radial, roughened, texture
+from lightbox.phantom.brush import EDGE, radial, roughened, texture
+from lightbox.phantom.canvas import Frame, Stream
 
 ORGANS = ("liver", "spleen", "kidney")
 # which organs a slice shows, by its height from the dome of the liver down
@@ -16,7 +17,7 @@ _LEVELS = (("liver", "spleen"), ("liver", "spleen", "kidney"), ("liver", "kidney
 
 @dataclass(frozen=True)
 class Organ:
-    """An organ of the slice: `distance` as of `canvas.radial`, `home` an upright ellipse well inside it."""
+    """An organ of the slice: `distance` as of `brush.radial`, `home` an upright ellipse well inside it."""
 
     name: str
     distance: np.ndarray
@@ -43,7 +44,7 @@ class Lesion:
         return {"size": self.size, "contrast": self.contrast, **margin}
 
     def distance(self, part: Frame, at: tuple[int, int]) -> np.ndarray:
-        """As of `canvas.radial`, with the margin of a tumour."""
+        """As of `brush.radial`, with the margin of a tumour."""
         shape = radial(part, *at, self.radius, self.radius * self.flat_pct // 100, self.turn)
         if self.attributes.get("margin") == "ragged":
             shape = roughened(shape, texture(part, self.nodes, max(8, self.radius * 6 // 10)))
@@ -52,7 +53,7 @@ class Lesion:
 
 @dataclass(frozen=True)
 class AbdominalSlice:
-    """A scene: its distances are as of `canvas.radial`, and its organs.
+    """A scene: its distances are as of `brush.radial`, and its organs.
 
     `body` is of the skin, `wall` of the inner side of the fat, `cavity` of the inner side of the muscle, `spine` of a
     vertebra with its `canal`, `aorta` of the vessel before it.
@@ -117,7 +118,7 @@ def _organ(stream: Stream, frame: Frame, name: str, side: int, body: tuple[int, 
 def draw_lesion(stream: Stream, name: str, scale_pct: int) -> Lesion:
     """Draw what a lesion is, not yet where: the same number of draws whatever comes of it."""
     size, contrast = stream.pick(("small", "large")), stream.pick(("faint", "strong"))
-    low, high = {"stone": ((15, 19), (26, 34))}.get(name, ((24, 32), (50, 66)))[size == "large"]
+    low, high = ((15, 19), (26, 34))[size == "large"] if name == "stone" else ((24, 32), (50, 66))[size == "large"]
     return Lesion(
         name,
         size,
@@ -131,5 +132,5 @@ def draw_lesion(stream: Stream, name: str, scale_pct: int) -> Lesion:
 
 
 def inside(distance: np.ndarray) -> np.ndarray:
-    """True within the outline of a distance as of `canvas.radial`."""
+    """True within the outline of a distance as of `brush.radial`."""
     return distance <= EDGE

@@ -6,22 +6,8 @@ A tumour is darker or brighter than its organ, a cyst darker; a stone is as brig
 import numpy as np
 
 from lightbox.phantom.abdominal_slice import Lesion, Organ, draw_lesion, draw_slice, inside
-from lightbox.phantom.canvas import (
-    EDGE,
-    FULL,
-    Frame,
-    PictureKnobs,
-    Sketch,
-    Stream,
-    cosine,
-    grain,
-    lay,
-    opacity,
-    radial,
-    sine,
-    soften,
-    texture,
-)
+from lightbox.phantom.brush import EDGE, FULL, cosine, grain, lay, opacity, radial, sine, soften, texture
+from lightbox.phantom.canvas import Frame, PictureKnobs, Sketch, Stream
 
 EIGHTHS = (8, 8)
 CLASSES = ("liver", "spleen", "kidney", "cyst", "tumour", "stone")

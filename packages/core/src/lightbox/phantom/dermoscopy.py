@@ -6,14 +6,11 @@ pictures show healthy skin alone.
 
 import numpy as np
 
-from lightbox.phantom.canvas import (
+from lightbox.phantom.brush import (
     EDGE,
     FULL,
-    Frame,
-    PictureKnobs,
-    Sketch,
-    Stream,
     bow,
+    colour_cast,
     grain,
     lay,
     opacity,
@@ -23,6 +20,7 @@ from lightbox.phantom.canvas import (
     stroke,
     texture,
 )
+from lightbox.phantom.canvas import Frame, PictureKnobs, Sketch, Stream
 
 EIGHTHS = (6, 8)
 CLASSES = ("lesion", "globule", "hair", "vessel", "ulcer", "haemorrhage")
@@ -32,6 +30,7 @@ _VESSEL, _RAW, _CRUST, _BLOOD = (186, 48, 56), (206, 88, 70), (226, 176, 96), (8
 
 def draw_dermoscopy(stream: Stream, frame: Frame, knobs: PictureKnobs) -> Sketch:
     """Draw one picture: image int64 (h, w, 3), findings with masks."""
+    cast = colour_cast(stream, 8)
     shade = stream.between(70, 104)  # of the skin, in percent
     tint = np.asarray([(channel + stream.between(-9, 9)) * shade // 100 for channel in _SKIN])
     light = FULL + texture(frame, stream.lattice(5, 6, 14), 260) + texture(frame, stream.lattice(12, 14, 10), 70)
@@ -51,7 +50,7 @@ def draw_dermoscopy(stream: Stream, frame: Frame, knobs: PictureKnobs) -> Sketch
         far = radial(frame, mx, my, stream.between(560, 640), stream.between(470, 540))
         lay(sketch.image, frame, np.clip((far - EDGE * 8 // 10) * FULL // 900, 0, 245), (18, 14, 14))
     noise = grain(stream, sketch.image.shape) * knobs.noise_pct * 6 // 1000
-    sketch.image = np.clip(soften(sketch.image) + noise, 0, 255)
+    sketch.image = np.clip(soften(sketch.image) * cast // 100 + noise, 0, 255)
     return sketch
 
 

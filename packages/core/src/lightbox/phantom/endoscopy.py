@@ -6,13 +6,10 @@ its wall and shows by its shading alone.
 
 import numpy as np
 
-from lightbox.phantom.canvas import (
+from lightbox.phantom.brush import (
     EDGE,
     FULL,
-    Frame,
-    PictureKnobs,
-    Sketch,
-    Stream,
+    colour_cast,
     cosine,
     grain,
     lay,
@@ -24,6 +21,7 @@ from lightbox.phantom.canvas import (
     stroke,
     texture,
 )
+from lightbox.phantom.canvas import Frame, PictureKnobs, Sketch, Stream
 
 EIGHTHS = (7, 8)
 CLASSES = ("lumen", "polyp", "ulcer", "haemorrhage", "instrument")
@@ -33,6 +31,7 @@ _LUMEN, _SHEEN = (34, 14, 14), (255, 244, 236)
 
 def draw_endoscopy(stream: Stream, frame: Frame, knobs: PictureKnobs) -> Sketch:
     """Draw one picture: image int64 (h, w, 3), findings with masks inside the eight-sided view."""
+    cast = colour_cast(stream, 14)
     mx, my = frame.middle
     corner = abs(frame.x - mx) + abs(frame.y - my)
     view = (corner <= 770) & (abs(frame.x - mx) < 496) & (abs(frame.y - my) < 432)
@@ -56,7 +55,7 @@ def draw_endoscopy(stream: Stream, frame: Frame, knobs: PictureKnobs) -> Sketch:
     if stream.chance(35):
         _draw_instrument(sketch, stream, (ax, ay))
     noise = grain(stream, sketch.image.shape) * knobs.noise_pct * 5 // 1000
-    sketch.image = np.clip(soften(sketch.image) + noise, 0, 255)
+    sketch.image = np.clip(soften(sketch.image) * cast // 100 + noise, 0, 255)
     sketch.image[~view] = 4
     return sketch
 
@@ -87,15 +86,15 @@ def _draw_finding(sketch: Sketch, stream: Stream, name: str, light: np.ndarray, 
         return
     part = sketch.frame.near(*at, 2 * r + 20)
     shape = radial(part, *at, r, r * flat // 100, turn)
-    here = light[part.rows, part.cols][..., None]
+    lit = light[part.rows, part.cols][..., None]
     if name == "polyp":
         mask = part.whole(shape <= EDGE)
         _draw_dome(sketch, part, shape, at, r, contrast == "strong")
     elif name == "ulcer":
         shape = roughened(shape, texture(part, nodes, max(8, r * 6 // 10)))
         cover = 230 if contrast == "strong" else 130
-        lay(sketch.image, part, opacity(shape * 5 // 9, 1500) * cover // FULL, np.asarray(_RIM) * here // FULL)
-        lay(sketch.image, part, opacity(shape * 9 // 8, 1100) * cover // FULL, np.asarray(_FIBRIN) * here // FULL)
+        lay(sketch.image, part, opacity(shape * 5 // 9, 1500) * cover // FULL, np.asarray(_RIM) * lit // FULL)
+        lay(sketch.image, part, opacity(shape * 9 // 8, 1100) * cover // FULL, np.asarray(_FIBRIN) * lit // FULL)
         mask = part.whole(shape <= EDGE)
     else:
         shape = roughened(shape, texture(part, nodes, max(8, r * 8 // 10)))
@@ -103,7 +102,6 @@ def _draw_finding(sketch: Sketch, stream: Stream, name: str, light: np.ndarray, 
         for aside, length in drips:  # blood runs down
             x, y = at[0] + aside * r // 100, at[1]
             mask |= stroke(sketch.frame, [(x, y), (x + aside // 8, y + r * length // 100)], [max(9, r // 6)])
-        mask &= sketch.view
         lay(sketch.image, sketch.frame, mask * (236 if contrast == "strong" else 130), _BLOOD)
     sketch.add(name, mask, size=size, contrast=contrast)
 

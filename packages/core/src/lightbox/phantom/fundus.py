@@ -6,14 +6,11 @@ be centred so that disc or macula lies outside it, and a hazy eye hides its vess
 
 import numpy as np
 
-from lightbox.phantom.canvas import (
+from lightbox.phantom.brush import (
     EDGE,
     FULL,
-    Frame,
-    PictureKnobs,
-    Sketch,
-    Stream,
     bow,
+    colour_cast,
     cosine,
     grain,
     lay,
@@ -25,6 +22,7 @@ from lightbox.phantom.canvas import (
     stroke,
     texture,
 )
+from lightbox.phantom.canvas import Frame, PictureKnobs, Sketch, Stream
 
 EIGHTHS = (8, 8)
 CLASSES = ("optic disc", "optic cup", "macula", "vessel", "exudate", "haemorrhage")
@@ -32,12 +30,13 @@ _RETINA, _DISC, _CUP, _EXUDATE = (188, 92, 44), (236, 178, 104), (250, 222, 168)
 _MACULA, _VEIN, _ARTERY, _BLOOD = (112, 40, 22), (112, 26, 18), (146, 44, 28), (98, 16, 14)
 _RADIUS = 484
 # where the disc lies against the middle of the field, and how far the macula lies from the disc, in world units
-_FIELDS = {"posterior": (-190, 50), "disc": (-20, 25), "temporal": (-420, 0), "peripheral": (-760, 20)}
+_FIELDS = {"posterior": (-190, 50), "disc": (-20, 25), "temporal": (-420, 0), "peripheral": (-960, 20)}
 _TO_MACULA = 330
 
 
 def draw_fundus(stream: Stream, frame: Frame, knobs: PictureKnobs) -> Sketch:
     """Draw one picture: image int64 (h, w, 3), findings with masks inside the round field."""
+    cast = colour_cast(stream, 12)
     field = stream.pick(("posterior", "posterior", "disc", "temporal", "peripheral"))
     facing, is_hazy = stream.pick((-1, 1)), stream.chance(15)  # which eye; opaque media
     far = radial(frame, 512, 512, _RADIUS, _RADIUS)
@@ -52,16 +51,15 @@ def draw_fundus(stream: Stream, frame: Frame, knobs: PictureKnobs) -> Sketch:
     vessels = _draw_vessels(sketch, stream, disc, facing, is_hazy=is_hazy)
     _draw_disc(sketch, stream, disc)
     if not is_hazy:
-        lay(
-            sketch.image, frame, (vessels & (radial(frame, *disc, 110, 110) < EDGE)) * 150, _VEIN
-        )  # they leave over the disc
+        over_disc = vessels & (radial(frame, *disc, 110, 110) < EDGE)  # where they leave the eye
+        lay(sketch.image, frame, over_disc * 150, _VEIN)
         sketch.add("vessel", vessels)
     for name in stream.shuffled(("exudate",) * 3 + ("haemorrhage",) * 3)[: stream.below(5)]:
         _draw_finding(sketch, stream, name, knobs.finding_scale_pct)
     if is_hazy:
         sketch.image = (soften(sketch.image, 2, centre=2) * 7 + 3 * np.asarray((176, 130, 92))) // 10
     noise = grain(stream, image.shape) * knobs.noise_pct * 5 // 1000
-    sketch.image = np.clip(soften(sketch.image) + noise, 0, 255)
+    sketch.image = np.clip(soften(sketch.image) * cast // 100 + noise, 0, 255)
     sketch.image[far > EDGE] = 6
     return sketch
 
@@ -88,7 +86,7 @@ def _draw_disc(sketch: Sketch, stream: Stream, at: tuple[int, int]) -> None:
 
 def _draw_vessels(sketch: Sketch, stream: Stream, disc: tuple[int, int], facing: int, *, is_hazy: bool) -> np.ndarray:
     """Arcades that leave the disc above and below, bend round the macula and branch; their mask."""
-    everything = np.zeros(sketch.frame.shape, dtype=bool)
+    tree = np.zeros(sketch.frame.shape, dtype=bool)
     for up in (-1, 1):
         for toward, tone, half in ((1, _VEIN, 13), (1, _ARTERY, 10), (-1, _VEIN, 11), (-1, _ARTERY, 9)):
             reach = stream.between(520, 700) if toward == 1 else stream.between(360, 520)
@@ -97,15 +95,13 @@ def _draw_vessels(sketch: Sketch, stream: Stream, disc: tuple[int, int], facing:
             trunk = bow(disc, end, facing * toward * up * stream.between(14, 28), 6)
             mask = stroke(sketch.frame, trunk, [max(8, half - k) for k in range(6)])
             for k in (2, 4):
-                tip = (
-                    trunk[k][0] + facing * toward * stream.between(60, 240),
-                    trunk[k][1] + up * stream.between(90, 240),
-                )
-                mask |= stroke(sketch.frame, bow(trunk[k], tip, stream.between(-18, 18), 3), [8] * 3)
+                x, y = trunk[k]
+                tip = x + facing * toward * stream.between(60, 240), y + up * stream.between(90, 240)
+                mask |= stroke(sketch.frame, bow((x, y), tip, stream.between(-18, 18), 3), [8] * 3)
             if not is_hazy:
                 lay(sketch.image, sketch.frame, mask * 225, tone)
-            everything |= mask
-    return everything
+            tree |= mask
+    return tree
 
 
 def _draw_finding(sketch: Sketch, stream: Stream, name: str, scale_pct: int) -> None:

@@ -6,13 +6,10 @@ film the red cells have burst and do not show.
 
 import numpy as np
 
-from lightbox.phantom.canvas import (
+from lightbox.phantom.brush import (
     EDGE,
     FULL,
-    Frame,
-    PictureKnobs,
-    Sketch,
-    Stream,
+    colour_cast,
     cosine,
     grain,
     lay,
@@ -23,6 +20,7 @@ from lightbox.phantom.canvas import (
     soften,
     texture,
 )
+from lightbox.phantom.canvas import Frame, PictureKnobs, Sketch, Stream
 
 EIGHTHS = (6, 8)
 CLASSES = ("red cell", "white cell", "platelet", "parasite")
@@ -32,7 +30,7 @@ _PLASM, _NUCLEUS, _PLATELET, _PARASITE = (188, 174, 206), (94, 54, 138), (146, 9
 
 def draw_microscopy(stream: Stream, frame: Frame, knobs: PictureKnobs) -> Sketch:
     """Draw one picture: image int64 (h, w, 3), findings with masks."""
-    shift = stream.between(-14, 10), stream.between(-10, 10), stream.between(-12, 10)  # of the stain
+    cast = colour_cast(stream, 6)
     light = FULL + texture(frame, stream.lattice(5, 6, 12), 280) + texture(frame, stream.lattice(11, 11, 5), 60)
     sketch = Sketch(frame, np.asarray(_GROUND) * light[..., None] // FULL)
     scale = knobs.finding_scale_pct
@@ -52,7 +50,7 @@ def draw_microscopy(stream: Stream, frame: Frame, knobs: PictureKnobs) -> Sketch
         for host in spots:
             _draw_parasite(sketch, stream, host, whole, scale)
     noise = grain(stream, sketch.image.shape) * knobs.noise_pct * 5 // 1000
-    sketch.image = np.clip(soften(sketch.image) + np.asarray(shift) + noise, 0, 255)
+    sketch.image = np.clip(soften(sketch.image) * cast // 100 + noise, 0, 255)
     return sketch
 
 

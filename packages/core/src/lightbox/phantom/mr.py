@@ -7,22 +7,8 @@ too. So a grey value means nothing by itself.
 import numpy as np
 
 from lightbox.phantom.abdominal_slice import Lesion, Organ, draw_lesion, draw_slice, inside
-from lightbox.phantom.canvas import (
-    EDGE,
-    FULL,
-    Frame,
-    PictureKnobs,
-    Sketch,
-    Stream,
-    bow,
-    grain,
-    lay,
-    opacity,
-    radial,
-    soften,
-    stroke,
-    texture,
-)
+from lightbox.phantom.brush import EDGE, FULL, bow, grain, lay, opacity, radial, soften, stroke, texture
+from lightbox.phantom.canvas import Frame, PictureKnobs, Sketch, Stream
 
 EIGHTHS = (6, 8)
 CLASSES = ("liver", "spleen", "kidney", "cyst", "tumour", "vessel")

@@ -6,21 +6,8 @@ does not belong there. The scan shows the whole body or a part of it.
 
 import numpy as np
 
-from lightbox.phantom.canvas import (
-    EDGE,
-    FULL,
-    Frame,
-    PictureKnobs,
-    Sketch,
-    Stream,
-    grain,
-    lay,
-    opacity,
-    radial,
-    roughened,
-    soften,
-    texture,
-)
+from lightbox.phantom.brush import EDGE, FULL, grain, lay, opacity, radial, roughened, soften, texture
+from lightbox.phantom.canvas import Frame, PictureKnobs, Sketch, Stream
 
 EIGHTHS = (8, 5)
 CLASSES = ("brain", "heart", "liver", "kidney", "bladder", "tumour")
@@ -39,14 +26,17 @@ class _Body:
         self.frame, self.top, self.zoom_pct = frame, top, zoom_pct
         self.middle = frame.middle[0] + aside
 
-    def at(self, x: int, y: int, *radii: int) -> tuple[int, ...]:
-        """Frame coordinates of a point of the body, then radii in the frame's units."""
-        scaled = (max(8, r * self.zoom_pct // 100) for r in radii)
-        return self.middle + x * self.zoom_pct // 100, (y - self.top) * self.zoom_pct // 100, *scaled
+    def at(self, x: int, y: int) -> tuple[int, int]:
+        """A point of the body on the frame."""
+        return self.middle + x * self.zoom_pct // 100, (y - self.top) * self.zoom_pct // 100
+
+    def length(self, r: int) -> int:
+        """A length of the body on the frame, at least half a pixel of the default size."""
+        return max(8, r * self.zoom_pct // 100)
 
     def oval(self, x: int, y: int, rx: int, ry: int, turn: int = 0) -> np.ndarray:
-        """`canvas.radial` of an ellipse of the body."""
-        return radial(self.frame, *self.at(x, y, rx, ry), turn)
+        """`brush.radial` of an ellipse of the body."""
+        return radial(self.frame, *self.at(x, y), self.length(rx), self.length(ry), turn)
 
 
 def draw_pet(stream: Stream, frame: Frame, knobs: PictureKnobs) -> Sketch:
@@ -107,20 +97,20 @@ def _draw_heart(sketch: Sketch, stream: Stream, body: _Body) -> None:
     outer, hole = body.oval(42, 386, r, r), body.oval(30, 374, r // 2 + 2, r // 2 + 4)
     wall = np.maximum(outer, 2 * EDGE - hole)
     lay(sketch.image, sketch.frame, opacity(wall, 1500), level)
-    sketch.keep_clear(*body.at(42, 386, r))
+    sketch.keep_clear(*body.at(42, 386), body.length(r))
     sketch.add("heart", wall <= EDGE)
 
 
 def _draw_tumour(sketch: Sketch, stream: Stream, body: _Body, scale_pct: int) -> None:
     size, contrast = stream.pick(("small", "large")), stream.pick(("faint", "strong"))
-    r = (stream.between(13, 17) if size == "small" else stream.between(27, 36)) * scale_pct // 100
+    r = (stream.between(16, 20) if size == "small" else stream.between(29, 38)) * scale_pct // 100
     level = stream.between(64, 96) if contrast == "faint" else stream.between(150, 220)
     flat, turn, nodes = stream.between(74, 100), stream.below(1024), stream.lattice(9, 9, 1800)
     x, y, rx, ry = stream.pick(_SITES)
-    at = sketch.place(stream, body.at(x, y, rx, ry), max(8, r * body.zoom_pct // 100))
+    r = body.length(r)
+    at = sketch.place(stream, (*body.at(x, y), body.length(rx), body.length(ry)), r)
     if at is None:
         return
-    r = max(8, r * body.zoom_pct // 100)
     part = sketch.frame.near(*at, 2 * r)
     shape = roughened(radial(part, *at, r, max(8, r * flat // 100), turn), texture(part, nodes, max(8, r * 7 // 10)))
     under = sketch.image[part.rows, part.cols]

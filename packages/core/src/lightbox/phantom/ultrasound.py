@@ -6,28 +6,15 @@ kidney's rim, so that no grey value alone names a class.
 
 import numpy as np
 
-from lightbox.phantom.canvas import (
-    EDGE,
-    FULL,
-    Frame,
-    PictureKnobs,
-    Sketch,
-    Stream,
-    bow,
-    grain,
-    lay,
-    opacity,
-    radial,
-    roughened,
-    soften,
-    stroke,
-    texture,
-)
+from lightbox.phantom.brush import EDGE, FULL, bow, grain, lay, opacity, radial, roughened, soften, stroke, texture
+from lightbox.phantom.canvas import Frame, PictureKnobs, Sketch, Stream
 
 EIGHTHS = (6, 8)
 CLASSES = ("kidney", "liver", "cyst", "stone", "tumour", "vessel")
 _TISSUE, _LIVER, _CORTEX, _SINUS, _CAPSULE = 76, 112, 48, 158, 190
 _ECHO_FREE, _STONE = 10, 238
+_RADII = {"stone": ((17, 21), (28, 36)), "cyst": ((26, 36), (56, 72)), "tumour": ((30, 40), (60, 78))}
+"""Least and greatest radius of small and of large ones."""
 _APEX = (512, -150)
 _NEAR, _FAR = 215, 880
 """Distances of the probe's face and of the deepest echo from the apex of the sector."""
@@ -44,12 +31,11 @@ def draw_ultrasound(stream: Stream, frame: Frame, knobs: PictureKnobs) -> Sketch
         image = image + np.where((distance > depth**2) & (distance < (depth + 13) ** 2), 62, 0)
     sketch = Sketch(frame, image, view)
     gain = np.full(frame.shape, FULL, dtype=np.int64)
-    liver, liver_mask = _draw_liver(sketch, stream) if stream.chance(65) else (None, None)
-    kidney, kidney_mask = _draw_kidney(sketch, stream) if stream.chance(65) else (None, None)
-    if liver_mask is not None:  # the kidney lies before the liver's edge
-        sketch.add("liver", liver_mask if kidney_mask is None else liver_mask & ~kidney_mask)
-    if kidney_mask is not None:
-        sketch.add("kidney", kidney_mask)
+    nothing = None, np.zeros(frame.shape, dtype=bool)
+    liver, liver_mask = _draw_liver(sketch, stream) if stream.chance(65) else nothing
+    kidney, kidney_mask = _draw_kidney(sketch, stream) if stream.chance(65) else nothing
+    sketch.add("liver", liver_mask & ~kidney_mask)  # the kidney is drawn over the liver's edge
+    sketch.add("kidney", kidney_mask)
     for _ in range(stream.below(3) if liver else 0):
         _draw_vessel(sketch, stream, liver)
     homes = [home for home in (liver, kidney) if home is not None] or [(512, 430, 300, 200)]
@@ -65,24 +51,26 @@ def draw_ultrasound(stream: Stream, frame: Frame, knobs: PictureKnobs) -> Sketch
 def _draw_liver(sketch: Sketch, stream: Stream) -> tuple[tuple[int, int, int, int], np.ndarray]:
     cx, cy = 400 + stream.between(-70, 60), 330 + stream.between(-40, 40)
     rx, ry, turn = stream.between(270, 330), stream.between(170, 215), stream.between(-50, 50)
-    bent = radial(sketch.frame, cx, cy, rx, ry, turn) + texture(sketch.frame, stream.lattice(5, 7, 700), 170)
+    distance = radial(sketch.frame, cx, cy, rx, ry, turn) + texture(sketch.frame, stream.lattice(5, 7, 700), 170)
     level = _LIVER + texture(sketch.frame, stream.lattice(8, 10, 8), 90)
-    lay(sketch.image, sketch.frame, opacity(bent, 500), level)
-    rim = (bent > EDGE) & (bent < EDGE + 950) & (sketch.frame.y > cy + 40)  # the diaphragm, a bright arc behind it
+    lay(sketch.image, sketch.frame, opacity(distance, 500), level)
+    rim = (
+        (distance > EDGE) & (distance < EDGE + 950) & (sketch.frame.y > cy + 40)
+    )  # the diaphragm, a bright arc behind it
     lay(sketch.image, sketch.frame, rim * 210, 215)
-    return (cx, cy, rx * 8 // 10, ry * 8 // 10), bent <= EDGE
+    return (cx, cy, rx * 8 // 10, ry * 8 // 10), distance <= EDGE
 
 
 def _draw_kidney(sketch: Sketch, stream: Stream) -> tuple[tuple[int, int, int, int], np.ndarray]:
     cx, cy = 620 + stream.between(-130, 90), 500 + stream.between(-60, 50)
     rx, ry, turn = stream.between(175, 215), stream.between(88, 112), stream.between(-90, 90)
-    bent = radial(sketch.frame, cx, cy, rx, ry, turn)
-    lay(sketch.image, sketch.frame, (bent < EDGE + 620) * 170, _CAPSULE)
-    lay(sketch.image, sketch.frame, opacity(bent, 500), _CORTEX)
+    distance = radial(sketch.frame, cx, cy, rx, ry, turn)
+    lay(sketch.image, sketch.frame, (distance < EDGE + 620) * 170, _CAPSULE)
+    lay(sketch.image, sketch.frame, opacity(distance, 500), _CORTEX)
     inner = radial(sketch.frame, cx, cy, rx * 62 // 100, ry * 46 // 100, turn)
     inner = inner + texture(sketch.frame, stream.lattice(6, 8, 1500), 70)
     lay(sketch.image, sketch.frame, opacity(inner, 2000), _SINUS)
-    return (cx, cy, rx * 9 // 10, ry * 9 // 10), bent <= EDGE
+    return (cx, cy, rx * 9 // 10, ry * 9 // 10), distance <= EDGE
 
 
 def _draw_vessel(sketch: Sketch, stream: Stream, liver: tuple[int, int, int, int]) -> None:
@@ -111,10 +99,7 @@ def _draw_finding(
     is_in_kidney: bool,
 ) -> None:
     size, contrast = stream.pick(("small", "large")), stream.pick(("faint", "strong"))
-    low, high = {"stone": ((17, 21), (28, 36)), "cyst": ((26, 36), (56, 72))}.get(name, ((30, 40), (60, 78)))[
-        size == "large"
-    ]
-    r = stream.between(low, high) * scale_pct // 100
+    r = stream.between(*_RADII[name][size == "large"]) * scale_pct // 100
     rx, ry, turn = r, r * stream.between(82, 100) // 100, stream.below(1024)
     nodes, margin = stream.lattice(9, 9, 2600), stream.pick(("smooth", "ragged"))
     tone = stream.between(-6, 6)
@@ -132,15 +117,15 @@ def _draw_finding(
         lay(sketch.image, part, opacity(shape, 1200), level)
     elif name == "cyst":
         lay(sketch.image, part, opacity(shape, 600), _ECHO_FREE if contrast == "strong" else 38)
-        _send_behind(sketch.frame, at, r, gain, FULL + 110)
+        _change_gain_behind(sketch.frame, at, r, gain, FULL + 110)
     else:
         lay(sketch.image, part, opacity(shape, 1500), (_STONE if contrast == "strong" else 186) + tone)
-        _send_behind(sketch.frame, at, r, gain, 60)
-    words = {"size": size, "contrast": contrast, **({"margin": margin} if name == "tumour" and size == "large" else {})}
-    sketch.add(name, part.whole(shape <= EDGE), **words)
+        _change_gain_behind(sketch.frame, at, r, gain, 60)
+    told_margin = {"margin": margin} if name == "tumour" and size == "large" else {}  # a small one shows none
+    sketch.add(name, part.whole(shape <= EDGE), size=size, contrast=contrast, **told_margin)
 
 
-def _send_behind(frame: Frame, at: tuple[int, int], r: int, gain: np.ndarray, factor: int) -> None:
+def _change_gain_behind(frame: Frame, at: tuple[int, int], r: int, gain: np.ndarray, factor: int) -> None:
     """Change the gain, in 1/`FULL`, of all that lies behind a disc as seen from the apex."""
     ox, oy = at[0] - _APEX[0], at[1] - _APEX[1]
     dx, dy = frame.x - _APEX[0], frame.y - _APEX[1]
