@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections import Counter, defaultdict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from lightbox.errors import RequestError
 from lightbox.phantom.modalities import MODALITIES, draw_modality
 from lightbox.phantom.region_prompts import PROMPTS
 from lightbox.phantom.region_questions import ABSENT, KINDS, PRESENT, ask_regions, request_masks
-from lightbox.records import check_question
+from lightbox.records import Case, check_question
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +54,21 @@ def test_questions_depend_on_their_case_alone_and_come_once_a_kind(cases):
     few, many = ask_regions(case, n=1), ask_regions(case, n=9)
     assert [a.question for a in few] == [a.question for a in many[:1]]
     assert len({a.question.kind for a in many}) == len(many)
+    for kind in KINDS:
+        alone = [a.question for a in ask_regions(case, n=9, kinds=(kind,))]
+        assert alone == [a.question for a in many if a.question.kind == f"region_{kind}"]
     renamed = dataclasses.replace(case, id="another")
-    assert [a.question.answer for a in ask_regions(renamed, n=9)] != [a.question.answer for a in many]
+    assert [a.finding for a in ask_regions(renamed, n=9)] != [a.finding for a in many]
+    assert any([a.finding for a in ask_regions(case, n=9, draw=d)] != [a.finding for a in many] for d in "1234")
     assert ask_regions(dataclasses.replace(case, findings=case.findings[:1]), n=9) == ()
+
+
+def test_other_prompts_mean_the_same_region(cases):
+    for case in cases["ultrasound"][:20]:
+        by_prompt = [ask_regions(case, n=9, prompts=(name,)) for name in PROMPTS]
+        assert all([a.finding for a in asks] == [a.finding for a in by_prompt[0]] for asks in by_prompt)
+        assert all([a.question for a in asks] == [a.question for a in by_prompt[0]] for asks in by_prompt)
+        assert all({a.prompt.kind for a in asks} <= {name} for name, asks in zip(PROMPTS, by_prompt, strict=True))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -148,7 +161,8 @@ def test_requests_are_drawn_anew_by_another_name_and_bounded(cases):
         (lambda cases: ask_regions(cases["ct"][0], kinds=("colour",)), "kinds="),
         (lambda cases: ask_regions(cases["ct"][3], prompts=("lasso",)), "kind='lasso'"),
         (lambda cases: request_masks(cases["ct"], classes=("liver",), absent_pct=95), "absent_pct=95"),
-        (lambda cases: request_masks([cases["ct"][0], cases["pet"][0]], classes=("liver",)), "several|phantom ct"),
+        (lambda cases: request_masks([cases["ct"][0], cases["pet"][0]], classes=("liver",)), "phantom ct"),
+        (lambda cases: request_masks([Case("a", (Path("a.png"),))], classes=("liver",)), "a file for its image"),
     ],
 )
 def test_what_cannot_be_asked_is_refused(call, message, cases):

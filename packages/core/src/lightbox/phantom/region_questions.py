@@ -64,17 +64,26 @@ class MaskRequest:
 
 
 def ask_regions(
-    case: Case, *, n: int = 2, kinds: Sequence[str] = KINDS, prompts: Sequence[str] = PROMPTS, jitter_pct: int = 10
+    case: Case,
+    *,
+    n: int = 2,
+    kinds: Sequence[str] = KINDS,
+    prompts: Sequence[str] = PROMPTS,
+    jitter_pct: int = 10,
+    draw: str = "0",
 ) -> tuple[RegionQuestion, ...]:
     """Ask about regions of a case.
 
     Args:
-        case: with masks; its questions depend on its id and findings alone.
+        case: with masks; its questions depend on its id and findings, and on `draw`.
         n: number of questions; fewer where the image allows fewer. At most one of a kind: a second one would have to
             avoid the first one's region, and that would tell something.
-        kinds: some of `KINDS`; size and contrast are asked about findings that have them.
-        prompts: some of `region_prompts.PROMPTS`, each question has one of them.
+        kinds: some of `KINDS`; size and contrast are asked about findings that have them. The question of a kind is
+            the same whichever other kinds are asked.
+        prompts: some of `region_prompts.PROMPTS`, of which each question has one. Other prompts mean the same region,
+            so that they can be compared question by question.
         jitter_pct: of the prompts, 0..50.
+        draw: names the draw: another one asks about other regions.
 
     Raises:
         RequestError: an unknown kind or prompt, or jitter out of range.
@@ -82,33 +91,35 @@ def ask_regions(
     unknown = [kind for kind in kinds if kind not in KINDS]
     if unknown:
         raise RequestError(f"kinds={unknown}", "Regions have no such question", f"Use some of {', '.join(KINDS)}")
-    stream = text_stream(f"region {case.id}")
     asked = []
-    for kind in stream.shuffled(kinds):
-        answer_word, place_word, text_word, prompt_word = (stream.below(1 << 40) for _ in range(4))
-        options = _regions_by_answer(case.findings, kind)
-        if len(options) < 2 or len(asked) == n:
-            continue
-        answers = sorted(options)
-        index = answer_word % len(answers)
-        places = options[answers[index]]
-        place = places[place_word % len(places)]
-        texts, name = _TEXTS[kind], prompts[prompt_word % len(prompts)]
-        question_id = f"{case.id}-region-{kind}"
-        prompt = prompt_region(case.findings, place, kind=name, stream=text_stream(question_id), jitter_pct=jitter_pct)
-        question = Question(
-            id=question_id,
-            text=texts[text_word % len(texts)],
-            answer=answers[index],
-            options=tuple(answers),
-            answer_index=index,
-            kind=f"region_{kind}",
-        )
-        asked.append(RegionQuestion(question, place, prompt))
+    for kind in sorted(kinds, key=lambda kind: text_key(f"{draw} {case.id} {kind}")):
+        places_by_answer = _places_by_answer(case.findings, kind)
+        if len(places_by_answer) > 1 and len(asked) < n:
+            asked.append(_ask(case, kind, places_by_answer, prompts, jitter_pct, draw))
     return tuple(asked)
 
 
-def _regions_by_answer(findings: Sequence[Finding], kind: str) -> dict[str, list[int]]:
+def _ask(
+    case: Case,
+    kind: str,
+    places_by_answer: dict[str, list[int]],
+    prompts: Sequence[str],
+    jitter_pct: int,
+    draw: str,
+) -> RegionQuestion:
+    question_id = f"{case.id}-region-{kind}"
+    stream = text_stream(f"{draw} {question_id}")
+    answers = sorted(places_by_answer)
+    index = stream.below(len(answers))  # the answer first: drawn by region, it would be the commonest one too often
+    place = stream.pick(places_by_answer[answers[index]])
+    text, name = stream.pick(_TEXTS[kind]), stream.pick(prompts)
+    prompt_stream = text_stream(f"{draw} {question_id} {name}")
+    prompt = prompt_region(case.findings, place, kind=name, stream=prompt_stream, jitter_pct=jitter_pct)
+    question = Question(question_id, text, answers[index], tuple(answers), index, kind=f"region_{kind}")
+    return RegionQuestion(question, place, prompt)
+
+
+def _places_by_answer(findings: Sequence[Finding], kind: str) -> dict[str, list[int]]:
     """Places of the findings with a mask, by their answer to a question of that kind."""
     places: dict[str, list[int]] = {}
     for place, finding in enumerate(findings):
@@ -136,12 +147,12 @@ def request_masks(
         draw: names the draw: another one chooses other cases and texts.
 
     Returns:
-        In a drawn order. Of every class the same share is absent, rounded down, and no case is asked twice
-        for the same. A class that is in every case or in none is not asked for: its word would tell the answer. With
+        In a drawn order. Of every class the same share is absent, rounded down, and no case is asked twice for the
+        same. A class that is in every case or in none is not asked for: its word would tell the answer. With
         `absent_pct` 0 every class that some case shows is asked for.
 
     Raises:
-        RequestError: `absent_pct` out of range, or cases of several modalities.
+        RequestError: `absent_pct` out of range, cases of several modalities, or a file without any mask.
     """
     if not 0 <= absent_pct <= 90:
         raise RequestError(f"absent_pct={absent_pct}", "It must lie in 0..90", "Choose absent_pct in that range")
@@ -177,6 +188,13 @@ def _request(case: Case, place: int, name: str, mask: np.ndarray, draw: str) -> 
 
 def _merged(case: Case, name: str) -> np.ndarray:
     """All of a class in one mask, as MeCoVQA merges the instances of a class."""
-    shape = np.asarray(case.images[0]).shape[:2]
+    every = [f.mask for f in case.findings if f.mask is not None]
+    if not every and not isinstance(case.images[0], np.ndarray):
+        raise RequestError(
+            f"The case '{case.id}' has a file for its image and no mask",
+            "How large its empty mask is cannot be told",
+            "Leave it out, or load its image",
+        )
+    shape = every[0].shape if every else np.asarray(case.images[0]).shape[:2]
     masks = [f.mask for f in case.findings if f.name == name and f.present and f.mask is not None]
     return np.logical_or.reduce([np.zeros(shape, dtype=bool), *masks])
