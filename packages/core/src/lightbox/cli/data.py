@@ -26,7 +26,10 @@ app = typer.Typer(name="data", help="Datasets: list, validate, show, render, con
 Name = Annotated[str, typer.Argument(help="Dataset name, see `lightbox data list`.")]
 Root = Annotated[Path | None, typer.Option(help="Folder of the dataset (default: $LIGHTBOX_DATA_ROOT/NAME).")]
 Split = Annotated[str | None, typer.Option(help="One official split.")]
-Options = Annotated[list[str] | None, typer.Option("--option", "-o", help="Option of the reader, KEY=VALUE.")]
+Options = Annotated[
+    list[str] | None,
+    typer.Option("--option", "-o", help="Option of the reader, KEY=VALUE; of the phantom modality=ultrasound, ..."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -130,7 +133,8 @@ def render(
         strip = PHANTOM_STRIP if name == PHANTOM else f"{name} {case.id}, {case.licence}"
         marks = [Mark(finding.name, box) for finding in case.findings if finding.present for box in finding.boxes]
         scale = PHANTOM_SCALE if name == PHANTOM else 1
-        picture = with_strip(draw_boxes(load_image(case.images[0]), marks, scale=scale), strip)
+        pixels = load_image(case.images[0], in_colour=name == PHANTOM)
+        picture = with_strip(draw_boxes(pixels, marks, scale=scale), strip)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             picture.save(folder / f"{place:04d}.png")
@@ -169,17 +173,25 @@ def convert(
 
 def _cases(name: str, root: Path | None, split: str | None, n: int, seed: int, option: list[str] | None) -> list:
     if name == PHANTOM:
-        return _phantom(split or "development", seed, n)
+        return _phantom(split or "development", seed, n, **_options(option))
     from lightbox.readers.preference_sets import read_dataset
 
     return list(read_dataset(name, root, split, **_options(option)).cases[:n])
 
 
-def _phantom(split: str, seed: int, n: int) -> list:
+def _phantom(split: str, seed: int, n: int, modality: object = "chest", **unknown: object) -> list:
     import dataclasses
 
     from lightbox import phantom
 
+    if unknown:
+        raise RequestError(
+            f"--option {', '.join(unknown)}", "The phantom has the option modality alone", "Write modality=fundus"
+        )
+    if modality != "chest":
+        from lightbox.phantom.modalities import draw_modality
+
+        return draw_modality(str(modality), split, n=n, seed=seed)
     cases = phantom.draw_cases(phantom.seed_range(split, seed, n), phantom.Knobs())
     return [dataclasses.replace(case, split=split) for case in cases]
 
