@@ -33,15 +33,15 @@ class ModelConfig(schema.ModelConfig):
     freezes_tower: bool = True
     """Leave the vision tower as it is; its projector learns. The paper trains all; False costs memory and time."""
     keeps_features: bool = True
-    """With a frozen tower, encode each image of the traces once and keep that in memory: 80 KiB an image of 64 pixels
-    of the tiny model, 5 MiB one of 448 of a 7B. False encodes in every step."""
+    """With a frozen tower, encode each image of the traces once and keep that in memory: 80 KiB an image of the
+    tiny model, 5 MiB one of 448 of a 7B. False encodes in every step."""
 
 
 @dataclass(kw_only=True)
 class DataConfig(schema.DataConfig):
     """Which findings are asked about, and how well the boxes of the traces lie."""
 
-    original_px: int = 256
+    original_px: int = 192
     """Side of a drawn image, from which crops are cut, a multiple of 8 up to 512; drawing costs its square."""
     scales_pct: list[int] = field(default_factory=lambda: [50, 100])
     """Sizes of lesions in percent of the phantom's, 50..200; each with its small and its large ones, and as many items
