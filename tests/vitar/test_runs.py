@@ -85,7 +85,7 @@ def test_rows_say_who_was_right_who_looked_and_where_under_every_condition(polic
         assert row["iou"] == pytest.approx(box_iou(written, sample.record.boxes[0]))
         assert row["box_area"] == pytest.approx(written.area)
         assert row["kind"] == sample.record.kind
-        assert row["diameter_px"] == pytest.approx(48 * sample.record.boxes[0].area ** 0.5)
+        assert row["diameter_px"] == pytest.approx(cfg.model.image_px * sample.record.boxes[0].area ** 0.5)
     assert [row["failures"] for row in image] == [0, 0, 2, 0, 0, 0, 0, 0]  # unreadable, and no answer
     for condition in ("random", "true"):
         items = [by_condition[condition][sample.id] for sample in samples]
@@ -184,7 +184,7 @@ def test_a_prediction_shows_the_whole_trace_and_what_was_looked_at(run, image, p
     assert answer["boxes"] == [(0.25, 0.125, 0.5, 0.5)]
     assert answer["view is shown in"] == str(tmp_path / "shown-view.png")
     with Image.open(answer["turn 1 mark is shown in"]) as marked:
-        assert marked.size == (48, 48)
+        assert marked.size == (policy.cfg.model.image_px,) * 2
         assert (np.asarray(marked) == (255, 0, 0)).all(axis=-1).any()
     assert (tmp_path / "shown.png").is_file()
     script(policy.learner.backbone, [["mark it"], ["..."]])

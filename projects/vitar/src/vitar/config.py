@@ -34,8 +34,8 @@ class ModelConfig(schema.ModelConfig):
     freezes_tower: bool = True
     """Leave the vision tower as it is; its projector learns. The paper trains all; False costs memory and time."""
     keeps_features: bool = True
-    """With a frozen tower, encode each image of the traces once and keep that in memory: 80 KiB an image of 48 pixels
-    of the tiny model, 5 MiB one of 448 of a 7B. False encodes in every step."""
+    """With a frozen tower, encode each image of the traces once and keep that in memory: 80 KiB an image of the
+    tiny model, 5 MiB one of 448 of a 7B. False encodes in every step."""
 
 
 @dataclass(kw_only=True)
