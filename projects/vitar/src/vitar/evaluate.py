@@ -13,7 +13,8 @@ from lightbox.paper.samples import Split
 from lightbox.runs import folders
 from vitar.config import BASELINES, Config
 from vitar.data import Asked, load_splits, seed_of, tasks_of
-from vitar.scores import METRICS, ScoreRow, score, score_guess, score_set, tally
+from vitar.rewards import Result
+from vitar.scores import METRICS, ScoreRow, score, score_answer, score_set, tally
 
 if TYPE_CHECKING:  # they import torch, and baselines are scored without
     from vitar.looking import Looks
@@ -96,9 +97,10 @@ def examples_of(split: Split[Asked], place: int, episode: "Episode") -> turn_exa
 
 def guess_rows(cfg: Config, train: Split[Asked], scored: Split[Asked], method: str) -> list[ScoreRow]:
     """Rows of the score table for a baseline."""
-    answers = BY_METHOD[method](train.samples, scored.samples)
-    pairs = zip(scored.samples, answers, strict=True)
-    own = [score_guess(sample, IMAGE, answer, view_px=cfg.model.image_px) for sample, answer in pairs]
+    own = [
+        score_answer(sample, IMAGE, Result(0, (), False, answer, sample.record.answer), cfg.model.image_px)
+        for sample, answer in zip(scored.samples, BY_METHOD[method](train.samples, scored.samples), strict=True)
+    ]
     return [*own, score_set(own, IMAGE)]
 
 

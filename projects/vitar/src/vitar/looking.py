@@ -54,12 +54,9 @@ class Looks:
         return scores
 
     def flip_rows(self, split: Split[Asked], usual: Sequence[Episode], seeds: Sequence[int]) -> list[ScoreRow]:
-        """Rows of the first items with their finding hidden, and with as large an area elsewhere hidden.
+        """Rows of the first items with their finding hidden, and with as large an area elsewhere hidden, by `seeds`.
 
-        Args:
-            split: all items, of which `eval.looks` are played.
-            usual: its episodes about them with nothing hidden.
-            seeds: one an item, of the area elsewhere.
+        `usual` are the episodes about all items with nothing hidden.
         """
         cfg = self.policy.cfg
         few = replace(split, samples=split.samples[: cfg.eval.looks])

@@ -28,11 +28,7 @@ COLLAPSED = (
 def reinforce(cfg: Config, policy: Policy, tasks: list[Task], folder: Path) -> None:
     """Train a policy by rewards, in place, or continue from the checkpoints in `folder`.
 
-    Args:
-        cfg: `objective.*` and `optim.*`.
-        policy: the start.
-        tasks: questions with their true answers; boxes are read by rewards that ask for them.
-        folder: of the run.
+    `tasks` are questions with their true answers; true boxes are read by rewards that ask for them.
     """
     own, learner = cfg.objective, policy.learner
     if cfg.adapter.kind != "none" or cfg.train.checkpoint_layers:

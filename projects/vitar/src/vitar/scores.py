@@ -39,7 +39,7 @@ def score(sample: Sample[Asked], condition: str, episode: "Episode", *, view_px:
     """One row of the table."""
     result, can_look = episode.result, episode.feedback.tool != ""
     terms = terms_of(result)
-    row = _guessed(sample, condition, result, view_px)
+    row = score_answer(sample, condition, result, view_px)
     return row | {
         "acted": float(result.acts > 0),
         "iou": terms["iou"] if can_look else None,
@@ -48,9 +48,14 @@ def score(sample: Sample[Asked], condition: str, episode: "Episode", *, view_px:
     }
 
 
-def score_guess(sample: Sample[Asked], condition: str, answer: str, *, view_px: int) -> ScoreRow:
-    """One row of the table for an answer without an episode."""
-    return _guessed(sample, condition, Result(0, (), False, answer, sample.record.answer), view_px)
+def score_answer(sample: Sample[Asked], condition: str, result: Result, view_px: int) -> ScoreRow:
+    """The part of a row that is about the answer; the whole of it where there was no episode."""
+    terms, asked = terms_of(result), sample.record
+    return _blank(sample.id, condition, asked.kind) | {
+        "correct": terms["accuracy"],
+        "parsed": terms["format"],
+        "diameter_px": asked.diameter * view_px,
+    }
 
 
 def score_set(rows: Sequence[ScoreRow], condition: str) -> ScoreRow:
@@ -64,15 +69,6 @@ def tally(episodes: Sequence["Episode"]) -> dict[str, float]:
     counts = Counter(name for episode in episodes for name in episode.failures)
     acted = sum(episode.result.acts > 0 for episode in episodes)
     return {"act_rate": acted / len(episodes)} | {name: float(count) for name, count in counts.items()}
-
-
-def _guessed(sample: Sample[Asked], condition: str, result: Result, view_px: int) -> ScoreRow:
-    terms, asked = terms_of(result), sample.record
-    return _blank(sample.id, condition, asked.kind) | {
-        "correct": terms["accuracy"],
-        "parsed": terms["format"],
-        "diameter_px": asked.diameter * view_px,
-    }
 
 
 def _blank(item: str, condition: str, kind: str) -> ScoreRow:
