@@ -83,7 +83,7 @@ def trained(policy, out, play, *, settings=FOUR, **more):
     return learn_in_groups(policy, len(PROMPTS), play, settings=settings, optim=optim, run=RUN, out=out)
 
 
-def weights_of(policy):
+def tensors_of(policy):
     return {name: own.detach().clone() for name, own in policy.model.named_parameters()}
 
 
@@ -97,7 +97,7 @@ def test_a_policy_comes_to_say_what_is_rewarded(policy, tmp_path):
 
 
 def test_the_gradient_of_a_step_is_that_of_the_policy_loss(policy, tmp_path):
-    before = weights_of(policy)
+    before = tensors_of(policy)
     seen = []
 
     def play(own, indices, seeds):
@@ -105,7 +105,7 @@ def test_the_gradient_of_a_step_is_that_of_the_policy_loss(policy, tmp_path):
         return list(seen)
 
     trained(policy, tmp_path, play, max_steps=1)
-    moved = {name: own - before[name] for name, own in weights_of(policy).items()}
+    moved = {name: own - before[name] for name, own in tensors_of(policy).items()}
     other = opened(policy.name)
     advantages = group_advantages(torch.tensor([own.reward for own in seen]), 4)
     batch = batch_of_groups(other, [Group(seen, advantages.tolist(), {})])
@@ -120,10 +120,10 @@ def test_the_gradient_of_a_step_is_that_of_the_policy_loss(policy, tmp_path):
 
 
 def test_groups_that_earn_the_same_teach_nothing_and_stop_nothing(policy, tmp_path):
-    before = weights_of(policy)
+    before = tensors_of(policy)
     curves = trained(policy, tmp_path, player(lambda _: 0.5))
     assert {value for _, value in curves["train/zero_variance"]} == {1.0}
-    assert all(torch.equal(own, before[name]) for name, own in weights_of(policy).items())
+    assert all(torch.equal(own, before[name]) for name, own in tensors_of(policy).items())
 
 
 def test_episodes_without_tokens_are_left_out(policy, tmp_path):
@@ -148,8 +148,8 @@ def test_a_reference_holds_the_policy_back(policy, folder, tmp_path):
     assert free["train/kl"][-1][1] == 0  # nothing was compared
     assert tied["train/kl"][0][1] == pytest.approx(0, abs=1e-6)  # the policy is the reference still
     assert tied["train/kl"][-1][1] > 0
-    start = weights_of(opened(folder))
-    gaps = [sum(float((own - start[name]).norm()) for name, own in weights_of(p).items()) for p in (policy, held)]
+    start = tensors_of(opened(folder))
+    gaps = [sum(float((own - start[name]).norm()) for name, own in tensors_of(p).items()) for p in (policy, held)]
     assert gaps[1] < gaps[0]
 
 
@@ -158,7 +158,7 @@ def test_shaping_by_uncertainty_changes_what_is_learnt(policy, folder, tmp_path)
     other = opened(folder)
     curves = trained(other, tmp_path / "shaped", player(even), settings=GroupSettings(group=4, shaping=0.5))
     assert all(math.isfinite(value) for _, value in curves["train/loss"])
-    ends = weights_of(policy), weights_of(other)
+    ends = tensors_of(policy), tensors_of(other)
     assert any(not torch.equal(own, ends[1][name]) for name, own in ends[0].items())
 
 
@@ -182,8 +182,8 @@ def test_a_run_that_goes_on_ends_in_the_same_weights(policy, folder, tmp_path):
         learn_in_groups(other, len(PROMPTS), play, settings=FOUR, optim=OPTIM, run=run, out=tmp_path / "cut")
     again = opened(folder)
     learn_in_groups(again, len(PROMPTS), player(even), settings=FOUR, optim=OPTIM, run=run, out=tmp_path / "cut")
-    whole = weights_of(policy)
-    assert all(torch.equal(own, whole[name]) for name, own in weights_of(again).items())
+    whole = tensors_of(policy)
+    assert all(torch.equal(own, whole[name]) for name, own in tensors_of(again).items())
 
 
 def test_a_group_of_one_and_episodes_in_another_number_are_refused(policy, tmp_path):
