@@ -33,18 +33,18 @@ class Looks:
     policy: Policy
 
     def scores(self, episode: Episode) -> dict[str, float]:
-        """How far attention goes to the true box, in the later half of the layers; {} without two turns and two images.
+        """How far attention goes to the true box, in the later half of the layers: `look_first` and so on, 1 is chance.
 
-        Returns:
-            look_first, look_again, look_second: 1 is chance; allocated_ and the same: attention to the image by that
-            which evenly spread attention would give it.
+        `allocated_first` and so on are attention to the image by that of evenly spread attention. All are 1 where it
+        did not look twice, as nothing rose then.
         """
         backbone = self.policy.learner.backbone
+        no_look = {f"{what}_{name}": 1.0 for name, _, _ in LOOKS for what in ("look", "allocated")}
         if len(episode.images) != 2 or not episode.task.true_boxes:
-            return {}
+            return no_look
         row = attended(backbone, learning_batch(backbone, [episode]).to(backbone.device))
         if (len(row.turns), len(row.images)) != (2, 2):
-            return {}
+            return no_look
         grids, box = backbone.grids(backbone.read_images(episode.images)), episode.task.true_boxes[0]
         scores = {}
         for name, turn, image in LOOKS:

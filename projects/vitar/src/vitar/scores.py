@@ -16,9 +16,9 @@ ITEM_METRICS = (
     "parsed",  # 1 where there is a final answer
     "acted",  # 1 where a look was carried out
     "iou",  # overlap of the box that the policy wrote last with the true one, whatever it was shown; null in one pass
-    "box_area",  # fraction of the image of that box; null without one
+    "box_area",  # fraction of the image of that box, 0 without one; null in one pass
     "failures",  # turns that could not be read or carried out, and ends without an answer
-    "look_first",  # attention to the true box while it acts, by chance; null where attention was not read
+    "look_first",  # attention to the true box while it acts, by chance; 1 without two looks, null where it was not read
     "look_again",  # the same to the same view while it answers
     "look_second",  # and to what it was shown
     "allocated_first",  # attention to the view while it acts, by that of evenly spread attention; likewise null
@@ -43,7 +43,7 @@ def score(sample: Sample[Asked], condition: str, episode: "Episode", *, view_px:
     return row | {
         "acted": float(result.acts > 0),
         "iou": terms["iou"] if can_look else None,
-        "box_area": sum(box.area for box in result.boxes) if result.boxes else None,
+        "box_area": sum(box.area for box in result.boxes) if can_look else None,
         "failures": float(len(episode.failures)),
     }
 
