@@ -94,10 +94,10 @@ def test_a_row_says_who_was_compared_and_one_without_its_peer_is_left_out_aloud(
 
 def test_sides_that_choose_or_read_other_tokens_are_not_timed():
     rows = [Transcript([1, 2, 3], [False, True, True]), Transcript([1, 2, 3], [False, True, True])]
-    rollout.check_alike({rollout.OURS: rows, rollout.PLAIN: list(rows)})
+    rollout.check_transcripts({rollout.OURS: rows, rollout.PLAIN: list(rows)})
     for other in (Transcript([1, 2, 4], rows[1].is_chosen), replace(rows[1], is_chosen=[False, False, True])):
         with pytest.raises(WorkError, match="Conversation 1 has 3 tokens, 2 of them chosen, and with Hugging Face"):
-            rollout.check_alike({rollout.OURS: rows, rollout.PLAIN: [rows[0], other]})
+            rollout.check_transcripts({rollout.OURS: rows, rollout.PLAIN: [rows[0], other]})
 
 
 def test_turns_too_short_for_a_mark_are_refused(scene):

@@ -68,13 +68,13 @@ def run(
         with scripted(scene.backbone.core, scene.script), _trl_side(scene, name, Path(folder) / "trl") as trl:
             sides |= {} if trl is None else {TRL: trl}
             transcripts = {side: play() for side, play in sides.items()}
-            check_alike(transcripts)
+            check_transcripts(transcripts)
             samples = timing.in_turns(sides, rounds=repeats, round_s=0)
     notes = f"{_counts(transcripts[OURS])}; {_setting(name, turn_tokens)}"
     return [_row(scene, samples, peer, transcripts[OURS], notes) for peer in sides if peer != OURS]
 
 
-def check_alike(transcripts: Mapping[str, list[Transcript]]) -> None:
+def check_transcripts(transcripts: Mapping[str, list[Transcript]]) -> None:
     """All sides have the same conversations, token for token.
 
     Args:
