@@ -107,6 +107,8 @@ def converse(
     for k, dialogue in enumerate(dialogues):
         dialogue.images += openings[k // group].images
     room = UNLIMITED if backbone.context_tokens is None else backbone.context_tokens - rules.max_new_tokens
+    own, pad_id = backbone.core.generation_config, backbone.tokenizer.pad_token_id
+    ends = settings_of(own, max_new_tokens=1, end_id=backbone.end_id, pad_id=pad_id).eos_token_id
     lengths: dict[tuple[Any, ...], int] = {}
     fits = [_last_tokens(backbone, opening, lengths) <= room for opening in openings]
     live = [k for k in range(len(dialogues)) if fits[k // group]]
@@ -124,7 +126,7 @@ def converse(
         )
         told: dict[int, Turn] = {}
         for row, k in enumerate(live):
-            broken = _keep_tokens(backbone, dialogues[k], batch, generated, row)
+            broken = _keep_tokens(backbone, dialogues[k], batch, generated, row, ends)
             next_turn = respond(dialogues[k], generated.texts[row], broken, draws[row])
             if next_turn is None or broken or generated.memory is None:
                 continue
@@ -160,10 +162,10 @@ def _last_tokens(backbone: Backbone, conversation: Conversation, lengths: dict[t
     return lengths[key]
 
 
-def _keep_tokens(backbone: Backbone, dialogue: Dialogue, batch: VlmBatch, generated: Generated, row: int) -> str:
+def _keep_tokens(
+    backbone: Backbone, dialogue: Dialogue, batch: VlmBatch, generated: Generated, row: int, ends: Sequence[int]
+) -> str:
     """Add what was told and what was chosen since the turn before; why the turn is no whole one, "" where it is."""
-    own, pad_id = backbone.core.generation_config, backbone.tokenizer.pad_token_id
-    ends = settings_of(own, max_new_tokens=1, end_id=backbone.end_id, pad_id=pad_id).eos_token_id
     read = batch.inputs["input_ids"][row][batch.inputs["attention_mask"][row].bool()].tolist()
     chosen = generated.ids[row][generated.is_token[row]].tolist()
     broken = "" if chosen[-1] in ends else CUT

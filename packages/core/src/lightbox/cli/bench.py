@@ -1,4 +1,4 @@
-"""`lightbox bench data|train|memory|kernels|pruning`: ratios against named peers, measured in turns in one run.
+"""`lightbox bench data|train|memory|kernels|pruning|rollout`: ratios against named peers, measured in turns in one run.
 
 The peer is part of the row, since a speed without one says little. Rows are kept only on request.
 """
@@ -112,6 +112,21 @@ def pruning(
 
     rows = bench.run(methods=method or bench.METHODS, budget=budget, repeats=repeats)
     _finish("pruning", rows, record=record, as_json=as_json)
+
+
+@app.command()
+def rollout(
+    prompts: Annotated[int, typer.Option(help="Prompts, with --group conversations each.")] = 8,
+    group: Annotated[int, typer.Option(help="Conversations that begin with one prompt.")] = 8,
+    repeats: Repeats = 7,
+    record: Record = False,
+    as_json: AsJson = False,
+) -> None:
+    """Tokens a second in conversations of two turns with images, against generate once a turn and trl's GRPOTrainer."""
+    _check_counts(prompts=prompts, group=group, repeats=repeats)
+    from lightbox.bench import rollout as bench
+
+    _finish("rollout", bench.run(prompts=prompts, group=group, repeats=repeats), record=record, as_json=as_json)
 
 
 def _train_rows(part: str, *, epochs: int, repeats: int) -> list[dict[str, Any]]:
