@@ -44,7 +44,7 @@ from typer.testing import CliRunner
 
 from lightbox.cli.data import app
 from lightbox.errors import LightboxError
-from lightbox.readers import preference_sets
+from lightbox.readers import all_sets
 from lightbox.readers import validate as validation
 from lightbox.readers.images import load_image
 from lightbox.readers.splits import split_by_image
@@ -134,7 +134,7 @@ def look(name: str, folder: Path) -> Seen:
     split_file = folder / small.split_file if small.split_file else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, on profiles and EXIF that it passes over
-        result = preference_sets.read_dataset(small.dataset, folder, **small.options)
+        result = all_sets.read_dataset(small.dataset, folder, **small.options)
         found = validation.validate(small.dataset, folder, split_file=split_file, **small.options)
         said = Counter({key: count for key, count in found.notes.items() if key not in TOTALS})
         said.update({f"unknown {table}": counts.get("unknown", 0) for table, counts in found.counts.items()})
@@ -150,7 +150,7 @@ def look(name: str, folder: Path) -> Seen:
         content = [_plain(case, folder) for case in result.cases]
         # the commands print what was read: reading it again would only take time
         with (
-            patch.object(preference_sets, "read_dataset", return_value=result),
+            patch.object(all_sets, "read_dataset", return_value=result),
             patch.object(validation, "validate", return_value=found),
         ):
             _command("validate", small.dataset, "--root", str(folder))
