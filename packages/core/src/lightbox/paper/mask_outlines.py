@@ -18,7 +18,7 @@ ROW_PX = 16
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """A mask to draw, bool h w, and the class it is of; masks of one class share a colour and one line of the legend."""
+    """A mask to draw, bool h w, and its class; masks of one class share a colour and a line of the legend."""
 
     label: str
     mask: np.ndarray

@@ -17,7 +17,7 @@ LATER_SETS: dict[str, Reader] = PREFERENCE_SETS | MASK_SETS
 
 
 def read_dataset(name: str, root: Path | str | None = None, split: str | None = None, **options: object) -> ReadResult:
-    """Read a dataset of questions, boxes, masks or preference pairs; as `catalog.read`, which it calls for the first two.
+    """Read a dataset, as `catalog.read`, which reads those that stand in its list alone.
 
     Raises:
         RequestError: unknown name, split or option; a root that is not there; an unreadable file; no readable row.

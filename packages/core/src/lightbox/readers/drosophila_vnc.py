@@ -55,7 +55,6 @@ def read_cases(root: Path, rows: Gathering, *, split: str | None = None, form: s
             image = cases.image(case, "raw")
         if image is None:
             continue
-        merged = root / "stack1" / "labels" / f"labels{int(path.stem):08d}.png" if path.stem.isdecimal() else path
         for name in MASKS if form == "masks" else LABELS:
             if form == "masks":
                 part = MaskPart(root / "stack1" / MASKS[name] / f"{path.stem}.png", is_soft=True)

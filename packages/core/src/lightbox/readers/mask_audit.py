@@ -1,7 +1,7 @@
 """Masks of a dataset decoded one by one: what is wrong with them, and the cases without those that are wrong.
 
-Readers of large sets take a mask's name and leave its pixels alone. This decodes them: `lightbox data validate` does, and
-so should whoever trains, since a mask of another size found in the third hour ends a run.
+Readers of large sets take a mask's name and leave its pixels alone. This decodes them: `lightbox data validate` does,
+and so should whoever trains, since a mask of another size found in the third hour ends a run.
 """
 
 from collections import Counter
@@ -83,7 +83,7 @@ def _checked(
 
 
 def _size_of(case: Case) -> tuple[int, int] | None:
-    """Width and height of a case's first image; None where there is none, or it cannot be read, which is said elsewhere."""
+    """Width and height of a case's first image; None where it has none, or none that can be read."""
     first = case.images[0] if case.images else None
     if isinstance(first, np.ndarray):
         return first.shape[1], first.shape[0]

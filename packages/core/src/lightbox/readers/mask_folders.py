@@ -9,8 +9,8 @@ Three forms, told apart by what lies in `masks/` unless `form` says it:
   several instances. Where nothing follows the image's name, the class is the option `name`.
 
 In the last two, nobody says which classes were looked for, so none is absent, and a mask that is black all over is a
-fault: `blank=absent` reads it as the absence of its class. `patient` is a regular expression whose first group finds the
-patient in an image's name; without it, patients are unknown.
+fault: `blank=absent` reads it as the absence of its class. `patient` is a regular expression whose first group finds
+the patient in an image's name; without it, patients are unknown.
 """
 
 import re
@@ -19,10 +19,10 @@ from pathlib import Path
 
 from lightbox.errors import RequestError
 from lightbox.readers.documents import read_json
-from lightbox.readers.masked_cases import MaskedCases, MaskedImage, check_name, count_faults
+from lightbox.readers.masked_cases import MaskedCases, MaskedImage, check_name
 from lightbox.readers.masks import MaskError, MaskPart, load_labels, part_mask
 from lightbox.readers.pixels import SUFFIXES
-from lightbox.readers.rows import Gathering, RowError
+from lightbox.readers.rows import Gathering
 from lightbox.records import Case
 
 FORMS = ("auto", "value", "folder", "name")
@@ -141,7 +141,7 @@ def _read_levels(cases: MaskedCases, image: MaskedImage, file: Path, levels: Map
 def _levels(root: Path, labels: str) -> dict[int, str]:
     """Class by grey level, from the option or from `labels.json`."""
     if labels:
-        pairs = [entry.partition("=")[::2] for entry in labels.split(",")]
+        pairs = [(level, name) for level, _, name in (entry.partition("=") for entry in labels.split(","))]
     elif (root / "labels.json").exists():
         pairs = [(str(level), str(name)) for name, level in read_json(root / "labels.json", dict).items()]
         pairs = [(name, level) if name.isdecimal() else (level, name) for level, name in pairs]  # either way round

@@ -44,10 +44,10 @@ class MaskError(RowError):
 class MaskPart:
     """A file that marks pixels.
 
-    `values` are the labels that count as foreground; none stands for all but 0. `is_soft` says that a mask of 8 bits was
-    drawn with soft edges, whose border is at half of white. `is_crop` says that the file holds the mask's frame
-    alone, with its corner at `left`, `top` of the image, in pixels. `labels` are all labels that the file may hold; None
-    for any.
+    `values` are the labels that count as foreground; none stands for all but 0. `is_soft` says that a mask of 8 bits
+    was drawn with soft edges, whose border is at half of white. `is_crop` says that the file holds the mask's frame
+    alone, with its corner at `left`, `top` of the image, in pixels. `labels` are all labels that the file may hold;
+    None for any.
     """
 
     path: Path

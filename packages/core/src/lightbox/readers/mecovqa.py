@@ -1,4 +1,4 @@
-"""MeCoVQA, the questions that MedPLIB is trained and scored on: whole images (Complex), regions (Region), masks (Grounding).
+"""MeCoVQA, the questions of MedPLIB: about whole images (Complex), regions of them (Region), and masks (Grounding).
 
 Files of `train/`, `test/` and `zeroshot4grounding/` are JSON lists of {image, conversations}; the images are those of
 SA-Med2D-20M, which `images` names or which lie beside the files, in a folder or in the zip file in parts. One question
@@ -6,16 +6,16 @@ is a turn of `human` and one of `gpt`:
 
 * `<region>masks/x.png</region>` in the question names a region: the text keeps `<region>`, and the question's `facts`
   name the case's finding that has the mask.
-* `<SEG>` and `<mask>masks_merged/x.png</mask>` in the answer name what is asked for: the text keeps `<SEG>`, and `facts`
-  name the finding.
+* `<SEG>` and `<mask>masks_merged/x.png</mask>` in the answer name what is asked for: the text keeps `<SEG>`, and
+  `facts` name the finding.
 
 Masks of a whole class (`..._merged.png`) were never distributed; the authors say to join all instances of the class, so
 a finding holds their files where the merged file is missing, and `masks.mask_of` joins them.
 
-Users report wrong samples (issue 11 of the authors' repository): a mask of another image than the question's, a question
-that names another class than its mask, images without an ending or of another dataset. Each is a malformed row with its
-count; the rest is read. Masks are not decoded here, `mask_audit` does that. Not seen: the set itself; the form is the
-dossier's.
+Users report wrong samples (issue 11 of the authors' repository). A mask of another image than the question's, a
+question that names another class than its mask, or an image of another dataset is a malformed row with its count; the
+rest is read. An image without its ending is found all the same, and counted. Masks are not decoded here, `mask_audit`
+does that. Not seen: the set itself; the form is the dossier's.
 """
 
 import re
@@ -28,7 +28,7 @@ from lightbox.readers.documents import read_json
 from lightbox.readers.masked_cases import count_faults
 from lightbox.readers.masks import MaskedFinding, MaskError, MaskPart
 from lightbox.readers.rows import Gathering, RowError, as_row, inside, make_question, shown, text_field
-from lightbox.readers.sa_med2d import (
+from lightbox.readers.sa_med2d_files import (
     MaskName,
     Tree,
     class_name,
@@ -256,8 +256,9 @@ def _mask_stems(values: list) -> Iterator[str]:
     for value in values:
         for turn in value.get("conversations") or () if isinstance(value, dict) else ():
             text = turn.get("value") if isinstance(turn, dict) else None
-            for pattern in (_REGION, _MASK) if isinstance(text, str) else ():
-                yield from (PurePosixPath(name.strip()).stem for name in pattern.findall(text))
+            if isinstance(text, str):
+                for pattern in (_REGION, _MASK):
+                    yield from (PurePosixPath(name.strip()).stem for name in pattern.findall(text))
 
 
 def _kind_of(file: Path, part: str) -> str:

@@ -109,8 +109,9 @@ def open_picture(path: Path, *, is_decoded: bool = True) -> Image.Image:
             if picture.width * picture.height > images.MAX_PIXELS:
                 why = f"Above {images.MAX_PIXELS} pixels an image is taken for a decompression bomb"
                 raise RequestError(f"{label} claims {picture.width} x {picture.height} pixels", why, "Scale it down")
-            if getattr(picture, "n_frames", 1) > 1:
-                raise RequestError(label, f"It has {picture.n_frames} pages, and one image is read", "Save each page")
+            pages = getattr(picture, "n_frames", 1)
+            if pages > 1:
+                raise RequestError(label, f"It has {pages} pages, and one image is read", "Save each page")
             if not is_decoded:
                 return picture
             picture.load()

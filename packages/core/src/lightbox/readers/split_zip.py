@@ -1,7 +1,7 @@
 """Members of a zip file in parts (`a.z01`, `a.z02`, ..., `a.zip`), read where the parts lie; nothing is joined.
 
-SA-Med2D-20M comes so: eleven parts, 24 million members. Joining them needs the disk twice over, and users report that it
-fails. Here the parts are one long file to read from, and a member costs the two reads that find it.
+SA-Med2D-20M comes so, in eleven parts. Joining and unpacking them needs the disk three times over, and users report
+that it fails. Here the parts are one long file to read from, and a member costs the two reads that find it.
 
 The list of members of such an archive does not fit in memory as Python objects. An `Archive` keeps 16 bytes a member:
 a digest of its name, and where its entry stands in that list. Format: APPNOTE.TXT 6.3.9 of PKWARE, sections 4.3 and 8.

@@ -2,9 +2,9 @@
 
 A volume is turned to RAS+ by its affine: x from left to right, y from posterior to anterior, z from inferior to
 superior. A slice is then shown as radiologists look at it: anterior or superior is up, and the patient's right (of a
-sagittal slice: anterior) is on the left. Pixels are not resampled, so a slice of thick sections looks flat; `spacing_mm`
-tells by how much. A volume that does not say its spacing or orientation is refused: distances, volumes and which side
-is left would be guesses.
+sagittal slice: anterior) is on the left. Pixels are not resampled, so a slice across thick sections looks flat;
+`slice_spacing_mm` tells by how much. A volume that does not say its spacing or orientation is refused: distances,
+volumes and which side is left would be guesses.
 
 Grey levels are scaled for a whole volume, not a slice, so that neighbours compare: from the 0.5th to the 99.5th
 percentile, since MR has a few very bright voxels. For CT, give a window: `<file>.nii.gz/axial/40/w-160_240`.
@@ -24,7 +24,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
-from nibabel.orientations import apply_orientation, aff2axcodes, io_orientation
+from nibabel.orientations import aff2axcodes, apply_orientation, io_orientation
 from nibabel.spatialimages import HeaderDataError
 
 from lightbox.errors import RequestError
