@@ -80,7 +80,8 @@ def read_cases(
             for index in sorted(int(one) for one in chosen):
                 image = _slice_image(cases, image_file, plane, index, view)
                 _mark(cases, image, label_file, plane, index, task.levels)
-                rows.counts["slices_empty" if not has_any[index] else "slices_with_foreground"] += 1
+            rows.counts["slices_with_foreground"] += int(has_any.sum())
+            rows.counts["slices_empty"] += len(chosen) - int(has_any.sum())
             rows.counts["slices_left_out"] += len(has_any) - len(chosen)
     cases.finish(root, task.levels.values())
 

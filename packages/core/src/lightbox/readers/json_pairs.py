@@ -97,8 +97,8 @@ class _Text:
                 if len(self._held) - self._at > MAX_PAIR_CHARS or isinstance(err, RecursionError) or not self._more():
                     raise self.broken(str(err)) from err
                 continue
-            # a number may go on in the next piece; what is text or in brackets is over
-            if end < len(self._held) or not self._more():
+            # a number may go on in the next piece, which a sign behind it rules out
+            if end < len(self._held) and self._held[end] in _BLANK + ",:]}" or not self._more():
                 self._at = end
                 return value
 

@@ -45,11 +45,11 @@ def read_covid(root: Path, rows: Gathering, *, split: str | None = None) -> None
             path = inside(root / "images", name, "Filename")
             case = Case(id=case_id_of(path.name), images=(path,), patient_id=patients.get(name))
             image = cases.image(case, "Filename")
-            _check_size(text_field(row, "Resolution"), image)
         if image is None:
             continue
         with cases.row(image, file, number):
             row = as_row(value)
+            _check_size(text_field(row, "Resolution"), image)
             class_name, mask = check_name(text_field(row, "Template Name")), text_field(row, "Mask", default="")
             if mask:
                 cases.mark(image, class_name, _placed(row, inside(root, mask, "Mask")))
