@@ -1,6 +1,7 @@
 """Masks in files: how a part is decoded, folders of masks, sets with a layout of their own, and every planted fault."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -389,3 +390,13 @@ def test_every_mask_set_has_a_card_with_its_licence_and_its_module_is_a_choice()
         assert (card.licence, card.title) == (reader.licence, reader.title)
     assert {reader.module for reader in MASK_SETS.values()} == set(CHOICES["lightbox.readers.mask_sets"])
     assert LATER_SETS.keys() > MASK_SETS.keys()
+
+
+@pytest.mark.timeout(60)  # a pipe that is opened is waited for without end
+def test_a_pipe_in_the_place_of_a_mask_is_a_problem(folders):
+    by_name(folders)
+    (folders / "masks" / "P2_b_liver_000.png").unlink()
+    os.mkfifo(folders / "masks" / "P2_b_liver_000.png")
+    result = read_dataset("mask_folders", folders)
+    assert problems(result) == [("P2_b_liver_000.png", "all", "mask")]
+    assert result.counts["unreadable_masks"] == 1

@@ -16,9 +16,9 @@ import numpy as np
 
 from lightbox.errors import RequestError
 from lightbox.readers import volumes
-from lightbox.readers.documents import read_json
-from lightbox.readers.masked_cases import MaskedCases, MaskedImage, check_name
+from lightbox.readers.masked_cases import MaskedCases, MaskedImage, check_name, read_whole_object
 from lightbox.readers.masks import MaskError, MaskPart
+from lightbox.readers.members import is_there
 from lightbox.readers.pixels import PartPath
 from lightbox.readers.rows import Gathering, RowError, inside
 from lightbox.records import Case
@@ -174,9 +174,9 @@ def _window(text: str) -> tuple[float, float] | None:
 
 def _task(root: Path, rows: Gathering, labels: str) -> _Task:
     file = root / "dataset.json"
-    described = read_json(file, dict) if file.exists() else {}
+    described = read_whole_object(file) if is_there(file) else {}
     names = labels or NAMES.get(rows.dataset, "")
-    levels = _levels(names, described.get("labels"))
+    levels = _levels(names, described.get("labels"), f"'{file}'")
     listed = described.get("training")
     pairs: list[tuple[Path, Path]] = []
     if isinstance(listed, list):
@@ -199,30 +199,37 @@ def _task(root: Path, rows: Gathering, labels: str) -> _Task:
             "Name the folder of one task, such as Task04_Hippocampus",
         )
     modalities = described.get("modality")
-    modality = ", ".join(map(str, modalities.values())) if isinstance(modalities, dict) else ""
+    if modalities is not None and not (isinstance(modalities, dict) and all(map(_is_text, modalities.values()))):
+        raise RequestError(f"'{file}', field 'modality'", "It is {channel: name}", "Correct the file")
+    modality = ", ".join((modalities or {}).values())
     modality = {"MRI": "MR"}.get(modality, modality) or ("MR" if rows.dataset in NAMES else "")
     body_part = {"msd_hippocampus": "brain"}.get(rows.dataset, str(described.get("name") or "").lower())
     return _Task(tuple(pairs), levels, modality, body_part)
 
 
-def _levels(names: str, described: object) -> dict[int, str]:
-    """Class by label: from the option, else from `dataset.json`; 0 is background."""
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _levels(names: str, described: object, source: str) -> dict[int, str]:
+    """Class by label: from the option, else from the file `source`; 0 is background."""
     if names:
         entries: dict[str, object] = {level: name for level, _, name in (e.partition("=") for e in names.split(","))}
     elif isinstance(described, dict):
         entries = dict(described)
     else:
         raise RequestError(
-            "Label volumes whose labels nothing names",
+            f"Label volumes whose labels nothing names, beside {source}",
             "There is no dataset.json with labels",
             "Give the option labels=1=liver,2=tumour",
         )
     levels: dict[int, str] = {}
     for level, name in entries.items():
-        if not level.strip().isdecimal() or not isinstance(name, str) or not name.strip():
+        if not level.strip().isdecimal() or not _is_text(name):
+            where = "the option labels" if names else source
             raise RequestError(
-                f"Label '{level}' named {name!r:.40}", "A label is a whole number with a name", "Correct it"
+                f"Label '{level}' named {name!r:.40} in {where}", "A label is a whole number with a name", "Correct it"
             )
         if int(level):
-            levels[int(level)] = check_name(name.strip())
+            levels[int(level)] = check_name(str(name).strip())
     return levels

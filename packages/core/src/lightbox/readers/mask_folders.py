@@ -18,9 +18,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from lightbox.errors import RequestError
-from lightbox.readers.documents import read_json
-from lightbox.readers.masked_cases import MaskedCases, MaskedImage, check_name
+from lightbox.readers.masked_cases import MaskedCases, MaskedImage, check_name, read_whole_object
 from lightbox.readers.masks import MaskError, MaskPart, load_labels, part_mask
+from lightbox.readers.members import is_there
 from lightbox.readers.pixels import SUFFIXES
 from lightbox.readers.rows import Gathering
 from lightbox.records import Case
@@ -142,8 +142,8 @@ def _levels(root: Path, labels: str) -> dict[int, str]:
     """Class by grey level, from the option or from `labels.json`."""
     if labels:
         pairs = [(level, name) for level, _, name in (entry.partition("=") for entry in labels.split(","))]
-    elif (root / "labels.json").exists():
-        pairs = [(str(level), str(name)) for name, level in read_json(root / "labels.json", dict).items()]
+    elif is_there(root / "labels.json"):
+        pairs = [(str(level), str(name)) for name, level in read_whole_object(root / "labels.json").items()]
         pairs = [(name, level) if name.isdecimal() else (level, name) for level, name in pairs]  # either way round
     else:
         raise RequestError(
@@ -154,7 +154,7 @@ def _levels(root: Path, labels: str) -> dict[int, str]:
     levels = {int(level): name.strip() for level, name in pairs if level.strip().isdecimal() and name.strip()}
     if len(levels) != len(pairs) or 0 in levels or len(set(levels.values())) != len(levels):
         raise RequestError(
-            f"labels {dict(pairs)}",
+            f"labels {dict(pairs)!r:.80} of '{root}'",
             "A level is a whole number from 1 (0 is background), and each class and each level stands once",
             "Write for example labels=1=liver,2=spleen",
         )

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from lightbox.errors import RequestError
+from lightbox.readers.documents import read_json
 from lightbox.readers.findings import MAX_NAME
 from lightbox.readers.masks import MaskedFinding, MaskError, MaskPart, part_mask
 from lightbox.readers.pixels import pixels_size_wh
@@ -124,6 +125,19 @@ def check_name(name: str) -> str:
     if len(name) > MAX_NAME or not name.isprintable():
         raise RowError("name", f"is {shown(name)}, no name of a class")
     return name
+
+
+def read_whole_object(file: Path) -> dict[str, Any]:
+    """A small JSON file that is one object, read strictly: a key that stands twice would hide one of its values.
+
+    Raises:
+        RequestError: as `documents.read_json`, or a key stands twice.
+    """
+    content = read_json(file, dict)
+    repeated = getattr(content, "repeated", ())
+    if repeated:
+        raise RequestError(f"File '{file}', key {shown(repeated[0][0])}", "It stands twice in one object", "Correct it")
+    return content
 
 
 @contextmanager

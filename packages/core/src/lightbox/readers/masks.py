@@ -178,11 +178,13 @@ def load_labels(path: Path) -> np.ndarray:
     try:
         if place is not None:
             return volumes.slice_labels(place)
+        # opened first: that refuses a pipe, which looking for faults would wait for
+        with open_picture(path) as picture:
+            labels = _labels(picture)
         fault = pixels_fault(path) if path.suffix.lower() not in (".tif", ".tiff") else ""
         if fault:
             raise RequestError(f"Mask '{path}'", fault, "Fetch the file again")
-        with open_picture(path) as picture:
-            return _labels(picture)
+        return labels
     except RequestError as err:
         raise MaskError("unreadable_masks", "mask", f"is {path.name}: {err.given} {err.why} {err.do}") from err
     except OSError as err:  # `pixels_fault` opens the file itself

@@ -19,6 +19,7 @@ from lightbox.readers.documents import read_json
 from lightbox.readers.json_pairs import read_pairs
 from lightbox.readers.masked_cases import MaskedCases, MaskedImage, count_faults
 from lightbox.readers.masks import MaskedFinding, MaskError, MaskPart
+from lightbox.readers.members import is_there
 from lightbox.readers.rows import Gathering, RowError, case_id_of, inside, shown
 from lightbox.readers.sa_med2d_files import (
     MASK_LIST,
@@ -64,7 +65,7 @@ def read_cases(
         raise RequestError(
             f"SA-Med2D at '{tree.root}'", f"There is no {MASK_LIST} beside images/", "Fetch it too; it pairs the files"
         )
-    file, count = tree.path(MASK_LIST), 0
+    file, seen = tree.path(MASK_LIST), set[str]()
     for number, (image, masks) in enumerate(read_pairs(tree.chunks(MASK_LIST), source=f"File '{file}'"), start=1):
         stem = PurePosixPath(image).stem
         if not stem.startswith(modality) or wanted and not wanted.intersection(stem.split("--")[1:2]):
@@ -72,15 +73,17 @@ def read_cases(
             continue
         with rows.row(file, number, counter="images"):
             name = slice_name(stem, "image")
+            if stem in seen:
+                raise RowError("image", f"is {shown(stem)}, as in a row before; the first is kept")
+            seen.add(stem)
             path = tree.path(inside(Path(), image, "image").as_posix())
             case = Case(id=stem, images=(path,), modality=name.modality, patient_id=name.patient)
             rows.add(case)
-            count += 1
             if not isinstance(masks, list):
                 raise RowError("masks", f"is {shown(masks)}, not a list of names")
             by_class = _by_class(rows, file, number, stem, masks, name.dataset, classes, tree)
             rows.add_findings(case, (_instances(stem, name, parts) for name, parts in by_class.items()))
-        if 0 < most <= count:
+        if 0 < most <= len(seen):
             break
 
 
@@ -119,16 +122,20 @@ def read_demo(root: Path, rows: Gathering, *, split: str | None = None) -> None:
     """
     base = root / "data_demo" if (root / "data_demo").is_dir() else root
     lists = {"train": base / "image2label_train.json", "test": base / "label2image_test.json"}
-    if not any(file.exists() for file in lists.values()):
+    if not any(is_there(file) for file in lists.values()):
         raise RequestError(
             f"'{root}'", "There is no image2label_train.json or label2image_test.json", "Name its folder"
         )
     cases = MaskedCases(rows, modality="CT")
     listed: set[Path] = set()
     for part, file in lists.items():
-        if split not in (None, part) or not file.exists():
+        if split not in (None, part) or not is_there(file):
             continue
-        for number, (image_name, masks) in enumerate(_demo_rows(read_json(file, dict), part), start=1):
+        listed_rows = read_json(file, dict)
+        for key, _ in listed_rows.repeated:
+            with rows.row(file, str(key), counter="repeated_keys"):
+                raise RowError("row", "stands twice in one object; the first is kept")
+        for number, (image_name, masks) in enumerate(_demo_rows(listed_rows, part), start=1):
             image: MaskedImage | None = None
             with rows.row(file, number, counter="images"):
                 path = _demo_path(base, image_name, "image")
