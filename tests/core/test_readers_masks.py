@@ -126,7 +126,7 @@ def test_a_damaged_mask_is_unreadable_and_no_other_mask(tmp_path):
     content = bytearray(save(tmp_path / "m.png", region(0, 0)).read_bytes())
     content[content.index(b"IDAT") - 8] ^= 1  # the checksum of the header
     (tmp_path / "m.png").write_bytes(content)
-    with pytest.raises(MaskError, match="checksum") as caught:
+    with pytest.raises(MaskError, match="checksum|decoded in full") as caught:
         part_mask(MaskPart(tmp_path / "m.png"), None)
     assert caught.value.check == "unreadable_masks"
 
