@@ -10,10 +10,11 @@ from typer.testing import CliRunner
 
 from lightbox.cli.data import app
 from lightbox.errors import RequestError
+from lightbox.readers.all_sets import read_dataset
 from lightbox.readers.catalog import DATASETS
 from lightbox.readers.dataset_cards import load_dataset_card
 from lightbox.readers.preference_audit import LEAST_IMAGES, LEAST_PAIRS, audit_preferences
-from lightbox.readers.preference_sets import PREFERENCE_SETS, read_dataset
+from lightbox.readers.preference_sets import PREFERENCE_SETS
 from lightbox.readers.preferences import write_preferences
 from lightbox.readers.rows import ReadResult
 from lightbox.readers.text_separability import separability

@@ -18,9 +18,9 @@ from PIL import Image
 
 from lightbox.errors import RequestError
 from lightbox.readers import validate as validation
+from lightbox.readers.all_sets import read_dataset
 from lightbox.readers.catalog import read
 from lightbox.readers.members import open_archive
-from lightbox.readers.preference_sets import read_dataset
 from lightbox.readers.rows import MAX_TEXT, is_finite, shown
 from lightbox.readers.validate import validate
 from lightbox.testing.spoiled.pictures import PNG, chunk

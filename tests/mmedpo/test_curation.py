@@ -13,7 +13,7 @@ from lightbox.chat import ChatModel
 from lightbox.errors import RequestError, WorkError
 from lightbox.paper.held_images import released_pairs
 from lightbox.paper.pretrained import find_pretrained
-from lightbox.readers.preference_sets import read_dataset
+from lightbox.readers.all_sets import read_dataset
 from lightbox.readers.preferences import pairs_of
 from lightbox.runs.sources import closure
 from mmedpo import relevance

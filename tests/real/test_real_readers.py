@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lightbox.readers.all_sets import read_dataset
 from lightbox.readers.catalog import ROOT_VARIABLE, read
 from lightbox.readers.images import load_image
 from lightbox.readers.leakage import leakage
-from lightbox.readers.preference_sets import read_dataset
 from lightbox.readers.preferences import write_preferences
 from lightbox.readers.splits import split_by_image
 from lightbox.readers.validate import validate

@@ -120,10 +120,12 @@ def render(
     out: Annotated[Path | None, typer.Option(help="Folder for the PNGs (default: ./lightbox-out/render/NAME).")] = None,
     option: Options = None,
 ) -> None:
-    """Write cases as PNGs with their boxes drawn; phantoms are enlarged four times and say that they are synthetic."""
+    """Write cases as PNGs with boxes and outlines of masks; phantoms are enlarged four times and say what they are."""
+    from lightbox.paper.mask_outlines import Outline, draw_outlines
     from lightbox.paper.overlay import Mark, draw_boxes, with_strip
     from lightbox.paths import default_out
-    from lightbox.readers.images import load_image
+    from lightbox.readers.masks import mask_of
+    from lightbox.readers.pixels import load_pixels
 
     folder = out or default_out() / "render" / name
     written = 0
@@ -131,10 +133,17 @@ def render(
         if not case.images:
             continue
         strip = PHANTOM_STRIP if name == PHANTOM else f"{name} {case.id}, {case.licence}"
-        marks = [Mark(finding.name, box) for finding in case.findings if finding.present for box in finding.boxes]
-        scale = PHANTOM_SCALE if name == PHANTOM else 1
-        pixels = load_image(case.images[0], in_colour=name == PHANTOM)
-        picture = with_strip(draw_boxes(pixels, marks, scale=scale), strip)
+        present = [finding for finding in case.findings if finding.present]
+        # phantoms are shown by their boxes, as before: their masks have the same edges
+        masks = {} if name == PHANTOM else {finding.name: mask_of(finding) for finding in present}
+        outlines = [Outline(label, mask) for label, mask in masks.items() if mask is not None]
+        pixels = load_image(case.images[0], in_colour=True) if name == PHANTOM else load_pixels(case.images[0])
+        if outlines:
+            picture = draw_outlines(pixels, outlines)
+        else:
+            marks = [Mark(finding.name, box) for finding in present for box in finding.boxes]
+            picture = draw_boxes(pixels, marks, scale=PHANTOM_SCALE if name == PHANTOM else 1)
+        picture = with_strip(picture, strip)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             picture.save(folder / f"{place:04d}.png")
@@ -174,7 +183,7 @@ def convert(
 def _cases(name: str, root: Path | None, split: str | None, n: int, seed: int, option: list[str] | None) -> list:
     if name == PHANTOM:
         return _phantom(split or "development", seed, n, **_options(option))
-    from lightbox.readers.preference_sets import read_dataset
+    from lightbox.readers.all_sets import read_dataset
 
     return list(read_dataset(name, root, split, **_options(option)).cases[:n])
 

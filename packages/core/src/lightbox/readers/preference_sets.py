@@ -1,19 +1,17 @@
-"""The sets of preference pairs that can be read, by name, and `read_dataset`, which reads these and all others.
+"""The sets of preference pairs that can be read, by name.
 
 They stand beside `catalog.DATASETS` and not in it: that file's code is in the key of every job on real data, and a set
 that no paper trained on yet would make those jobs older source.
 """
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from lightbox.errors import RequestError
-from lightbox.readers import catalog
 from lightbox.readers.catalog import Reader
 from lightbox.readers.members import check_folder, is_there
 from lightbox.readers.preferences import read_file
-from lightbox.readers.rows import Gathering, ReadResult
+from lightbox.readers.rows import Gathering
 from lightbox.readers.stores import ImageStore, zip_store
 
 FOLDER = "mmedpo_preferences"
@@ -82,50 +80,6 @@ PREFERENCE_SETS: dict[str, Reader] = {
     # a format, whoever's data
     "preference_json": Reader("Preference JSON", "not stated", (), read_cases),
 }
-
-
-def read_dataset(name: str, root: Path | str | None = None, split: str | None = None, **options: object) -> ReadResult:
-    """Read a dataset of questions, boxes or preference pairs; as `catalog.read`, which it calls for the first two.
-
-    Raises:
-        RequestError: unknown name, split or option; a root that is not there; an unreadable file; no readable row.
-    """
-    if name in catalog.DATASETS:
-        return catalog.read(name, root, split, **options)
-    if name not in PREFERENCE_SETS:
-        raise RequestError(
-            f"There is no dataset '{name}'",
-            f"The readers are {', '.join((*catalog.DATASETS, *PREFERENCE_SETS))}",
-            "Choose one of them",
-        )
-    reader = PREFERENCE_SETS[name]
-    if split is not None and split not in reader.splits:
-        raise RequestError(
-            f"split='{split}' of {name}",
-            "Its pairs are all of the training part" if reader.splits else "It has no official split",
-            "Leave it out",
-        )
-    for option in options:
-        if option not in reader.options:
-            raise RequestError(
-                f"The option '{option}' for {name}",
-                f"Its reader takes {', '.join(reader.options)}",
-                "Remove it or correct its name",
-            )
-    folder = dataset_folder(name, root)
-    rows = Gathering(name, reader.licence)
-    reader.read_cases(folder, rows, split=split, **options)
-    return rows.result(folder)
-
-
-def dataset_folder(name: str, root: Path | str | None = None) -> Path:
-    """The folder of a dataset: `root`, or `$LIGHTBOX_DATA_ROOT/<name>`; the released pairs share one.
-
-    Raises:
-        RequestError: neither is given, or it is not a folder.
-    """
-    base = os.environ.get(catalog.ROOT_VARIABLE)
-    return catalog.root_of(name, Path(base) / FOLDER if root is None and base and name in RELEASES else root)
 
 
 def _file(root: Path, name: str, release: Release, file: str) -> Path:

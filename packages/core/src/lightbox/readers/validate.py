@@ -1,6 +1,6 @@
 """Check a whole dataset: counts, malformed rows, duplicate ids, unreadable images, leakage between splits.
 
-Preference pairs are audited too, see `preference_audit`.
+Preference pairs are audited too, see `preference_audit`; masks are decoded, see `mask_audit`.
 """
 
 import dataclasses
@@ -14,14 +14,15 @@ import numpy as np
 
 from lightbox.errors import RequestError
 from lightbox.files import file_sha256
+from lightbox.readers.all_sets import dataset_folder, read_dataset
 from lightbox.readers.dataset_cards import NOT_RECORDED, load_dataset_card
-from lightbox.readers.images import load_image
 from lightbox.readers.leakage import Leakage, image_key, leakage
+from lightbox.readers.mask_audit import with_sound_masks
+from lightbox.readers.pixels import load_pixels, pixels_fault, pixels_note
 from lightbox.readers.preference_audit import PreferenceAudit, audit_preferences
-from lightbox.readers.preference_sets import PREFERENCE_SETS, dataset_folder, read_dataset
+from lightbox.readers.preference_sets import PREFERENCE_SETS
 from lightbox.readers.rows import Problem, ReadResult
 from lightbox.readers.splits import split_by_file
-from lightbox.readers.stores import image_fault, image_note
 from lightbox.records import Case, Question, questions_of
 
 LISTED = 20
@@ -98,7 +99,7 @@ def validate(
     """Read a dataset, decode every image in full, and count what is wrong.
 
     Args:
-        name: a key of `catalog.DATASETS` or `preference_sets.PREFERENCE_SETS`.
+        name: of a dataset, see `all_sets`.
         root: its folder; None means `$LIGHTBOX_DATA_ROOT/<name>`.
         split_file: a split of our own (see `splits.split_by_file`) to check in place of the official one.
         scored_on: of preference pairs, the dataset below `$LIGHTBOX_DATA_ROOT` that a tuned model will be scored on:
@@ -115,7 +116,7 @@ def validate(
             "It asks which images of preference pairs are scored, and this set has no pairs",
             f"Leave it out, or choose one of {', '.join(PREFERENCE_SETS)}",
         )
-    result = read_dataset(name, root, **options)
+    result = with_sound_masks(read_dataset(name, root, **options))
     if split_file is not None:
         result = dataclasses.replace(result, cases=split_by_file(result.cases, split_file))
     folder = dataset_folder(name, root)
@@ -199,19 +200,19 @@ def decode_all(
 
     Returns:
         Digest of the decoded pixels by image key, the reason by key for images that cannot be decoded, and how many
-        images decoding changed, by `stores.image_note`.
+        images decoding changed, by `pixels.pixels_note`.
     """
     distinct = {image_key(image): image for image in images}  # SLAKE asks 14,000 questions of 642 images
     pixels, unreadable, changed = {}, {}, Counter[str]()
     for done, (key, image) in enumerate(distinct.items(), start=1):
         try:
-            grey = load_image(image)
-            fault = image_fault(image) if isinstance(image, Path) else ""
+            grey = load_pixels(image)
+            fault = pixels_fault(image) if isinstance(image, Path) else ""
             if fault:
                 raise RequestError(f"Image '{image}'", fault, "Fetch the file again, or leave it out")
             # of decoded pixels: the same picture saved twice has other bytes
             pixels[key] = hashlib.sha256(str(grey.shape).encode() + grey.tobytes()).hexdigest()
-            note = image_note(image) if isinstance(image, Path) else ""
+            note = pixels_note(image) if isinstance(image, Path) else ""
             changed.update([note] if note else [])
         except RequestError as err:
             unreadable[key] = err.why

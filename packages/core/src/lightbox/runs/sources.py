@@ -99,6 +99,10 @@ CHOICES = {
         )
     ),
     "lightbox.readers.images": ("lightbox.readers.dicom", "lightbox.readers.parquet"),
+    "lightbox.readers.mask_sets": tuple(
+        f"lightbox.readers.{reader}"
+        for reader in ("decathlon", "drosophila_vnc", "mask_folders", "mecovqa", "region_masks", "sa_med2d")
+    ),
 }
 """Module -> what it imports and calls only where a configuration asks for it."""
 

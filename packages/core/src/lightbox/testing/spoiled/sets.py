@@ -1,13 +1,14 @@
-"""All small sets that are spoiled, by name: of questions and of boxes."""
+"""All small sets that are spoiled, by name: of questions, of boxes and of masks."""
 
 import random
 from pathlib import Path
 
 from lightbox.testing.spoiled.box_sets import BOX_SETS
+from lightbox.testing.spoiled.masked_sets import MASKED_SETS
 from lightbox.testing.spoiled.question_sets import QUESTION_SETS
 from lightbox.testing.spoiled.small import SmallSet, draw_from
 
-SETS: dict[str, SmallSet] = QUESTION_SETS | BOX_SETS
+SETS: dict[str, SmallSet] = QUESTION_SETS | BOX_SETS | MASKED_SETS
 
 
 def write_set(name: str, folder: Path, seed: int, data_root: Path | None = None) -> None:

@@ -40,20 +40,22 @@ from xml.etree import ElementTree
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 from typer.testing import CliRunner
 
 from lightbox.cli.data import app
 from lightbox.errors import LightboxError
-from lightbox.readers import preference_sets
+from lightbox.readers import all_sets
 from lightbox.readers import validate as validation
-from lightbox.readers.images import load_image
+from lightbox.readers.masks import mask_of
+from lightbox.readers.pixels import load_pixels, pixels_size_wh
 from lightbox.readers.splits import split_by_image
-from lightbox.readers.stores import image_size_wh
-from lightbox.records import Case
+from lightbox.records import Case, Finding
 from lightbox.testing.spoiled.box_sets import BOX_SETS
 from lightbox.testing.spoiled.containers import PARQUET_CHANGES, ZIP_CHANGES
 from lightbox.testing.spoiled.documents import CSV_CHANGES, FIELD_CHANGES, ROW_CHANGES, TEXT, TEXT_CHANGES
 from lightbox.testing.spoiled.entries import CHANGES, ROOT, Change, Damage
+from lightbox.testing.spoiled.masked_sets import MASKED_SETS
 from lightbox.testing.spoiled.pictures import DICOM_CHANGES, PICTURE_CHANGES, PICTURES, PNG, chunks
 from lightbox.testing.spoiled.sets import SETS, write_set
 
@@ -63,6 +65,8 @@ TOTALS = (
     *("rows", "cases", "questions", "files", "zip_members", "malformed_rows"),
     *("images", "annotated_images", "categories", "split_rows", "sentences", "table_rows", "label_rows", "regions"),
     *("pairs", "text_pairs", "image_pairs"),
+    *("volumes", "listed_volumes", "samples", "masks", "masks_decoded", "masks_named", "masks_joined_from_instances"),
+    *("slices_with_foreground", "slices_empty", "slices_left_out", "slices_of_volumes"),
     *("boxes", "box_files", "box_rows", "boxes_before_fusion", "masks", "findings_present", "findings_absent"),
 )
 TRIES = 20
@@ -134,7 +138,7 @@ def look(name: str, folder: Path) -> Seen:
     split_file = folder / small.split_file if small.split_file else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, on profiles and EXIF that it passes over
-        result = preference_sets.read_dataset(small.dataset, folder, **small.options)
+        result = all_sets.read_dataset(small.dataset, folder, **small.options)
         found = validation.validate(small.dataset, folder, split_file=split_file, **small.options)
         said = Counter({key: count for key, count in found.notes.items() if key not in TOTALS})
         said.update({f"unknown {table}": counts.get("unknown", 0) for table, counts in found.counts.items()})
@@ -150,7 +154,7 @@ def look(name: str, folder: Path) -> Seen:
         content = [_plain(case, folder) for case in result.cases]
         # the commands print what was read: reading it again would only take time
         with (
-            patch.object(preference_sets, "read_dataset", return_value=result),
+            patch.object(all_sets, "read_dataset", return_value=result),
             patch.object(validation, "validate", return_value=found),
         ):
             _command("validate", small.dataset, "--root", str(folder))
@@ -158,6 +162,8 @@ def look(name: str, folder: Path) -> Seen:
     items = [len(case.questions) + len(case.preferences) for case in result.cases]
     if name in BOX_SETS:
         items = [sum(len(finding.boxes) for finding in case.findings) for case in result.cases]
+    elif name in MASKED_SETS:
+        items = [sum(len(getattr(f, "parts", ())) for f in case.findings) for case in result.cases]
     digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
     return Seen(digest, sum(items), max(items, default=0), said)
 
@@ -242,7 +248,7 @@ def _plain(case: Case, folder: Path) -> list[Any]:
             finding.present,
             finding.attributes,
             finding.boxes,
-            "" if finding.mask is None else hashlib.sha256(finding.mask.tobytes()).hexdigest(),
+            _mask(finding),
         )
         for finding in case.findings
     ]
@@ -255,12 +261,21 @@ def _plain(case: Case, folder: Path) -> list[Any]:
     return [case.id, case.patient_id, case.modality, case.body_part, case.split, findings, questions, pairs, images]
 
 
+def _mask(finding: Finding) -> str:
+    """Digest of a mask, decoded where it lies in a file."""
+    try:
+        mask = mask_of(finding)
+    except LightboxError:
+        return "unreadable"
+    return "" if mask is None else hashlib.sha256(str(mask.shape).encode() + mask.tobytes()).hexdigest()
+
+
 def _pixels(image: Path) -> str:
     """Digest of an image as runs load it, square and in colour, and as it is."""
     try:
-        square, whole = load_image(image, image_px=32, in_colour=True), load_image(image)
+        square, whole = load_pixels(image, image_px=32, in_colour=True), load_pixels(image)
         if image.suffix in PICTURES:
-            image_size_wh(image)
+            pixels_size_wh(image)
     except LightboxError:
         return "unreadable"
     assert square.shape[:2] == (32, 32), square.shape
@@ -295,7 +310,19 @@ def _keeps_form(ending: str, first: bytes, second: bytes) -> bool:
         return second.startswith(b"\xff\xd8") and b"\xff\xd9" in second
     if ending == ".parquet":
         return _columns(first) == _columns(second)
+    if ending == ".gz":  # its checksum is of all that it holds
+        return False
+    if ending == ".tif":  # no checksum: any bytes in the place of pixels are pixels
+        return _tiff_size(first) == _tiff_size(second) is not None
     return ending in (".dcm", ".dicom") and len(second) >= len(first)
+
+
+def _tiff_size(content: bytes) -> tuple[int, int] | None:
+    try:
+        with Image.open(io.BytesIO(content), formats=("TIFF",)) as picture:
+            return picture.size
+    except (OSError, SyntaxError, ValueError, TypeError, KeyError):
+        return None
 
 
 def _shape(content: bytes, ending: str) -> str:
