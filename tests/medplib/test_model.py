@@ -13,7 +13,7 @@ from lightbox.errors import RequestError
 from lightbox.pretrain import modality_llava
 from lightbox.testing.shrunk import save_shrunk
 from medplib import pixel_rows
-from medplib.frames import cornered
+from medplib.frames import Frame
 from medplib.model import PixelVLM, phrase_before, pixel_step, with_answers
 from medplib.objective import LossWeights
 from medplib.pixel_rows import HERE, REGION_FEATURE, SEG, TAGS, PixelItem, add_tags, check_item, prepare
@@ -110,7 +110,7 @@ def test_the_segmenter_takes_a_picture_out_of_its_square_as_frames_do(tiny, item
         embeddings = tiny.segmenter.embed(tiny.prepare(items[1:2]).pictures)
         prompts = torch.randn(6, 1, 64, generator=torch.Generator().manual_seed(0))
         masks = tiny.segmenter.decode(embeddings, prompts, image_of=[0] * 6)
-    frame = cornered((80, 40), 64)
+    frame = Frame((80, 40), (64, 64), 0, 0, 64, 32)  # at the top left, half as wide as high
     for logits, low in zip(masks.logits, masks.low_res_logits, strict=True):
         ours, theirs = frame.unpad(low)[0], logits[0]
         assert ours.shape == theirs.shape == (80, 40)

@@ -32,7 +32,8 @@ WORDS = tuple(
         [
             *(word for modality in MODALITIES.values() for name in modality.classes for word in name.split()),
             *(word for name in MODALITIES for word in name.split()),
-            *"segment outline mark absent present it this region half small large faint strong smooth ragged".split(),
+            *"segment outline mark mask show name where which its it this region half size kind contrast".split(),
+            *"stand out small large faint strong smooth ragged left right present absent".split(),
         ]
     )
 )

