@@ -96,7 +96,8 @@ class PixelVLM(nn.Module):
         self.ids = pixel_rows.tag_ids(backbone)
         self.vlm, self.sam = backbone.model, segmenter.model  # registered, so that they train, move and are counted
         config: Any = backbone.core.config
-        width, prompt = config.get_text_config().hidden_size, segmenter.model.config.mask_decoder_config.hidden_size
+        sam: Any = segmenter.model.config
+        width, prompt = config.get_text_config().hidden_size, sam.mask_decoder_config.hidden_size
         layers = getattr(config, "vision_feature_layer", 0)
         seen = config.vision_config.hidden_size * (len(layers) if isinstance(layers, list | tuple) else 1)
         # normed at the end: a tiny decoder reads prompts of the size that its own encoder makes, and no others
