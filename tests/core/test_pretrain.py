@@ -12,6 +12,7 @@ from transformers import Florence2ForConditionalGeneration, LlavaForConditionalG
 from lightbox.backbones.florence2 import Florence2Backbone
 from lightbox.backbones.loading import load
 from lightbox.backbones.qwen_vl import Qwen25VlBackbone
+from lightbox.backbones.segmenter import load_segmenter
 from lightbox.backbones.seq2seq import load_seq2seq
 from lightbox.backbones.towers import load_tower
 from lightbox.backbones.weights import CARD, check_card
@@ -155,6 +156,11 @@ def test_a_build_is_repeated_to_the_same_bytes_and_loads_by_name(name, tmp_path)
         assert tokens.shape == (2, 65, model.config.text_config.d_model)
         backbone = load(str(folder))
         assert (type(backbone), backbone.codec.bins) == (Florence2Backbone, 64)
-    else:
+    elif name == "sam":
+        segmenter = load_segmenter(str(folder))
+        embeddings = segmenter.embed([Image.new("RGB", (48, 64))])
+        encoded = segmenter.encode_prompts(embeddings, boxes=torch.tensor([[0.25, 0.25, 0.5, 0.75]]))
+        assert segmenter.decode(embeddings, *encoded).logits[0].shape == (1, 64, 48)
+    else:  # tower, modality_tower
         features = load_tower(str(folder)).encode(torch.zeros(2, 64, 64, dtype=torch.uint8))
         assert features.shape == (2, 64, 96)

@@ -428,7 +428,7 @@ def test_boxes_are_scored_through_the_backbone_by_what_is_shown(backbone, stream
 
 
 def test_the_catalogue_has_the_earlier_models_and_refuses_others(tmp_path):
-    assert catalog.NAMES == (*EARLIER, "qwen2_5_vl")
+    assert catalog.NAMES == (*EARLIER, "qwen2_5_vl", "sam", "modality_tower")
     with pytest.raises(RequestError, match=r"'bert' is asked for.*qwen2_5_vl"):
         catalog.build("bert", tmp_path)
 

@@ -79,7 +79,10 @@ def predict(
 
 def pretrain(
     only: Annotated[
-        str, typer.Option(help="Build one of them: t5, tower, llava, florence2, llava-576 or qwen2_5_vl.")
+        str,
+        typer.Option(
+            help="Build one of them: t5, tower, llava, florence2, llava-576, qwen2_5_vl, sam or modality_tower."
+        ),
     ] = "",
     out: Annotated[Path | None, typer.Option(help="Output folder; left out, ./lightbox-out.")] = None,
 ) -> None:

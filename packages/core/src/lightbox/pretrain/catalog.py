@@ -15,9 +15,11 @@ from lightbox.paths import default_out, shared_data
 from lightbox.pretrain.build import NAMES as EARLIER
 from lightbox.pretrain.build import build as build_earlier
 from lightbox.pretrain.build import compare_scores, write_card
+from lightbox.pretrain.modality_tower import build_modality_tower
 from lightbox.pretrain.qwen2_5_vl import build_qwen2_5_vl
+from lightbox.pretrain.sam import build_sam
 
-LATER = {"qwen2_5_vl": build_qwen2_5_vl}
+LATER = {"qwen2_5_vl": build_qwen2_5_vl, "sam": build_sam, "modality_tower": build_modality_tower}
 NAMES = (*EARLIER, *LATER)
 
 

@@ -1,0 +1,137 @@
+"""Which tensors each of the four stages trains, and the proof that these and no others changed.
+
+Stage 1 aligns pictures with words, 2 makes the visual-language expert, 3 the grounding expert, 4 the mixture of both.
+Differs from the released scripts in that stage 2 trains the region adapter, which they left as drawn until stage 4.
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+
+from lightbox.adapters.plain import plain_name
+from lightbox.backbones.families import Family
+from lightbox.config import check_choice
+from lightbox.errors import RequestError
+from medplib.experts import Mixture
+
+STAGES = {
+    "align": ("projector",),
+    "vl": ("projector", "tables", "norms", "attention", "networks", "region_adapter"),
+    "grounding": ("networks", "seg_projector", "mask_decoder"),
+    "mixture": ("router", "networks", "queries_values", "tables", "seg_projector", "mask_decoder", "region_adapter"),
+}
+"""Groups by stage. Stage 3 leaves attention, tables and norms alone, so that both experts read the same states."""
+
+
+def group_patterns(family: Family) -> dict[str, str]:
+    """A regular expression of tensor names by group, matched as a whole; names are `own_name`s of a `PixelVLM`."""
+    projector, tables = re.escape(family.projector), f"{re.escape(family.embeddings)}|{re.escape(family.head)}"
+    layer = rf"vlm\.{re.escape(family.layers[0])}\.\d+"
+    return {
+        "projector": rf"vlm\.{projector}\..+",
+        "tables": rf"vlm\.(?:{tables})\..+",  # one of them where the two are tied
+        "norms": rf"{layer}\.(?:input|post_attention)_layernorm\..+",
+        "attention": rf"{layer}\.self_attn\.[qkvo]_proj\..+",
+        "queries_values": rf"{layer}\.self_attn\.[qv]_proj\..+",
+        "networks": rf"{layer}\.mlp\.(?:experts\.\w+\.)?(?:gate|up|down)_proj\..+",
+        "router": rf"{layer}\.mlp\.router\..+",
+        "region_adapter": r"region_adapter\..+",
+        "seg_projector": r"seg_projector\..+",
+        "mask_decoder": r"sam\.mask_decoder\..+",
+    }
+
+
+def own_name(name: str) -> str:
+    """A tensor's name in a `PixelVLM`, whatever peft wrapped around its module."""
+    return f"vlm.{plain_name(name.removeprefix('vlm.'))}" if name.startswith("vlm.") else name
+
+
+def train_stage(model: nn.Module, stage: str, family: Family, *, but_not: Sequence[str] = ()) -> dict[str, list[str]]:
+    """Let a stage's groups train and nothing else.
+
+    Args:
+        model: a `PixelVLM`.
+        stage: a key of `STAGES`.
+        family: of its backbone.
+        but_not: groups of the stage that stay as they are, such as a random router.
+
+    Returns:
+        Names of the tensors that train, by group.
+
+    Raises:
+        RequestError: an unknown stage, a group that is none of it, or what `choose_trainable` refuses.
+    """
+    check_choice("stage", stage, tuple(STAGES))
+    if odd := [group for group in but_not if group not in STAGES[stage]]:
+        raise RequestError(
+            f"Stage {stage} without {odd[0]}", f"It trains {', '.join(STAGES[stage])}", "Leave out one of them"
+        )
+    patterns = group_patterns(family)
+    return choose_trainable(model, {group: patterns[group] for group in STAGES[stage] if group not in but_not})
+
+
+def choose_trainable(model: nn.Module, patterns: Mapping[str, str]) -> dict[str, list[str]]:
+    """Let tensors train whose name a pattern matches as a whole, and no others.
+
+    Under an adapter its additions train, and the weights below them stay.
+
+    Args:
+        model: a `PixelVLM`.
+        patterns: regular expressions by name of their group.
+
+    Returns:
+        Names of the tensors that train, by group.
+
+    Raises:
+        RequestError: no pattern, one that matches nothing that can train, or a router that is a control.
+    """
+    if not patterns:
+        raise RequestError("A stage without groups", "Nothing would be trained", "Name what it trains")
+    controls = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, Mixture) and module.settings.router == "random"
+        for parameter in module.router.parameters()
+    }
+    model.requires_grad_(False)
+    chosen: dict[str, list[str]] = {group: [] for group in patterns}
+    for name, parameter in model.named_parameters():
+        own = own_name(name)
+        groups = [group for group, pattern in patterns.items() if re.fullmatch(pattern, own)]
+        if not groups or ".base_layer." in name or ".original_module." in name or not parameter.is_floating_point():
+            continue
+        if id(parameter) in controls:
+            raise RequestError(
+                f"The group {groups[0]} would train {own}",
+                "That router is random, a control, and must stay as it was drawn",
+                f"Leave out the group {groups[0]}",
+            )
+        parameter.requires_grad_(True)
+        for group in groups:
+            chosen[group].append(own)
+    if empty := [group for group, names in chosen.items() if not names]:
+        raise RequestError(
+            f"The group {empty[0]}, '{patterns[empty[0]]}'",
+            "No tensor of the model has such a name, so a part that the stage is about would not learn",
+            "Correct the expression, put the part in (add_experts for a router), or leave the group out",
+        )
+    return chosen
+
+
+@torch.no_grad()
+def fingerprints(model: nn.Module) -> dict[str, str]:
+    """sha256 of every tensor by its `own_name`, buffers included."""
+    return {
+        own_name(name): hashlib.sha256(
+            tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        ).hexdigest()
+        for name, tensor in model.state_dict().items()
+    }
+
+
+def changed(before: Mapping[str, str], after: Mapping[str, str]) -> set[str]:
+    """Names whose tensors differ between two fingerprints, or that only one of them has."""
+    return {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}

@@ -1,0 +1,85 @@
+"""A PixelVLM at tiny size, and one of the real LLaVA-1.5 in miniature, for every file here."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from lightbox.backbones.loading import load
+from lightbox.backbones.segmenter import load_segmenter
+from lightbox.pretrain.modality_llava import write_start
+from lightbox.pretrain.sam import make_processor, make_sam
+from lightbox.testing.shrunk import save_shrunk
+from medplib.model import PixelVLM
+from medplib.pixel_rows import PixelItem, add_tags
+from medplib.regions import point
+
+RANDOM = np.random.default_rng(0)
+WIDE, TALL = (48, 64, 3), (80, 40)
+PICTURES = {size: RANDOM.integers(0, 256, size, dtype=np.uint8) for size in (WIDE, TALL)}
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory):
+    """Directories of the tiny start, of LLaVA-1.5 in miniature, and of a segmenter whose masks follow prompts."""
+    root = tmp_path_factory.mktemp("models")
+    write_start(root / "tiny", tower="tiny/tower")
+    save_shrunk("llava-1.5-7b", root / "llava-1.5")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        sam = make_sam()
+        for parameter in sam.parameters():
+            if parameter.ndim > 1 and parameter.requires_grad:
+                fan_in = parameter[0].numel() if parameter.ndim > 2 else parameter.shape[-1]
+                torch.nn.init.normal_(parameter, std=fan_in**-0.5)
+    sam.save_pretrained(root / "sam")
+    make_processor().save_pretrained(root / "sam")
+    return root
+
+
+@pytest.fixture(scope="session")
+def new_model(folders) -> Callable[[str], PixelVLM]:
+    """A fresh model by the name of its directory, "tiny" or "llava-1.5"."""
+
+    def make(name: str) -> PixelVLM:
+        backbone = load(str(folders / name))
+        add_tags(backbone)
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            return PixelVLM(backbone, load_segmenter(str(folders / "sam"))).eval()
+
+    return make
+
+
+@pytest.fixture(scope="session", params=["tiny", "llava-1.5"])
+def model(request, new_model):
+    """Shared by tests that change nothing."""
+    return new_model(request.param)
+
+
+@pytest.fixture(scope="session")
+def tiny(new_model):
+    """Shared by tests that change nothing."""
+    return new_model("tiny")
+
+
+@pytest.fixture
+def items():
+    """Two masks and two regions; no mask; one mask and one region."""
+    wide, tall = PICTURES[WIDE], PICTURES[TALL]
+    half = np.zeros((48, 64), dtype=bool)
+    half[:, :32] = True
+    spot = np.zeros((80, 40), dtype=bool)
+    spot[10:20, 5:9] = True
+    return [
+        PixelItem(
+            wide,
+            "mark <region></region> and <region></region>",
+            (half, point(0.9, 0.2)),
+            "the lung <SEG> and the heart <SEG> .",
+            (half, ~half),
+        ),
+        PixelItem(tall, "is there a mass ?", (), "absent ."),
+        PixelItem(tall, "segment this <region></region>", (spot,), "it is <SEG> .", (spot,)),
+    ]
