@@ -124,6 +124,7 @@ def render(
     from lightbox.paper.mask_outlines import Outline, draw_outlines
     from lightbox.paper.overlay import Mark, draw_boxes, with_strip
     from lightbox.paths import default_out
+    from lightbox.readers.images import load_image
     from lightbox.readers.masks import mask_of
     from lightbox.readers.pixels import load_pixels
 
