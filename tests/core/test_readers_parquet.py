@@ -202,7 +202,7 @@ def test_fifteen_thousand_rows_validate_in_time_and_decode_each_image_once(tmp_p
         rows = [row(pictures[i % 300], f"Question {i}?", "yes") for i in range(shard * 5000, shard * 5000 + 5000)]
         write(tmp_path / f"train-{shard}.parquet", rows, row_group_size=100)
     decoded, opened = [], []
-    monkeypatch.setattr(validate, "load_image", lambda image: decoded.append(image) or load_image(image))
+    monkeypatch.setattr(validate, "load_pixels", lambda image: decoded.append(image) or load_image(image))
     read_metadata = pq.read_metadata
     monkeypatch.setattr(parquet.pq, "read_metadata", lambda file: opened.append(file) or read_metadata(file))
     start = time.process_time()

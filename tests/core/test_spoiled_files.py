@@ -496,10 +496,10 @@ def test_spoiled_file_is_refused_or_said(work, name, seed, change):
 
 
 def test_judge_names_silence_and_a_traceback(work, monkeypatch):
-    monkeypatch.setattr(validation, "image_fault", lambda path: "")
+    monkeypatch.setattr(validation, "pixels_fault", lambda path: "")
     name, change = "omnimedvqa/folder", "pixels against their checksum"
     assert run_trial(name, 0, work, change=change).verdict == "silent"
-    monkeypatch.setattr(validation, "image_note", lambda path: 1 / 0)
+    monkeypatch.setattr(validation, "pixels_note", lambda path: 1 / 0)
     outcome = run_trial(name, 0, work, change=change)
     assert (outcome.verdict, outcome.detail.partition(" ")[0]) == ("traceback", "ZeroDivisionError:")
 

@@ -19,6 +19,7 @@ from lightbox.backbones.backbone import Backbone
 from lightbox.backbones.conversation import Conversation, Turn
 from lightbox.backbones.weights import CONFIG
 from lightbox.errors import RequestError
+from lightbox.paper.image_regions import view
 from lightbox.paper.image_tools import Action, Feedback, Task, observe
 from lightbox.paper.replies import Reply, TagReplies
 from lightbox.paths import shared_data
@@ -150,7 +151,7 @@ def make_scene(backbone: Backbone, prompts: int, group: int, turn_tokens: int) -
             f"A mark has {len(first[0])} with its end token",
             f"Allow at least {len(first[0])}",
         )
-    openings = [CODEC.opening(task, FEEDBACK) for task in own]
+    openings = [CODEC.opening(task, view(task.image, FEEDBACK.view_px)) for task in own]
     return Scene(backbone, tasks, openings, Script(backbone, torch.tensor(first), turn_tokens))
 
 

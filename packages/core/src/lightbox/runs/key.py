@@ -38,6 +38,7 @@ COMPUTING = {
     "accelerate": ("accelerate",),
     "numpy": ("numpy",),
     "PIL": ("pillow",),
+    "nibabel": ("nibabel",),  # reads volumes, slice by slice
     "pydicom": ("pydicom", "pylibjpeg", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg"),
     "sacrebleu": ("sacrebleu",),
     "rouge_score": ("rouge-score", "nltk"),
