@@ -60,6 +60,7 @@ def make_sam() -> SamModel:
             # transformers begins an encoder at 1e-10, to be loaded over, and a decoder at 0.02, for widths of hundreds
             nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
     model.prompt_encoder.mask_embed.requires_grad_(False)  # no coarse masks as prompts
+    model.prompt_encoder.point_embed[0].requires_grad_(False)  # and no points outside of what is meant
     model.mask_decoder.output_hypernetworks_mlps[1:].requires_grad_(False)  # and one mask a prompt
     return model
 

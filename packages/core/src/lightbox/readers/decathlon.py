@@ -16,6 +16,7 @@ import numpy as np
 
 from lightbox.errors import RequestError
 from lightbox.readers import volumes
+from lightbox.readers.findings import MAX_NAME
 from lightbox.readers.masked_cases import MaskedCases, MaskedImage, check_name, read_whole_object
 from lightbox.readers.masks import MaskError, MaskPart
 from lightbox.readers.members import is_there
@@ -200,7 +201,11 @@ def _task(root: Path, rows: Gathering, labels: str) -> _Task:
         )
     modalities = described.get("modality")
     if modalities is not None and not (isinstance(modalities, dict) and all(map(_is_text, modalities.values()))):
-        raise RequestError(f"'{file}', field 'modality'", "It is {channel: name}", "Correct the file")
+        raise RequestError(
+            f"'{file}', field 'modality'",
+            f"It is {{channel: name}}, names of at most {MAX_NAME} signs",
+            "Correct the file",
+        )
     modality = ", ".join((modalities or {}).values())
     modality = {"MRI": "MR"}.get(modality, modality) or ("MR" if rows.dataset in NAMES else "")
     body_part = {"msd_hippocampus": "brain"}.get(rows.dataset, str(described.get("name") or "").lower())
@@ -208,7 +213,7 @@ def _task(root: Path, rows: Gathering, labels: str) -> _Task:
 
 
 def _is_text(value: object) -> bool:
-    return isinstance(value, str) and bool(value.strip())
+    return isinstance(value, str) and bool(value.strip()) and len(value) <= MAX_NAME
 
 
 def _levels(names: str, described: object, source: str) -> dict[int, str]:

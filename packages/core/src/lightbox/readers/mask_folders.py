@@ -20,7 +20,7 @@ from pathlib import Path
 from lightbox.errors import RequestError
 from lightbox.readers.masked_cases import MaskedCases, MaskedImage, check_name, read_whole_object
 from lightbox.readers.masks import MaskError, MaskPart, load_labels, part_mask
-from lightbox.readers.members import is_there
+from lightbox.readers.members import check_folder, is_there
 from lightbox.readers.pixels import SUFFIXES
 from lightbox.readers.rows import Gathering
 from lightbox.records import Case
@@ -61,8 +61,8 @@ def read_cases(
         if value not in choices:
             raise RequestError(f"{option}='{value}'", f"It is one of {', '.join(choices)}", "Choose one of them")
     finder = _finder(patient)
-    folders = [(part, root / part) for part in SPLITS if split in (None, part) and (root / part / "images").is_dir()]
-    folders = folders or ([("", root)] if (root / "images").is_dir() and split is None else [])
+    folders = [(part, root / part) for part in SPLITS if split in (None, part) and _has_images(root / part)]
+    folders = folders or ([("", root)] if split is None and _has_images(root) else [])
     if not folders:
         raise RequestError(
             f"Images and masks at '{root}', split {split}",
@@ -159,6 +159,13 @@ def _levels(root: Path, labels: str) -> dict[int, str]:
             "Write for example labels=1=liver,2=spleen",
         )
     return levels
+
+
+def _has_images(folder: Path) -> bool:
+    """Whether there are images; what stands in the place of one of its folders is refused and not passed over."""
+    check_folder(folder)
+    check_folder(folder / "masks")
+    return check_folder(folder / "images").is_dir()
 
 
 def _finder(patient: str) -> re.Pattern[str] | None:

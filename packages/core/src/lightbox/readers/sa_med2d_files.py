@@ -17,6 +17,7 @@ from lightbox.readers.documents import parse_json
 from lightbox.readers.json_pairs import file_chunks, read_pairs
 from lightbox.readers.masked_cases import check_name
 from lightbox.readers.masks import MaskError
+from lightbox.readers.members import is_there
 from lightbox.readers.pixels import PartPath
 from lightbox.readers.rows import RowError, shown
 from lightbox.readers.split_zip import Archive, open_parts
@@ -97,8 +98,8 @@ class Tree:
         return self.root / name if self.archive is None else PartPath(self.root, self.prefix + name)
 
     def has(self, name: str) -> bool:
-        """Whether a file of this name is there."""
-        return (self.root / name).is_file() if self.archive is None else self.prefix + name in self.archive
+        """Whether anything of this name is there; what stands in the place of a file is refused when it is read."""
+        return is_there(self.root / name) if self.archive is None else self.prefix + name in self.archive
 
     def chunks(self, name: str) -> Iterator[bytes]:
         """The content of a file, a piece at a time."""
@@ -162,7 +163,10 @@ def read_classes(tree: Tree) -> dict[tuple[str, int], str] | None:
         for name, number in names.items() if isinstance(names, dict) else ():
             text = str(number)
             if text.isdecimal():
-                classes[dataset, int(text)] = check_name(name.removeprefix("union_").replace("_", " ").strip())
+                try:
+                    classes[dataset, int(text)] = check_name(name.removeprefix("union_").replace("_", " ").strip())
+                except RowError as err:
+                    raise RequestError(f"{source}, dataset {shown(dataset)}", str(err), "Correct the name") from err
     if not classes:
         raise RequestError(source, "It is no object of {dataset: {class: number}}", "Fetch the file again")
     return classes
