@@ -316,3 +316,11 @@ def test_the_whole_budget_gives_the_log_probabilities_of_no_pruning(opened):
             learner.patches, learner.is_pruned = patches, False
     torch.testing.assert_close(whole, usual, rtol=1e-4, atol=1e-4)
     assert (few - usual).abs().max() > 1e-3
+
+
+def test_a_tower_that_runs_in_the_step_sees_the_images_of_each_part_once(sizes, llava_folder):
+    _, made, learner = prepared(sizes, llava_folder, "experiment=mmedpo", "model.freezes_tower=false")
+    batch = learner.collate(made.pairs, made.split)(list(range(len(made.pairs))))
+    assert len(batch.parts) > 1
+    for part in batch.parts:
+        assert len(part.shared.pixels["pixel_values"]) == len(set(part.shared.index))

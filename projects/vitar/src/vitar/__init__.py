@@ -2,5 +2,6 @@
 
 Read `claims` (what is tested), `config`, `data` (who is asked what), `traces` (episodes to imitate), `rollout` (the
 idea: how a policy and the environment talk), `model`, `train`, `evaluate`, `scores`, `predict`; `actions` is ViTAR's
-JSON and `rewards` what an episode is worth. What papers share is in `lightbox.paper`. Nothing heavy is imported here.
+JSON, `rewards` and `reinforce` are training by rewards, `looking` says where the policy looks. What papers share is in
+`lightbox.paper`. Nothing heavy is imported here.
 """

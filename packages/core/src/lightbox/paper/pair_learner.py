@@ -1,8 +1,8 @@
 """A LLaVA that learns from preference pairs, on features of its frozen tower, which are computed once an image.
 
 What an objective reads of a pair are its sides: both answers, and for some the preferred one without an image or the
-answers of another pair. All are rows of one batch. An image that they share is projected once, and two answers to one
-prompt under one image may stand in one row, see `answer_rows`; texts are tokenised once; the reference's
+answers of another pair. All are rows of one batch. An image that they share is projected once, and answers to one
+prompt under one image may share a row, see `answer_rows`; texts are tokenised once; the reference's
 log-probabilities are computed once before the first step, by the same code in the same mode as those of the policy.
 """
 
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lightbox.backbones.backbone import Backbone
 from lightbox.backbones.conversation import Conversation, assistant, user
+from lightbox.backbones.reading import ImageFields
 from lightbox.backbones.rows import IGNORED, UNLIMITED, SharedImages, VlmBatch
 from lightbox.backbones.vision import VisionFeatures
 from lightbox.errors import RequestError
@@ -68,7 +69,7 @@ class PairBatch:
     """Rows of some pairs.
 
     Args:
-        parts: rows of like length, with an answer or two; images are numbered by `patches` where that is given.
+        parts: rows of like length, with one answer or several; images are numbered by `patches` where that is given.
         is_learnt: of each part; False where its log-probabilities need no gradient.
         places: for each answer, side after side, its place among those of the parts laid end to end.
         patches: what the projector reads of each distinct image; None where images are encoded in the step.
@@ -286,7 +287,7 @@ class PairLearner(Learner):
             answered = [Answered(read[own[0]][0], [read[place][1] for place in own]) for own in rows]
             part = answer_rows(answered, self.backbone.tokenizer.pad_token_id)
             shown = [number[row] for own in rows if (row := said[own[0]][2]) is not None]
-            parts.append(replace(part, shared=SharedImages(pixels, shown) if shown else None))
+            parts.append(replace(part, shared=_shared(pixels, shown) if shown else None))
             order += [place for own in rows for place in own]
         own = None if patches is None else patches[images]
         return parts, [learnt for learnt, _, _ in sorted(set(kinds))], torch.tensor(order).argsort(), own
@@ -326,6 +327,14 @@ class PairLearner(Learner):
                 self._read[key] = ids[mask.bool()].int(), int(is_said.int().argmax())
         tokens = [(ids.tolist(), start) for ids, start in map(self._read.__getitem__, keys)]
         return [(ids[:start], ids[start:]) for ids, start in tokens]
+
+
+def _shared(pixels: ImageFields, shown: list[int]) -> SharedImages:
+    """The images of a part: of its own alone where a tower will run, all of the batch's where features are there."""
+    own = list(dict.fromkeys(shown))
+    if not pixels:
+        return SharedImages({}, shown)
+    return SharedImages({name: value[own] for name, value in pixels.items()}, [own.index(place) for place in shown])
 
 
 def sides_of(objective: str) -> tuple[Side, ...]:

@@ -30,7 +30,8 @@ def read_dataset(name: str, root: Path | str | None = None, split: str | None = 
     reader = LATER_SETS[name]
     if split is not None and split not in reader.splits:
         splits = f"Its splits are {', '.join(reader.splits)}" if reader.splits else "It has no official split"
-        raise RequestError(f"split='{split}' of {name}", splits, "Leave it out")
+        do = "Choose one of them" if reader.splits else "Leave it out"
+        raise RequestError(f"split='{split}' of {name}", splits, do)
     for option in options:
         if option not in reader.options:
             raise RequestError(
