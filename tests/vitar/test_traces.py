@@ -11,7 +11,7 @@ from lightbox.paper.image_tools import Feedback, Task, observe
 from lightbox.paper.replies import TagReplies
 from lightbox.paper.trace_files import read_trace_file
 from lightbox.phantom import Knobs, draw_cases, seed_range
-from lightbox.phantom.shape_questions import shape_questions
+from lightbox.phantom.place_questions import place_questions
 from lightbox.records import box_iou
 from vitar.actions import JsonReplies
 from vitar.data import task_of
@@ -26,7 +26,7 @@ def cases():
 
 def some_tasks(cases):
     """Tasks about small findings."""
-    pairs = [(case, asked) for case in cases for asked in shape_questions(case, scale_pct=100)]
+    pairs = [(case, asked) for case in cases for asked in place_questions(case, scale_pct=100)]
     return [task_of(asked, Image.fromarray(case.images[0])) for case, asked in pairs if asked.kind == "small_100"]
 
 

@@ -1,4 +1,4 @@
-"""Who is asked what: the shape of a finding, of which a small one has few pixels in the view. No torch.
+"""Who is asked what: the name of a finding, of which a small one has few pixels in the view. No torch.
 
 A kind is a size of findings as they are drawn, and every kind has as many items.
 """
@@ -16,8 +16,8 @@ from lightbox.paper.image_tools import Task
 from lightbox.paper.replies import ReplyCodec
 from lightbox.paper.samples import Sample, Split
 from lightbox.phantom.ontology import SIZES
-from lightbox.phantom.shape_questions import BoxedQuestion as Asked
-from lightbox.phantom.shape_questions import shape_questions
+from lightbox.phantom.place_questions import BoxedQuestion as Asked
+from lightbox.phantom.place_questions import place_questions
 from vitar.config import Config
 from vitar.traces import make_trace
 
@@ -78,7 +78,7 @@ def _drawn(cfg: Config, name: str, n: int) -> Split[Asked]:
     samples: list[Sample[Asked]] = []
     images, case_ids = [], []
     for world, case in draw_worlds(name, cfg.run.seed, cfg.data.worlds):
-        asked = shape_questions(case, scale_pct=cfg.data.scales_pct[world])[: cfg.data.questions_per_case]
+        asked = place_questions(case, scale_pct=cfg.data.scales_pct[world])[: cfg.data.questions_per_case]
         row, before = len(images), len(samples)
         for own in asked:
             if wanted[own.kind]:

@@ -1,0 +1,46 @@
+"""Questions what is seen in a place, with the box of what is: in the very words that the tiny models learnt to answer.
+
+The answer is a finding's name, of which the shape is fine structure: a small finding has few pixels of it. There are no
+options, so a guess is seldom right.
+"""
+
+from dataclasses import dataclass
+
+from lightbox.records import Box, Case, Question
+
+
+@dataclass(frozen=True, slots=True)
+class BoxedQuestion(Question):
+    """A question about a finding; `boxes` say where that lies, and `kind` how large it is drawn, as "small_50"."""
+
+    boxes: tuple[Box, ...] = ()
+
+    @property
+    def diameter(self) -> float:
+        """Geometric mean of the sides of the finding's box, a fraction of the image."""
+        return self.boxes[0].area ** 0.5
+
+
+def place_questions(case: Case, *, scale_pct: int) -> list[BoxedQuestion]:
+    """A question for each finding that is the only one at its place.
+
+    Args:
+        case: of the phantom, with boxes.
+        scale_pct: of its lesions.
+    """
+    asked = []
+    places = [finding.attributes["location"] for finding in case.findings]
+    for finding in case.findings:
+        place = finding.attributes["location"]
+        if places.count(place) > 1:
+            continue
+        asked.append(
+            BoxedQuestion(
+                f"{case.id}/{place.replace(' ', '-')}",
+                f"what is seen in the {place} ?",
+                finding.name,
+                kind=f"{finding.attributes['size']}_{scale_pct}",
+                boxes=finding.boxes,
+            )
+        )
+    return asked
