@@ -28,7 +28,7 @@ from vitar.data import kinds_of
         (["objective.replies=xml"], r"objective\.replies"),
         (["experiment=mark", "objective.replies=plain"], r"objective\.feedback=one"),
         (["eval.turn_tokens=0"], r"eval\.turn_tokens"),
-        (["experiment=options", "objective.is_trained=true"], "has no weights"),
+        (["experiment=question_only", "objective.is_trained=true"], "has no weights"),
     ],
 )
 def test_what_cannot_work_is_refused(overrides, message):
@@ -37,7 +37,7 @@ def test_what_cannot_work_is_refused(overrides, message):
 
 
 def test_baselines_need_no_weights():
-    for arm in ("majority", "question_only", "options"):
+    for arm in ("majority", "question_only"):
         assert resolve(["preset=smoke", f"experiment={arm}"]).is_baseline
     assert not resolve(["preset=smoke", "experiment=untouched"]).is_baseline
 

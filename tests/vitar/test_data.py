@@ -1,7 +1,6 @@
 """Questions: one finding each, as many of every size; splits and worlds that share no scene."""
 
 from collections import Counter
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +8,6 @@ import pytest
 from lightbox.paper.conditions import shown_rows
 from lightbox.paper.drawn_cases import CHUNK, draw_worlds
 from lightbox.paper.image_regions import view
-from lightbox.paper.option_baselines import options
 from lightbox.paper.replies import TagReplies
 from lightbox.phantom.place_questions import place_questions
 from vitar.config import resolve
@@ -56,10 +54,11 @@ def test_a_question_asks_what_is_seen_at_a_place_that_one_finding_has_alone():
         (finding,) = [finding for finding in case.findings if finding.boxes == own.boxes]
         place = finding.attributes["location"]
         assert [other.attributes["location"] for other in case.findings].count(place) == 1
-        assert (own.text, own.answer) == (f"what is seen in the {place} ?", finding.name)
+        assert own.text == f"what is seen in the {place} ?"
+        assert own.answer == f"{finding.attributes['density']} {finding.attributes['shape']}"
         assert own.kind == f"{finding.attributes['size']}_50"
     assert len({own.id for _, own in asked}) == len(asked)
-    assert len({own.answer for _, own in asked}) > 20
+    assert len({own.answer for _, own in asked}) > 15  # a guess is seldom right
 
 
 def test_a_task_holds_the_original_under_every_condition(splits):
@@ -91,18 +90,3 @@ def test_arms_imitate_the_same_act_and_differ_in_what_is_shown_for_it(splits):
             assert other.images[1].size == (32, 32)
         assert same.images[1].tobytes() == view(question.images[0]).tobytes()
         assert len({other.images[1].tobytes() for other in (same, mark, crop)}) == 3
-
-
-def test_the_option_that_was_right_most_often_is_one_of_the_options(splits):
-    train, scored = splits
-    guesses = options(train.samples, scored.samples)
-    assert all(guess in sample.record.options for guess, sample in zip(guesses, scored.samples, strict=True))
-    discs = [s.with_record(answer="disc") for s in train.samples]
-    assert {
-        guess == "disc"
-        for guess, sample in zip(options(discs, scored.samples), scored.samples, strict=True)
-        if "disc" in sample.record.options
-    } == {True}
-    # a kind that was never met is counted with all others
-    known = [replace(s, record=replace(s.record, kind="other")) for s in discs]
-    assert options(known, scored.samples) == options(discs, scored.samples)

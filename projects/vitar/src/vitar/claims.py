@@ -41,7 +41,6 @@ ARMS = (
     ),
     _baseline("majority", "the commonest answer of the kind"),
     _baseline("question_only", "the commonest answer of the same question"),
-    _baseline("options", "of the options the one that was right most often"),
     _sft("one", "ONE: one pass, the answer at once"),
     _sft("same", "SAME: a second look at the unchanged view"),
     _sft("mark", "MARK: a second look at the view with the box outlined (ViTAR)"),
@@ -89,7 +88,7 @@ def _growth(arm: str, role: Role) -> Contrast:
 
 def _gate(*arms: str) -> Gate:
     """The best of `arms` against what needs no image, its own blank and shuffled images, and arm 0."""
-    baselines = [Measure(name) for name in ("majority", "question_only", "options", "untouched")]
+    baselines = [Measure(name) for name in ("majority", "question_only", "untouched")]
     baselines += [Measure(BEST, condition="blank"), Measure(BEST, condition="shuffled")]
     return Gate(tuple(Measure(arm) for arm in arms), tuple(baselines))
 

@@ -19,7 +19,7 @@ from vitar.rewards import VARIANTS
 __all__ = ["Config", "check", "chosen", "estimate", "inputs", "resolve"]
 
 SFT, GRPO = "sft", "grpo"
-BASELINES = ("majority", "question_only", "options")
+BASELINES = ("majority", "question_only")
 FEEDBACKS = ("one", "same", "mark", "crop")
 REPLIES = ("tags", "json", "plain")
 FAMILIES = ("qwen2_vl", "qwen2_5_vl")
@@ -87,7 +87,7 @@ class ObjectiveConfig(schema.ObjectiveConfig):
 
     method: str
     """sft (imitates traces), grpo (plays and is rewarded, from the weights that the arm's start left, if `needs` names
-    one), or a baseline: majority, question_only, options; set by the experiment."""
+    one), or a baseline: majority, question_only; set by the experiment."""
     feedback: str = "one"
     """one (answers at once), same (the unchanged view again), mark (a red outline), crop (cut from the original and
     enlarged); all but one read two images, which is nearly twice the tokens."""

@@ -8,7 +8,6 @@ import pyarrow as pa
 
 from lightbox.paper import baselines, predictions, turn_examples
 from lightbox.paper.conditions import IMAGE, shown_rows
-from lightbox.paper.option_baselines import options
 from lightbox.paper.samples import Split
 from lightbox.runs import folders
 from vitar.config import BASELINES, Config
@@ -21,7 +20,6 @@ if TYPE_CHECKING:  # they import torch, and baselines are scored without
     from vitar.model import Policy
     from vitar.rollout import Episode
 
-BY_METHOD = {**baselines.BY_METHOD, "options": options}
 _log = logging.getLogger(__name__)
 
 
@@ -99,7 +97,7 @@ def guess_rows(cfg: Config, train: Split[Asked], scored: Split[Asked], method: s
     """Rows of the score table for a baseline."""
     own = [
         score_answer(sample, IMAGE, Result(0, (), False, answer, sample.record.answer), cfg.model.image_px)
-        for sample, answer in zip(scored.samples, BY_METHOD[method](train.samples, scored.samples), strict=True)
+        for sample, answer in zip(scored.samples, baselines.BY_METHOD[method](train.samples, scored.samples), strict=True)
     ]
     return [*own, score_set(own, IMAGE)]
 

@@ -1,7 +1,7 @@
-"""Questions what is seen in a place, with the box of what is: in the very words that the tiny models learnt to answer.
+"""Questions what is seen in a place, with the box of what is, in words that the tiny models have learnt.
 
-The answer is a finding's name, of which the shape is fine structure: a small finding has few pixels of it. There are no
-options, so a guess is seldom right.
+The answer is the look of a finding, as "grey mesh", also where the look has a name of its own: of the shape a small
+finding has few pixels. There are no options, so a guess is seldom right.
 """
 
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ def place_questions(case: Case, *, scale_pct: int) -> list[BoxedQuestion]:
             BoxedQuestion(
                 f"{case.id}/{place.replace(' ', '-')}",
                 f"what is seen in the {place} ?",
-                finding.name,
+                f"{finding.attributes['density']} {finding.attributes['shape']}",
                 kind=f"{finding.attributes['size']}_{scale_pct}",
                 boxes=finding.boxes,
             )
