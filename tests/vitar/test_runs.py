@@ -145,7 +145,9 @@ def test_who_does_not_look_has_no_box_and_no_control(arm, sizes, tmp_path):
     done = ENTRIES.run_once([*sizes, f"experiment={arm}", f"run.out={tmp_path}"], "train", is_indexed=False)
     table = folders.read_scores(done).to_pylist()
     items = [row for row in table if row["kind"] != "set"]
-    assert {row["condition"] for row in table} == ({"image"} if arm == "question_only" else {"image", "blank", "shuffled"})
+    assert {row["condition"] for row in table} == (
+        {"image"} if arm == "question_only" else {"image", "blank", "shuffled"}
+    )
     assert all(row["iou"] is None and row["box_area"] is None for row in items)
     assert {row["acted"] for row in items} == ({None} if arm == "question_only" else {0.0})
     if arm == "untouched":  # whatever it says is read as its answer

@@ -95,9 +95,10 @@ def examples_of(split: Split[Asked], place: int, episode: "Episode") -> turn_exa
 
 def guess_rows(cfg: Config, train: Split[Asked], scored: Split[Asked], method: str) -> list[ScoreRow]:
     """Rows of the score table for a baseline."""
+    answers = baselines.BY_METHOD[method](train.samples, scored.samples)
     own = [
         score_answer(sample, IMAGE, Result(0, (), False, answer, sample.record.answer), cfg.model.image_px)
-        for sample, answer in zip(scored.samples, baselines.BY_METHOD[method](train.samples, scored.samples), strict=True)
+        for sample, answer in zip(scored.samples, answers, strict=True)
     ]
     return [*own, score_set(own, IMAGE)]
 
