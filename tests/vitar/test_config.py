@@ -13,7 +13,9 @@ from vitar.data import kinds_of
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["data.source=vqa_rad", "data.root=x"], r"data\.scales_pct"),
+        (["data.parts=5"], r"data\.parts"),
+        (["data.point_bins=128"], r"data\.point_bins"),
+        (["data.source=bccd", "data.root=x", "data.parts=1"], r"data\.parts"),
         (["data.lesion_scale_pct=50"], r"data\.lesion_scale_pct"),
         (["data.scales_pct=[]"], "at least one"),
         (["data.scales_pct=[50,50]"], "each named once"),
@@ -48,7 +50,8 @@ def test_a_model_that_cannot_be_shown_a_second_image_is_refused():
 
 
 def test_trained_arms_differ_in_the_feedback_alone():
-    plain = {arm.name: resolve(["preset=quick", f"experiment={arm.name}"]) for arm in ARMS if arm.is_trained}
+    trained = [arm.name for arm in ARMS if arm.is_trained and not arm.name.startswith("smear_")]
+    plain = {name: resolve(["preset=quick", f"experiment={name}"]) for name in trained}
     rewarded = {name: cfg for name, cfg in plain.items() if cfg.objective.method == "grpo"}
     assert set(rewarded) == {"mark_a", "mark_b", "mark_c", "mark_d", "rewards_only"}
     assert set(plain) - set(rewarded) == {"one", "same", "mark", "crop"}
@@ -81,7 +84,11 @@ def test_controls_are_shown_where_the_place_of_the_box_matters():
 
 def test_claims_read_arms_conditions_and_kinds_that_runs_have():
     check_claims(PAPER)
-    assert [claim.id for claim in PAPER.claims] == ["V1", "V2", "V3", "V4", "V5"]
+    assert [claim.id for claim in PAPER.claims] == ["V1", "V2", "V3", "V4", "V5", "VR1", "VR2"]
+    assert {claim.id: claim.presets for claim in PAPER.claims if "real" in claim.presets} == {
+        "VR1": ("real",),
+        "VR2": ("real",),
+    }
     measures = [m for claim in PAPER.claims for contrast in claim.contrasts for _, m in contrast.terms]
     for preset in ("smoke", "quick", "full"):
         assert kinds_of(resolve([f"preset={preset}"])) == list(KINDS)
@@ -89,7 +96,23 @@ def test_claims_read_arms_conditions_and_kinds_that_runs_have():
         cfg = resolve(["preset=smoke", f"experiment={measure.arm}"])
         assert measure.condition in (
             "",
+            "shuffled",
             *cfg.shown_boxes,
             *(("hidden", "hidden_elsewhere") if cfg.is_looked_at else ()),
         )
         assert {value for _, value in measure.where} <= {*KINDS, "set"}
+
+
+def test_arms_on_real_images_differ_in_the_feedback_and_in_the_set_alone(monkeypatch):
+    monkeypatch.setenv("LIGHTBOX_DATA_ROOT", "/sets")
+    arms = {name: resolve(["preset=real", f"experiment={name}"]) for name in ("one", "same", "mark", "mark_a")}
+    smears = {name: resolve(["preset=real", f"experiment=smear_{name}"]) for name in ("one", "same", "mark")}
+    for name, cfg in (arms | {f"smear {name}": cfg for name, cfg in smears.items()}).items():
+        is_second = name.startswith("smear")
+        assert cfg.data.source == ("blood_smear_csv" if is_second else "bccd")
+        assert cfg.data.root == f"/sets/{cfg.data.source}"
+        assert cfg.data.write_point((0.5, 0.25)) == "<loc_64><loc_32>"
+        assert cfg.data.parts == PAPER.claim("VR1").seeds["real"]  # every image is scored once
+    for name, cfg in smears.items():
+        assert (cfg.objective, cfg.model, cfg.eval) == (arms[name].objective, arms[name].model, arms[name].eval)
+    assert resolve(["preset=real", "data.point_bins=0"]).data.write_point((0.5, 0.25)) == "(0.50, 0.25)"

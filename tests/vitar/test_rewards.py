@@ -92,5 +92,5 @@ def test_weights_of_ones_own_and_what_is_not_there():
     terms = terms_of(EPISODES["box, wrong answer"][0])
     assert reward(terms, {"iou": 2.0, "act": -1.0}).total == pytest.approx(1.0)
     for wrong in ("E", {"length": 1.0}):
-        with pytest.raises(RequestError, match="Choose a variant"):
+        with pytest.raises(RequestError, match="Choose one of them|Weigh terms"):
             reward(terms, wrong)

@@ -1,17 +1,22 @@
-"""What ViTAR claims, before any test result was seen: V1 to V5, their contrasts, controls and gates. No torch.
+"""What ViTAR claims, before any test result was seen: V1 to V5, VR1 and VR2 on real images, with controls. No torch.
 
 The text beyond the abstract was not available; what is known of tables is from its reviews.
 """
 
 from functools import partial
 
-from lightbox.claims.spec import BEST, Arm, Claim, Contrast, Gate, Kind, Measure, PaperClaims, Role, difference
+from lightbox.claims.spec import BEST, REAL, Arm, Claim, Contrast, Gate, Kind, Measure, PaperClaims, Role, difference
 
 _claim = partial(Claim, "vitar", unit="points of accuracy")
 UNTRAINED = "objective.is_trained=false"
 KINDS = ("small_50", "large_50", "small_100", "large_100")
 """Sizes of findings as they are drawn; `data.scales_pct` of the size presets gives them."""
 SMALLEST, LARGEST = KINDS[0], KINDS[-1]
+SMEARS = (
+    "data.source=blood_smear_csv",
+    "data.root='${oc.env:LIGHTBOX_DATA_ROOT,$LIGHTBOX_DATA_ROOT}/blood_smear_csv'",
+)
+"""The second set of preset `real`."""
 
 
 def _baseline(name: str, title: str, *overrides: str) -> Arm:
@@ -20,6 +25,11 @@ def _baseline(name: str, title: str, *overrides: str) -> Arm:
 
 def _sft(name: str, title: str) -> Arm:
     return Arm(name, title, ("objective.method=sft", f"objective.feedback={name}"))
+
+
+def _on_smears(feedback: str) -> Arm:
+    overrides = ("objective.method=sft", f"objective.feedback={feedback}", *SMEARS)
+    return Arm(f"smear_{feedback}", f"{feedback.upper()} on the second set of smears", overrides, rate_of=feedback)
 
 
 def _rewarded(name: str, title: str, *overrides: str, needs: str = "mark_start") -> Arm:
@@ -53,6 +63,7 @@ ARMS = (
     _rewarded("mark_b", "MARK, then rewards B (DeepEyes: an act pays where the answer is right)", "objective.reward=B"),
     _rewarded("mark_c", "MARK, then rewards C (A and the overlap of the box)", "objective.reward=C"),
     _rewarded("mark_d", "MARK, then rewards D (the answer only)", "objective.reward=D"),
+    *(_on_smears(feedback) for feedback in ("one", "same", "mark")),
 )
 
 
@@ -264,12 +275,82 @@ _V5 = _claim(
     note="Area and acts tell in which way boxes drift: to the whole image, or to none.",
 )
 
+
+def _on_real(
+    claim_id: str, *, cells: str, prefix: str, gate: Gate, rewarded: str, min_items: int, caveats: tuple[str, ...]
+) -> Claim:
+    """MARK against ONE and SAME on a real set; `prefix` of their arms, `rewarded` the arm that goes on, "" for none."""
+    one, same, mark = (f"{prefix}{name}" for name in ("one", "same", "mark"))
+    trained = {"ONE": one, "SAME": same, "MARK": mark} | ({"MARK, then rewards": rewarded} if rewarded else {})
+    after = (
+        {"traces and rewards - traces": "correct", "overlap: traces and rewards - traces": "iou"} if rewarded else {}
+    )
+    return _claim(
+        id=claim_id,
+        kind=Kind.CHAIN,
+        statement=f"On real blood smears ({cells}), a model that marks the cell asked about, and looks again, names it "
+        "better than one that answers at once, and than one that looks a second time at the unchanged image.",
+        location="not in the paper: a real number beside the phantom's",
+        paper_numbers="not found",
+        contrasts=(
+            difference("MARK - ONE", mark, one),
+            difference("MARK - SAME", mark, same),
+            difference("MARK, own box - random box", mark, _shown(mark, "random"), Role.CONTROL),
+            _beside("MARK, true box - own box", _shown(mark, "true"), mark),
+            _beside("MARK - MARK shown another image", mark, Measure(mark, condition="shuffled")),
+            *(_beside(name, Measure(rewarded, metric), Measure(mark, metric)) for name, metric in after.items()),
+            *(_level(f"{name}, accuracy", Measure(arm)) for name, arm in trained.items()),
+            *(_level(f"{name}, box overlap", Measure(arm, "iou")) for name, arm in trained.items() if arm != one),
+        ),
+        gate=gate,
+        min_effect=0.05,
+        presets=("real",),
+        seeds={"real": 5},
+        images=REAL,
+        budget="",
+        min_items=min_items,
+        caveats=(
+            "Photographs of one public set, made small, and a tiny model whose pretraining saw radiographs of the "
+            "phantom alone: this says whether traces are learnt from real pixels, and nothing about clinical use.",
+            "The question names a point in the cell, so its place is told and its outline is not; classes differ in "
+            "size and colour, of which a view of 48 pixels still shows something.",
+            "Each seed holds out another fifth of the images, so seeds differ in images too. Patients are unknown.",
+            *caveats,
+        ),
+    )
+
+
+def _unseen(*arms: str) -> Gate:
+    """The best of `arms` against what it says to a blank image and to another one."""
+    blind = (Measure(BEST, condition="blank"), Measure(BEST, condition="shuffled"))
+    return Gate(tuple(Measure(arm) for arm in arms), blind)
+
+
+_VR1 = _on_real(
+    "VR1",
+    cells="BCCD: red and white cells, platelets",
+    prefix="",
+    gate=_gate("mark", "same", "one"),
+    rewarded="mark_a",
+    min_items=30,  # a fifth of the images has 12 to 20 of each class
+    caveats=(REWARDED,),
+)
+_VR2 = _on_real(
+    "VR2",
+    cells="A. Aslan's set: red and white cells",
+    prefix="smear_",
+    gate=_unseen("smear_mark", "smear_same", "smear_one"),
+    rewarded="",
+    min_items=12,
+    caveats=("Forty images, of which a seed scores eight, with fourteen to sixteen cells.",),
+)
+
 PAPER = PaperClaims(
     paper="vitar",
     title="Think Twice to See More: iterative visual reasoning in medical VLMs",
     arxiv="2510.10052",
     arms={arm.name: arm for arm in ARMS},
-    claims=(_V1, _V2, _V3, _V4, _V5),
+    claims=(_V1, _V2, _V3, _V4, _V5, _VR1, _VR2),
     headline="correct",
     condition="image",
     default_arm="mark",

@@ -3,12 +3,13 @@
 `experiment=NAME` chooses an arm of `claims.py`; values stand in `conf/`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
 from lightbox.config import check_at_least, check_choice, check_positive, register_schema
 from lightbox.errors import RequestError
-from lightbox.paper import composition, schema
+from lightbox.paper import box_questions, composition, schema
 from lightbox.paper.composition import chosen, estimate, inputs
 from lightbox.paper.image_tools import Feedback
 from lightbox.paper.pretrained import Pretrained
@@ -43,7 +44,14 @@ class DataConfig(schema.DataConfig):
     """Which findings are asked about, and how well the boxes of the traces lie."""
 
     original_px: int = 192
-    """Side of a drawn image, from which crops are cut, a multiple of 8 up to 512; drawing costs its square."""
+    """Longest side of an original, from which crops are cut; of a drawn image a multiple of 8 up to 512. Drawing, and
+    memory of real images, cost its square."""
+    parts: int = 0
+    """For real data: number of parts that the images are divided into, of which each seed holds out another one; 0
+    divides by `split`. For sets of few images; no cost."""
+    point_bins: int = 0
+    """For real data: location tokens each way in which a question says where to look, of a model that was pretrained on
+    them; 0 says it in fractions; no cost."""
     scales_pct: list[int] = field(default_factory=lambda: [50, 100])
     """Sizes of lesions in percent of the phantom's, 50..200; each with its small and its large ones, and as many items
     of every size. The smaller, the less of their shape is in the view; no cost."""
@@ -56,11 +64,19 @@ class DataConfig(schema.DataConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.is_phantom or self.lesion_scale_pct != 100:
+        if self.lesion_scale_pct != 100:
             raise RequestError(
-                f"data.source is {self.source} and data.lesion_scale_pct is {self.lesion_scale_pct}",
-                "Questions are drawn with the phantom, at the sizes that data.scales_pct names",
-                "Leave both out, and set data.scales_pct",
+                f"data.lesion_scale_pct is {self.lesion_scale_pct}",
+                "The phantom is drawn at the sizes that data.scales_pct names",
+                "Leave it out, and set data.scales_pct",
+            )
+        check_at_least("data.point_bins", self.point_bins, 0)
+        check_at_least("data.parts", self.parts, 2 if self.parts else 0)
+        if self.is_phantom and (self.parts or self.point_bins):
+            raise RequestError(
+                f"data.parts is {self.parts}, data.point_bins {self.point_bins} and data.source phantom",
+                "They are about boxes of a real data set",
+                "Leave them out, or name the set as data.source",
             )
         if not self.scales_pct or len(set(self.scales_pct)) < len(self.scales_pct):
             raise RequestError(
@@ -72,13 +88,19 @@ class DataConfig(schema.DataConfig):
                 "A box that is near the true one overlaps it in part",
                 "Set 0 < data.iou_low <= data.iou_high < 1",
             )
-        _ = self.worlds  # the phantom refuses what it does not draw
+        if self.is_phantom:
+            _ = self.worlds  # the phantom refuses what it does not draw
 
     @property
     def worlds(self) -> tuple[Knobs, ...]:
         """What is drawn, one world a size of lesions: known triples of the ontology."""
         drawn = partial(Knobs, image_px=self.original_px, distractors=self.distractors, vocabulary="triples")
         return tuple(drawn(lesion_scale_pct=scale) for scale in self.scales_pct)
+
+    @property
+    def write_point(self) -> Callable[[box_questions.Point], str]:
+        """How a question says where to look."""
+        return box_questions.point_in_tokens(self.point_bins) if self.point_bins else box_questions.point_in_fractions
 
 
 @dataclass(kw_only=True)

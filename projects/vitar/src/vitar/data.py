@@ -1,6 +1,6 @@
-"""Who is asked what: the name of a finding, of which a small one has few pixels in the view. No torch.
+"""Who is asked what: the look of a phantom finding, or the class of an object of a real set. No torch.
 
-A kind is a size of findings as they are drawn, and every kind has as many items.
+A kind is a size of findings as they are drawn, and every kind has as many items; of a real set every class has.
 """
 
 import zlib
@@ -10,14 +10,16 @@ from dataclasses import replace
 from PIL import Image
 
 from lightbox.backbones.conversation import Conversation
+from lightbox.paper.box_questions import class_splits
 from lightbox.paper.conditions import Pictures
-from lightbox.paper.drawn_cases import draw_worlds
+from lightbox.paper.drawn_cases import even_split
 from lightbox.paper.image_tools import Task
 from lightbox.paper.replies import ReplyCodec
 from lightbox.paper.samples import Sample, Split
 from lightbox.phantom.ontology import SIZES
 from lightbox.phantom.place_questions import BoxedQuestion as Asked
 from lightbox.phantom.place_questions import place_questions
+from lightbox.records import Case
 from vitar.config import Config
 from vitar.traces import make_trace
 
@@ -27,12 +29,21 @@ def load_splits(cfg: Config, *, with_images: bool = True) -> tuple[Split[Asked],
 
     Args:
         cfg: `data.*` and `run.seed` decide.
-        with_images: False leaves `images` empty; boxes need pixels, so drawing takes as long.
+        with_images: False leaves `images` empty; boxes of the phantom need pixels, so drawing takes as long.
 
     Raises:
-        RequestError: what the phantom does not draw.
+        RequestError: what the phantom does not draw, and as `class_splits`.
     """
-    splits = [_drawn(cfg, name, n) for name, n in (("train", cfg.data.n_train), (cfg.data.eval_split, cfg.data.n_test))]
+    data, seed = cfg.data, cfg.run.seed
+
+    def ask(world: int, case: Case) -> list[Asked]:
+        return place_questions(case, scale_pct=data.scales_pct[world])[: data.questions_per_case]
+
+    if data.is_phantom:
+        sizes = {"train": data.n_train, data.eval_split: data.n_test}
+        splits = [even_split(name, seed, data.worlds, ask, kinds=kinds_of(cfg), n=n) for name, n in sizes.items()]
+    else:
+        splits = class_splits(data, seed=seed, parts=data.parts, write_point=data.write_point)
     train, scored = (own if with_images else replace(own, images=[]) for own in splits)
     return train, scored
 
@@ -69,24 +80,3 @@ def traces_of(cfg: Config, split: Split[Asked], codec: ReplyCodec) -> list[Sampl
 def seed_of(seed: int, item: str) -> int:
     """A seed that follows from an item's name, so that its draws are the same beside whatever else is drawn."""
     return zlib.crc32(f"{seed}/{item}".encode())
-
-
-def _drawn(cfg: Config, name: str, n: int) -> Split[Asked]:
-    """`n` items, as many of each kind; where that does not go up, the first kinds have one more."""
-    kinds = kinds_of(cfg)
-    wanted = {kind: n // len(kinds) + (place < n % len(kinds)) for place, kind in enumerate(kinds)}
-    samples: list[Sample[Asked]] = []
-    images, case_ids = [], []
-    for world, case in draw_worlds(name, cfg.run.seed, cfg.data.worlds):
-        asked = place_questions(case, scale_pct=cfg.data.scales_pct[world])[: cfg.data.questions_per_case]
-        row, before = len(images), len(samples)
-        for own in asked:
-            if wanted[own.kind]:
-                wanted[own.kind] -= 1
-                samples.append(Sample(own.id, own, case.id, row))
-        if len(samples) > before:
-            images += case.images[:1]
-            case_ids.append(case.id)
-        if not any(wanted.values()):
-            break
-    return Split(name, samples, images, case_ids)

@@ -62,7 +62,7 @@ def evaluate(
                 turn_examples.write_examples(
                     folder,
                     turn_examples.some_of_each([own.record.kind for own in split.samples], shown),
-                    is_synthetic=True,
+                    is_synthetic=cfg.data.is_phantom,
                 )
             _log.info("%s: %d episodes under condition %s", cfg.experiment, len(episodes), condition)
     if looks is not None:
@@ -87,7 +87,7 @@ def examples_of(split: Split[Asked], place: int, episode: "Episode") -> turn_exa
         sample.record.boxes,
         result.boxes,
         list(zip(episode.texts, images, strict=True)),
-        {"question": sample.record.text, "gold answer": sample.record.answer, "size": sample.record.kind},
+        {"question": sample.record.text, "gold answer": sample.record.answer, "kind": sample.record.kind},
         {"answer": (episode.answer or "").strip(), "failures": ", ".join(episode.failures)},
         is_right=bool(score(sample, IMAGE, episode, view_px=1)["correct"]),
     )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from lightbox.errors import RequestError
 from lightbox.eval.boxes import score_boxes
+from lightbox.paper.reward_terms import Reward, weighed
 from lightbox.records import Box
 
 VARIANTS: dict[str, dict[str, float]] = {
@@ -43,15 +44,6 @@ class Result:
     true_boxes: tuple[Box, ...] = ()
 
 
-@dataclass(frozen=True)
-class Reward:
-    """A sum of weighted terms; `not_finite` names those that were set to 0 because they were no finite number."""
-
-    total: float
-    terms: dict[str, float]
-    not_finite: tuple[str, ...] = ()
-
-
 def terms_of(result: Result) -> dict[str, float]:
     """Every term without its weight.
 
@@ -76,29 +68,15 @@ def terms_of(result: Result) -> dict[str, float]:
 
 
 def reward(terms: Mapping[str, float], variant: str | Mapping[str, float]) -> Reward:
-    """Weigh terms.
-
-    Args:
-        terms: see `terms_of`; others may be among them.
-        variant: a key of `VARIANTS`, or weights by term.
-
-    Returns:
-        The total of the weighted terms. A term without weight is left out, also where it is not finite.
+    """Weigh terms, see `reward_terms.weighed`, by weights or as a key of `VARIANTS` says.
 
     Raises:
         RequestError: an unknown variant, or a weight of a term that is not there.
     """
     weights = VARIANTS.get(variant) if isinstance(variant, str) else variant
-    if weights is None or not weights.keys() <= terms.keys():
-        raise RequestError(
-            f"reward is {variant!r}",
-            f"Variants are {', '.join(VARIANTS)}; terms are {', '.join(terms)}",
-            "Choose a variant, or weigh terms that are there",
-        )
-    weighted = {name: weight * terms[name] for name, weight in weights.items()}
-    broken = tuple(name for name, value in weighted.items() if not math.isfinite(value))
-    weighted |= dict.fromkeys(broken, 0.0)
-    return Reward(math.fsum(weighted.values()), weighted, broken)
+    if weights is None:
+        raise RequestError(f"reward is {variant!r}", f"Variants are {', '.join(VARIANTS)}", "Choose one of them")
+    return weighed(terms, weights)
 
 
 def normal(answer: str) -> str:

@@ -4,19 +4,60 @@
 sizes, draws here; each world of a split has case seeds of its own, so that none shows another one's scene.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from typing import TypeVar
 
 from lightbox import phantom
 from lightbox.errors import RequestError
-from lightbox.records import Case
+from lightbox.paper.samples import Sample, Split
+from lightbox.records import Case, Question
 
 CHUNK = 64  # large images and masks live for a chunk only
 WORLD_CASES = 100_000
 """Case seeds of a world in a split."""
 MOST_CHUNKS = 64
 """Kept in memory: the arms of a seed share their cases, and a worker trains several of them."""
+
+Asked = TypeVar("Asked", bound=Question)
+
+
+def even_split(
+    name: str,
+    seed: int,
+    worlds: tuple[phantom.Knobs, ...],
+    ask: Callable[[int, Case], Sequence[Asked]],
+    *,
+    kinds: Sequence[str],
+    n: int,
+) -> Split[Asked]:
+    """`n` questions of a split, as many of each kind; where that does not go up, the first kinds have one more.
+
+    Args:
+        name: of a phantom split, as of `draw_worlds`.
+        seed: run seed.
+        worlds: what is drawn.
+        ask: (place of a world, a case of it) -> questions; those of a kind that has enough are left out.
+        kinds: that there are; each must be met in some world.
+        n: >= 1.
+
+    Raises:
+        RequestError: an unknown split, or kinds that the worlds do not hold often enough.
+    """
+    wanted = {kind: n // len(kinds) + (place < n % len(kinds)) for place, kind in enumerate(kinds)}
+    samples: list[Sample[Asked]] = []
+    shown: list[Case] = []
+    for world, case in draw_worlds(name, seed, worlds):
+        before = len(samples)
+        for own in ask(world, case):
+            if wanted[own.kind]:
+                wanted[own.kind] -= 1
+                samples.append(Sample(own.id, own, case.id, len(shown)))
+        shown += [case] if len(samples) > before else []
+        if not any(wanted.values()):
+            break
+    return Split(name, samples, [case.images[0] for case in shown], [case.id for case in shown])
 
 
 def draw_worlds(split: str, seed: int, worlds: tuple[phantom.Knobs, ...]) -> Iterator[tuple[int, Case]]:

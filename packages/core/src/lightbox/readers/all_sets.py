@@ -1,19 +1,20 @@
 """Every dataset that can be read, by name, whichever catalogue it stands in: what the command line and `validate` ask.
 
-`catalog` holds the sets of published runs, `preference_sets` and `mask_sets` those that came later.
+`catalog` holds the sets of published runs; `preference_sets`, `mask_sets` and ViTAR-16K came later.
 """
 
 import os
 from pathlib import Path
 
 from lightbox.errors import RequestError
-from lightbox.readers import catalog
+from lightbox.readers import catalog, vitar_16k
 from lightbox.readers.catalog import Reader
 from lightbox.readers.mask_sets import MASK_SETS
 from lightbox.readers.preference_sets import FOLDER, PREFERENCE_SETS, RELEASES
 from lightbox.readers.rows import Gathering, ReadResult
 
-LATER_SETS: dict[str, Reader] = PREFERENCE_SETS | MASK_SETS
+VITAR_16K = {"vitar_16k": Reader("ViTAR-16K", "CC-BY-NC-4.0", vitar_16k.SPLITS, vitar_16k.read_cases)}
+LATER_SETS: dict[str, Reader] = PREFERENCE_SETS | MASK_SETS | VITAR_16K
 
 
 def read_dataset(name: str, root: Path | str | None = None, split: str | None = None, **options: object) -> ReadResult:
