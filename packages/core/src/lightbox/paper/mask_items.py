@@ -310,8 +310,10 @@ def _reason(ask: _Ask, rules: ItemRules, n_of: Counter[str]) -> str:
             return "absent_beyond_share"
     if rules.per_case is not None and n_of[f"case {ask.case.id}"] >= rules.per_case:
         return "over_per_case"
-    is_known = rules.per_patient is not None and ask.case.patient_id is not None
-    return "over_per_patient" if is_known and n_of[f"patient {ask.case.patient_id}"] >= rules.per_patient else ""
+    patient = ask.case.patient_id
+    if rules.per_patient is not None and patient is not None and n_of[f"patient {patient}"] >= rules.per_patient:
+        return "over_per_patient"
+    return ""
 
 
 def _pixels(case: Case, rules: ItemRules) -> np.ndarray | None:
