@@ -47,10 +47,8 @@ def test_every_image_of_nuclei_is_held_out_once_and_its_mask_is_of_all_nuclei():
         item = held[case.id]
         assert "nuclei" in item.question
         np.testing.assert_array_equal(item.mask, mask_of(case.findings[0]))
-        assert np.percentile(item.image, 99) > 200  # of the files' own levels some images use a tenth
+        assert np.percentile(item.image, 99.5) > 250  # of the files' own levels some images use a tenth
     assert any(item.image.shape[0] != item.image.shape[1] for item in held.values())
-    again = load_items("dsb2018_nuclei", seed=3, parts=4)
-    assert [(item.id, item.question) for item in again.train] == [(i.id, i.question) for i in splits[3].train]
 
 
 def test_hippocampi_are_held_out_by_patient_and_capped_and_some_slices_lack_them():
