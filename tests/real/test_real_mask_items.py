@@ -7,7 +7,7 @@ import pytest
 
 from lightbox.eval.masks import score_mask
 from lightbox.paper import mask_rivals
-from lightbox.paper.mask_items import ItemRules, items_of, load_items
+from lightbox.paper.mask_items import ItemRules, divided_items, load_items
 from lightbox.readers.all_sets import read_dataset
 from lightbox.readers.catalog import ROOT_VARIABLE
 from lightbox.readers.masks import mask_of
@@ -22,7 +22,7 @@ def mean_dice(masks, items):
     return np.mean([score_mask(mask, item.mask)["dice"] for mask, item in zip(masks, items, strict=True)])
 
 
-def check_items(splits):
+def check_splits(splits):
     """What holds for every set."""
     groups = [{item.patient_id or item.case_id for item in items} for items in (splits.train, splits.held)]
     assert not groups[0] & groups[1]
@@ -37,9 +37,9 @@ def check_items(splits):
 
 def test_every_image_of_nuclei_is_held_out_once_and_its_mask_is_of_all_nuclei():
     cases = read_dataset("dsb2018_nuclei").cases
-    splits = [items_of(cases, seed=seed, parts=4, rules=ItemRules(longest_px=256)) for seed in range(4)]
+    splits = [divided_items(cases, seed=seed, parts=4, rules=ItemRules(longest_px=256)) for seed in range(4)]
     for own in splits:
-        check_items(own)
+        check_splits(own)
         assert (len(own.train), len(own.held)) == (12, 4)
     held = {item.case_id: item for own in splits for item in own.held}
     assert len(held) == len(cases) == 16
@@ -54,7 +54,7 @@ def test_every_image_of_nuclei_is_held_out_once_and_its_mask_is_of_all_nuclei():
 def test_hippocampi_are_held_out_by_patient_and_capped_and_some_slices_lack_them():
     rules = ItemRules(absent_pct=20, per_patient=10)
     splits = load_items("msd_hippocampus", seed=0, rules=rules)
-    check_items(splits)
+    check_splits(splits)
     assert len({item.patient_id for item in splits.train}) + len({item.patient_id for item in splits.held}) == 24
     assert splits.counts["train_items"] + splits.counts["test_items"] == 240
     for name in ("anterior hippocampus", "posterior hippocampus"):
@@ -69,7 +69,7 @@ def test_hippocampi_are_held_out_by_patient_and_capped_and_some_slices_lack_them
 
 def test_regions_of_radiographs_have_words_and_lie_on_their_side():
     splits = load_items("covid_cxr_masks", seed=1, rules=ItemRules(per_case=6, longest_px=256))
-    check_items(splits)
+    check_splits(splits)
     items = (*splits.train, *splits.held)
     assert {max(item.mask.shape) for item in items} == {256}
     assert splits.counts["cases"] == 22
@@ -85,7 +85,7 @@ def test_regions_of_radiographs_have_words_and_lie_on_their_side():
 
 def test_of_two_images_of_the_demonstration_the_class_that_both_show_is_asked_for():
     splits = load_items("sam_med2d_demo", seed=0, parts=2)
-    check_items(splits)
+    check_splits(splits)
     assert splits.counts["cases_listed_twice"] == 2
     assert [item.name for item in splits.held] == ["aorta"]
     assert splits.counts["classes_not_trained"] + 1 + len(splits.train) == 19

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from lightbox.errors import RequestError
-from lightbox.paper.mask_items import ItemRules, items_of, load_items, requested_items
+from lightbox.paper.mask_items import ItemRules, divided_items, load_items, requested_items
 from lightbox.phantom.modalities import MODALITIES, draw_modality
 from lightbox.phantom.region_questions import request_masks
 from lightbox.records import Case, Finding
@@ -36,7 +36,7 @@ def cases():
 
 
 def test_an_item_holds_the_image_the_words_and_the_mask_of_its_class(cases):
-    items = {item.id: item for item in items_of(cases, seed=0).train}
+    items = {item.id: item for item in divided_items(cases, seed=0).train}
     item = next(item for key, item in items.items() if key.endswith("-mask-cyst"))
     number = int(item.case_id.removeprefix("scan"))
     assert (item.name, item.modality, item.patient_id) == ("cyst", "CT", f"patient{number // 2}")
@@ -46,7 +46,7 @@ def test_an_item_holds_the_image_the_words_and_the_mask_of_its_class(cases):
 
 
 def test_no_patient_is_on_two_sides_and_as_many_seeds_as_parts_score_every_item_once(cases):
-    splits = [items_of(cases, seed=seed) for seed in range(5)]
+    splits = [divided_items(cases, seed=seed) for seed in range(5)]
     for own in splits:
         assert not {item.patient_id for item in own.train} & {item.patient_id for item in own.held}
         assert (own.counts["train_images"], own.counts["test_images"]) == (8, 2)
@@ -56,13 +56,15 @@ def test_no_patient_is_on_two_sides_and_as_many_seeds_as_parts_score_every_item_
 
 
 def test_items_depend_on_the_seed_and_not_on_the_order_of_cases(cases):
-    first, again, other = (items_of(given, seed=seed) for given, seed in ((cases, 3), (cases[::-1], 3), (cases, 8)))
+    first, again, other = (
+        divided_items(given, seed=seed) for given, seed in ((cases, 3), (cases[::-1], 3), (cases, 8))
+    )
     said = [[(item.id, item.question) for item in (*own.train, *own.held)] for own in (first, again, other)]
     assert said[0] == said[1] != said[2]
 
 
 def test_absent_classes_make_up_their_share_and_have_empty_masks(cases):
-    none, third, most = (items_of(cases, seed=0, rules=ItemRules(absent_pct=pct)).train for pct in (0, 33, 90))
+    none, third, most = (divided_items(cases, seed=0, rules=ItemRules(absent_pct=pct)).train for pct in (0, 33, 90))
     assert all(item.is_present for item in none)
     absent = [item for item in third if not item.is_present]
     # four cysts are there, so 33 of 100 are one (1 of 5) and not two (2 of 6)
@@ -80,28 +82,28 @@ def test_absent_classes_make_up_their_share_and_have_empty_masks(cases):
     ],
 )
 def test_what_is_above_a_cap_is_left_out_and_counted(cases, rules, n_train, reason, n_left_out):
-    splits = items_of(cases, seed=0, rules=rules)
+    splits = divided_items(cases, seed=0, rules=rules)
     assert (len(splits.train), splits.counts["train_items"]) == (n_train, n_train)
     assert splits.counts[reason] == n_left_out
     assert splits.counts["absent_beyond_share"] == 5
 
 
 def test_a_class_that_is_not_drawn_and_one_that_training_never_shows_are_left_out_and_counted(cases):
-    held = items_of(cases, seed=0).held[0].case_id
+    held = divided_items(cases, seed=0).held[0].case_id
     cases = [
         replace(case, findings=(case.findings[0], Finding("Stone", mask=square(0, 0, 1)))) if case.id == held else case
         for case in cases
     ]
     other = next(place for place, case in enumerate(cases) if case.id != held)
     cases[other] = replace(cases[other], findings=(Finding("Liver"), *cases[other].findings))
-    splits = items_of(cases, seed=0)
+    splits = divided_items(cases, seed=0)
     assert splits.counts["classes_not_trained"] == 1
     assert splits.counts["present_without_a_mask"] == 1
     assert not {f"{held}-mask-stone", f"{cases[other].id}-mask-liver"} & {i.id for i in (*splits.train, *splits.held)}
 
 
 def test_large_images_are_shrunk_with_their_masks_and_what_vanishes_is_counted(cases):
-    splits = items_of(cases, seed=0, rules=ItemRules(longest_px=5))
+    splits = divided_items(cases, seed=0, rules=ItemRules(longest_px=5))
     assert {item.image.shape for item in splits.train} == {(3, 5)}
     assert {item.name for item in splits.train} == {"liver"}  # of 2 x 2 pixels no cell of 4 x 4 is covered by half
     # so training shows no cyst, and neither of the two held-out images is asked for one
@@ -109,7 +111,7 @@ def test_large_images_are_shrunk_with_their_masks_and_what_vanishes_is_counted(c
     liver = splits.train[0].mask
     assert liver[1:, 2:4].any()
     assert not liver[:, [0, 4]].any()
-    small = items_of(cases, seed=0, rules=ItemRules(longest_px=100)).train[0]
+    small = divided_items(cases, seed=0, rules=ItemRules(longest_px=100)).train[0]
     assert small.image.shape == HW
 
 
@@ -117,19 +119,19 @@ def test_grey_levels_fill_the_range_alike_for_all_channels(cases):
     image = np.zeros((*HW, 3), dtype=np.uint8)
     image[:, 10:, 0], image[:, 10:, 1] = 30, 15
     cases = [replace(case, images=(image + n,)) if n < 9 else case for n, case in enumerate(cases)]
-    train = items_of(cases, seed=0, rules=ItemRules(use_full_range=True)).train
+    train = divided_items(cases, seed=0, rules=ItemRules(use_full_range=True)).train
     dark = [item.image for item in train if item.case_id != "scan9"]
     assert dark
     for own in dark:
         assert [own[0, 0].tolist(), own[0, 19].tolist()] == [[0, 0, 0], [255, 128, 0]]
     assert {int(item.image.max()) for item in train if item.case_id == "scan9"} <= {90}  # it is constant
-    assert max(item.image.max() for item in items_of(cases[:9], seed=0).train) <= 38
+    assert max(item.image.max() for item in divided_items(cases[:9], seed=0).train) <= 38
 
 
 def test_an_image_that_cannot_be_read_costs_its_own_items(cases, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no picture")
     cases[0] = replace(cases[0], images=(tmp_path / "broken.png",))
-    splits = [items_of(cases, seed=seed) for seed in range(5)]
+    splits = [divided_items(cases, seed=seed) for seed in range(5)]
     assert [own.counts["unreadable_images"] for own in splits] == [1] * 5
     assert not any(item.case_id == "scan0" for own in splits for item in (*own.train, *own.held))
 
@@ -178,9 +180,9 @@ def test_rules_out_of_range_are_refused(rules, message):
 
 def test_a_split_without_an_item_and_two_images_of_one_name_are_refused(cases):
     with pytest.raises(RequestError, match="The split 'test' of these cases .* none that the training images show"):
-        items_of([replace(case, findings=(Finding(case.id, mask=square(0, 0, 1)),)) for case in cases], seed=0)
+        divided_items([replace(case, findings=(Finding(case.id, mask=square(0, 0, 1)),)) for case in cases], seed=0)
     with pytest.raises(RequestError, match="such as 'scan0'"):
-        items_of([*cases, replace(cases[0], images=(np.ones(HW, np.uint8),))], seed=0)
+        divided_items([*cases, replace(cases[0], images=(np.ones(HW, np.uint8),))], seed=0)
 
 
 def test_items_are_made_without_torch():

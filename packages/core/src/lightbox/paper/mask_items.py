@@ -163,11 +163,11 @@ def load_items(
     """
     result = with_sound_masks(read_dataset(source, root, **options))
     rules = replace(rules, use_full_range=rules.use_full_range or source in DARK_SETS)
-    splits = items_of(result.cases, seed=seed, parts=parts, held=held, rules=rules, source=source)
+    splits = divided_items(result.cases, seed=seed, parts=parts, held=held, rules=rules, source=source)
     return replace(splits, problems=result.problems)
 
 
-def items_of(
+def divided_items(
     cases: Sequence[Case],
     *,
     seed: int,
