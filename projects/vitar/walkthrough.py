@@ -40,7 +40,7 @@ atexit.register(WORK.cleanup)
 
 # %%
 from lightbox.losses.policy import Clips, group_advantages, policy_loss, zero_variance_share
-from lightbox.paper.image_regions import view
+from lightbox.paper.image_regions import jittered, view
 from lightbox.paper.image_tools import Action, Feedback, observe
 from lightbox.paper.pretrained import find_pretrained
 from lightbox.paper.replies import FAILURES, Reply, TagReplies
@@ -132,8 +132,8 @@ for kind in KINDS:
     print(f"{kind:<10} findings are {wide * view_px:4.1f} pixels wide in the view, {wide * original_px:4.1f} drawn")
 
 # %% [markdown]
-# The finding of one question, a character a pixel: as it is drawn, and as it is seen. With a folder given, the figure
-# shows one of each size, with its true box.
+# The finding of one question, a character a pixel, from its darkest to its lightest: as it is drawn, and as it is seen.
+# With a folder given, the figure shows one of each size, with its true box.
 
 
 # %%
@@ -156,8 +156,9 @@ asked, task = test.samples[place].record, tasks[place]
 true = asked.boxes[0]
 print(asked.text, "->", asked.answer)
 for title, image in {"drawn": task.image, "seen": view(task.image, view_px)}.items():
-    rows = cut_out(image, true, 4 if title == "drawn" else 1)
-    print(title, *("".join(" .:-=+*#%@"[int(grey) * 10 // 256] for grey in row) for row in rows), sep="\n")
+    pixels = cut_out(image, true, 4 if title == "drawn" else 1).astype(float)
+    shades = (9.99 * (pixels - pixels.min()) / (pixels.max() - pixels.min())).astype(int)
+    print(title, *("".join(" .:-=+*#%@"[shade] for shade in row) for row in shades), sep="\n")
 
 # %% [markdown]
 # The figure: for each size the original, the view, and the finding cut out of both.
@@ -193,7 +194,7 @@ assert all(own.record.answer in own.record.options for own in test.samples)  # b
 
 # %%
 tags, json_replies = TagReplies(128), JsonReplies()
-near = Box(true.x0 - 0.02, true.y0 - 0.01, true.x1 + 0.01, true.y1 + 0.02)
+near = jittered(true, np.random.default_rng(1))
 act = Reply("a small spot", (Action("mark", (near,)),))
 for codec in (tags, json_replies):
     text = codec.write(act, task.image.size)
@@ -546,8 +547,8 @@ assert not any(images)  # break: compare with the arm `mark`
 # ### Groups of its own
 #
 # Stage 2 plays, at temperature 1. Eight episodes each of four questions by the policy above, what they earned by A, and
-# what GRPO would make of it. Groups that teach nothing are no rare case: where a policy has learnt the form, and is
-# always right about a question or never, all of its episodes earn the same.
+# what GRPO would make of it. Look for a group in which nobody is right: whoever drew a box there leads whoever did not,
+# wherever the box lies. And for one in which all earn the same; the surer a policy is, the more there are of these.
 
 # %%
 rewarded = resolve([*SIZES, "experiment=mark_a"])

@@ -51,8 +51,8 @@ def asked(document, *, has_size, seeds=(0.0, 1.0, 2.0)):
 def drawn(monkeypatch, document, entry, declared):
     calls = []
 
-    def keep(kinds, lines, *, unit):
-        calls.append((kinds, lines, unit))
+    def keep(kinds, lines, *, unit, is_ordered):
+        calls.append((kinds, lines, unit, is_ordered))
         return "<svg/>"
 
     monkeypatch.setattr(figures, "by_kind", keep)
@@ -61,8 +61,9 @@ def drawn(monkeypatch, document, entry, declared):
 
 
 def test_arms_are_drawn_by_kind_in_the_order_in_which_kinds_are_asked_for(monkeypatch, document):
-    figure, [(kinds, lines, unit)] = drawn(monkeypatch, document, *asked(document, has_size=False))
+    figure, [(kinds, lines, unit, is_ordered)] = drawn(monkeypatch, document, *asked(document, has_size=False))
     assert kinds == tuple(SIZES)
+    assert not is_ordered
     assert {line.label: [point[0] for point in line.points] for line in lines} == {
         "explanation": [69.0, 63.0, 65.0],
         "none": [59.0, 53.0, 55.0],
@@ -74,13 +75,14 @@ def test_arms_are_drawn_by_kind_in_the_order_in_which_kinds_are_asked_for(monkey
 
 
 def test_kinds_rise_with_another_metric_that_is_asked_for_of_each_and_say_it(monkeypatch, document):
-    _, [(kinds, lines, _)] = drawn(monkeypatch, document, *asked(document, has_size=True))
+    _, [(kinds, lines, _, is_ordered)] = drawn(monkeypatch, document, *asked(document, has_size=True))
+    assert is_ordered
     assert kinds == ("small\nsize_px 2", "middle\nsize_px 4", "large\nsize_px 8")
     assert [point[0] for point in lines[0].points] == [63.0, 65.0, 69.0]
 
 
 def test_one_seed_has_no_interval_and_other_claims_no_such_figure(monkeypatch, document):
-    _, [(_, lines, _)] = drawn(monkeypatch, document, *asked(document, has_size=False, seeds=(0.0,)))
+    _, [(_, lines, *_)] = drawn(monkeypatch, document, *asked(document, has_size=False, seeds=(0.0,)))
     assert {point[1:] for line in lines for point in line.points} == {(None, None)}
     plain, calls = drawn(monkeypatch, document, document.claims[0], fake_claims())
     assert (plain, calls) == (None, [])
@@ -90,10 +92,12 @@ def test_one_seed_has_no_interval_and_other_claims_no_such_figure(monkeypatch, d
 def test_a_kind_without_a_seed_leaves_a_gap(monkeypatch, document):
     entry, declared = asked(document, has_size=False)
     entry = replace(entry, arms=entry.arms | {"none [small]": Level(declared.headline, None, ())})
-    _, [(kinds, lines, _)] = drawn(monkeypatch, document, entry, declared)
+    _, [(kinds, lines, *_)] = drawn(monkeypatch, document, entry, declared)
     assert lines[1].points[kinds.index("small")] is None
     monkeypatch.undo()
-    assert "<svg" in figures.by_kind(kinds, lines, unit="points")
+    joined, apart = (figures.by_kind(kinds, lines, unit="points", is_ordered=own) for own in (True, False))
+    assert "<svg" in apart
+    assert joined.count("<path") > apart.count("<path")
 
 
 def curve(*values):

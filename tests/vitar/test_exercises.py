@@ -75,7 +75,7 @@ def check_paid_for_overlap(paid_for_overlap):
 
     for own, least, wanted in (
         (result(TRUE), 0.5, 1.4),
-        (result(HALF), 0.5, 1.4),
+        (result(HALF), 0.4, 1.4),
         (result(HALF), 0.6, 1.2),
         (result(FAR), 0.1, 1.2),
         (result(FAR, answer="oval"), 0.1, 0.2),

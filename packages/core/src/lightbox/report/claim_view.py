@@ -208,7 +208,7 @@ def _kind_figure(entry: ClaimEntry, declared: PaperClaims) -> tuple[str, str] | 
     """Arms by kind of item, for a claim whose contrasts ask for kinds, and the alternative text; None for others.
 
     Kinds stand in the order in which they are asked for, or rise with another metric that is asked for of each, such as
-    the size of a finding, which then stands below them.
+    the size of a finding, which then stands below them, and points are joined.
     """
     claim = declared.claim(entry.id)
     if claim is None:
@@ -226,7 +226,8 @@ def _kind_figure(entry: ClaimEntry, declared: PaperClaims) -> tuple[str, str] | 
     means = {kind: own.mean / claim.unit_scale for kind, own in beside.items() if own.mean is not None}
     names = {own.metric for own in beside.values()}
     ticks = {kind: kind for kind in kinds}
-    if len(names) == 1 and means.keys() >= set(kinds):
+    is_ordered = len(names) == 1 and means.keys() >= set(kinds)
+    if is_ordered:
         kinds.sort(key=lambda kind: means[kind])
         ticks = {kind: f"{kind}\n{next(iter(names))} {number(means[kind])}" for kind in kinds}
     lines = [
@@ -238,7 +239,7 @@ def _kind_figure(entry: ClaimEntry, declared: PaperClaims) -> tuple[str, str] | 
         f"{line.label} {', '.join(f'{level(own[0])} on {k}' for k, own in zip(kinds, line.points, strict=True) if own)}"
         for line in lines
     )
-    svg = figures.by_kind(tuple(ticks[kind] for kind in kinds), tuple(lines), unit=unit)
+    svg = figures.by_kind(tuple(ticks[kind] for kind in kinds), tuple(lines), unit=unit, is_ordered=is_ordered)
     return figures.data_uri(svg), f"Mean {declared.headline} of the arms of {entry.id} by kind: {'; '.join(said)}."
 
 

@@ -1,6 +1,7 @@
 """Pictures of a conversation in rows, from plain arrays to a PNG: what was shown, which boxes, where a model looked."""
 
 import io
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,9 +20,11 @@ from lightbox.report.figures import INK, SOFT, STYLE
 from lightbox.report.kept_tokens import DRAWN, TRUE
 
 MAP, MAP_ALPHA = "magma", 0.6
-LETTERS_PX = 6.2
-"""Room that a letter of the text under a picture takes, in hundredths of an inch."""
-SIDE_IN = 2.2
+SIDE_IN, LETTER_IN, TITLE_LETTER_IN = 2.2, 0.065, 0.085
+"""Side of a picture, and what a letter of the text under it and of the figure's title takes at most."""
+MOST_LINES = 2
+ROOM = 0.012
+"""How far outside of its box an outline lies, as a fraction of the picture, so that it hides nothing in it."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Panel:
     Args:
         pixels: uint8 (h, w, 3).
         title: over it.
-        text: under it, cut where it is longer than the picture is wide.
+        text: under it, in at most `MOST_LINES` lines.
         true, drawn: boxes, as fractions of the picture; true ones are dashed.
         attention: (rows, columns) of tokens, by that of evenly spread attention, so 1 is chance; None draws none.
     """
@@ -69,9 +72,11 @@ def draw_rows(rows: Sequence[Sequence[Panel]], *, title: str) -> bytes:
     maps = [panel.attention for panel in panels if panel.attention is not None]
     scale = Normalize(0.0, max((float(own.max()) for own in maps), default=1.0) or 1.0)
     with matplotlib.rc_context(STYLE):
-        size = SIDE_IN * columns + 0.9 * bool(maps), (SIDE_IN + 0.45) * len(rows) + 0.75
+        width = SIDE_IN * columns + 0.9 * bool(maps)
+        lines = textwrap.wrap(title, int(width / TITLE_LETTER_IN))
+        size = width, (SIDE_IN + 0.6) * len(rows) + 0.55 + 0.17 * len(lines)
         figure = Figure(figsize=size, layout="constrained", dpi=130)
-        figure.suptitle(title, x=0.01, ha="left", fontsize=10, color=INK)
+        figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=10, color=INK)
         axes = figure.subplots(len(rows), columns, squeeze=False)
         for axis in axes.ravel():
             axis.set_axis_off()
@@ -110,11 +115,10 @@ def _draw(axis: Axes, panel: Panel, scale: Normalize) -> None:
         axis.imshow(panel.attention, cmap=MAP, norm=scale, alpha=MAP_ALPHA, **place)
     for boxes, colour, style in ((panel.drawn, DRAWN, "-"), (panel.true, TRUE, (0, (3, 2)))):
         for box in boxes:
-            edge = {"xy": (box.x0 * width, box.y0 * height), "fill": False, "clip_on": False}
-            edge |= {"width": (box.x1 - box.x0) * width, "height": (box.y1 - box.y0) * height}
+            edge = {"xy": ((box.x0 - ROOM) * width, (box.y0 - ROOM) * height), "fill": False, "clip_on": False}
+            edge |= {"width": (box.x1 - box.x0 + 2 * ROOM) * width, "height": (box.y1 - box.y0 + 2 * ROOM) * height}
             axis.add_patch(Rectangle(**edge, edgecolor="black", lw=3.2))
             axis.add_patch(Rectangle(**edge, edgecolor=colour, lw=1.6, linestyle=style))
     axis.set_title(panel.title, color=INK, fontsize=9)
-    most = int(100 * SIDE_IN / LETTERS_PX)
-    text = panel.text if len(panel.text) <= most else panel.text[: most - 2] + " …"
-    axis.text(0, -0.03, text, transform=axis.transAxes, va="top", fontsize=8, color=SOFT)
+    lines = textwrap.wrap(panel.text, int(SIDE_IN / LETTER_IN), max_lines=MOST_LINES, placeholder=" …")
+    axis.text(0, -0.03, "\n".join(lines), transform=axis.transAxes, va="top", fontsize=8, color=SOFT)
