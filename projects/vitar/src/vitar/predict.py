@@ -44,9 +44,9 @@ def predict(
 
     Args:
         image: PNG, JPEG or DICOM file; it becomes a square of at most `data.original_px`, from which crops are cut.
-        question: words, such as "What is seen in the left hilum?".
+        question: in words as in training, such as "what is seen in the left hilum ?".
         folder: a finished run of `vitar train` that kept its model.
-        options: choices, written behind the question as in training.
+        options: choices, written behind the question; the tiny model learns questions without.
         box: not used; where to look is the policy's to say.
         attention: also draw where it looked in both turns, which is another forward.
 
