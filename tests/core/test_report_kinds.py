@@ -100,6 +100,15 @@ def test_a_kind_without_a_seed_leaves_a_gap(monkeypatch, document):
     assert joined.count("<path") > apart.count("<path")
 
 
+def test_a_mean_of_one_arm_is_no_row_among_the_effects(document):
+    first, *rest = document.claims[0].contrasts
+    mean = replace(first, name="a size", role=Role.SECONDARY, rival="", effect=900.0)
+    view = ClaimView(replace(document.claims[0], contrasts=(first, mean, *rest)), document, "T1")
+    assert [row.label for row in view.panel.rows] == [
+        row.label for row in ClaimView(document.claims[0], document, "T1").panel.rows
+    ]
+
+
 def curve(*values):
     return [list(enumerate(values))]
 

@@ -79,10 +79,9 @@ def test_who_answers_at_once_has_no_maps(policy, task, script):
     assert look_maps(policy, episode) == {}
 
 
-def run_of(folder, paper):
+def run_of(folder, paper, config):
     folder.mkdir()
-    (folder / "job.json").write_text(json.dumps({"paper": paper, "arm": "mark", "seed": 0, "config": {}}))
-    return folder
+    (folder / "job.json").write_text(json.dumps({"paper": paper, "arm": "any", "seed": 0, "config": config}))
 
 
 @pytest.mark.parametrize(
@@ -94,13 +93,15 @@ def run_of(folder, paper):
         (ENTRIES, {"out": "a.jpg"}, "ends in .png"),
         (ENTRIES, {"run": "missing"}, "it is no finished run"),
         (ENTRIES, {"run": "other"}, "It is a run of mmedpo"),
+        (ENTRIES, {"run": "counted"}, "kept no model that could be asked"),
         (ENTRIES, {"image": "text.png", "run": "own"}, "text.png"),
         (ENTRIES, {"image": "none.png", "run": "own"}, "none.png"),
     ],
 )
 def test_a_request_that_cannot_be_answered_is_refused_in_three_parts(entries, asked, message, tmp_path):
-    run_of(tmp_path / "own", "vitar")
-    run_of(tmp_path / "other", "mmedpo")
+    run_of(tmp_path / "own", "vitar", {})
+    run_of(tmp_path / "other", "mmedpo", {})
+    run_of(tmp_path / "counted", "vitar", {"objective": {"is_trained": False}})
     (tmp_path / "text.png").write_text("no image")
     image = tmp_path / "image.png"
     Image.new("L", (64, 64)).save(image)

@@ -143,11 +143,20 @@ class Entries:
 
     def _check_own(self, folder: Path) -> None:
         run = folders.read_run(folder)
-        if run is not None and run.paper not in ("", self.package):
+        if run is None:  # who reads the run says so
+            return
+        if run.paper not in ("", self.package):
             raise RequestError(
                 f"--run is '{folder}'",
                 f"It is a run of {run.paper}, and {self.package} reads its own",
                 f"Name a run of {self.package}, or ask `lightbox predict {run.paper}`",
+            )
+        is_trained = run.config.get("objective", {}).get("is_trained", True)
+        if not is_trained and not (folder / folders.MODEL).is_dir():
+            raise RequestError(
+                f"--run is '{folder}', of arm '{run.arm}'",
+                "It trained nothing and kept no model that could be asked",
+                f"Name a training, such as one of `lightbox train {self.package} preset=quick`",
             )
 
     def run_job(self, directory: Path, overrides: Sequence[str], needs: Mapping[str, Path]) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from lightbox.claims.budget import steps
 from lightbox.claims.document import ClaimEntry, ContrastEntry, Document, Level
-from lightbox.claims.spec import Claim, Kind, Measure, PaperClaims, Verdict
+from lightbox.claims.spec import Claim, Kind, Measure, PaperClaims, Role, Verdict
 from lightbox.claims.verdicts import PRESETS_WITHOUT_VERDICT
 from lightbox.eval.intervals import t_interval
 from lightbox.report import figures
@@ -104,6 +104,8 @@ def _older(claim: ClaimEntry) -> list[str]:
 def _panel(claim: ClaimEntry, label: str) -> figures.ForestPanel:
     rows = []
     for contrast in claim.contrasts:
+        if contrast.role == Role.SECONDARY and not contrast.rival:
+            continue  # a mean and no difference: on the axis of effects it would press them together; the table has it
         published = contrast.published
         earlier = None
         if published is not None and published.effect is not None and published.ci95 is not None:

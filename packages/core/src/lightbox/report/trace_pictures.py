@@ -120,5 +120,6 @@ def _draw(axis: Axes, panel: Panel, scale: Normalize) -> None:
             axis.add_patch(Rectangle(**edge, edgecolor="black", lw=3.2))
             axis.add_patch(Rectangle(**edge, edgecolor=colour, lw=1.6, linestyle=style))
     axis.set_title(panel.title, color=INK, fontsize=9)
-    lines = textwrap.wrap(panel.text, int(SIDE_IN / LETTER_IN), max_lines=MOST_LINES, placeholder=" …")
+    text = panel.text.replace("><", "> <")  # tokens stand without spaces, and lines break at spaces
+    lines = textwrap.wrap(text, int(SIDE_IN / LETTER_IN), max_lines=MOST_LINES, placeholder=" …")
     axis.text(0, -0.03, "\n".join(lines), transform=axis.transAxes, va="top", fontsize=8, color=SOFT)
