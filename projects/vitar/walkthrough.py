@@ -547,8 +547,9 @@ assert not any(images)  # break: compare with the arm `mark`
 # ### Groups of its own
 #
 # Stage 2 plays, at temperature 1. Eight episodes each of four questions by the policy above, what they earned by A, and
-# what GRPO would make of it. Look for a group in which nobody is right: whoever drew a box there leads whoever did not,
-# wherever the box lies. And for one in which all earn the same; the surer a policy is, the more there are of these.
+# what GRPO would make of it. Where all earn the same, the question teaches nothing, and the surer a policy is the more
+# there are of these. An episode that earned a fifth less than the wrong ones beside it drew no box: it is the worst of
+# its group for that alone, wherever the others' boxes lie.
 
 # %%
 rewarded = resolve([*SIZES, "experiment=mark_a"])

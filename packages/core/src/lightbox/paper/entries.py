@@ -29,7 +29,7 @@ from lightbox import files, machine
 from lightbox.errors import RequestError, WorkError, guard
 from lightbox.paper import forecast, multirun
 from lightbox.paper.composition import resolve
-from lightbox.paper.overlay import check_picture_name, draw_prediction
+from lightbox.paper.overlay import draw_prediction
 from lightbox.paper.pretrained import Pretrained, check_pretrained, check_towers, find_pretrained
 from lightbox.paper.schema import PaperConfig
 from lightbox.paths import default_out
@@ -126,8 +126,8 @@ class Entries:
             raise RequestError(
                 "--attention is set without --out", "A picture has to lie somewhere", "Name a PNG file with --out"
             )
-        if out is not None:  # before the model is loaded, which takes a while
-            check_picture_name(out)
+        if out is not None and out.suffix.lower() != ".png":  # said again there, when the model has answered
+            raise RequestError(f"--out is '{out}'", "The picture is written as PNG", "Name a file that ends in .png")
         folder = run or newest_training(default_out(), self.package)
         self._check_own(folder)
         more = {"attention": True} if attention else {}

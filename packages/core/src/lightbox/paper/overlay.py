@@ -99,7 +99,8 @@ def draw_prediction(image: Path, question: str, prediction: Mapping[str, Any], *
     Raises:
         RequestError: where `out` does not end in .png.
     """
-    check_picture_name(out)
+    if out.suffix.lower() != ".png":
+        raise RequestError(f"--out is '{out}'", "The picture is written as PNG", "Name a file that ends in .png")
     texts = {name: value for name, value in prediction.items() if isinstance(value, str)}
     said = [f"question: {question}", *(f"{name}: {value or '-'}" for name, value in texts.items())]
     lines = [line for text in said for line in textwrap.wrap(text, LETTERS)]
@@ -114,16 +115,6 @@ def draw_prediction(image: Path, question: str, prediction: Mapping[str, Any], *
         pen.text((6, SIDE_PX + 4 + LINE_PX * row), line, fill=(255, 255, 255))
     out.parent.mkdir(parents=True, exist_ok=True)
     page.save(out)
-
-
-def check_picture_name(out: Path) -> None:
-    """Refuse a picture that is to be written as something else than PNG.
-
-    Raises:
-        RequestError: where the name does not end in .png.
-    """
-    if out.suffix.lower() != ".png":
-        raise RequestError(f"--out is '{out}'", "The picture is written as PNG", "Name a file that ends in .png")
 
 
 def in_image(box: Box, image_hw: tuple[int, int]) -> Box:
