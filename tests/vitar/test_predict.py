@@ -56,7 +56,7 @@ def test_maps_are_of_both_turns_and_both_images_and_fit_what_goes_to_the_box(pol
         inside = box_coverage(task.true_boxes[0], *grids[image])
         mass = attention_mass(row.attention, row.turns[turn], row.images[image], inside).late()
         share = float((maps[name].ravel() * inside.numpy()).sum() / inside.sum())
-        assert share == pytest.approx(mass["enrichment"], rel=0.1)  # other weights of the queries, see `attention_map`
+        assert share == pytest.approx(mass["enrichment"], rel=1e-4)
     assert not np.allclose(maps["first"], maps["again"])
 
 

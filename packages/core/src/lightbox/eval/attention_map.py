@@ -1,5 +1,6 @@
 """Where in an image attention goes, token by token; `attention_mass` is how much of it goes to a region."""
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -14,9 +15,9 @@ def attention_map(
 ) -> Float[Tensor, "y x"]:
     """What each token of an image gets of the attention to that image, by an even share: its mean is 1.
 
-    Means are over heads, queries, and the later half of the layers, as `AttentionMass.late` takes them, so the sum of
-    this map over a region, by the region's tokens, is nearly the enrichment there; it is not quite, as here queries
-    that look at the image more weigh more.
+    Each query's attention to the image is a share of its own, also where it hardly looks there; means are over heads,
+    queries, and the later half of the layers. So the mean of this map over a region, by how much of each token lies
+    inside, is the enrichment that `AttentionMass.late` gives.
 
     Args:
         attention: of a causal model, rows sum to 1.
@@ -25,7 +26,7 @@ def attention_map(
         grid: rows and columns of the image's tokens, row by row.
 
     Raises:
-        RequestError: no query, no attention to the image, or another number of tokens than the grid has.
+        RequestError: no query, or another number of tokens than the grid has.
 
     Example:
         >>> import torch
@@ -35,19 +36,14 @@ def attention_map(
         [[1.0, 1.0], [1.0, 1.0]]
     """
     rows = queries.nonzero()[:, 0]
-    if not len(rows) or grid[0] * grid[1] != len(places) or not len(places):
+    if not len(rows) or not len(places) or grid[0] * grid[1] != len(places):
         raise RequestError(
             f"{len(rows)} queries, {len(places)} tokens of an image of {grid[0]} x {grid[1]}",
             "A map has one number a token of the image, read at tokens behind it",
             "Name queries behind the image, and the rows and columns of its tokens",
         )
     late = attention[attention.shape[0] // 2 :, :, rows][..., places].double()  # l h q m
-    shares = late.mean(dim=(0, 1, 2))
-    total = float(shares.sum())
-    if total <= 0:
-        raise RequestError(
-            f"{len(rows)} queries that give an image of {len(places)} tokens nothing",
-            "There is no attention to draw",
-            "Name queries behind the image",
-        )
-    return (shares * len(places) / total).float().reshape(grid)
+    total = late.sum(dim=-1, keepdim=True)
+    # a query that gives the image nothing counts as looking anywhere, as in `attention_mass`
+    shares = torch.where(total > 1e-12, late / total.clamp(min=1e-12), 1 / len(places))
+    return (shares.mean(dim=(0, 1, 2)) * len(places)).float().reshape(grid)
