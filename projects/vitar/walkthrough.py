@@ -177,7 +177,8 @@ for kind in KINDS:
     small = view(image, view_px)
     near = [in_colour(cut_out(one, own.boxes[0], margin)) for one, margin in ((image, 8), (small, 2))]
     whole = [
-        Panel(np.asarray(one.convert("RGB")), title, true=own.boxes) for one, title in ((image, kind), (small, ""))
+        Panel(np.asarray(one.convert("RGB")), title, true=own.boxes)
+        for one, title in ((image, kind), (small, "its view"))
     ]
     examples.append([*whole, Panel(near[0], "as drawn", own.answer), Panel(near[1], "as seen")])
     print(f"{kind:<10} {near[1].shape[0]} x {near[1].shape[1]} pixels as seen, with its margin: {own.answer}")
