@@ -118,6 +118,10 @@ def test_predict_passes_parsed_options_and_prints_json(paper, capsys, tmp_path):
     assert json.loads(capsys.readouterr().out) == {"answer": "yes"}
     (_, call), *_ = paper
     assert (call["options"], call["box"], call["run"], call["out"]) == (("yes", "no"), (0, 0, 0.5, 1), None, None)
+    assert "attention" not in call  # a paper that draws none need not know the option
+    assert exit_code("predict", "toy", *given, "--out", str(tmp_path / "a.png"), "--attention") == 0
+    assert (paper[-1][1]["attention"], paper[-1][1]["out"]) == (True, tmp_path / "a.png")
+    capsys.readouterr()
     assert exit_code("predict", "toy", *given) == 0
     assert capsys.readouterr().out == "answer: yes\n"
 

@@ -44,6 +44,10 @@ PROMISES = dict.fromkeys(PAPERS, Promise()) | {
         most_cpu_s=90,
         figures=("example.png", "learning.svg", "looks.png", "noised.png", "overfit.svg"),
     ),
+    "vitar": Promise(
+        most_cpu_s=90,
+        figures=("attention.png", "environment.png", "example.png", "overfit.svg", "trace.png"),
+    ),
     "pruning": Promise(
         most_cpu_s=240,
         says="usual places",

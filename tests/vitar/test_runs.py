@@ -175,7 +175,7 @@ def test_a_prediction_shows_the_whole_trace_and_what_was_looked_at(run, image, p
     act = policy.codec.write(Reply(actions=(Action("mark", ((0.25, 0.25, 0.5, 0.5),)),)), (128, 128))
     script(policy.learner.backbone, [[act], ["<answer>disc"]])
     asked = {"image": image, "question": "What shape is it?", "options": ("disc", "oval"), "run": run}
-    answer = ENTRIES.predict(**asked, out=tmp_path / "shown.png")
+    answer = ENTRIES.predict(**asked, out=tmp_path / "shown.png", attention=True)
     assert (answer["answer"], answer["turn 1"], answer["turn 2"], answer["failures"]) == (
         "disc",
         act,
@@ -189,8 +189,12 @@ def test_a_prediction_shows_the_whole_trace_and_what_was_looked_at(run, image, p
         assert marked.size == (policy.cfg.model.image_px,) * 2
         assert (np.asarray(marked) == (255, 0, 0)).all(axis=-1).any()
     assert (tmp_path / "shown.png").is_file()
+    with Image.open(answer["attention is shown in"]) as looked:
+        assert looked.width > 2 * looked.height  # three pictures in a row
     script(policy.learner.backbone, [["mark it"], ["..."]])
-    broken = ENTRIES.predict(**asked)
+    broken = ENTRIES.predict(**asked, out=tmp_path / "broken.png", attention=True)
+    assert broken["attention is not drawn"] == "it did not look twice"
+    assert "attention is shown in" not in broken
     assert broken["turn 1"] == "mark it (no_tag)"
     assert broken["failures"] == "no_tag, cut, no_answer"
     assert broken["answer"] == ""

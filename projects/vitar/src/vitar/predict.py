@@ -1,57 +1,84 @@
 """One image, one question: the whole trace, turn by turn. For research and teaching, not for clinical use."""
 
-from collections.abc import Sequence
+import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
+from lightbox.backbones.attended import attended
+from lightbox.eval.attention_map import attention_map
 from lightbox.paper import learner as learners
 from lightbox.paper.conditions import picture
 from lightbox.paper.entries import PICTURES
 from lightbox.paper.image_tools import Task
 from lightbox.paper.overlay import in_image
 from lightbox.readers.images import load_image
+from lightbox.report.trace_pictures import Panel, draw_rows
 from vitar.config import Config
+from vitar.looking import LOOKS
 from vitar.model import Policy, codec_of, open_policy
-from vitar.rollout import Episode
+from vitar.rollout import Episode, learning_batch
+
+ATTENTION = "attention"
+LOOK_TITLES = {
+    "first": "the view, while it acts",
+    "again": "the view again, while it answers",
+    "second": "what it was shown, while it answers",
+}
+"""The looks of `looking.LOOKS` in words."""
 
 
 def predict(
-    image: Path, question: str, *, folder: Path, options: Sequence[str] = (), box: Any = None
+    image: Path,
+    question: str,
+    *,
+    folder: Path,
+    options: Sequence[str] = (),
+    box: Any = None,
+    attention: bool = False,
 ) -> dict[str, object]:
     """Play one episode about an image, as the evaluation does.
 
     Args:
         image: PNG, JPEG or DICOM file; it becomes a square of at most `data.original_px`, from which crops are cut.
-        question: words, such as "What is seen in the left hilum?".
+        question: in words as in training, such as "what is seen in the left hilum ?".
         folder: a finished run of `vitar train` that kept its model.
-        options: choices, written behind the question as in training.
+        options: choices, written behind the question; the tiny model learns questions without.
         box: not used; where to look is the policy's to say.
+        attention: also draw where it looked in both turns, which is another forward.
 
     Returns:
         answer ("" where there is none); for each turn what the policy said, and why it failed where it did; boxes that
         it wrote, as `xyxy` fractions of the image, with labels; failures of the episode; and what it was shown, as
-        pictures by turn.
+        pictures by turn, with the attention among them if asked for and if it looked twice.
 
     Raises:
-        RequestError: a run that is not finished or kept no model.
+        RequestError: a file that is no image, a run that is not finished or kept no model.
     """
+    height, width = load_image(image).shape[:2]  # a file that cannot be read is refused before a model is loaded
     cfg, learner = learners.load_run(folder, Config, lambda cfg, base, _: open_policy(cfg, base).learner)
     policy = Policy(cfg, learner, codec_of(cfg, learner.backbone))
     asked = f"{question} {', '.join(options)}?" if options else question
     task = Task(picture(image, cfg.data.original_px), asked, "")
     (episode,) = policy.play([task], [0])["own"]
-    height, width = load_image(image).shape[:2]
     # a box in the margin around the image is no place in it
     boxes = [own for own in (in_image(box, (height, width)) for box in episode.result.boxes) if own.area > 0]
+    pictures = pictures_of(episode, cfg.objective.feedback)
+    maps = look_maps(policy, episode) if attention else {}
+    if maps:
+        drawn = draw_rows([look_panels(episode, maps)], title=f"{asked} {episode.answer or 'no answer'}")
+        pictures[ATTENTION] = Image.open(io.BytesIO(drawn))
     return {
         "answer": (episode.answer or "").strip(),
         **told(episode),
         "boxes": [tuple(round(side, 4) for side in own) for own in boxes],
         "labels": ["looked at"] * len(boxes),
         "failures": ", ".join(episode.failures),
-        PICTURES: pictures_of(episode, cfg.objective.feedback),
+        **({"attention is not drawn": "it did not look twice"} if attention and not maps else {}),
+        PICTURES: pictures,
         "note": "research and teaching only, not for clinical use",
     }
 
@@ -72,3 +99,33 @@ def pictures_of(episode: Episode, feedback: str) -> dict[str, Image.Image]:
     for place, seen in enumerate(episode.observations, start=1):
         shown |= {f"turn {place} {feedback}": own for own in seen.images}
     return shown
+
+
+def look_maps(policy: Policy, episode: Episode) -> dict[str, np.ndarray]:
+    """Where the policy looked, by the names of `looking.LOOKS`; empty where it was not shown one image in two turns.
+
+    Each is (rows, columns) of the image's tokens, by that of evenly spread attention, see `attention_map`.
+    """
+    if len(episode.images) != 2:
+        return {}
+    backbone = policy.learner.backbone
+    row = attended(backbone, learning_batch(backbone, [episode]).to(backbone.device))
+    if (len(row.turns), len(row.images)) != (2, 2):
+        return {}
+    grids = backbone.grids(backbone.read_images(episode.images))
+    return {
+        name: attention_map(row.attention, row.turns[turn], row.images[image], grids[image]).cpu().numpy()
+        for name, turn, image in LOOKS
+    }
+
+
+def look_panels(episode: Episode, maps: Mapping[str, np.ndarray]) -> list[Panel]:
+    """Both images of an episode under what was looked at, with its box and the true one where they lie in the view."""
+    panels = []
+    for name, turn, image in LOOKS:
+        is_whole = image == 0 or episode.feedback.tool in ("mark", "same")  # a crop has other fractions
+        boxes = {"true": episode.task.true_boxes, "drawn": episode.result.boxes} if is_whole else {}
+        pixels = np.asarray(episode.images[image])
+        said = f"says {episode.texts[turn].strip()}"
+        panels.append(Panel(pixels, LOOK_TITLES[name], said, attention=maps[name], **boxes))
+    return panels

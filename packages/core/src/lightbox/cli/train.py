@@ -60,6 +60,7 @@ def predict(
     run: Annotated[Path | None, typer.Option(help="Folder of a trained run; left out, the newest one.")] = None,
     box: Annotated[str, typer.Option(help="Region x0,y0,x1,y1 as fractions of the image.")] = "",
     out: Annotated[Path | None, typer.Option(help="Write the image with the answer drawn on it.")] = None,
+    attention: Annotated[bool, typer.Option("--attention", help="Beside --out, draw where the model looked.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Answer one question about one image. Not for clinical use."""
@@ -73,7 +74,8 @@ def predict(
             f"--options is '{options}'", "A closed question has two choices or more", "Separate them by commas"
         )
     region = parse_box(box) if box else None
-    answer = paper_cli(paper).predict(image=image, question=question, options=choices, run=run, box=region, out=out)
+    asked = {"image": image, "question": question, "options": choices, "run": run, "box": region, "out": out}
+    answer = paper_cli(paper).predict(**asked, **({"attention": True} if attention else {}))
     show(answer, as_json=as_json)
 
 

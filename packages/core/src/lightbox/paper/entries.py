@@ -56,12 +56,14 @@ class Entries:
         package: importable name of the paper.
         check: the paper's own refusals, beside those of the kit; None has none.
         takes_box: True where `predict` answers about a region.
+        shows_attention: True where `predict` has the argument `attention`, and can draw where the model looked.
         eval_key: config key that names the saved model which `evaluate` scores.
     """
 
     package: str
     check: Check | None = None
     takes_box: bool = False
+    shows_attention: bool = False
     eval_key: str = "model.backbone"
 
     def train(self, argv: Sequence[str] | None = None) -> None:
@@ -98,6 +100,7 @@ class Entries:
         run: Path | None = None,
         box: tuple[float, float, float, float] | None = None,
         out: Path | None = None,
+        attention: bool = False,
     ) -> dict[str, object]:
         """Answer one question about one image.
 
@@ -109,14 +112,26 @@ class Entries:
             box: region, `xyxy` fractions of the image; refused where the paper answers about the whole image.
             out: file for the image with the answer under it; images that the model was shown on the way are written
                 beside it.
+            attention: also draw where the model looked, as one of these; another forward.
 
         Raises:
-            RequestError: a box, no finished run, or a run that cannot see images.
+            RequestError: a box, attention or a picture that the paper has not, no finished run, or a run that cannot
+                see images.
         """
         if box is not None and not self.takes_box:
             raise RequestError(f"--box is {box}", f"{self.package} answers about the whole image", "Leave --box out")
+        if attention and not self.shows_attention:
+            raise RequestError("--attention is set", f"{self.package} draws no attention", "Leave --attention out")
+        if attention and out is None:
+            raise RequestError(
+                "--attention is set without --out", "A picture has to lie somewhere", "Name a PNG file with --out"
+            )
+        if out is not None and out.suffix.lower() != ".png":  # said again there, when the model has answered
+            raise RequestError(f"--out is '{out}'", "The picture is written as PNG", "Name a file that ends in .png")
         folder = run or newest_training(default_out(), self.package)
-        prediction = self._module("predict").predict(image, question, folder=folder, options=options, box=box)
+        self._check_own(folder)
+        more = {"attention": True} if attention else {}
+        prediction = self._module("predict").predict(image, question, folder=folder, options=options, box=box, **more)
         pictures = prediction.pop(PICTURES, {})
         if out is not None:
             draw_prediction(image, question, prediction, out=out)
@@ -125,6 +140,24 @@ class Entries:
                 picture.save(path)
                 prediction[f"{name} is shown in"] = str(path)
         return prediction
+
+    def _check_own(self, folder: Path) -> None:
+        run = folders.read_run(folder)
+        if run is None:  # who reads the run says so
+            return
+        if run.paper not in ("", self.package):
+            raise RequestError(
+                f"--run is '{folder}'",
+                f"It is a run of {run.paper}, and {self.package} reads its own",
+                f"Name a run of {self.package}, or ask `lightbox predict {run.paper}`",
+            )
+        is_trained = run.config.get("objective", {}).get("is_trained", True)
+        if not is_trained and not (folder / folders.MODEL).is_dir():
+            raise RequestError(
+                f"--run is '{folder}', of arm '{run.arm}'",
+                "It trained nothing and kept no model that could be asked",
+                f"Name a training, such as one of `lightbox train {self.package} preset=quick`",
+            )
 
     def run_job(self, directory: Path, overrides: Sequence[str], needs: Mapping[str, Path]) -> None:
         """Run one arm of one seed for a claim; `directory` is `<out>/jobs/<key>`."""

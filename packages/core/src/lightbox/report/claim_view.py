@@ -4,11 +4,12 @@ import textwrap
 from dataclasses import dataclass
 
 from lightbox.claims.budget import steps
-from lightbox.claims.document import ClaimEntry, ContrastEntry, Document
-from lightbox.claims.spec import Kind, Verdict
+from lightbox.claims.document import ClaimEntry, ContrastEntry, Document, Level
+from lightbox.claims.spec import Claim, Kind, Measure, PaperClaims, Role, Verdict
 from lightbox.claims.verdicts import PRESETS_WITHOUT_VERDICT
+from lightbox.eval.intervals import t_interval
 from lightbox.report import figures
-from lightbox.report.numbers import decimals, interval, level, signed
+from lightbox.report.numbers import decimals, interval, level, number, signed
 
 WRAP, SHORT = 36, 70
 ROUNDING = 0.01
@@ -46,9 +47,10 @@ class ClaimView:
         claim: the entry, whose fields the template formats.
         document: for its preset and errors.
         label: what the claim is called on this page.
+        declared: what its paper declares, which says what its levels are of; None where the paper is not installed.
     """
 
-    def __init__(self, claim: ClaimEntry, document: Document, label: str) -> None:
+    def __init__(self, claim: ClaimEntry, document: Document, label: str, declared: PaperClaims | None = None) -> None:
         self.claim, self.label = claim, label
         self.anchor = f"{claim.paper}-{claim.id}"
         self.digits = decimals(claim.min_effect)
@@ -57,6 +59,7 @@ class ClaimView:
         self.caveats = [*claim.caveats, *_older(claim)]
         self.panel = _panel(claim, label)
         self.figure = _level_figure(claim)
+        self.by_kind = _kind_figure(claim, declared) if declared is not None else None
         self.by_budget = _budget_figure(claim)
         self.has_own_seeds = any(not curve.is_pilot for curve in claim.by_budget)
         self.turn = turn(claim)
@@ -101,6 +104,8 @@ def _older(claim: ClaimEntry) -> list[str]:
 def _panel(claim: ClaimEntry, label: str) -> figures.ForestPanel:
     rows = []
     for contrast in claim.contrasts:
+        if contrast.role == Role.SECONDARY and not contrast.rival:
+            continue  # a mean and no difference: on the axis of effects it would press them together; the table has it
         published = contrast.published
         earlier = None
         if published is not None and published.effect is not None and published.ci95 is not None:
@@ -199,3 +204,67 @@ def _level_figure(claim: ClaimEntry) -> tuple[str, str] | None:
     means = ", ".join(f"{group.label} {level(sum(group.per_seed) / len(group.per_seed))}" for group in groups)
     svg = figures.levels(tuple(groups), unit=f"{metric} ({claim.unit})")
     return figures.data_uri(svg), f"Mean {metric} of arms and sanity baselines of {claim.id}: {means}."
+
+
+def _kind_figure(entry: ClaimEntry, declared: PaperClaims) -> tuple[str, str] | None:
+    """Arms by kind of item, for a claim whose contrasts ask for kinds, and the alternative text; None for others.
+
+    Kinds stand in the order in which they are asked for, or rise with another metric that is asked for of each, such as
+    the size of a finding, which then stands below them, and points are joined.
+    """
+    claim = declared.claim(entry.id)
+    if claim is None:
+        return None
+    measured = {
+        measure: own
+        for measure in _by_kind(claim)
+        if measure.condition in ("", declared.condition) and (own := _level_of(entry, measure, declared.headline))
+    }
+    scores = {(m.arm, m.where[0][1]): own for m, own in measured.items() if own.metric == declared.headline}
+    kinds = list(dict.fromkeys(kind for _, kind in scores))
+    if len(kinds) < 2:
+        return None
+    beside = {m.where[0][1]: own for m, own in measured.items() if own.metric != declared.headline}
+    means = {kind: own.mean / claim.unit_scale for kind, own in beside.items() if own.mean is not None}
+    names = {own.metric for own in beside.values()}
+    ticks = {kind: kind for kind in kinds}
+    is_ordered = len(names) == 1 and means.keys() >= set(kinds)
+    if is_ordered:
+        kinds.sort(key=lambda kind: means[kind])
+        ticks = {kind: f"{kind}\n{next(iter(names))} {number(means[kind])}" for kind in kinds}
+    lines = [
+        figures.KindLine(arm, tuple(_point(scores.get((arm, kind))) for kind in kinds))
+        for arm in dict.fromkeys(arm for arm, _ in scores)
+    ]
+    unit = f"{declared.headline} ({entry.unit})"
+    said = (
+        f"{line.label} {', '.join(f'{level(own[0])} on {k}' for k, own in zip(kinds, line.points, strict=True) if own)}"
+        for line in lines
+    )
+    svg = figures.by_kind(tuple(ticks[kind] for kind in kinds), tuple(lines), unit=unit, is_ordered=is_ordered)
+    return figures.data_uri(svg), f"Mean {declared.headline} of the arms of {entry.id} by kind: {'; '.join(said)}."
+
+
+def _by_kind(claim: Claim) -> list[Measure]:
+    """Measures of a claim that are narrowed to one kind, in the order declared."""
+    every = (measure for contrast in claim.contrasts for _, measure in contrast.terms)
+    return list(dict.fromkeys(m for m in every if len(m.where) == 1 and m.where[0][0] == "kind"))
+
+
+def _level_of(entry: ClaimEntry, measure: Measure, headline: str) -> Level | None:
+    """The level of a measure, which is named with its metric where a label has several; None where no seed has it."""
+    metric = measure.metric or headline
+    for name in (measure.label, f"{measure.label} {metric}"):
+        own = entry.arms.get(name)
+        if own is not None and own.metric == metric and own.per_seed:
+            return own
+    return None
+
+
+def _point(own: Level | None) -> tuple[float, float | None, float | None] | None:
+    if own is None or own.mean is None:
+        return None
+    if len(own.per_seed) < 2:
+        return own.mean, None, None
+    low, high = t_interval(own.per_seed)
+    return own.mean, float(low), float(high)

@@ -6,6 +6,7 @@ Text is drawn as paths, so that a figure looks the same on every machine, and ne
 
 import base64
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -30,6 +31,8 @@ ROLES = {
     "premise": ("^", "#009E73"),
     "secondary": ("o", "#6b7680"),
 }
+KIND_LETTERS = 76
+"""That stand side by side below a figure."""
 MOST_DRAWN = 128
 """Figures kept in memory: a page is written again after every job, and most of its figures are what they were."""
 
@@ -153,14 +156,57 @@ def by_budget(
         return _svg(figure)
 
 
-def curves(by_metric: Mapping[str, Mapping[str, Sequence[Sequence[tuple[int, float]]]]]) -> str:
+@dataclass(frozen=True)
+class KindLine:
+    """The scores of one arm by kind of item, as (mean, low, high) in printed units; None where it has none.
+
+    low and high are None below 2 seeds.
+    """
+
+    label: str
+    points: tuple[tuple[float, float | None, float | None] | None, ...]
+
+
+@lru_cache(maxsize=MOST_DRAWN)
+def by_kind(kinds: tuple[str, ...], lines: tuple[KindLine, ...], *, unit: str, is_ordered: bool) -> str:
+    """Scores of arms by kind of item, with 95 % intervals where there are any. SVG text.
+
+    Args:
+        kinds: from left to right.
+        lines: arms, each with a point a kind; what stands at one kind is moved a little apart.
+        unit: of the scores.
+        is_ordered: whether the order of kinds means something, such as a size, so that points may be joined.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9.2, 3.4), layout="constrained")
+        axis = figure.subplots()
+        for place, line in enumerate(lines):
+            shift = 0.07 * (place - (len(lines) - 1) / 2)
+            points = [(at + shift, *own) for at, own in enumerate(line.points) if own is not None]
+            style = {"color": arm_colour(place), "marker": _cycle(MARKERS, place)}
+            style["linestyle"] = _cycle(LINES, place) if is_ordered else "none"
+            axis.plot([own[0] for own in points], [own[1] for own in points], lw=1.6, ms=5.5, label=line.label, **style)
+            for at, _, low, high in points:
+                if low is not None:
+                    axis.plot([at, at], [low, high], color=arm_colour(place), lw=1.2, alpha=0.6)
+        axis.set_xticks(range(len(kinds)), [_broken(kind, KIND_LETTERS // len(kinds)) for kind in kinds], color=INK)
+        axis.set_xlim(-0.5, len(kinds) - 0.5)
+        axis.set_ylabel(unit)
+        axis.grid(axis="y", color=BAND)
+        axis.set_axisbelow(True)
+        axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8.5, handlelength=3)
+        return _svg(figure)
+
+
+def curves(by_metric: Mapping[str, Mapping[str, Sequence[Sequence[tuple[int, float]]]]], *, columns: int = 2) -> str:
     """Learning curves, one panel a metric: a thin line a seed and a thick mean line an arm. SVG text.
 
     Args:
         by_metric: metric, then arm, then one curve a seed as (step, value); at least one metric.
+        columns: panels side by side, at most.
     """
     arms = list(dict.fromkeys(arm for by_arm in by_metric.values() for arm in by_arm))
-    columns = min(2, len(by_metric))
+    columns = min(columns, len(by_metric))
     rows = -(-len(by_metric) // columns)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.2, 0.4 + 2.5 * rows), layout="constrained")
@@ -312,6 +358,12 @@ def _mean_curve(seeds: Sequence[Sequence[tuple[int, float]]]) -> tuple[list[int]
     tables = [dict(points) for points in seeds]
     shared = sorted(set.intersection(*(set(table) for table in tables))) if tables else []
     return shared, [float(np.mean([table[step] for table in tables])) for step in shared]
+
+
+def _broken(text: str, letters: int) -> str:
+    """A text in lines of about as many letters, broken at spaces and behind underscores."""
+    lines = (textwrap.fill(line.replace("_", "_ "), letters, break_long_words=False) for line in text.splitlines())
+    return "\n".join(lines).replace("_ ", "_")
 
 
 def _cycle(choices: Sequence, index: int):

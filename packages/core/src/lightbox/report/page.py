@@ -17,7 +17,12 @@ from lightbox.report import figures, gallery, numbers
 from lightbox.report.claim_view import CHIPS, ClaimView
 from lightbox.runs import index_place
 
-MOST_CURVES = 6
+MOST_CURVES, MOST_REWARD_CURVES = 6, 15
+REWARD = "train/reward"
+"""Logged by arms that learn from rewards, see `paper.group_policy`, with `REWARDED_FIRST` and terms of its own."""
+REWARDED_FIRST = (REWARD, "train/zero_variance", "train/entropy")
+STILL = 1e-3
+"""A curve that never moves by more is named and not drawn, such as that of a failure that was not met."""
 AGREEMENT = {True: ("=", "agrees"), False: ("≠", "differs"), None: ("?", "not comparable")}
 """Mark and word for a published effect beside ours."""
 
@@ -38,7 +43,12 @@ def render(document: Document, *, folder: Path, run_ids: Mapping[str, str]) -> s
     papers = list(dict.fromkeys(claim.paper for claim in document.claims))
     declared = registry.declarations(papers)
     claims = [
-        ClaimView(claim, document, claim.id if len(papers) == 1 else f"{claim.paper} {claim.id}")
+        ClaimView(
+            claim,
+            document,
+            claim.id if len(papers) == 1 else f"{claim.paper} {claim.id}",
+            declared.get(claim.paper),
+        )
         for claim in document.claims
     ]
     return _template().render(
@@ -55,7 +65,7 @@ def render(document: Document, *, folder: Path, run_ids: Mapping[str, str]) -> s
         claims=claims,
         waiting=sum(view.chip.tone == "wait" for view in claims),
         forest=_forest(claims),
-        curves=[_curves(paper, document.curves[paper]) for paper in papers if document.curves.get(paper)],
+        curves=[one for paper in papers for one in _curves(paper, document.curves.get(paper, {}))],
         titles={(paper, arm): one.title for paper in declared for arm, one in declared[paper].arms.items()},
         gallery=gallery.Gallery(document.examples, folder=folder),
         shared_pictures=gallery.shared_pictures,
@@ -103,10 +113,35 @@ def _forest(claims: Sequence[ClaimView]) -> tuple[str, str]:
     return figures.data_uri(figures.forest(tuple(view.panel for view in claims if view.panel.rows))), alt
 
 
-def _curves(paper: str, by_metric: Curves) -> dict[str, str]:
-    """Learning curves of one paper: training and validation losses first, at most six metrics."""
-    names = sorted(by_metric, key=lambda name: ("loss" not in name, name))
-    shown = {name: by_metric[name] for name in names[:MOST_CURVES]}
+def _curves(paper: str, by_metric: Curves) -> list[dict[str, str]]:
+    """Learning curves of one paper, and apart from them those that only arms that learn from rewards have."""
+    rewarded = set(by_metric.get(REWARD, {}))
+    own = {name: by_arm for name, by_arm in by_metric.items() if rewarded and by_arm.keys() <= rewarded}
+    usual = {name: by_arm for name, by_arm in by_metric.items() if name not in own}
+    losses_first = sorted(usual, key=lambda name: ("loss" not in name, name))
+    terms_first = sorted((name for name in own if _moves(own[name])), key=_place_of_reward)
+    sheets = [
+        (paper, usual, losses_first[:MOST_CURVES], 2),
+        (f"{paper}, training by rewards, means over the episodes of a step", own, terms_first[:MOST_REWARD_CURVES], 3),
+    ]
+    return [_sheet(title, curves, shown, columns) for title, curves, shown, columns in sheets if shown]
+
+
+def _place_of_reward(name: str) -> tuple[int, bool]:
+    """The reward and what every such arm logs, then its terms, then the rest in the order logged."""
+    place = REWARDED_FIRST.index(name) if name in REWARDED_FIRST else len(REWARDED_FIRST)
+    return place, not name.startswith(REWARD)
+
+
+def _moves(by_arm: Mapping[str, Sequence[Sequence[tuple[int, float | None]]]]) -> bool:
+    """Whether any two values of a metric differ by more than `STILL`; arms count too, as they may stand apart."""
+    values = [value for seeds in by_arm.values() for points in seeds for _, value in points if value is not None]
+    return bool(values) and max(values) - min(values) > STILL
+
+
+def _sheet(title: str, by_metric: Curves, names: Sequence[str], columns: int) -> dict[str, str]:
+    """One figure of curves, a panel a metric, with its alternative text and what it leaves out."""
+    shown = {name: by_metric[name] for name in names}
     ends = []
     for name, by_arm in shown.items():
         means = []
@@ -114,6 +149,7 @@ def _curves(paper: str, by_metric: Curves) -> dict[str, str]:
             last = [points[-1][1] for points in seeds if points and points[-1][1] is not None]
             means += [f"{arm} {numbers.number(sum(last) / len(last))}"] if last else []
         ends.append(f"{name} ends at {', '.join(means)}")
-    alt = f"Learning curves of {paper}, mean over seeds. " + ". ".join(ends) + "."
-    source = figures.data_uri(figures.curves(shown))
-    return {"paper": paper, "source": source, "alt": alt, "left_out": ", ".join(names[MOST_CURVES:])}
+    alt = f"Learning curves of {title}, mean over seeds. " + ". ".join(ends) + "."
+    source = figures.data_uri(figures.curves(shown, columns=columns))
+    left_out = ", ".join(name for name in sorted(by_metric) if name not in shown)
+    return {"title": title, "source": source, "alt": alt, "left_out": left_out}
