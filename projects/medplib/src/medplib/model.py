@@ -1,8 +1,8 @@
 """The model that joins language and segmenter: regions of a picture as words of a question, states as prompts of masks.
 
 A picture is seen twice. A vision-language model reads it in patches; a region is the mean of its patches' features
-(`regions`), through a linear adapter, in the place of its placeholder's embedding. A segmenter encodes it once; the
-state that speaks for each `<SEG>` of an answer (`pixel_vlm`), through a projector, is a prompt of its decoder.
+(`pixel_prompts`), through a linear adapter, in the place of its placeholder's embedding. A segmenter encodes it once; the
+state that speaks for each `<SEG>` of an answer (`seg_states`), through a projector, is a prompt of its decoder.
 
 Paper's names: `seg_projector` is text_hidden_fcs, `region_adapter` is region_fea_adapter, `sam` is visual_model.
 """
@@ -24,11 +24,12 @@ from lightbox.backbones.rows import IGNORED, UNLIMITED, VlmBatch
 from lightbox.backbones.segmenter import Segmenter
 from lightbox.config import check_choice
 from lightbox.losses.language import rows_before
-from medplib import pixel_rows
+from lightbox.paper import pixel_rows
+from lightbox.paper.pixel_items import REGION_FEATURE, SEG, PixelItem
+from lightbox.paper.pixel_prompts import pool
+from lightbox.paper.pixel_rows import PixelBatch
+from lightbox.paper.seg_states import STATES, SegStates, seg_states
 from medplib.objective import LossWeights, pixel_loss
-from medplib.pixel_rows import REGION_FEATURE, SEG, PixelBatch, PixelItem
-from medplib.pixel_vlm import STATES, SegStates, seg_states
-from medplib.regions import pool
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class PixelVLM(nn.Module):
         backbone: with the tags in its tokenizer (`pixel_rows.add_tags`), around a model with or without adapters and
             experts; a LLaVA or a Qwen-VL.
         segmenter: a SAM; it may be narrower or wider.
-        seg_state: see `pixel_vlm.seg_states`.
+        seg_state: see `seg_states.seg_states`.
 
     Raises:
         RequestError: tags that are no tokens.
@@ -152,6 +153,10 @@ class PixelVLM(nn.Module):
             segs = self._segs(self._states(whole, regions), whole, is_answer)
             answers += self._answers(batch, generated, segs, self._draw(batch, segs))
         return answers
+
+    def language_inputs(self, batch: PixelBatch) -> dict[str, Any]:
+        """Arguments of the language model for a batch: pictures as tokens that are encoded already, regions not yet."""
+        return self.backbone.inputs_of(self._seen(batch)[0])
 
     # ---- inside
 

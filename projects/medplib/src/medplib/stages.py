@@ -22,8 +22,12 @@ STAGES = {
     "vl": ("projector", "tables", "norms", "attention", "networks", "region_adapter"),
     "grounding": ("networks", "seg_projector", "mask_decoder"),
     "mixture": ("router", "networks", "queries_values", "tables", "seg_projector", "mask_decoder", "region_adapter"),
+    "joint": (
+        *("projector", "tables", "norms", "attention", "networks", "region_adapter"),
+        *("seg_projector", "mask_decoder"),
+    ),
 }
-"""Groups by stage. Stage 3 leaves attention, tables and norms alone, so that both experts read the same states."""
+"""Groups by stage; joint is a control, all of stages 2 and 3 at once. Stage 3 leaves attention, tables and norms alone, so that both experts read the same states."""
 
 
 def group_patterns(family: Family) -> dict[str, str]:
@@ -40,7 +44,8 @@ def group_patterns(family: Family) -> dict[str, str]:
         "router": rf"{layer}\.mlp\.router\..+",
         "region_adapter": r"region_adapter\..+",
         "seg_projector": r"seg_projector\..+",
-        "mask_decoder": r"sam\.mask_decoder\..+",
+        # what makes three masks, and an estimate of their overlap, has no part in the loss of one mask
+        "mask_decoder": r"sam\.mask_decoder\.(?!iou_prediction_head|output_hypernetworks_mlps\.[1-9]).+",
     }
 
 

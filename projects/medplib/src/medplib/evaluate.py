@@ -1,0 +1,143 @@
+"""Score a model: answers and masks under image, blank and shuffled, and region questions under other regions. No torch."""
+
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from lightbox.paper import baselines, examples, predictions
+from lightbox.paper.conditions import BLANK, IMAGE, SHUFFLED
+from lightbox.paper.drawn_regions import MASK, OWN, REGION, Asked
+from lightbox.paper.pixel_items import SEG
+from lightbox.paper.samples import Sample, Split
+from lightbox.runs import folders
+from medplib.config import BASELINES, Config
+from medplib.data import item_of, load_splits, shuffled_rows, with_targets
+from medplib.scores import METRICS, ScoreRow, score
+
+if TYPE_CHECKING:  # they import torch, and baselines are scored without
+    from medplib.model import PixelVLM
+
+_log = logging.getLogger(__name__)
+
+
+Routed = Callable[[str], AbstractContextManager[object]]
+"""Gives for a task the context within which its questions are answered, such as that of an oracle router."""
+
+
+def evaluate(
+    cfg: Config, model: "PixelVLM", split: Split[Asked], *, folder: Path, routed: Routed = nullcontext
+) -> pa.Table:
+    """Answer, draw and score under every condition; write scores.parquet, predictions.jsonl and examples.
+
+    Args:
+        cfg: lengths and further regions.
+        model: trained or not.
+        split: questions with their regions and true masks.
+        folder: where the files go.
+        routed: see `Routed`.
+
+    Returns:
+        The table of scores, sorted.
+    """
+    rows: list[ScoreRow] = []
+    written: list[predictions.Written] = []
+    samples = split.samples
+    blanks = [len(split.images)] * len(samples)
+    shown = {IMAGE: [s.image for s in samples], BLANK: blanks, SHUFFLED: shuffled_rows(split, seed=cfg.run.seed)}
+    asked = {condition: (samples, images, OWN) for condition, images in shown.items()}
+    about_regions = [sample for sample in samples if sample.record.task == REGION]
+    asked |= {kind: (about_regions, [s.image for s in about_regions], kind) for kind in cfg.eval.regions}
+    for condition, (own, images, region) in asked.items():
+        answers = answer_all(cfg, model, own, split, images=images, region=region, routed=routed)
+        rows += [score(s, condition, text, logits) for s, (text, logits) in zip(own, answers, strict=True)]
+        written += [predictions.Written(s, condition, text) for s, (text, _) in zip(own, answers, strict=True)]
+        if condition == IMAGE:
+            write_examples(folder, own, split, rows, [text for text, _ in answers])
+        _log.info("%s: %d items under condition %s", cfg.experiment, len(answers), condition)
+    predictions.write_predictions(folder, written)
+    return folders.write_scores(folder, rows, METRICS)
+
+
+def answer_all(
+    cfg: Config,
+    model: "PixelVLM",
+    samples: Sequence[Sample[Asked]],
+    split: Split[Asked],
+    *,
+    images: Sequence[int],
+    region: str,
+    routed: Routed = nullcontext,
+) -> list[tuple[str, list[np.ndarray]]]:
+    """The answer to each sample, and the logits of the masks that it speaks of, h w each."""
+    model.eval()
+    # one task after another, so that an oracle has one expert for a batch
+    order = sorted(range(len(samples)), key=lambda place: (samples[place].record.task, place))
+    answers: dict[int, tuple[str, list[np.ndarray]]] = {}
+    for is_mask in (False, True):
+        places = [place for place in order if (samples[place].record.task == MASK) == is_mask]
+        items = [item_of(samples[k], split, region=region, image=images[k]) for k in places]
+        with routed(MASK if is_mask else REGION):
+            read = model.answer(items, max_new_tokens=cfg.eval.answer_tokens, batch_size=cfg.eval.batch_size)
+        answers |= {
+            k: (" ".join(a.text.split()), [m.logits for m in a.masks]) for k, a in zip(places, read, strict=True)
+        }
+    return [answers[place] for place in range(len(samples))]
+
+
+def write_examples(
+    folder: Path, samples: Sequence[Sample[Asked]], split: Split[Asked], rows: Sequence[ScoreRow], texts: Sequence[str]
+) -> None:
+    """A few items to look at, of each task as many."""
+    shown = [
+        examples.Shown(sample, text, "", is_right=float(row["score"] or 0) >= 0.5)
+        for sample, text, row in zip(samples, texts, rows, strict=True)
+    ]
+    tasks = list(dict.fromkeys(sample.record.task for sample in samples))
+    turns = [[one for one in shown if one.sample.record.task == task] for task in tasks]
+    mixed = [one for turn in zip(*turns, strict=False) for one in turn]
+    examples.write_examples(folder, mixed, split, is_synthetic=True)
+
+
+def guess_rows(train: Split[Asked], scored: Split[Asked], method: str) -> list[ScoreRow]:
+    """Rows of the score table for a baseline: the commonest answer, and of masks none or the class's mean."""
+    guesses = baselines.BY_METHOD[method](with_targets(train.samples), with_targets(scored.samples))
+    means = mean_masks(train.samples) if method == "question_only" else {}
+    rows = []
+    for sample, guess in zip(scored.samples, guesses, strict=True):
+        mean = means.get((sample.record.modality, sample.record.name))
+        is_drawn = sample.record.task == MASK and mean is not None
+        rows.append(score(sample, IMAGE, SEG if is_drawn else guess, [mean] if is_drawn else ()))
+    return rows
+
+
+def mean_masks(samples: Sequence[Sample[Asked]]) -> dict[tuple[str, str], np.ndarray]:
+    """Mean of the masks of each modality and class, as logits: what its place alone says. Frames of one are alike."""
+    masks: dict[tuple[str, str], list[np.ndarray]] = {}
+    for sample in samples:
+        if sample.record.task == MASK and sample.record.mask is not None and sample.record.mask.any():
+            masks.setdefault((sample.record.modality, sample.record.name), []).append(sample.record.mask)
+    shares = {name: np.clip(np.mean(own, axis=0), 1e-6, 1 - 1e-6) for name, own in masks.items()}
+    return {name: np.log(share / (1 - share)) for name, share in shares.items()}
+
+
+def beside_score(cfg: Config, train: Split[Asked], scored: Split[Asked]) -> dict[str, object]:
+    """What a score must be read beside: the baselines on the same items."""
+    means = {}
+    for method in BASELINES:
+        rows = guess_rows(train, scored, method)
+        for metric in ("region", "presence", "dice"):
+            values = [float(row[metric]) for row in rows if row[metric] is not None]
+            means[f"{method}, {metric}"] = sum(values) / max(len(values), 1)
+    return baselines.beside_score(cfg, train, scored, means)
+
+
+def run_baseline(cfg: Config, folder: Path) -> None:
+    """Score a baseline arm and leave the files of a finished run in `folder`."""
+    train, scored = load_splits(cfg)
+    rows = guess_rows(train, scored, cfg.objective.method)
+    baselines.run(cfg, folder, rows, metrics=METRICS, n_counted=len(train.samples))

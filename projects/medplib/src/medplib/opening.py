@@ -1,0 +1,109 @@
+"""The model that an arm begins with: drawn, of an earlier stage, or put together from two of them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from lightbox.backbones.segmenter import load_segmenter
+from lightbox.errors import RequestError
+from lightbox.paper.drawn_regions import MASK
+from lightbox.paper.pretrained import Pretrained
+from lightbox.pretrain.modality_llava import write_start
+from lightbox.runs import folders
+from lightbox.train.precision import make_accelerator, plain_device
+from lightbox.train.seeds import seed_everything
+from medplib.artifact import FACTS, load_parts, open_model
+from medplib.assembly import add_experts, average_experts
+from medplib.config import ALIGN, COST, GROUNDING, JOINT, VL, Config
+from medplib.experts import MixtureSettings
+from medplib.model import PixelVLM
+
+BEFORE = {ALIGN: (), COST: (), VL: (ALIGN,), JOINT: (ALIGN,), GROUNDING: (VL,)}
+"""Arms whose weights a stage begins from; stage 4 has those of both experts."""
+START = "start"
+
+
+def expert_of(task: str) -> str:
+    """Name of the expert that was trained on a task."""
+    return GROUNDING if task == MASK else VL
+
+
+def open_arm(cfg: Config, base: Pretrained, folder: Path, needs: Mapping[str, Path]) -> PixelVLM:
+    """The model that the arm trains, or scores as it is.
+
+    Args:
+        cfg: of the arm.
+        base: a saved model is opened as it is, whatever the arm.
+        folder: of the run; a start that is drawn is written there.
+        needs: folders of earlier stages by name of their arm.
+
+    Raises:
+        RequestError: where an earlier stage is not named or kept no weights.
+    """
+    if (Path(base.name) / FACTS).is_file():
+        return _opened(cfg, base.name)
+    before = BEFORE.get(cfg.objective.method, (VL, GROUNDING))
+    places = {arm: weights_of(arm, needs) for arm in before}
+    if not before:
+        seed = cfg.run.seed
+        tower = cfg.model.start_tower
+        return _opened(cfg, str(write_start(folder / START, seed=seed, tower=tower)) if tower else base.name)
+    if len(before) == 1:
+        return _opened(cfg, str(places[before[0]]))
+    return _put_together(cfg, places)
+
+
+def weights_of(arm: str, needs: Mapping[str, Path]) -> Path:
+    """Folder of the weights that an earlier arm left.
+
+    Raises:
+        RequestError: where its folder is not named, or holds no weights.
+    """
+    folder = needs.get(arm)
+    if folder is None or not (folder / folders.MODEL / FACTS).is_file():
+        raise RequestError(
+            f"Arm '{arm}' is needed and its folder is '{folder or 'not given'}'",
+            "Each stage begins from the weights that an earlier one left",
+            f"Run experiment={arm} first and name its folder as needs=[FOLDER]",
+        )
+    return folder / folders.MODEL
+
+
+def settings_of(cfg: Config) -> MixtureSettings:
+    """How tokens meet experts in the arm."""
+    router = "random" if cfg.objective.router == "random" else "learned"
+    return MixtureSettings(cfg.model.top_k, cfg.model.expert_weight, router, cfg.run.seed)
+
+
+def _put_together(cfg: Config, places: Mapping[str, Path]) -> PixelVLM:
+    """One model of two experts, of their copies or their average, or the grounding expert alone."""
+    networks = cfg.objective.networks
+    grounding = _opened(cfg, str(places[GROUNDING]))
+    if networks == "one":
+        return grounding
+    model = _opened(cfg, str(places[VL]))
+    core, layers = model.backbone.core, model.backbone.family.layers[0]
+    load_parts(places[GROUNDING], model)  # projector of <SEG> and decoder, which stage 2 leaves alone
+    sources = {GROUNDING: core if networks == "copied" else grounding.backbone.core, VL: core}
+    if networks == "average":
+        average_experts(core, sources, layers=layers)
+    else:
+        add_experts(core, sources, layers=layers, settings=settings_of(cfg))
+    return model
+
+
+def _opened(cfg: Config, name: str) -> PixelVLM:
+    # what is new in a model is drawn from the seed, so arms of a seed begin alike
+    seed_everything(cfg.run.seed, cfg.run.threads, device=cfg.run.device)
+    device = plain_device(make_accelerator(cfg.run))
+    segmenter = load_segmenter(cfg.model.segmenter, cfg.model.segmenter_revision)
+    own = cfg.model
+    model = open_model(
+        name,
+        segmenter,
+        seg_state=own.seg_state,
+        revision=own.backbone_revision if name == own.backbone else "",
+        dtype=own.dtype,
+        device=str(device),
+        attention=own.attention,
+    )
+    return model.to(device)
