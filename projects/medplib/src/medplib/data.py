@@ -1,6 +1,5 @@
 """Who learns from what: samples of each stage, and a sample as an item that a model is shown. No torch."""
 
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -104,8 +103,3 @@ def shuffled_rows(split: Split[Asked], *, seed: int) -> list[int]:
         order = np.random.default_rng([seed, 4, 0]).permutation(rows).tolist()
         other |= dict(zip(order, order[1:] + order[:1], strict=True))
     return [other[sample.image] for sample in split.samples]
-
-
-def with_targets(samples: Sequence[Sample[Asked]]) -> list[Sample[Asked]]:
-    """The same samples with answers as they are learnt, for baselines that count them."""
-    return [sample.with_record(answer=target_of(sample.record)) for sample in samples]

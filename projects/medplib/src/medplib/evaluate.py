@@ -1,8 +1,9 @@
-"""Score a model: answers and masks under image, blank and shuffled, and region questions under other regions. No torch."""
+"""Score a model: answers and masks under image, blank and shuffled; region questions under other regions. No torch."""
 
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from lightbox.paper.pixel_items import SEG
 from lightbox.paper.samples import Sample, Split
 from lightbox.runs import folders
 from medplib.config import BASELINES, Config
-from medplib.data import item_of, load_splits, shuffled_rows, with_targets
+from medplib.data import item_of, load_splits, shuffled_rows, target_of
 from medplib.scores import METRICS, ScoreRow, score
 
 if TYPE_CHECKING:  # they import torch, and baselines are scored without
@@ -105,13 +106,13 @@ def write_examples(
 
 def guess_rows(train: Split[Asked], scored: Split[Asked], method: str) -> list[ScoreRow]:
     """Rows of the score table for a baseline: the commonest answer, and of masks none or the class's mean."""
-    guesses = baselines.BY_METHOD[method](with_targets(train.samples), with_targets(scored.samples))
+    guesses = baselines.BY_METHOD[method](train.samples, scored.samples)
     means = mean_masks(train.samples) if method == "question_only" else {}
     rows = []
     for sample, guess in zip(scored.samples, guesses, strict=True):
-        mean = means.get((sample.record.modality, sample.record.name))
-        is_drawn = sample.record.task == MASK and mean is not None
-        rows.append(score(sample, IMAGE, SEG if is_drawn else guess, [mean] if is_drawn else ()))
+        mean = means.get((sample.record.modality, sample.record.name)) if sample.record.task == MASK else None
+        said = target_of(replace(sample.record, answer=guess)) if sample.record.task != MASK else ""
+        rows.append(score(sample, IMAGE, said if mean is None else SEG, [] if mean is None else [mean]))
     return rows
 
 

@@ -1,8 +1,9 @@
 """The model that joins language and segmenter: regions of a picture as words of a question, states as prompts of masks.
 
 A picture is seen twice. A vision-language model reads it in patches; a region is the mean of its patches' features
-(`pixel_prompts`), through a linear adapter, in the place of its placeholder's embedding. A segmenter encodes it once; the
-state that speaks for each `<SEG>` of an answer (`seg_states`), through a projector, is a prompt of its decoder.
+(`lightbox.paper.pixel_prompts`), through a linear adapter, in the place of its placeholder's embedding. A segmenter
+encodes it once; the state that speaks for each `<SEG>` of an answer (`lightbox.paper.seg_states`), through a projector,
+is a prompt of its decoder.
 
 Paper's names: `seg_projector` is text_hidden_fcs, `region_adapter` is region_fea_adapter, `sam` is visual_model.
 """

@@ -1,5 +1,6 @@
 """The model that an arm begins with: drawn, of an earlier stage, or put together from two of them."""
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -44,9 +45,7 @@ def open_arm(cfg: Config, base: Pretrained, folder: Path, needs: Mapping[str, Pa
     before = BEFORE.get(cfg.objective.method, (VL, GROUNDING))
     places = {arm: weights_of(arm, needs) for arm in before}
     if not before:
-        seed = cfg.run.seed
-        tower = cfg.model.start_tower
-        return _opened(cfg, str(write_start(folder / START, seed=seed, tower=tower)) if tower else base.name)
+        return _drawn(cfg, folder) if cfg.model.start_tower else _opened(cfg, base.name)
     if len(before) == 1:
         return _opened(cfg, str(places[before[0]]))
     return _put_together(cfg, places)
@@ -72,6 +71,14 @@ def settings_of(cfg: Config) -> MixtureSettings:
     """How tokens meet experts in the arm."""
     router = "random" if cfg.objective.router == "random" else "learned"
     return MixtureSettings(cfg.model.top_k, cfg.model.expert_weight, router, cfg.run.seed)
+
+
+def _drawn(cfg: Config, folder: Path) -> PixelVLM:
+    """The start of the tiny model, whose projector and new words are drawn from the seed."""
+    start = write_start(folder / START, seed=cfg.run.seed, tower=cfg.model.start_tower)
+    model = _opened(cfg, str(start))
+    shutil.rmtree(start)
+    return model
 
 
 def _put_together(cfg: Config, places: Mapping[str, Path]) -> PixelVLM:

@@ -6,7 +6,7 @@ import numpy as np
 
 from lightbox.eval.answers import words_of
 from lightbox.eval.masks import drawn_at, score_mask
-from lightbox.paper.drawn_regions import MASK, PRESENCE, REGION, Asked
+from lightbox.paper.drawn_regions import MASK, PRESENCE, Asked
 from lightbox.paper.pixel_items import SEG
 from lightbox.paper.samples import Sample
 from medplib.data import target_of
@@ -56,7 +56,7 @@ def score(sample: Sample[Asked], condition: str, text: str, logits: Sequence[np.
     row |= {"score": correct, "correct": correct}
     if asked.task == PRESENCE:
         return row | {"presence": correct}
-    assert asked.task == REGION and asked.mask is not None  # captions are learnt and not scored
+    assert asked.mask is not None  # a region question; captions are learnt and not scored
     size = "region_small" if asked.mask.sum() < PATCH_AREA_PX else "region_large"
     return row | {"region": correct, size: correct, "chance": 1 / len(asked.options)}
 

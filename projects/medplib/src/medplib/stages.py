@@ -27,7 +27,8 @@ STAGES = {
         *("seg_projector", "mask_decoder"),
     ),
 }
-"""Groups by stage; joint is a control, all of stages 2 and 3 at once. Stage 3 leaves attention, tables and norms alone, so that both experts read the same states."""
+"""Groups by stage; joint, a control, is all of stages 2 and 3 at once. Stage 3 leaves attention, tables and norms
+alone, so that both experts read the same states."""
 
 
 def group_patterns(family: Family) -> dict[str, str]:

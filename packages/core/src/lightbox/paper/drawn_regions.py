@@ -1,7 +1,7 @@
 """Questions about regions, about whole pictures, and requests for masks, drawn from the phantom's modalities. No torch.
 
 `samples.load_splits` draws questions of one kind of image; here a picture is of one of several modalities, a question
-may mean a region, and what is asked for may be a mask. Who only reads words is at chance: see `phantom.region_questions`.
+may mean a region, and what is asked for may be a mask. Words alone tell no answer, see `phantom.region_questions`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -107,7 +107,10 @@ def of_task(
     elif task == CAPTION:
         asked = [(k, _caption(case, modality)) for k, case in enumerate(cases)]
     else:
-        requests = request_masks(cases, classes=MODALITIES[modality].classes, draw=task)
+        # of presence half is absent, so that a class's word says nothing
+        absent_pct = 50 if task == PRESENCE else 25
+        classes = MODALITIES[modality].classes
+        requests = request_masks(cases, classes=classes, absent_pct=absent_pct, draw=task)
         asked = [(r.case, _about_class(r, task, modality)) for r in requests]
     return sorted(asked, key=lambda pair: text_key(pair[1].id))
 

@@ -1,4 +1,4 @@
-"""A question about a picture, with regions in the question and masks in the answer, as it is asked of a model. No torch.
+"""A question about a picture, with regions in the question and masks in the answer, as a model is asked it. No torch.
 
 A question says `<region></region>` for each of its regions, an answer `<SEG>` for each of its masks; the data of
 MedPLIB are written so.
