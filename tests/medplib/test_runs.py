@@ -9,15 +9,15 @@ from safetensors.torch import load_file
 
 from lightbox.errors import RequestError, WorkError
 from lightbox.paper.pretrained import find_pretrained
+from lightbox.paper.trained_tensors import check_changes
 from lightbox.phantom.modalities import draw_modality
 from lightbox.runs.folders import MODEL, read_card, read_scores
 from medplib.assembly import mixtures
 from medplib.claims import PAPER
 from medplib.cli import ENTRIES
 from medplib.config import resolve
-from medplib.opening import open_arm
+from medplib.model import open_arm
 from medplib.predict import placed
-from medplib.train import check_changes
 
 NETWORKS = ".mlp."
 

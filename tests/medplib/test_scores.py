@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from lightbox.paper.drawn_regions import MASK, PRESENCE, REGION, Asked
+from lightbox.paper.mask_baselines import mean_masks
 from lightbox.paper.samples import Sample, Split
-from medplib.evaluate import guess_rows, mean_masks
+from medplib.evaluate import guess_rows
 from medplib.scores import METRICS, blank, score
 
 HALF = np.zeros((8, 8), dtype=bool)

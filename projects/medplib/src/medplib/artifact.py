@@ -18,9 +18,9 @@ from lightbox.backbones.seq2seq import quiet_loading
 from lightbox.errors import RequestError
 from lightbox.files import write_json
 from lightbox.paper.pixel_rows import add_tags
+from lightbox.paper.pixel_vlm import PixelVLM
 from medplib.assembly import FACTS as EXPERTS
 from medplib.assembly import load_experts, mixtures, save_experts
-from medplib.model import PixelVLM
 from medplib.stages import own_name
 
 TENSORS, FACTS = "pixel_vlm.safetensors", "pixel_vlm.json"

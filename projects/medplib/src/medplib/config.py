@@ -173,11 +173,10 @@ def inputs(cfg: Config) -> dict[str, str]:
     read = composition.inputs(cfg) | {"pictures": modalities.VERSION}
     if cfg.is_baseline:
         return read
-    read["segmenter"] = weights.digest_of(
-        cfg.model.segmenter, revision=cfg.model.segmenter_revision, key="model.segmenter"
-    )
-    if cfg.model.start_tower:
-        read["start tower"] = weights.digest_of(cfg.model.start_tower, key="model.start_tower")
+    own = cfg.model
+    read["segmenter"] = weights.digest_of(own.segmenter, revision=own.segmenter_revision, key="model.segmenter")
+    if own.start_tower:
+        read["start tower"] = weights.digest_of(own.start_tower, key="model.start_tower")
     return read
 
 

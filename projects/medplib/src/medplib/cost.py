@@ -10,9 +10,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache
 
 from lightbox.paper.pixel_items import PixelItem
+from lightbox.paper.pixel_vlm import PixelVLM
 from medplib.assembly import add_experts, mixtures
 from medplib.experts import MixtureSettings
-from medplib.model import PixelVLM
 from medplib.routing import EVERY, counted, padded_rows
 
 OFFICIAL = {"rows_official_train": 1.5, "rows_official_eval": 2.0}

@@ -1,6 +1,5 @@
 """Who learns from what: samples of each stage, and a sample as an item that a model is shown. No torch."""
 
-
 import numpy as np
 
 from lightbox.paper.conditions import GREY
@@ -23,14 +22,16 @@ def load_splits(cfg: Config) -> tuple[Split[Asked], Split[Asked]]:
         cfg: `data.*` and `run.seed` decide; `eval.regions` whether regions are drawn as every kind of prompt.
     """
     data, seed = cfg.data, cfg.run.seed
-    settings = {"seed": seed, "modalities": TRAINED, "per_picture": data.questions_per_case}
-    settings |= {"scale_pct": data.lesion_scale_pct}
+    sizes = {"per_picture": data.questions_per_case, "scale_pct": data.lesion_scale_pct}
+    settings = {"seed": seed, "modalities": TRAINED, **sizes}
     train = load_asked("train", tasks=dict.fromkeys((*SCORED, CAPTION), data.n_train), **settings)
-    with_prompts = bool(cfg.eval.regions)
-    scored = load_asked(
-        data.eval_split, tasks=dict.fromkeys(SCORED, data.n_test), with_prompts=with_prompts, **settings
-    )
-    return train, scored
+    tests = dict.fromkeys(SCORED, data.n_test)
+    return train, load_asked(data.eval_split, tasks=tests, with_prompts=bool(cfg.eval.regions), **settings)
+
+
+def tasks_of(cfg: Config) -> tuple[str, ...]:
+    """What the arm's stage learns."""
+    return LEARNT.get(cfg.objective.method, SCORED)
 
 
 def learnt_by(cfg: Config, split: Split[Asked]) -> list[Sample[Asked]]:
@@ -39,10 +40,9 @@ def learnt_by(cfg: Config, split: Split[Asked]) -> list[Sample[Asked]]:
     Stage 4 and joint training mix tasks by `data.mask_pct`: as many of each as that ratio allows.
     """
     by_task = {task: [s for s in split.samples if s.record.task == task] for task in (*SCORED, CAPTION)}
-    tasks = LEARNT.get(cfg.objective.method)
+    if cfg.objective.method in LEARNT:
+        return [sample for task in tasks_of(cfg) for sample in by_task[task]]
     rng = np.random.default_rng([cfg.run.seed, 11])
-    if tasks is not None:
-        return [sample for task in tasks for sample in by_task[task]]
     masks, texts = by_task[MASK], [*by_task[REGION], *by_task[PRESENCE]]
     share = cfg.data.mask_pct / 100
     total = min(len(masks) / share, len(texts) / (1 - share))

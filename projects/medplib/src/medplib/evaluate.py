@@ -13,15 +13,16 @@ import pyarrow as pa
 from lightbox.paper import baselines, examples, predictions
 from lightbox.paper.conditions import BLANK, IMAGE, SHUFFLED
 from lightbox.paper.drawn_regions import MASK, OWN, REGION, Asked
+from lightbox.paper.mask_baselines import mean_masks
 from lightbox.paper.pixel_items import SEG
 from lightbox.paper.samples import Sample, Split
 from lightbox.runs import folders
 from medplib.config import BASELINES, Config
-from medplib.data import item_of, load_splits, shuffled_rows, target_of
+from medplib.data import item_of, load_splits, shuffled_rows, target_of, tasks_of
 from medplib.scores import METRICS, ScoreRow, score
 
 if TYPE_CHECKING:  # they import torch, and baselines are scored without
-    from medplib.model import PixelVLM
+    from lightbox.paper.pixel_vlm import PixelVLM
 
 _log = logging.getLogger(__name__)
 
@@ -55,7 +56,9 @@ def evaluate(
     asked |= {kind: (about_regions, [s.image for s in about_regions], kind) for kind in cfg.eval.regions}
     for condition, (own, images, region) in asked.items():
         answers = answer_all(cfg, model, own, split, images=images, region=region, routed=routed)
-        rows += [score(s, condition, text, logits) for s, (text, logits) in zip(own, answers, strict=True)]
+        for sample, (text, logits) in zip(own, answers, strict=True):
+            row = score(sample, condition, text, logits)
+            rows.append(row | {"own": row["score"] if sample.record.task in tasks_of(cfg) else None})
         written += [predictions.Written(s, condition, text) for s, (text, _) in zip(own, answers, strict=True)]
         if condition == IMAGE:
             write_examples(folder, own, split, rows, [text for text, _ in answers])
@@ -114,16 +117,6 @@ def guess_rows(train: Split[Asked], scored: Split[Asked], method: str) -> list[S
         said = target_of(replace(sample.record, answer=guess)) if sample.record.task != MASK else ""
         rows.append(score(sample, IMAGE, said if mean is None else SEG, [] if mean is None else [mean]))
     return rows
-
-
-def mean_masks(samples: Sequence[Sample[Asked]]) -> dict[tuple[str, str], np.ndarray]:
-    """Mean of the masks of each modality and class, as logits: what its place alone says. Frames of one are alike."""
-    masks: dict[tuple[str, str], list[np.ndarray]] = {}
-    for sample in samples:
-        if sample.record.task == MASK and sample.record.mask is not None and sample.record.mask.any():
-            masks.setdefault((sample.record.modality, sample.record.name), []).append(sample.record.mask)
-    shares = {name: np.clip(np.mean(own, axis=0), 1e-6, 1 - 1e-6) for name, own in masks.items()}
-    return {name: np.log(share / (1 - share)) for name, share in shares.items()}
 
 
 def beside_score(cfg: Config, train: Split[Asked], scored: Split[Asked]) -> dict[str, object]:

@@ -18,7 +18,7 @@ from lightbox.readers.images import load_image
 from lightbox.records import Box, box_from_mask
 from lightbox.runs import folders
 from medplib.config import Config
-from medplib.opening import open_arm
+from medplib.model import open_arm
 
 SHOWN_PX = 256
 

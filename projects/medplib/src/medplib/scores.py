@@ -17,6 +17,7 @@ PAPER_THRESHOLD = 0.1
 """At which the official code cuts masks, in training, evaluation and demo."""
 METRICS = (
     "score",  # `correct` of answers, `dice` of masks
+    "own",  # the same of the tasks that the arm's stage learns; by it its learning rate is chosen
     "correct",  # 1 where an answer has the words of the true one, in order, and no others; null for masks
     "region",  # the same of region questions
     "region_large",  # of those about a region of a patch's area or more

@@ -8,12 +8,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightbox.errors import WorkError
 from lightbox.paper.conditions import IMAGE
 from lightbox.paper.drawn_regions import REGION, Asked
 from lightbox.paper.pixel_rows import PixelBatch
+from lightbox.paper.pixel_vlm import PixelVLM
 from lightbox.paper.pretrained import Pretrained
 from lightbox.paper.samples import Sample, Split
+from lightbox.paper.trained_tensors import check_changes
 from lightbox.runs import folders
 from lightbox.train import processes
 from lightbox.train.batches import BatchSource
@@ -24,17 +25,15 @@ from medplib.artifact import save_model
 from medplib.config import ALIGN, COST, GROUNDING, MIXTURE, VL, Config
 from medplib.cost import measure_cost
 from medplib.data import item_of, learnt_by, load_splits
-from medplib.model import PixelVLM, pixel_step
-from medplib.objective import STAGE_WEIGHTS
-from medplib.opening import expert_of, open_arm, settings_of
+from medplib.model import expert_of, open_arm, settings_of
+from medplib.objective import STAGE_WEIGHTS, LossWeights, pixel_loss
 from medplib.routing import routed_to
-from medplib.stages import changed, fingerprints, train_stage
+from medplib.stages import fingerprints, train_stage
 
 LEAVE_WEIGHTS = (ALIGN, VL, GROUNDING)
 """Arms whose weights others begin from, so that they are kept whoever asks."""
 COSTED = 16
 """Questions over which the cost of a mixture is the worst."""
-SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -113,14 +112,11 @@ def learn(
         picked = [samples[place] for place in places]
         batch = model.prepare([item_of(sample, split, is_answered=True) for sample in picked])
         experts = tuple(expert_of(sample.record.task) for sample in picked) if is_oracle(cfg) else ()
-        return TaskBatch(**{name: getattr(batch, name) for name in PixelBatch.__dataclass_fields__}, experts=experts)
+        return TaskBatch(**vars(batch), experts=experts)
 
-    def step(_: nn.Module, batch: TaskBatch) -> tuple[Tensor, int, dict[str, Tensor]]:
-        # not the driver's model: one process alone is supported, whose model is this one
-        if not batch.experts:
-            return pixel_step(model, batch, STAGE_WEIGHTS[own.method])
-        with routed_to(model.vlm, batch.experts):
-            return pixel_step(model, batch, STAGE_WEIGHTS[own.method])
+    def step(trained: nn.Module, batch: TaskBatch) -> tuple[Tensor, int, dict[str, Tensor]]:
+        with routed_to(model.vlm, batch.experts) if batch.experts else nullcontext():
+            return pixel_step(trained, batch, STAGE_WEIGHTS[own.method])
 
     ids = [sample.id for sample in samples]
     source = BatchSource(len(samples), collate, batch_size=cfg.optim.batch_size, seed=cfg.run.seed, ids=ids)
@@ -149,27 +145,14 @@ def routed_by(cfg: Config, model: PixelVLM) -> evaluate.Routed:
     return lambda task: routed_to(model.vlm, expert_of(task)) if is_oracle(cfg) else nullcontext()
 
 
+def pixel_step(model: nn.Module, batch: PixelBatch, weights: LossWeights) -> tuple[Tensor, int, dict[str, Tensor]]:
+    """What a step does with a batch; `model` is a `PixelVLM`; see `objective.pixel_loss`."""
+    output = model(batch)
+    return pixel_loss(output.logits, output.targets, output.mask_logits, batch.masks, items=len(batch), weights=weights)
+
+
 def own_optim(cfg: Config) -> Any:
     """The settings of the optimiser, with steps and rate of stage 1 where it is that one."""
     if cfg.objective.method != ALIGN:
         return cfg.optim
     return replace(cfg.optim, max_steps=cfg.optim.align_steps, lr=cfg.optim.align_lr)
-
-
-def check_changes(before: Mapping[str, str], after: Mapping[str, str], groups: Mapping[str, Sequence[str]]) -> None:
-    """Hold that a stage changed tensors of each of its groups, and no others.
-
-    Raises:
-        WorkError: naming what changed beside them, or the group that did not.
-    """
-    names = changed(before, after)
-    chosen = {name for own in groups.values() for name in own}
-    tied = {before[name] for name in chosen}
-    others = sorted(name for name in names - chosen if before.get(name) not in tied)  # a tied table has two names
-    idle = [group for group, own in groups.items() if not names.intersection(own)]
-    if others or idle:
-        raise WorkError(
-            f"The stage changed {', '.join(others[:SHOWN])}" if others else f"Nothing of the group {idle[0]} changed",
-            f"It trains {', '.join(groups)}, and experts agree with each other only if the rest stays",
-            "Look at what the step and the optimiser touch" if others else "Raise optim.lr or optim.max_steps",
-        )
