@@ -53,7 +53,7 @@ def opened(sizes, trained):
     def model(arm):
         cfg = resolve([*sizes, f"experiment={arm}"])
         needs = {need: trained(need) for need in PAPER.arms[arm].needs}
-        return open_arm(cfg, find_pretrained(cfg.model.backbone), trained("align"), needs)
+        return open_arm(cfg, find_pretrained(cfg.model.backbone), needs)
 
     return model
 
@@ -149,7 +149,6 @@ def test_a_job_of_a_claim_leaves_what_others_begin_from_and_no_other_model(sizes
     ENTRIES.run_job(tmp_path / "jobs" / "a", [*sizes, "experiment=align"], {})
     ENTRIES.run_job(tmp_path / "jobs" / "b", [*sizes, "experiment=average"], needs)
     assert (tmp_path / "jobs" / "a" / MODEL / "model.safetensors").is_file()
-    assert not (tmp_path / "jobs" / "a" / "start").exists()
     assert not (tmp_path / "jobs" / "b" / MODEL).exists()
 
 

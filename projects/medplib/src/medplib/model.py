@@ -1,6 +1,6 @@
 """The model that an arm begins with: drawn, of an earlier stage, or put together from two of them."""
 
-import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,7 +20,6 @@ from medplib.experts import MixtureSettings
 
 BEFORE = {ALIGN: (), COST: (), VL: (ALIGN,), JOINT: (ALIGN,), GROUNDING: (VL,)}
 """Arms whose weights a stage begins from; stage 4 has those of both experts."""
-START = "start"
 
 
 def expert_of(task: str) -> str:
@@ -28,13 +27,12 @@ def expert_of(task: str) -> str:
     return GROUNDING if task == MASK else VL
 
 
-def open_arm(cfg: Config, base: Pretrained, folder: Path, needs: Mapping[str, Path]) -> PixelVLM:
+def open_arm(cfg: Config, base: Pretrained, needs: Mapping[str, Path]) -> PixelVLM:
     """The model that the arm trains, or scores as it is.
 
     Args:
         cfg: of the arm.
         base: a saved model is opened as it is, whatever the arm.
-        folder: of the run; a start that is drawn is written there.
         needs: folders of earlier stages by name of their arm.
 
     Raises:
@@ -45,7 +43,7 @@ def open_arm(cfg: Config, base: Pretrained, folder: Path, needs: Mapping[str, Pa
     before = BEFORE.get(cfg.objective.method, (VL, GROUNDING))
     places = {arm: weights_of(arm, needs) for arm in before}
     if not before:
-        return _drawn(cfg, folder) if cfg.model.start_tower else _opened(cfg, base.name)
+        return _drawn(cfg) if cfg.model.start_tower else _opened(cfg, base.name)
     if len(before) == 1:
         return _opened(cfg, str(places[before[0]]))
     return _put_together(cfg, places)
@@ -73,12 +71,10 @@ def settings_of(cfg: Config) -> MixtureSettings:
     return MixtureSettings(cfg.model.top_k, cfg.model.expert_weight, router, cfg.run.seed)
 
 
-def _drawn(cfg: Config, folder: Path) -> PixelVLM:
+def _drawn(cfg: Config) -> PixelVLM:
     """The start of the tiny model, whose projector and new words are drawn from the seed."""
-    start = write_start(folder / START, seed=cfg.run.seed, tower=cfg.model.start_tower)
-    model = _opened(cfg, str(start))
-    shutil.rmtree(start)
-    return model
+    with tempfile.TemporaryDirectory() as folder:
+        return _opened(cfg, str(write_start(Path(folder), seed=cfg.run.seed, tower=cfg.model.start_tower)))
 
 
 def _put_together(cfg: Config, places: Mapping[str, Path]) -> PixelVLM:

@@ -46,7 +46,7 @@ def predict(
     """
     cfg = from_plain(Config, folders.finished_run(folder).config)
     asked = asked_again(cfg, folder)
-    model = open_arm(asked, find_pretrained(asked.model.backbone), folder, {}).eval()
+    model = open_arm(asked, find_pretrained(asked.model.backbone), {}).eval()
     pixels = load_image(image, in_colour=True)
     item = PixelItem(pixels, *placed(question, box))
     answer = model.answer([item], max_new_tokens=cfg.eval.answer_tokens)[0]

@@ -70,7 +70,7 @@ def run(
     """
     folder.mkdir(parents=True, exist_ok=True)
     train, scored = load_splits(cfg)
-    model = open_arm(cfg, base, folder, needs)
+    model = open_arm(cfg, base, needs)
     is_trained = cfg.objective.is_trained and cfg.objective.method != COST
     if is_trained:
         learn(cfg, model, learnt_by(cfg, train), train, folder, memory_advice=memory_advice)
