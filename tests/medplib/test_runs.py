@@ -102,7 +102,7 @@ def test_experts_are_the_networks_of_the_two_stages(opened):
 
 def test_controls_are_what_they_are_called(opened):
     vl, grounding = (opened(arm).backbone.core.state_dict() for arm in ("grounding", "sequential"))
-    path = next(name for name in vl if NETWORKS in name)
+    path = next(name for name in vl if NETWORKS in name and "language_model" in name)
     layer, _, key = path.partition(NETWORKS)
     average = opened("average").backbone.core.state_dict()
     torch.testing.assert_close(average[path], (vl[path] + grounding[path]) / 2)
@@ -113,7 +113,7 @@ def test_controls_are_what_they_are_called(opened):
     assert not any(p.requires_grad for name, p in random.named_parameters() if ".router." in name)
 
 
-@pytest.mark.parametrize("arm", ["mixture", "random_router", "oracle", "sequential", "joint"])
+@pytest.mark.parametrize("arm", ["mixture", "oracle", "joint"])
 def test_every_way_of_learning_all_tasks_takes_its_steps(trained, arm):
     run = trained(arm)
     card = read_card(run)

@@ -206,17 +206,22 @@ _E3_COPIES = _claim(
     statement="Two copies of a network as experts, whoever routes, give the logits of the network.",
     location="not in the paper: what building experts from trained networks presupposes",
     paper_numbers="not found",
-    contrasts=(Contrast("largest difference of logits", ((1.0, Measure("cost", "copied_gap")),)),),
+    contrasts=(
+        Contrast("largest difference of logits, by the largest logit", ((1.0, Measure("cost", "copied_gap")),)),
+    ),
     gate=None,
     bound=1e-6,
     is_upper_bound=True,
-    unit="logits",
+    unit="of the largest logit",
     unit_scale=1.0,
     min_items=1,
     presets=("smoke", "quick", "full"),
     seeds={"smoke": 1, "quick": 5, "full": 5},
     budget="",
-    caveats=("With the weight of an expert 1, as it is here; the paper's is its probability, and shrinks the output.",),
+    caveats=(
+        "With the weight of an expert 1, as it is here; the paper's is its probability, and shrinks the output.",
+        "To the last bit where each expert has four rows or more, see the README; else up to rounding.",
+    ),
 )
 _BLIND = (Measure(BEST, "region", "blank"), Measure(BEST, "region", "shuffled"))
 _E4_GATE = Gate((_region(),), (Measure("majority", "region"), Measure("question_only", "region"), *_BLIND))

@@ -52,7 +52,7 @@ def measure_cost(model: PixelVLM, items: Sequence[PixelItem], settings: MixtureS
             "flops_prefill": flops[0] / own_flops[0],
             "flops_decode": flops[1] / own_flops[1],
             "rows": sum(table.rows.values()) / tokens,
-            "copied_gap": float((logits - own_logits).abs().max()),
+            "copied_gap": float((logits - own_logits).abs().max() / own_logits.abs().max()),
         }
         for name, factor in OFFICIAL.items():
             padded = sum(padded_rows(counts, factor=factor).entering for counts in by_layer.values())

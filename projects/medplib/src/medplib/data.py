@@ -1,5 +1,7 @@
 """Who learns from what: samples of each stage, and a sample as an item that a model is shown. No torch."""
 
+from typing import Any
+
 import numpy as np
 
 from lightbox.paper.conditions import GREY
@@ -23,7 +25,7 @@ def load_splits(cfg: Config) -> tuple[Split[Asked], Split[Asked]]:
     """
     data, seed = cfg.data, cfg.run.seed
     sizes = {"per_picture": data.questions_per_case, "scale_pct": data.lesion_scale_pct}
-    settings = {"seed": seed, "modalities": TRAINED, **sizes}
+    settings: dict[str, Any] = {"seed": seed, "modalities": TRAINED, **sizes}
     train = load_asked("train", tasks=dict.fromkeys((*SCORED, CAPTION), data.n_train), **settings)
     tests = dict.fromkeys(SCORED, data.n_test)
     return train, load_asked(data.eval_split, tasks=tests, with_prompts=bool(cfg.eval.regions), **settings)

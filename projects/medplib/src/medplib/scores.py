@@ -33,7 +33,7 @@ METRICS = (
     "rows",  # of cost: rows that enter experts, by tokens
     "flops_prefill",  # of cost: operations of the mixture by those of one expert's model, reading a prompt
     "flops_decode",  # and saying one more word
-    "copied_gap",  # of cost: largest difference of logits between a model and two copies of it
+    "copied_gap",  # of cost: largest difference of logits between a model and two copies of it, by the largest logit
     "rows_official_train",  # of cost: rows that enter experts padded as the official code does in training, by tokens
     "rows_official_eval",  # and in evaluation
 )
