@@ -261,7 +261,7 @@ _E4 = _claim(
         "without the region one over their number is the best that can be had, so that much of this holds by "
         "construction once the region is read at all.",
     ),
-    note="Half of a picture could be told from where a region's tag stands only if it were told; it is not.",
+    note="Where a region lies is told by the features of its patches alone, which hold their places.",
 )
 _E4_FORMS = _claim(
     id="E4-forms",

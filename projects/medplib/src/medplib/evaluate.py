@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from lightbox.paper import baselines, examples, predictions
 from lightbox.paper.conditions import BLANK, IMAGE, SHUFFLED
-from lightbox.paper.drawn_regions import MASK, OWN, REGION, Asked
+from lightbox.paper.drawn_regions import MASK, OWN, PRESENCE, REGION, Asked
 from lightbox.paper.mask_baselines import mean_masks
 from lightbox.paper.pixel_items import SEG
 from lightbox.paper.samples import Sample, Split
@@ -101,8 +101,7 @@ def write_examples(
         examples.Shown(sample, text, "", is_right=float(row["score"] or 0) >= 0.5)
         for sample, text, row in zip(samples, texts, rows, strict=True)
     ]
-    tasks = list(dict.fromkeys(sample.record.task for sample in samples))
-    turns = [[one for one in shown if one.sample.record.task == task] for task in tasks]
+    turns = [[one for one in shown if one.sample.record.task == task] for task in (REGION, PRESENCE, MASK)]
     mixed = [one for turn in zip(*turns, strict=False) for one in turn]
     examples.write_examples(folder, mixed, split, is_synthetic=True)
 

@@ -1,12 +1,13 @@
 """The model that an arm begins with: drawn, of an earlier stage, or put together from two of them."""
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lightbox.backbones.segmenter import load_segmenter
 from lightbox.errors import RequestError
 from lightbox.paper.drawn_regions import MASK
+from lightbox.paper.pixel_items import PixelItem
 from lightbox.paper.pixel_vlm import PixelVLM
 from lightbox.paper.pretrained import Pretrained
 from lightbox.pretrain.modality_llava import write_start
@@ -14,9 +15,10 @@ from lightbox.runs import folders
 from lightbox.train.precision import make_accelerator, plain_device
 from lightbox.train.seeds import seed_everything
 from medplib.artifact import FACTS, load_parts, open_model
-from medplib.assembly import add_experts, average_experts
+from medplib.assembly import add_experts, average_experts, mixtures
 from medplib.config import ALIGN, COST, GROUNDING, JOINT, VL, Config
 from medplib.experts import MixtureSettings
+from medplib.routing import centre_routers
 
 BEFORE = {ALIGN: (), COST: (), VL: (ALIGN,), JOINT: (ALIGN,), GROUNDING: (VL,)}
 """Arms whose weights a stage begins from; stage 4 has those of both experts."""
@@ -27,13 +29,14 @@ def expert_of(task: str) -> str:
     return GROUNDING if task == MASK else VL
 
 
-def open_arm(cfg: Config, base: Pretrained, needs: Mapping[str, Path]) -> PixelVLM:
+def open_arm(cfg: Config, base: Pretrained, needs: Mapping[str, Path], shown: Sequence[PixelItem] = ()) -> PixelVLM:
     """The model that the arm trains, or scores as it is.
 
     Args:
         cfg: of the arm.
         base: a saved model is opened as it is, whatever the arm.
         needs: folders of earlier stages by name of their arm.
+        shown: answered questions of training, by which new routers are centred; none where no experts are put together.
 
     Raises:
         RequestError: where an earlier stage is not named or kept no weights.
@@ -46,7 +49,10 @@ def open_arm(cfg: Config, base: Pretrained, needs: Mapping[str, Path]) -> PixelV
         return _drawn(cfg) if cfg.model.start_tower else _opened(cfg, base.name)
     if len(before) == 1:
         return _opened(cfg, str(places[before[0]]))
-    return _put_together(cfg, places)
+    model = _put_together(cfg, places)
+    if shown and any(True for _ in mixtures(model.backbone.core)):
+        centre_routers(model, lambda: model.eval()(model.prepare(shown).to(model.backbone.device)))
+    return model
 
 
 def weights_of(arm: str, needs: Mapping[str, Path]) -> Path:

@@ -32,6 +32,8 @@ from medplib.stages import fingerprints, train_stage
 
 LEAVE_WEIGHTS = (ALIGN, VL, GROUNDING)
 """Arms whose weights others begin from, so that they are kept whoever asks."""
+CENTRED = 32
+"""Questions by which new routers are centred."""
 COSTED = 16
 """Questions over which the cost of a mixture is the worst."""
 
@@ -70,10 +72,12 @@ def run(
     """
     folder.mkdir(parents=True, exist_ok=True)
     train, scored = load_splits(cfg)
-    model = open_arm(cfg, base, needs)
+    learnt = learnt_by(cfg, train)
+    some = learnt[:: -(-len(learnt) // CENTRED)]  # of each task
+    model = open_arm(cfg, base, needs, [item_of(sample, train, is_answered=True) for sample in some])
     is_trained = cfg.objective.is_trained and cfg.objective.method != COST
     if is_trained:
-        learn(cfg, model, learnt_by(cfg, train), train, folder, memory_advice=memory_advice)
+        learn(cfg, model, learnt, train, folder, memory_advice=memory_advice)
     if not processes.is_main():
         return
     if not is_trained:
