@@ -2,13 +2,10 @@
 
 import copy
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
-from transformers import DynamicCache
 
+from lightbox.paper.counted_flops import counted_flops
 from lightbox.paper.pixel_items import PixelItem
 from lightbox.paper.pixel_vlm import PixelVLM
 from medplib.assembly import add_experts, mixtures
@@ -40,9 +37,9 @@ def measure_cost(model: PixelVLM, items: Sequence[PixelItem], settings: MixtureS
     worst: dict[str, float] = {}
     for item in items:
         inputs = model.language_inputs(model.prepare([item]).to(model.backbone.device))
-        own_flops, own_logits = _counted_flops(dense, inputs)
+        own_flops, own_logits = counted_flops(dense, inputs)
         with counted(mixture) as table:
-            flops, logits = _counted_flops(mixture, inputs)
+            flops, logits = counted_flops(mixture, inputs)
         tokens = n_mixtures * (int(inputs["attention_mask"].sum()) + 1)  # and the one more word
         by_layer: dict[int, list[int]] = {}
         for (layer, over, _, _), n in table.rows.items():
@@ -59,16 +56,3 @@ def measure_cost(model: PixelVLM, items: Sequence[PixelItem], settings: MixtureS
             seen[name] = padded / sum(table.rows.values())
         worst = {name: max(value, worst.get(name, value)) for name, value in seen.items()}
     return worst
-
-
-def _counted_flops(core: nn.Module, inputs: dict[str, Any]) -> tuple[tuple[int, int], Tensor]:
-    """Operations of reading a prompt and of one more word with what was kept of it, and the logits of the prompt."""
-    cache = DynamicCache()
-    with FlopCounterMode(display=False) as prefill:
-        output = core(**inputs, past_key_values=cache, use_cache=True)
-    mask = inputs["attention_mask"]
-    more = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
-    word = output.logits[:, -1:].argmax(-1)
-    with FlopCounterMode(display=False) as decode:
-        core(input_ids=word, attention_mask=more, past_key_values=cache, use_cache=True)
-    return (prefill.get_total_flops(), decode.get_total_flops()), output.logits

@@ -31,11 +31,6 @@ def load_splits(cfg: Config) -> tuple[Split[Asked], Split[Asked]]:
     return train, load_asked(data.eval_split, tasks=tests, with_prompts=bool(cfg.eval.regions), **settings)
 
 
-def tasks_of(cfg: Config) -> tuple[str, ...]:
-    """What the arm's stage learns."""
-    return LEARNT.get(cfg.objective.method, SCORED)
-
-
 def learnt_by(cfg: Config, split: Split[Asked]) -> list[Sample[Asked]]:
     """What the arm's stage learns from, in a drawn order.
 
@@ -43,7 +38,7 @@ def learnt_by(cfg: Config, split: Split[Asked]) -> list[Sample[Asked]]:
     """
     by_task = {task: [s for s in split.samples if s.record.task == task] for task in (*SCORED, CAPTION)}
     if cfg.objective.method in LEARNT:
-        return [sample for task in tasks_of(cfg) for sample in by_task[task]]
+        return [sample for task in LEARNT[cfg.objective.method] for sample in by_task[task]]
     rng = np.random.default_rng([cfg.run.seed, 11])
     masks, texts = by_task[MASK], [*by_task[REGION], *by_task[PRESENCE]]
     share = cfg.data.mask_pct / 100

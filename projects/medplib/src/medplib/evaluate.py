@@ -12,18 +12,21 @@ import pyarrow as pa
 
 from lightbox.paper import baselines, examples, predictions
 from lightbox.paper.conditions import BLANK, IMAGE, SHUFFLED
-from lightbox.paper.drawn_regions import MASK, OWN, PRESENCE, REGION, Asked
+from lightbox.paper.drawn_regions import MASK, OWN, REGION, Asked
 from lightbox.paper.mask_baselines import mean_masks
 from lightbox.paper.pixel_items import SEG
 from lightbox.paper.samples import Sample, Split
+from lightbox.phantom.region_prompts import text_key
 from lightbox.runs import folders
 from medplib.config import BASELINES, Config
-from medplib.data import item_of, load_splits, shuffled_rows, target_of, tasks_of
+from medplib.data import LEARNT, SCORED, item_of, load_splits, shuffled_rows, target_of
 from medplib.scores import METRICS, ScoreRow, score
 
 if TYPE_CHECKING:  # they import torch, and baselines are scored without
     from lightbox.paper.pixel_vlm import PixelVLM
 
+RIGHT = 0.5
+"""Score from which an example counts as right."""
 _log = logging.getLogger(__name__)
 
 
@@ -48,7 +51,7 @@ def evaluate(
     """
     rows: list[ScoreRow] = []
     written: list[predictions.Written] = []
-    samples = split.samples
+    samples, learnt = split.samples, LEARNT.get(cfg.objective.method, SCORED)
     blanks = [len(split.images)] * len(samples)
     shown = {IMAGE: [s.image for s in samples], BLANK: blanks, SHUFFLED: shuffled_rows(split, seed=cfg.run.seed)}
     asked = {condition: (samples, images, OWN) for condition, images in shown.items()}
@@ -58,10 +61,13 @@ def evaluate(
         answers = answer_all(cfg, model, own, split, images=images, region=region, routed=routed)
         for sample, (text, logits) in zip(own, answers, strict=True):
             row = score(sample, condition, text, logits)
-            rows.append(row | {"own": row["score"] if sample.record.task in tasks_of(cfg) else None})
+            rows.append(row | {"own": row["score"] if sample.record.task in learnt else None})
         written += [predictions.Written(s, condition, text) for s, (text, _) in zip(own, answers, strict=True)]
         if condition == IMAGE:
-            write_examples(folder, own, split, rows, [text for text, _ in answers])
+            right = [float(row["score"] or 0) >= RIGHT for row in rows]
+            seen = [examples.Shown(s, t, "", is_right=r) for s, (t, _), r in zip(own, answers, right, strict=True)]
+            mixed = sorted(seen, key=lambda one: text_key(one.sample.id))  # some of each task
+            examples.write_examples(folder, mixed, split, is_synthetic=True)
         _log.info("%s: %d items under condition %s", cfg.experiment, len(answers), condition)
     predictions.write_predictions(folder, written)
     return folders.write_scores(folder, rows, METRICS)
@@ -91,19 +97,6 @@ def answer_all(
             k: (" ".join(a.text.split()), [m.logits for m in a.masks]) for k, a in zip(places, read, strict=True)
         }
     return [answers[place] for place in range(len(samples))]
-
-
-def write_examples(
-    folder: Path, samples: Sequence[Sample[Asked]], split: Split[Asked], rows: Sequence[ScoreRow], texts: Sequence[str]
-) -> None:
-    """A few items to look at, of each task as many."""
-    shown = [
-        examples.Shown(sample, text, "", is_right=float(row["score"] or 0) >= 0.5)
-        for sample, text, row in zip(samples, texts, rows, strict=True)
-    ]
-    turns = [[one for one in shown if one.sample.record.task == task] for task in (REGION, PRESENCE, MASK)]
-    mixed = [one for turn in zip(*turns, strict=False) for one in turn]
-    examples.write_examples(folder, mixed, split, is_synthetic=True)
 
 
 def guess_rows(train: Split[Asked], scored: Split[Asked], method: str) -> list[ScoreRow]:

@@ -164,7 +164,7 @@ def counted(
 
 @torch.no_grad()
 def centre_routers(model: nn.Module, read: Callable[[], object]) -> None:
-    """Take out of drawn routers what all states of their layer have in common, in place, so that each expert gets tokens.
+    """Take out of drawn routers what all states of their layer share, in place, so that each expert gets tokens.
 
     States share a mean that is larger than what tells them apart: a router as it is drawn may send all tokens of a
     layer to one expert, and the other would learn nothing.

@@ -32,10 +32,8 @@ from medplib.stages import fingerprints, train_stage
 
 LEAVE_WEIGHTS = (ALIGN, VL, GROUNDING)
 """Arms whose weights others begin from, so that they are kept whoever asks."""
-CENTRED = 32
-"""Questions by which new routers are centred."""
-COSTED = 16
-"""Questions over which the cost of a mixture is the worst."""
+CENTRED, COSTED = 32, 16
+"""Questions by which new routers are centred, and over which the cost of a mixture is the worst."""
 
 
 @dataclass(frozen=True)
