@@ -25,8 +25,7 @@ from medplib.scores import METRICS, ScoreRow, score
 if TYPE_CHECKING:  # they import torch, and baselines are scored without
     from lightbox.paper.pixel_vlm import PixelVLM
 
-RIGHT = 0.5
-"""Score from which an example counts as right."""
+RIGHT = 0.5  # score from which an example counts so
 _log = logging.getLogger(__name__)
 
 
