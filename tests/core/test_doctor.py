@@ -44,7 +44,7 @@ def test_doctor_prints_json_and_imports_no_torch():
     shown = json.loads(done.stdout)
     checks = {check["name"]: check for check in shown["checks"]}
     assert shown["versions"]["torch"].startswith("2.10")
-    assert checks["papers"]["found"] == "core, k2sight, medthink, mmedpo, vitar"
+    assert checks["papers"]["found"] == "core, k2sight, medplib, medthink, mmedpo, vitar"
     assert checks["torch"]["state"] == "ok"
     assert done.returncode == any(check["state"] == "broken" for check in checks.values())
 

@@ -8,12 +8,13 @@ import torch
 
 from lightbox.backbones.loading import load
 from lightbox.backbones.segmenter import load_segmenter
+from lightbox.paper.pixel_items import PixelItem
+from lightbox.paper.pixel_prompts import point
+from lightbox.paper.pixel_rows import add_tags
+from lightbox.paper.pixel_vlm import PixelVLM
 from lightbox.pretrain.modality_llava import write_start
 from lightbox.pretrain.sam import make_processor, make_sam
 from lightbox.testing.shrunk import save_shrunk
-from medplib.model import PixelVLM
-from medplib.pixel_rows import PixelItem, add_tags
-from medplib.regions import point
 
 RANDOM = np.random.default_rng(0)
 WIDE, TALL = (48, 64, 3), (80, 40)

@@ -10,13 +10,15 @@ from lightbox.backbones.generation import Generated
 from lightbox.backbones.loading import load
 from lightbox.backbones.segmenter import load_segmenter
 from lightbox.errors import RequestError
+from lightbox.paper import pixel_rows
+from lightbox.paper.image_frames import Frame
+from lightbox.paper.pixel_items import HERE, REGION_FEATURE, SEG, TAGS, PixelItem, check_item
+from lightbox.paper.pixel_rows import add_tags, prepare
+from lightbox.paper.pixel_vlm import PixelVLM, phrase_before, with_answers
 from lightbox.pretrain import modality_llava
 from lightbox.testing.shrunk import save_shrunk
-from medplib import pixel_rows
-from medplib.frames import Frame
-from medplib.model import PixelVLM, phrase_before, pixel_step, with_answers
 from medplib.objective import LossWeights
-from medplib.pixel_rows import HERE, REGION_FEATURE, SEG, TAGS, PixelItem, add_tags, check_item, prepare
+from medplib.train import pixel_step
 
 WEIGHTS = LossWeights()
 

@@ -6,11 +6,13 @@ import pytest
 import torch
 
 from lightbox.errors import RequestError
+from lightbox.paper.pixel_vlm import PixelVLM
+from lightbox.paper.trained_tensors import changed
 from medplib.artifact import load_parts, parts_of, save_parts
 from medplib.assembly import add_experts
-from medplib.model import PixelVLM, pixel_step
 from medplib.objective import LossWeights
-from medplib.stages import changed, choose_trainable, fingerprints, group_patterns
+from medplib.stages import choose_trainable, fingerprints, group_patterns
+from medplib.train import pixel_step
 
 
 def with_experts(model):

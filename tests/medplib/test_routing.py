@@ -15,6 +15,7 @@ from medplib.routing import (
     Routing,
     RoutingTable,
     balanced,
+    centre_routers,
     counted,
     padded_rows,
     routed_to,
@@ -122,3 +123,21 @@ def test_a_model_without_experts_has_no_routing():
 def test_rows_of_the_official_settings(counts, factor, entering, dropped):
     rows = padded_rows(counts, factor=factor)
     assert (rows.entering, rows.dropped) == (entering, dropped)
+
+
+def test_centred_routers_give_each_expert_tokens_where_states_share_a_mean():
+    experts = {name: nn.Linear(16, 16) for name in NAMES}
+    router = TokenRouter(16, NAMES, generator=torch.Generator().manual_seed(0), is_learned=True)
+    first, second = (row.detach() for row in router.parameters())
+    apart = torch.randn(1, 200, 16, generator=torch.Generator().manual_seed(1))
+    states = apart + 30 * (first - second)  # all of them are nearer to the first
+    mixture = Mixture(experts, router, MixtureSettings(), Routing(NAMES), 0).eval()
+    shares = []
+    for _ in range(2):
+        with counted(mixture) as table, torch.no_grad():
+            mixture(states)
+        shares.append(min(table.shares()[0, ""].values()))
+        centre_routers(mixture, lambda: mixture(states))
+    assert shares[0] == 0
+    assert shares[1] > 0.3
+    assert not router._forward_pre_hooks

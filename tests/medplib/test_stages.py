@@ -9,11 +9,13 @@ import torch
 from lightbox.adapters import lora
 from lightbox.config import AdapterConfig
 from lightbox.errors import RequestError
+from lightbox.paper.pixel_vlm import PixelVLM
+from lightbox.paper.trained_tensors import changed
 from medplib.assembly import add_experts
 from medplib.experts import MixtureSettings
-from medplib.model import PixelVLM, pixel_step
 from medplib.objective import STAGE_WEIGHTS
-from medplib.stages import STAGES, changed, choose_trainable, fingerprints, group_patterns, train_stage
+from medplib.stages import STAGES, choose_trainable, fingerprints, group_patterns, train_stage
+from medplib.train import pixel_step
 
 LAYERS = "model.language_model.layers"
 TABLE = "vlm.model.language_model.embed_tokens.weight"
@@ -87,7 +89,7 @@ def test_a_router_that_is_missing_is_named(new_model):
 
 def test_a_random_router_stays_as_it_was_drawn(new_model):
     model = with_experts(new_model("tiny"), MixtureSettings(router="random"))
-    with pytest.raises(RequestError, match="That router is random, a control"):
+    with pytest.raises(RequestError, match="That one is random, a control"):
         train_stage(model, "mixture", model.backbone.family)
     groups = train_stage(model, "mixture", model.backbone.family, but_not=("router",))
     assert "router" not in groups

@@ -1,8 +1,8 @@
 """MedPLIB (arXiv 2412.09278): answers, regions as prompts and masks from one model, by a staged mixture of experts.
 
-Read `experts` (the idea: feed-forward networks of models that were trained apart become experts of one model) and
-`assembly` (how they are put together, saved and loaded), `routing` (which token goes where: forced, balanced, counted),
-`mixtral` (the fused layout), `frames` (where an image lies in what an encoder sees), `regions` (points, boxes,
-scribbles, polygons and masks as prompts), `pixel_vlm` (which state speaks for a mask). Losses and metrics of masks are
-`lightbox.losses.masks`, `lightbox.eval.masks` and `lightbox.eval.mask_boundaries`. Nothing heavy is imported here.
+Read `claims` (what is tested), `config`, `data` (who learns from what), `experts` (the idea: networks of models that
+were trained apart become experts of one) and `assembly`, `routing`, `stages` (what each may change), `objective`,
+`model` (what an arm begins with), `train`, `evaluate`, `scores`, `cost`, `predict`, `artifact`, `mixtral` (the fused
+layout). What papers share is in `lightbox.paper`, language model and segmenter in its `pixel_vlm`. Nothing heavy is
+imported here.
 """

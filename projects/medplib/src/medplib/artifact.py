@@ -6,14 +6,21 @@ Adapters of the language model are in their own folder (`lightbox.adapters.artif
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lightbox.backbones.loading import load
+from lightbox.backbones.segmenter import Segmenter
+from lightbox.backbones.seq2seq import quiet_loading
 from lightbox.errors import RequestError
 from lightbox.files import write_json
-from medplib.model import PixelVLM
+from lightbox.paper.pixel_rows import add_tags
+from lightbox.paper.pixel_vlm import PixelVLM
+from medplib.assembly import FACTS as EXPERTS
+from medplib.assembly import load_experts, mixtures, save_experts
 from medplib.stages import own_name
 
 TENSORS, FACTS = "pixel_vlm.safetensors", "pixel_vlm.json"
@@ -70,4 +77,51 @@ def load_parts(folder: Path, model: PixelVLM) -> PixelVLM:
         )
     for name, tensor in parts.items():
         tensor.copy_(saved[name])
+    return model
+
+
+def save_model(folder: Path, model: PixelVLM) -> Path:
+    """Write a whole model: a directory that any LLaVA loads, what is added to it, and experts where it has them.
+
+    Under experts that directory has the networks of the first of them, which `open_model` puts aside again.
+    """
+    core = model.backbone.core
+    state = dict(core.state_dict())
+    for path, mixture in mixtures(core):
+        first = next(iter(mixture.experts))
+        own = {key.removeprefix(f"experts.{first}."): value for key, value in mixture.state_dict().items()}
+        state = {key: value for key, value in state.items() if not key.startswith(f"{path}.")}
+        state |= {f"{path}.{key}": value for key, value in own.items() if not key.startswith(("experts.", "router."))}
+    with quiet_loading():
+        core.save_pretrained(folder, state_dict=state)
+        model.backbone.processor.save_pretrained(folder)
+    if any(True for _ in mixtures(core)):
+        save_experts(folder, core)
+    return save_parts(folder, model)
+
+
+def open_model(
+    folder: str | Path, segmenter: Segmenter, *, seg_state: str = "predict", revision: str = "", **settings: Any
+) -> PixelVLM:
+    """Open what `save_model` wrote, or a vision-language model, to which tags, projector and adapter are then new.
+
+    What is new is drawn from torch's generator.
+
+    Args:
+        folder: or a hub id with its revision.
+        segmenter: of the training.
+        seg_state: see `PixelVLM`.
+        revision: of a hub id.
+        settings: of `loading.load`: device, dtype, attention.
+
+    Raises:
+        RequestError: what loading and `load_parts` refuse.
+    """
+    backbone = load(str(folder), revision, **settings)
+    add_tags(backbone)
+    if (Path(folder) / EXPERTS).is_file():
+        load_experts(Path(folder), backbone.core)
+    model = PixelVLM(backbone, segmenter, seg_state=seg_state)
+    if (Path(folder) / FACTS).is_file():
+        load_parts(Path(folder), model)
     return model

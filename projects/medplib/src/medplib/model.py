@@ -1,270 +1,118 @@
-"""The model that joins language and segmenter: regions of a picture as words of a question, states as prompts of masks.
+"""The model that an arm begins with: drawn, of an earlier stage, or put together from two of them."""
 
-A picture is seen twice. A vision-language model reads it in patches; a region is the mean of its patches' features
-(`regions`), through a linear adapter, in the place of its placeholder's embedding. A segmenter encodes it once; the
-state that speaks for each `<SEG>` of an answer (`pixel_vlm`), through a projector, is a prompt of its decoder.
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-Paper's names: `seg_projector` is text_hidden_fcs, `region_adapter` is region_fea_adapter, `sam` is visual_model.
-"""
+from lightbox.backbones.segmenter import load_segmenter
+from lightbox.errors import RequestError
+from lightbox.paper.drawn_regions import MASK
+from lightbox.paper.pixel_items import PixelItem
+from lightbox.paper.pixel_vlm import PixelVLM
+from lightbox.paper.pretrained import Pretrained
+from lightbox.pretrain.modality_llava import write_start
+from lightbox.runs import folders
+from lightbox.train.precision import make_accelerator, plain_device
+from lightbox.train.seeds import seed_everything
+from medplib.artifact import FACTS, load_parts, open_model
+from medplib.assembly import add_experts, average_experts, mixtures
+from medplib.config import ALIGN, COST, GROUNDING, JOINT, VL, Config
+from medplib.experts import MixtureSettings
+from medplib.routing import centre_routers
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any
-
-import numpy as np
-import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
-
-from lightbox.backbones import vision
-from lightbox.backbones.backbone import Backbone
-from lightbox.backbones.generation import Generated
-from lightbox.backbones.rows import IGNORED, UNLIMITED, VlmBatch
-from lightbox.backbones.segmenter import Segmenter
-from lightbox.config import check_choice
-from lightbox.losses.language import rows_before
-from medplib import pixel_rows
-from medplib.objective import LossWeights, pixel_loss
-from medplib.pixel_rows import REGION_FEATURE, SEG, PixelBatch, PixelItem
-from medplib.pixel_vlm import STATES, SegStates, seg_states
-from medplib.regions import pool
+BEFORE = {ALIGN: (), COST: (), VL: (ALIGN,), JOINT: (ALIGN,), GROUNDING: (VL,)}
+"""Arms whose weights a stage begins from; stage 4 has those of both experts."""
 
 
-@dataclass(frozen=True)
-class PixelOutput:
-    """What a model says of answers that are there.
+def expert_of(task: str) -> str:
+    """Name of the expert that was trained on a task."""
+    return GROUNDING if task == MASK else VL
+
+
+def open_arm(cfg: Config, base: Pretrained, needs: Mapping[str, Path], shown: Sequence[PixelItem] = ()) -> PixelVLM:
+    """The model that the arm trains, or scores as it is.
 
     Args:
-        logits, targets: of the supervised words, row after row.
-        mask_logits: of each `<SEG>`, row after row, at the size of its picture; above 0 is inside.
-    """
-
-    logits: Float[Tensor, "n v"]
-    targets: Int[Tensor, " n"]
-    mask_logits: list[Float[Tensor, "h w"]]
-
-
-@dataclass(frozen=True)
-class DrawnMask:
-    """A mask of an answer.
-
-    Args:
-        span: first and one past the last character of its `<SEG>` in the answer.
-        phrase: the words before it, back to the mask or sentence before.
-        logits: float32 h w of the picture; above 0 is inside at the threshold 0.5.
-    """
-
-    span: tuple[int, int]
-    phrase: str
-    logits: Float[np.ndarray, "h w"]
-
-
-@dataclass(frozen=True)
-class PixelAnswer:
-    """An answer with the masks that it speaks of, none of them where it says no `<SEG>`."""
-
-    text: str
-    masks: list[DrawnMask]
-    image_hw: tuple[int, int]
-
-    def mask(self, logit: float = 0.0) -> Bool[np.ndarray, "h w"]:
-        """Pixels in any of its masks above a logit; empty where there is none."""
-        inside = np.zeros(self.image_hw, dtype=bool)
-        for one in self.masks:
-            inside |= one.logits > logit
-        return inside
-
-
-class PixelVLM(nn.Module):
-    """A vision-language model and a segmenter, of any size, with what joins them.
-
-    Args:
-        backbone: with the tags in its tokenizer (`pixel_rows.add_tags`), around a model with or without adapters and
-            experts; a LLaVA or a Qwen-VL.
-        segmenter: a SAM; it may be narrower or wider.
-        seg_state: see `pixel_vlm.seg_states`.
+        cfg: of the arm.
+        base: a saved model is opened as it is, whatever the arm.
+        needs: folders of earlier stages by name of their arm.
+        shown: answered questions of training, by which new routers are centred; none where no experts are put together.
 
     Raises:
-        RequestError: tags that are no tokens.
+        RequestError: where an earlier stage is not named or kept no weights.
     """
-
-    def __init__(self, backbone: Backbone, segmenter: Segmenter, *, seg_state: str = "predict") -> None:
-        super().__init__()
-        check_choice("seg_state", seg_state, STATES)
-        self.backbone, self.segmenter, self.seg_state = backbone, segmenter, seg_state
-        self.ids = pixel_rows.tag_ids(backbone)
-        self.vlm, self.sam = backbone.model, segmenter.model  # registered, so that they train, move and are counted
-        config: Any = backbone.core.config
-        sam: Any = segmenter.model.config
-        width, prompt = config.get_text_config().hidden_size, sam.mask_decoder_config.hidden_size
-        layers = getattr(config, "vision_feature_layer", 0)
-        seen = config.vision_config.hidden_size * (len(layers) if isinstance(layers, list | tuple) else 1)
-        # normed at the end: a tiny decoder reads prompts of the size that its own encoder makes, and no others
-        self.seg_projector = nn.Sequential(
-            nn.Linear(width, width), nn.ReLU(), nn.Linear(width, prompt), nn.LayerNorm(prompt)
-        )
-        self.region_adapter = nn.Linear(seen, width)
-
-    def prepare(self, items: Sequence[PixelItem], *, max_tokens: int = UNLIMITED, padding: str = "right") -> PixelBatch:
-        """See `pixel_rows.prepare`."""
-        return pixel_rows.prepare(self.backbone, items, max_tokens=max_tokens, padding=padding)
-
-    def forward(self, batch: PixelBatch) -> PixelOutput:
-        """Read answers that are there, in one pass for words and masks.
-
-        Raises:
-            RequestError: a batch without answers.
-        """
-        rows, regions = self._seen(batch)
-        with self._written(regions), vision.read_by(self._head) as states:
-            logits, targets, _ = self.backbone.supervised_logits(rows)
-        assert rows.labels is not None  # supervised_logits refuses it
-        segs = self._segs(states[0], rows, rows.labels != IGNORED)
-        return PixelOutput(logits, targets, self._draw(batch, segs))
-
-    @torch.no_grad()
-    def answer(
-        self, items: Sequence[PixelItem], *, max_new_tokens: int, batch_size: int = 8, stop: Sequence[str] = ()
-    ) -> list[PixelAnswer]:
-        """Answer questions with the likeliest words, and draw a mask for each `<SEG>` among them.
-
-        Words come one by one; then the whole is read once more as in training, and states are taken from there, so
-        that no counting of steps decides which state speaks for a mask.
-
-        Args:
-            items: without answers.
-            max_new_tokens: longest answer.
-            batch_size: questions at once; changes the time, and the answer only by rounding.
-            stop: see `Backbone.generate`.
-
-        Raises:
-            RequestError: as `prepare` and `Backbone.generate`.
-        """
-        answers: list[PixelAnswer] = []
-        for start in range(0, len(items), batch_size):
-            own = [replace(item, answer=None, masks=()) for item in items[start : start + batch_size]]
-            batch = self.prepare(own, padding="left").to(self.backbone.device)
-            rows, regions = self._seen(batch)
-            with self._written(regions):
-                generated = self.backbone.generate(rows, max_new_tokens=max_new_tokens, stop=stop)
-            whole, is_answer = with_answers(rows, generated)
-            segs = self._segs(self._states(whole, regions), whole, is_answer)
-            answers += self._answers(batch, generated, segs, self._draw(batch, segs))
-        return answers
-
-    # ---- inside
-
-    @property
-    def _head(self) -> nn.Module:
-        return self.backbone.part(self.backbone.family.head)
-
-    def _seen(self, batch: PixelBatch) -> tuple[VlmBatch, Float[Tensor, "n d"]]:
-        """Rows with the tokens of their pictures, and what each region means, from one pass of the tower."""
-        backbone = self.backbone
-        with vision.read_by(backbone.part(backbone.family.projector)) as read:
-            tokens = list(backbone.core.get_image_features(**batch.pixels, return_dict=True).pooler_output)
-        # Qwen's projector reads the four patches of a token together
-        patches = [p if p.ndim == 2 else p.mean(dim=1) for p in backbone.split_patches(read[0], batch.pixels)]
-        dtype = self.region_adapter.weight.dtype
-        regions = self.region_adapter(
-            torch.cat([pool(own.to(dtype), weights) for own, weights in zip(patches, batch.weights, strict=True)])
-        )
-        fields, shared = backbone.image_fields(batch.pixels, list(range(len(batch))), tokens)
-        return replace(batch.rows, inputs=batch.rows.inputs | fields, shared=shared), regions
-
-    @contextmanager
-    def _written(self, regions: Float[Tensor, "n d"]) -> Iterator[None]:
-        """Within this context the first rows that are read have regions in the places of their placeholders.
-
-        In the embeddings and not as `inputs_embeds`, so that each family goes on to place its pictures by the ids.
-        """
-        is_written = not len(regions)
-
-        def write(_: nn.Module, arguments: tuple[Any, ...], embedded: Tensor) -> Tensor:
-            nonlocal is_written
-            if is_written:
-                return embedded  # a later word of an answer
-            is_written = True
-            is_region = (arguments[0] == self.ids[REGION_FEATURE])[..., None]
-            return embedded.masked_scatter(is_region, regions.to(embedded.dtype))
-
-        handle = self.backbone.part(self.backbone.family.embeddings).register_forward_hook(write)
-        try:
-            yield
-        finally:
-            handle.remove()
-
-    def _states(self, rows: VlmBatch, regions: Float[Tensor, "n d"]) -> Float[Tensor, "b t d"]:
-        """What the head reads at every place; it reads none."""
-        nothing = torch.full_like(rows.inputs["input_ids"], IGNORED)
-        with self._written(regions), vision.read_by(self._head) as states, rows_before(self._head, nothing):
-            self.backbone.model(**self.backbone.inputs_of(rows), use_cache=False)
-        return states[0]
-
-    def _segs(self, states: Float[Tensor, "b t d"], rows: VlmBatch, is_answer: Bool[Tensor, "b t"]) -> SegStates:
-        return seg_states(states, rows.inputs["input_ids"], self.ids[SEG], is_answer=is_answer, state=self.seg_state)
-
-    def _draw(self, batch: PixelBatch, segs: SegStates) -> list[Float[Tensor, "h w"]]:
-        """Logits of the mask of each `<SEG>`, at the size of its picture; pictures without one are not encoded."""
-        if not len(segs.rows):
-            return []
-        rows = segs.rows.tolist()
-        place_of = {row: place for place, row in enumerate(dict.fromkeys(rows))}
-        embeddings = self.segmenter.embed([batch.pictures[row] for row in place_of])
-        prompts = self.seg_projector(segs.states.to(self.region_adapter.weight.dtype))[:, None]  # n 1 c
-        masks = self.segmenter.decode(embeddings, prompts, image_of=[place_of[row] for row in rows])
-        return [mask[0] for mask in masks.logits]
-
-    def _answers(
-        self, batch: PixelBatch, generated: Generated, segs: SegStates, logits: list[Tensor]
-    ) -> list[PixelAnswer]:
-        answers = []
-        prompt = batch.rows.inputs["input_ids"].shape[1]
-        for row, picture in enumerate(batch.pictures):
-            text = generated.texts[row]
-            spans = self.backbone.token_spans(generated.ids[row][generated.is_token[row]])
-            masks, before = [], 0
-            for place in (segs.rows == row).nonzero()[:, 0].tolist():
-                span = spans[int(segs.places[place]) - prompt]
-                if span[1] > len(text):
-                    continue  # behind a stop string, so no longer said
-                masks.append(
-                    DrawnMask(span, phrase_before(text[before : span[0]]), logits[place].float().cpu().numpy())
-                )
-                before = span[1]
-            answers.append(PixelAnswer(text, masks, (picture.height, picture.width)))
-        return answers
+    if (Path(base.name) / FACTS).is_file():
+        return _opened(cfg, base.name)
+    before = BEFORE.get(cfg.objective.method, (VL, GROUNDING))
+    places = {arm: weights_of(arm, needs) for arm in before}
+    if not before:
+        return _drawn(cfg) if cfg.model.start_tower else _opened(cfg, base.name)
+    if len(before) == 1:
+        return _opened(cfg, str(places[before[0]]))
+    model = _put_together(cfg, places)
+    if shown and any(True for _ in mixtures(model.backbone.core)):
+        centre_routers(model, lambda: model.eval()(model.prepare(shown).to(model.backbone.device)))
+    return model
 
 
-def pixel_step(model: PixelVLM, batch: PixelBatch, weights: LossWeights) -> tuple[Tensor, int, dict[str, Tensor]]:
-    """What a step does with a batch; see `objective.pixel_loss`."""
-    output = model(batch)
-    return pixel_loss(output.logits, output.targets, output.mask_logits, batch.masks, items=len(batch), weights=weights)
+def weights_of(arm: str, needs: Mapping[str, Path]) -> Path:
+    """Folder of the weights that an earlier arm left.
 
-
-def with_answers(rows: VlmBatch, generated: Generated) -> tuple[VlmBatch, Bool[Tensor, "b t"]]:
-    """Rows that were to be answered with their answers behind them, and True where those are."""
-    ids = rows.inputs["input_ids"]
-    behind = {"input_ids": generated.ids, "attention_mask": generated.is_token.long()}
-    inputs = {
-        name: torch.cat([value, behind.get(name, torch.zeros_like(generated.ids)).to(value.dtype)], dim=1)
-        if value.shape == ids.shape
-        else value
-        for name, value in rows.inputs.items()
-    }
-    is_answer = torch.cat([torch.zeros_like(ids, dtype=torch.bool), generated.is_token], dim=1)
-    return replace(rows, inputs=inputs, conversations=[]), is_answer
-
-
-def phrase_before(text: str) -> str:
-    """The last clause of a text: what a `<SEG>` behind it stands for.
-
-    Example:
-        >>> phrase_before("There are two. Here is the left lung ")
-        'Here is the left lung'
-        >>> phrase_before(" and the heart ")
-        'the heart'
+    Raises:
+        RequestError: where its folder is not named, or holds no weights.
     """
-    clause = text.replace(";", ".").replace(",", ".").rpartition(".")[2].strip()
-    return clause.removeprefix("and ").strip()
+    folder = needs.get(arm)
+    if folder is None or not (folder / folders.MODEL / FACTS).is_file():
+        raise RequestError(
+            f"Arm '{arm}' is needed and its folder is '{folder or 'not given'}'",
+            "Each stage begins from the weights that an earlier one left",
+            f"Run experiment={arm} first and name its folder as needs=[FOLDER]",
+        )
+    return folder / folders.MODEL
+
+
+def settings_of(cfg: Config) -> MixtureSettings:
+    """How tokens meet experts in the arm."""
+    router = "random" if cfg.objective.router == "random" else "learned"
+    return MixtureSettings(cfg.model.top_k, cfg.model.expert_weight, router, cfg.run.seed)
+
+
+def _drawn(cfg: Config) -> PixelVLM:
+    """The start of the tiny model, whose projector and new words are drawn from the seed."""
+    with tempfile.TemporaryDirectory() as folder:
+        return _opened(cfg, str(write_start(Path(folder), seed=cfg.run.seed, tower=cfg.model.start_tower)))
+
+
+def _put_together(cfg: Config, places: Mapping[str, Path]) -> PixelVLM:
+    """One model of two experts, of their copies or their average, or the grounding expert alone."""
+    networks = cfg.objective.networks
+    grounding = _opened(cfg, str(places[GROUNDING]))
+    if networks == "one":
+        return grounding
+    model = _opened(cfg, str(places[VL]))
+    core, layers = model.backbone.core, model.backbone.family.layers[0]
+    load_parts(places[GROUNDING], model)  # projector of <SEG> and decoder, which stage 2 leaves alone
+    sources = {GROUNDING: core if networks == "copied" else grounding.backbone.core, VL: core}
+    if networks == "average":
+        average_experts(core, sources, layers=layers)
+    else:
+        add_experts(core, sources, layers=layers, settings=settings_of(cfg))
+    return model
+
+
+def _opened(cfg: Config, name: str) -> PixelVLM:
+    # what is new in a model is drawn from the seed, so arms of a seed begin alike
+    seed_everything(cfg.run.seed, cfg.run.threads, device=cfg.run.device)
+    device = plain_device(make_accelerator(cfg.run))
+    segmenter = load_segmenter(cfg.model.segmenter, cfg.model.segmenter_revision)
+    own = cfg.model
+    model = open_model(
+        name,
+        segmenter,
+        seg_state=own.seg_state,
+        revision=own.backbone_revision if name == own.backbone else "",
+        dtype=own.dtype,
+        device=str(device),
+        attention=own.attention,
+    )
+    return model.to(device)

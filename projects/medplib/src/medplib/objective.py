@@ -28,8 +28,10 @@ STAGE_WEIGHTS = {
     "vl": LossWeights(),
     "grounding": LossWeights(1.0, 1.0, 5.0),
     "mixture": LossWeights(1.0, 2.0, 0.5),
+    "joint": LossWeights(1.0, 2.0, 0.5),
 }
-"""Of the released scripts; stages 1 and 2 have no masks. A focal term of weight 1 in stage 3 is left out."""
+"""Of the released scripts, and of joint training those of stage 4; stages 1 and 2 have no masks. Stage 3's focal
+term, of weight 1, is left out."""
 
 
 def pixel_loss(

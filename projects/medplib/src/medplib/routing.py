@@ -6,7 +6,7 @@ expert is padded to one capacity, is counted by `padded_rows`.
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -160,6 +160,32 @@ def counted(
     table = RoutingTable(tuple(tasks), token_types or {})
     with _set(routing, table=table):
         yield table
+
+
+@torch.no_grad()
+def centre_routers(model: nn.Module, read: Callable[[], object]) -> None:
+    """Take out of drawn routers what all states of their layer share, in place, so that each expert gets tokens.
+
+    States share a mean that is larger than what tells them apart: a router as it is drawn may send all tokens of a
+    layer to one expert, and the other would learn nothing.
+
+    Args:
+        model: with routers.
+        read: runs it over some questions; each router is centred on what it is given there, before it routes.
+    """
+
+    def centre(router: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        mean = arguments[0].float().mean(dim=0)
+        for row in router.parameters():
+            row.sub_(row @ mean / (mean @ mean) * mean)
+
+    routers = [module.router for module in model.modules() if isinstance(getattr(module, "routing", None), Routing)]
+    handles = [router.register_forward_pre_hook(centre) for router in routers]
+    try:
+        read()
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager

@@ -4,17 +4,16 @@ Stage 1 aligns pictures with words, 2 makes the visual-language expert, 3 the gr
 Differs from the released scripts in that stage 2 trains the region adapter, which they left as drawn until stage 4.
 """
 
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import nn
 
 from lightbox.adapters.plain import plain_name
 from lightbox.backbones.families import Family
 from lightbox.config import check_choice
 from lightbox.errors import RequestError
+from lightbox.paper import trained_tensors
 from medplib.experts import Mixture
 
 STAGES = {
@@ -22,8 +21,13 @@ STAGES = {
     "vl": ("projector", "tables", "norms", "attention", "networks", "region_adapter"),
     "grounding": ("networks", "seg_projector", "mask_decoder"),
     "mixture": ("router", "networks", "queries_values", "tables", "seg_projector", "mask_decoder", "region_adapter"),
+    "joint": (
+        *("projector", "tables", "norms", "attention", "networks", "region_adapter"),
+        *("seg_projector", "mask_decoder"),
+    ),
 }
-"""Groups by stage. Stage 3 leaves attention, tables and norms alone, so that both experts read the same states."""
+"""Groups by stage; joint, a control, is all of stages 2 and 3 at once. Stage 3 leaves attention, tables and norms
+alone, so that both experts read the same states."""
 
 
 def group_patterns(family: Family) -> dict[str, str]:
@@ -40,7 +44,8 @@ def group_patterns(family: Family) -> dict[str, str]:
         "router": rf"{layer}\.mlp\.router\..+",
         "region_adapter": r"region_adapter\..+",
         "seg_projector": r"seg_projector\..+",
-        "mask_decoder": r"sam\.mask_decoder\..+",
+        # what makes three masks, and an estimate of their overlap, has no part in the loss of one mask
+        "mask_decoder": r"sam\.mask_decoder\.(?!iou_prediction_head|output_hypernetworks_mlps\.[1-9]).+",
     }
 
 
@@ -74,64 +79,20 @@ def train_stage(model: nn.Module, stage: str, family: Family, *, but_not: Sequen
 
 
 def choose_trainable(model: nn.Module, patterns: Mapping[str, str]) -> dict[str, list[str]]:
-    """Let tensors train whose name a pattern matches as a whole, and no others.
-
-    Under an adapter its additions train, and the weights below them stay.
-
-    Args:
-        model: a `PixelVLM`.
-        patterns: regular expressions by name of their group.
-
-    Returns:
-        Names of the tensors that train, by group.
+    """Let tensors of a `PixelVLM` train by expressions about their `own_name`s; see `trained_tensors.train_only`.
 
     Raises:
-        RequestError: no pattern, one that matches nothing that can train, or a router that is a control.
+        RequestError: as there; a router that is a control is refused.
     """
-    if not patterns:
-        raise RequestError("A stage without groups", "Nothing would be trained", "Name what it trains")
-    controls = {
+    controls = [
         id(parameter)
         for module in model.modules()
         if isinstance(module, Mixture) and module.settings.router == "random"
         for parameter in module.router.parameters()
-    }
-    model.requires_grad_(False)
-    chosen: dict[str, list[str]] = {group: [] for group in patterns}
-    for name, parameter in model.named_parameters():
-        own = own_name(name)
-        groups = [group for group, pattern in patterns.items() if re.fullmatch(pattern, own)]
-        if not groups or ".base_layer." in name or ".original_module." in name or not parameter.is_floating_point():
-            continue
-        if id(parameter) in controls:
-            raise RequestError(
-                f"The group {groups[0]} would train {own}",
-                "That router is random, a control, and must stay as it was drawn",
-                f"Leave out the group {groups[0]}",
-            )
-        parameter.requires_grad_(True)
-        for group in groups:
-            chosen[group].append(own)
-    if empty := [group for group, names in chosen.items() if not names]:
-        raise RequestError(
-            f"The group {empty[0]}, '{patterns[empty[0]]}'",
-            "No tensor of the model has such a name, so a part that the stage is about would not learn",
-            "Correct the expression, put the part in (add_experts for a router), or leave the group out",
-        )
-    return chosen
+    ]
+    return trained_tensors.train_only(model, patterns, name_of=own_name, fixed=controls)
 
 
-@torch.no_grad()
 def fingerprints(model: nn.Module) -> dict[str, str]:
     """sha256 of every tensor by its `own_name`, buffers included."""
-    return {
-        own_name(name): hashlib.sha256(
-            tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-        ).hexdigest()
-        for name, tensor in model.state_dict().items()
-    }
-
-
-def changed(before: Mapping[str, str], after: Mapping[str, str]) -> set[str]:
-    """Names whose tensors differ between two fingerprints, or that only one of them has."""
-    return {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+    return trained_tensors.fingerprints(model, name_of=own_name)

@@ -93,7 +93,7 @@ def ask_regions(
         raise RequestError(f"kinds={unknown}", "Regions have no such question", f"Use some of {', '.join(KINDS)}")
     asked = []
     for kind in sorted(kinds, key=lambda kind: text_key(f"{draw} {case.id} {kind}")):
-        places_by_answer = _places_by_answer(case.findings, kind)
+        places_by_answer = places_of_answers(case.findings, kind)
         if len(places_by_answer) > 1 and len(asked) < n:
             asked.append(_ask(case, kind, places_by_answer, prompts, jitter_pct, draw))
     return tuple(asked)
@@ -119,7 +119,7 @@ def _ask(
     return RegionQuestion(question, place, prompt)
 
 
-def _places_by_answer(findings: Sequence[Finding], kind: str) -> dict[str, list[int]]:
+def places_of_answers(findings: Sequence[Finding], kind: str) -> dict[str, list[int]]:
     """Places of the findings with a mask, by their answer to a question of that kind."""
     places: dict[str, list[int]] = {}
     for place, finding in enumerate(findings):

@@ -14,9 +14,9 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from lightbox.errors import RequestError
+from lightbox.paper.image_frames import Frame, Size
 from lightbox.paper.image_regions import to_px
 from lightbox.records import Box, check_box
-from medplib.frames import Frame, Size
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lightbox.errors import RequestError
-from medplib.pixel_vlm import seg_states
+from lightbox.paper.seg_states import seg_states
 
 SEG, PAD = 7, 0
 IDS = torch.tensor(

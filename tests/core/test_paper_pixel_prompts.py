@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from lightbox.errors import RequestError
+from lightbox.paper.image_frames import Frame, letterboxed, stretched
+from lightbox.paper.pixel_prompts import Polygon, Scribble, mask_of, point, pool, region_weights
 from lightbox.records import Box
-from medplib.frames import Frame, letterboxed, stretched
-from medplib.regions import Polygon, Scribble, mask_of, point, pool, region_weights
 
 HW = (40, 100)
 

@@ -4,7 +4,6 @@ A question says `<region></region>` for each of its regions, an answer `<SEG>` f
 are written so. A placeholder is put between the two tags, and the model writes the region's features there.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self
@@ -20,35 +19,13 @@ from lightbox.adapters.tokens import add_tokens
 from lightbox.backbones.backbone import Backbone
 from lightbox.backbones.rows import UNLIMITED, VlmBatch
 from lightbox.errors import RequestError
+from lightbox.paper.image_frames import Frame, Size, letterboxed, stretched
+from lightbox.paper.pixel_items import HERE, REGION, REGION_END, REGION_FEATURE, TAGS, PixelItem, check_item
+from lightbox.paper.pixel_prompts import mask_of, region_weights
 from lightbox.readers.images import letterbox
-from medplib.frames import Frame, Size, letterboxed, stretched
-from medplib.regions import Prompt, mask_of, region_weights
 
-SEG, REGION, REGION_END, REGION_FEATURE = "<SEG>", "<region>", "</region>", "<region_feature>"
-TAGS = (SEG, REGION, REGION_END, REGION_FEATURE)
-HERE = REGION + REGION_END
-"""What a question says where it means a region."""
 SQUARE, WHOLE = ("llava",), ("qwen2_vl", "qwen2_5_vl")
 """Families whose tower sees a square, in which a picture of any aspect is put; and those that see it as it is."""
-
-
-@dataclass(frozen=True)
-class PixelItem:
-    """A question about a picture.
-
-    Args:
-        image: uint8, h w or h w 3.
-        question: with `<region></region>` for each region.
-        regions: in the order of the question.
-        answer: with `<SEG>` for each mask; None where it is to be found.
-        masks: bool h w each, in the order of the answer.
-    """
-
-    image: np.ndarray
-    question: str
-    regions: tuple[Prompt, ...] = ()
-    answer: str | None = None
-    masks: tuple[np.ndarray, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -180,33 +157,3 @@ def prepare(
         weights,
         [torch.from_numpy(mask) for item in items for mask in item.masks],
     )
-
-
-def check_item(item: PixelItem, place: int = 0) -> None:
-    """Refuse an item whose text and regions or masks do not belong together.
-
-    Raises:
-        RequestError: as `prepare`.
-    """
-    asked, answer = item.question.count(HERE), item.answer or ""
-    loose = re.findall(rf"{REGION}|{REGION_END}|{REGION_FEATURE}", item.question.replace(HERE, "") + answer)
-    if asked != len(item.regions) or loose:
-        raise RequestError(
-            f"Item {place} has {len(item.regions)} regions; its question says {HERE} {asked} times"
-            + (f", and {loose[0]} elsewhere" if loose else ""),
-            "Each region has its place in the question, in order, and answers have none",
-            f"Write {HERE} once for each region",
-        )
-    if answer.count(SEG) != len(item.masks):
-        raise RequestError(
-            f"Item {place} has {len(item.masks)} masks; its answer says {SEG} {answer.count(SEG)} times",
-            "Each mask has its place in the answer, in order",
-            f"Write {SEG} once for each mask, and none for what is absent",
-        )
-    for mask in item.masks:
-        if mask.dtype != bool or mask.shape != item.image.shape[:2]:
-            raise RequestError(
-                f"A mask of item {place} is {mask.dtype} of shape {mask.shape}",
-                f"Its picture is {item.image.shape[0]} x {item.image.shape[1]}, and a pixel is inside or not",
-                "Give a boolean mask of this picture, rows first, such as labels == 1",
-            )

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from lightbox.errors import RequestError
+from lightbox.paper.image_frames import Frame, letterboxed, stretched
 from lightbox.paper.moved_masks import mask_iou
 from lightbox.readers.images import letterbox
-from medplib.frames import Frame, letterboxed, stretched
 
 SIDE = 256
 ASPECTS = [(240, 240), (400, 200), (200, 400), (450, 150), (150, 450), (258, 181), (155, 225)]

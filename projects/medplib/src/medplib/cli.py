@@ -1,0 +1,7 @@
+"""MedPLIB's entries: train, evaluate, predict, and `run_job` for claims."""
+
+from lightbox.paper.entries import Entries
+from medplib.config import check
+
+ENTRIES = Entries("medplib", check=check, takes_box=True)
+train, evaluate, predict, run_job = ENTRIES.train, ENTRIES.evaluate, ENTRIES.predict, ENTRIES.run_job

@@ -1,0 +1,1 @@
+"""MedPLIB's configuration files: `train`, and the groups `preset` and `tuned`."""

@@ -1,0 +1,192 @@
+"""The four stages end to end on random weights: what each begins from, changes and leaves; arms put together."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from lightbox.errors import RequestError, WorkError
+from lightbox.paper.pretrained import find_pretrained
+from lightbox.paper.trained_tensors import check_changes
+from lightbox.phantom.modalities import draw_modality
+from lightbox.runs.folders import MODEL, read_card, read_scores
+from medplib.assembly import mixtures
+from medplib.claims import PAPER
+from medplib.cli import ENTRIES
+from medplib.config import resolve
+from medplib.model import open_arm
+from medplib.predict import placed
+
+NETWORKS = ".mlp."
+run_once = partial(ENTRIES.run_once, is_indexed=False)  # an index of MLflow takes longer than a run
+
+
+@pytest.fixture(scope="module")
+def sizes(folders):
+    parts = [f"model.segmenter={folders / 'sam'}", "model.start_tower=tiny/tower"]
+    return ["preset=smoke", *parts, "eval.answer_tokens=4"]
+
+
+@pytest.fixture(scope="module")
+def trained(sizes, tmp_path_factory):
+    """A finished run of an arm by its name, after those that it needs."""
+    done = {}
+
+    def run(arm):
+        if arm not in done:
+            needs = [run(need) for need in PAPER.arms[arm].needs]
+            named = [f"needs=[{','.join(map(str, needs))}]"] if needs else []
+            out = tmp_path_factory.mktemp(arm)
+            done[arm] = run_once([*sizes, f"run.out={out}", f"experiment={arm}", *named], "train")
+        return done[arm]
+
+    return run
+
+
+@pytest.fixture
+def opened(sizes, trained):
+    """The model that an arm begins with."""
+
+    def model(arm):
+        cfg = resolve([*sizes, f"experiment={arm}"])
+        needs = {need: trained(need) for need in PAPER.arms[arm].needs}
+        return open_arm(cfg, find_pretrained(cfg.model.backbone), needs)
+
+    return model
+
+
+def weights_of_run(folder):
+    return load_file(folder / MODEL / "model.safetensors") | load_file(folder / MODEL / "pixel_vlm.safetensors")
+
+
+def moved(before, after):
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+def test_each_stage_begins_from_the_one_before_and_changes_its_own_tensors(trained):
+    align, vl, grounding = (weights_of_run(trained(arm)) for arm in ("align", "vl", "grounding"))
+    by_vl, by_grounding = moved(align, vl), moved(vl, grounding)
+    assert any(NETWORKS in name for name in by_vl)
+    assert any("self_attn" in name for name in by_vl)
+    assert any(name.startswith("region_adapter") for name in by_vl)
+    assert not any(name.startswith(("seg_projector", "sam.")) or "vision_tower" in name for name in by_vl)
+    assert {name.split(".")[0] for name in by_grounding if NETWORKS not in name} == {"seg_projector", "sam"}
+    assert read_card(trained("grounding"))["learns"].keys() == {"networks", "seg_projector", "mask_decoder"}
+
+
+def test_a_run_scores_each_task_under_each_condition(trained):
+    table = read_scores(trained("vl")).to_pylist()
+    conditions = {row["condition"] for row in table}
+    forms = {"point", "box", "scribble", "polygon", "mask"}
+    assert conditions == {"image", "blank", "shuffled", "whole", "other", *forms}
+    shown = [row for row in table if row["condition"] == "image"]
+    assert {row["kind"].split("_")[0] for row in shown} == {"region", "presence", "mask"}
+    assert all((row["dice"] is None) == (row["kind"] != "mask") for row in shown)
+    assert all(row["kind"].startswith("region") for row in table if row["condition"] in {"whole", "other", *forms})
+    assert all(row["score"] is not None for row in table)
+    assert read_card(trained("vl"))["baselines"].keys() >= {"question_only, region", "question_only, dice"}
+
+
+def test_experts_are_the_networks_of_the_two_stages(opened):
+    model, sources = opened("mixture"), {"vl": opened("grounding"), "grounding": opened("sequential")}
+    states = {name: source.backbone.core.state_dict() for name, source in sources.items()}
+    for path, mixture in mixtures(model.backbone.core):
+        for name, expert in mixture.experts.items():
+            assert all(torch.equal(value, states[name][f"{path}.{key}"]) for key, value in expert.state_dict().items())
+    assert torch.equal(model.seg_projector[0].weight, sources["grounding"].seg_projector[0].weight)
+    assert not torch.equal(model.seg_projector[0].weight, sources["vl"].seg_projector[0].weight)
+
+
+def test_controls_are_what_they_are_called(opened):
+    vl, grounding = (opened(arm).backbone.core.state_dict() for arm in ("grounding", "sequential"))
+    path = next(name for name in vl if NETWORKS in name and "language_model" in name)
+    layer, _, key = path.partition(NETWORKS)
+    average = opened("average").backbone.core.state_dict()
+    torch.testing.assert_close(average[path], (vl[path] + grounding[path]) / 2)
+    assert not torch.equal(vl[path], grounding[path])
+    copies = opened("copied").backbone.core.state_dict()
+    assert all(torch.equal(copies[f"{layer}.mlp.experts.{name}.{key}"], vl[path]) for name in ("vl", "grounding"))
+    random = opened("random_router").backbone.core
+    assert not any(p.requires_grad for name, p in random.named_parameters() if ".router." in name)
+
+
+@pytest.mark.parametrize("arm", ["mixture", "oracle", "joint"])
+def test_every_way_of_learning_all_tasks_takes_its_steps(trained, arm):
+    run = trained(arm)
+    card = read_card(run)
+    assert ("router" in card["learns"]) == (arm == "mixture")
+    assert read_scores(run).num_rows
+    assert (run / MODEL).is_dir()  # `train` keeps every model
+
+
+def test_what_is_put_together_is_scored_without_a_step(trained):
+    assert "put together" in read_card(trained("joined"))["notes"][0]
+    assert read_scores(trained("joined")).num_rows == read_scores(trained("mixture")).num_rows
+
+
+def test_a_saved_mixture_answers_as_before(sizes, trained, tmp_path):
+    named = [f"model.backbone={trained('mixture') / MODEL}", f"run.out={tmp_path}", "experiment=mixture"]
+    again = run_once([*sizes, *named], "eval")
+    columns = ["item", "condition", "score"]
+    assert read_scores(again).select(columns).equals(read_scores(trained("mixture")).select(columns))
+
+
+def test_a_mixture_costs_what_one_network_does(trained):
+    (row,) = read_scores(trained("cost")).to_pylist()
+    assert row["rows"] == 1
+    assert 1 < row["flops_prefill"] < 1.01
+    assert 1 < row["flops_decode"] < 1.01
+    assert row["copied_gap"] <= 1e-6
+    assert row["rows_official_train"] == pytest.approx(1.5, abs=0.1)
+    assert row["rows_official_eval"] == pytest.approx(2.0, abs=0.1)
+
+
+def test_a_job_of_a_claim_leaves_what_others_begin_from_and_no_other_model(sizes, trained, tmp_path):
+    needs = {"vl": trained("vl"), "grounding": trained("grounding")}
+    ENTRIES.run_job(tmp_path / "jobs" / "a", [*sizes, "experiment=align"], {})
+    ENTRIES.run_job(tmp_path / "jobs" / "b", [*sizes, "experiment=average"], needs)
+    assert (tmp_path / "jobs" / "a" / MODEL / "model.safetensors").is_file()
+    assert not (tmp_path / "jobs" / "b" / MODEL).exists()
+
+
+def test_without_the_stage_before_there_is_nothing_to_begin_from(sizes, tmp_path):
+    with pytest.raises(RequestError, match=r"Arm 'align' is needed.*experiment=align first"):
+        run_once([*sizes, f"run.out={tmp_path}", "experiment=vl"], "train")
+
+
+def test_a_stage_that_changed_too_much_or_too_little_is_refused():
+    before, after = {"a": "1", "b": "2", "c": "3"}, {"a": "1", "b": "5", "c": "3"}
+    check_changes(before, after, {"networks": ["b"]})
+    with pytest.raises(WorkError, match="The stage changed b"):
+        check_changes(before, after, {"tables": ["a"]})
+    with pytest.raises(WorkError, match="Nothing of the group tables changed"):
+        check_changes(before, after, {"networks": ["b"], "tables": ["a"]})
+    check_changes({"a": "1", "tied": "1"}, {"a": "2", "tied": "2"}, {"tables": ["a"]})
+
+
+def test_baselines_need_no_weights(tmp_path):
+    for arm in ("majority", "question_only"):
+        folder = run_once([f"run.out={tmp_path}", "preset=smoke", f"experiment={arm}"], "train")
+        rows = read_scores(folder).to_pylist()
+        assert all(math.isfinite(row["score"]) for row in rows)
+
+
+def test_a_prediction_has_an_answer_and_pictures_of_its_masks(trained, tmp_path):
+    path = tmp_path / "scan.png"
+    Image.fromarray(draw_modality("pet", "development", n=1)[0].images[0]).save(path)
+    said = ENTRIES.predict(image=path, question="segment the liver .", run=trained("joint"), out=tmp_path / "shown.png")
+    assert isinstance(said["answer"], str)
+    assert len(said["boxes"]) + said["empty masks"] == said["answer"].count("<SEG>")
+    about = ENTRIES.predict(image=path, question="what is the region ?", run=trained("vl"), box=(0.1, 0.2, 0.6, 0.9))
+    assert isinstance(about["answer"], str)
+
+
+def test_a_box_has_its_place_in_the_question():
+    assert placed("what does <region></region> show ?", (0, 0, 1, 1))[0] == "what does <region></region> show ?"
+    with pytest.raises(RequestError, match="each place its region"):
+        placed("segment the liver .", (0, 0, 1, 1))
+    with pytest.raises(RequestError, match="each place its region"):
+        placed("what is <region></region> ?", None)
