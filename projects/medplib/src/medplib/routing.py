@@ -179,8 +179,8 @@ def centre_routers(model: nn.Module, read: Callable[[], object]) -> None:
         for row in router.parameters():
             row.sub_(row @ mean / (mean @ mean) * mean)
 
-    routers = [module.router for module in model.modules() if isinstance(getattr(module, "routing", None), Routing)]
-    handles = [router.register_forward_pre_hook(centre) for router in routers]
+    owners = [module for module in model.modules() if isinstance(getattr(module, "routing", None), Routing)]
+    handles = [module.get_submodule("router").register_forward_pre_hook(centre) for module in owners]
     try:
         read()
     finally:
