@@ -186,6 +186,22 @@ def test_states_of_an_answer_are_those_that_wrote_it(model, items):
         )
 
 
+def test_a_placeholder_that_a_model_says_stands_for_nothing(model, items, monkeypatch):
+    image = model.backbone.tokenizer.convert_ids_to_tokens(model.backbone.image_token_id)
+    spoken = [f"the {SEG} .", f"{REGION_FEATURE} {image} {SEG} .", f"{image}"]
+    monkeypatch.setattr(
+        model.backbone,
+        "generate",
+        said(model, [PixelItem(i.image, "", (), t) for i, t in zip(items, spoken, strict=True)]),
+    )
+    answers = model.answer(items, max_new_tokens=8)
+    assert [len(answer.masks) for answer in answers] == [1, 1, 0]
+    # and the masks of other rows are as they were
+    monkeypatch.setattr(model.backbone, "generate", said(model, [PixelItem(items[0].image, "", (), spoken[0])]))
+    (alone,) = model.answer(items[:1], max_new_tokens=8)
+    np.testing.assert_allclose(alone.masks[0].logits, answers[0].masks[0].logits, atol=1e-4)
+
+
 def test_a_model_answers_with_words_of_its_own(tiny, items):
     answers = tiny.answer(items, max_new_tokens=4, batch_size=2)
     assert len(answers) == 3

@@ -149,7 +149,7 @@ class PixelVLM(nn.Module):
             rows, regions = self._seen(batch)
             with self._written(regions):
                 generated = self.backbone.generate(rows, max_new_tokens=max_new_tokens, stop=stop)
-            whole, is_answer = with_answers(rows, generated)
+            whole, is_answer = with_answers(rows, replace(generated, ids=self._without_placeholders(generated.ids)))
             segs = self._segs(self._states(whole, regions), whole, is_answer)
             answers += self._answers(batch, generated, segs, self._draw(batch, segs))
         return answers
@@ -206,6 +206,11 @@ class PixelVLM(nn.Module):
         with self._written(regions), vision.read_by(self._head) as states, rows_before(self._head, nothing):
             self.backbone.model(**self.backbone.inputs_of(rows), use_cache=False)
         return states[0]
+
+    def _without_placeholders(self, ids: Int[Tensor, "b t"]) -> Int[Tensor, "b t"]:
+        """Answers with padding for what stands for a picture or a region: said by a model it stands for none."""
+        placeholders = torch.tensor([self.ids[REGION_FEATURE], self.backbone.image_token_id], device=ids.device)
+        return ids.masked_fill(torch.isin(ids, placeholders), int(self.backbone.tokenizer.pad_token_id))
 
     def _segs(self, states: Float[Tensor, "b t d"], rows: VlmBatch, is_answer: Bool[Tensor, "b t"]) -> SegStates:
         return seg_states(states, rows.inputs["input_ids"], self.ids[SEG], is_answer=is_answer, state=self.seg_state)
