@@ -4,17 +4,18 @@ import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
 
 from lightbox import machine
-from lightbox.claims import document, published, results, runner
+from lightbox.claims import document, entries, published, results, runner
 from lightbox.claims.document import Published
 from lightbox.claims.jobs import plan
 from lightbox.claims.registry import choose_claims, load_papers
 from lightbox.claims.runner import Finished
-from lightbox.claims.spec import PHANTOM
+from lightbox.claims.spec import PHANTOM, Kind, Role
 from lightbox.claims.worker import Order, run_order
 from lightbox.errors import RequestError, WorkError
 from lightbox.runs.examples import Example, MaskMark, Picture, Step
@@ -83,6 +84,15 @@ def test_document_has_every_key_of_the_design(run):
         for contrast in claim["contrasts"]:
             assert contrast.keys() >= CONTRAST_FROM_DESIGN
     json.dumps(content, allow_nan=False)
+
+
+def test_a_link_that_may_have_any_effect_above_0_can_be_the_weakest():
+    def link(effect, least):
+        return SimpleNamespace(role=Role.PRIMARY, effect=effect, min_effect=least)
+
+    claim, links = SimpleNamespace(kind=Kind.CHAIN), [link(0.03, 0.02), link(0.2, 0.0), link(0.5, 0.1)]
+    assert entries._deciding(claim, links) is links[0]
+    assert entries._deciding(claim, [*links, link(-0.1, 0.0)]).effect == -0.1
 
 
 def test_claim_entry_has_the_numbers_of_its_scores(run):

@@ -17,6 +17,7 @@ from lightbox.claims.verdicts import PRESETS_WITHOUT_VERDICT, Decision, decide
 from lightbox.errors import WorkError
 
 DIGITS = 8
+ANY_EFFECT = 1e-9  # in the place of a minimum of 0, by which no effect can be measured
 COPIED = ("paper", "id", "kind", "statement", "location", "paper_numbers", "note", "is_primary", "unit", "budget")
 SCALED = ("effect", "per_seed", "seed_sd", "between_sd", "min_effect")
 
@@ -175,7 +176,8 @@ def _deciding(claim: Claim, effects: Sequence[Effect]) -> Effect:
         return max(measured, key=lambda pair: abs(pair[0]) / pair[1].min_effect)[1]
     if claim.kind is Kind.EXACT:
         return max(measured, key=lambda pair: pair[0] if claim.is_upper_bound else -pair[0])[1]
-    return min(measured, key=lambda pair: pair[0] / pair[1].min_effect)[1]
+    # a link may ask for any effect above 0
+    return min(measured, key=lambda pair: pair[0] / max(pair[1].min_effect, ANY_EFFECT))[1]
 
 
 def _contrast_entry(claim: Claim, effect: Effect, decision: Decision) -> ContrastEntry:
