@@ -186,6 +186,18 @@ def test_states_of_an_answer_are_those_that_wrote_it(model, items):
         )
 
 
+def test_answers_are_read_once_more_only_where_they_speak_of_a_mask(model, items, monkeypatch):
+    calls = []
+    handle = model.backbone.model.register_forward_hook(lambda *_: calls.append(1))
+    for answer, n_forwards in (("the lung is absent .", 0), (f"the lung {SEG} .", 1)):
+        spoken = [PixelItem(item.image, "", (), answer) for item in items]
+        monkeypatch.setattr(model.backbone, "generate", said(model, spoken))
+        calls.clear()
+        assert [len(own.masks) for own in model.answer(items, max_new_tokens=8)] == [n_forwards] * len(items)
+        assert len(calls) == n_forwards
+    handle.remove()
+
+
 def test_a_placeholder_that_a_model_says_stands_for_nothing(model, items, monkeypatch):
     image = model.backbone.tokenizer.convert_ids_to_tokens(model.backbone.image_token_id)
     spoken = [f"the {SEG} .", f"{REGION_FEATURE} {image} {SEG} .", f"{image}"]

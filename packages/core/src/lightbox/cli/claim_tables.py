@@ -16,6 +16,7 @@ from lightbox.claims.spec import Claim, Contrast, Kind, Role, base_arm
 from lightbox.claims.statistics import Ends
 from lightbox.claims.verdicts import PRESETS_WITHOUT_VERDICT
 from lightbox.eval.intervals import half_width
+from lightbox.report.numbers import decimals
 
 ASSUMED_SD = 0.02  # standard deviation of d_s where no pilot has been published: 2 points of accuracy
 
@@ -78,7 +79,7 @@ def show_verdicts(console: Console, document: Document) -> None:
         table.add_row(
             f"{claim.paper} {claim.id}",
             str(claim.verdict),
-            "-" if claim.effect is None else f"{claim.effect:+.2f} {claim.unit}",
+            "-" if claim.effect is None else f"{_signed(claim.effect, claim)} {claim.unit}",
             _brackets(*claim.deciding_interval(claim.deciding)) or "-",
             f"{len(claim.seeds)}/{claim.planned_seeds}",
             _agreement(claim.published),
@@ -91,6 +92,11 @@ def show_verdicts(console: Console, document: Document) -> None:
             f"if every true effect were 0, {family.expected_false:.2f} of them would be expected to be false"
         )
     console.print(document.meaning)
+
+
+def _signed(effect: float, claim: ClaimEntry) -> str:
+    """Two digits, or more where the bound of an exact claim is smaller."""
+    return f"{effect:+.{max(2, decimals(1.0, claim.bound))}f}"
 
 
 def _brackets(ends: Ends | None, percent: int = 95) -> str:
@@ -173,7 +179,7 @@ def _verdict_line(preset: str, claim: ClaimEntry) -> str:
     links = ""
     for link in claim.links:
         ends = _brackets(*claim.deciding_interval(link))
-        said = "no seed" if link.effect is None else f"{link.effect:+.2f} {claim.unit} {ends}".rstrip()
+        said = "no seed" if link.effect is None else f"{_signed(link.effect, claim)} {claim.unit} {ends}".rstrip()
         links += f", {link.name} {said} ({link.state or 'not decided'})" if several else f", {said}"
     judged = claim.convergence.summary() if claim.convergence is not None else claim.withdrawn
     seeds = f"{len(claim.seeds)} seeds, commit {', '.join(claim.commits)}"

@@ -130,8 +130,8 @@ class PixelVLM(nn.Module):
     ) -> list[PixelAnswer]:
         """Answer questions with the likeliest words, and draw a mask for each `<SEG>` among them.
 
-        Words come one by one; then the whole is read once more as in training, and states are taken from there, so
-        that no counting of steps decides which state speaks for a mask.
+        Words come one by one; where one of them is `<SEG>`, the whole is read once more as in training, and states are
+        taken from there, so that no counting of steps decides which state speaks for a mask.
 
         Args:
             items: without answers.
@@ -149,8 +149,12 @@ class PixelVLM(nn.Module):
             rows, regions = self._seen(batch)
             with self._written(regions):
                 generated = self.backbone.generate(rows, max_new_tokens=max_new_tokens, stop=stop)
-            whole, is_answer = with_answers(rows, replace(generated, ids=self._without_placeholders(generated.ids)))
-            segs = self._segs(self._states(whole, regions), whole, is_answer)
+            is_seg = (generated.ids == self.ids[SEG]) & generated.is_token
+            if is_seg.any():
+                whole, is_answer = with_answers(rows, replace(generated, ids=self._without_placeholders(generated.ids)))
+                segs = self._segs(self._states(whole, regions), whole, is_answer)
+            else:  # no state to read, as of all questions that ask for words
+                segs = SegStates(regions[:0], *is_seg.nonzero(as_tuple=True))
             answers += self._answers(batch, generated, segs, self._draw(batch, segs))
         return answers
 

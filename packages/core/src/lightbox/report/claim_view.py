@@ -53,7 +53,7 @@ class ClaimView:
     def __init__(self, claim: ClaimEntry, document: Document, label: str, declared: PaperClaims | None = None) -> None:
         self.claim, self.label = claim, label
         self.anchor = f"{claim.paper}-{claim.id}"
-        self.digits = decimals(claim.min_effect)
+        self.digits = decimals(claim.min_effect, claim.bound)
         self.chip = _chip(claim, document)
         self.links = [(link, self.interval(link)) for link in claim.links]
         self.caveats = [*claim.caveats, *_older(claim)]

@@ -7,16 +7,21 @@ NONE = "–"
 MINUS = "−"
 
 
-def decimals(min_effect: float | None) -> int:
+def decimals(min_effect: float | None, bound: float | None = None) -> int:
     """Digits after the point: one more than the minimum effect's first digit needs, at most 4; 3 where there is none.
 
+    For an exact claim at least one more than its bound needs, which may be as small as rounding.
+
     Example:
-        >>> decimals(2.0), decimals(0.02), decimals(None)
-        (1, 3, 3)
+        >>> decimals(2.0), decimals(0.02), decimals(None), decimals(0.02, 1e-6)
+        (1, 3, 3, 7)
     """
-    if not min_effect:
-        return 3
-    return min(4, max(0, 1 - math.floor(math.log10(abs(min_effect)))))
+    own = min(4, max(0, _needed(min_effect))) if min_effect else 3
+    return max(own, _needed(bound)) if bound else own
+
+
+def _needed(least: float) -> int:
+    return 1 - math.floor(math.log10(abs(least)))
 
 
 def signed(value: float | None, digits: int) -> str:

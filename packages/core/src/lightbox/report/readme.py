@@ -104,7 +104,7 @@ def results_lines(name: str, *, root: Path, folder: Path) -> list[str]:
 
 
 def _row(claim: ClaimEntry) -> str:
-    digits = decimals(claim.min_effect)
+    digits = decimals(claim.min_effect, claim.bound)
     several = len(claim.links) > 1
     links = []
     for link in claim.links:
@@ -139,7 +139,7 @@ def _verdict(claim: ClaimEntry) -> str:
 
 def _beside(claim: ClaimEntry) -> Iterator[str]:
     """Why the verdict is what it is: caveats, reason, links, controls; scores by themselves; best arm and baselines."""
-    digits = decimals(claim.min_effect)
+    digits = decimals(claim.min_effect, claim.bound)
     yield from (f"caveat: {caveat.rstrip('.')}" for caveat in claim.caveats)
     yield claim.reason
     for contrast in claim.deciding_contrasts():
