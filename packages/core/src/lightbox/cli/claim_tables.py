@@ -9,7 +9,7 @@ from rich.table import Table
 
 from lightbox import machine
 from lightbox.claims.budget import FILE, Convergence, judge, load_pilot, steps
-from lightbox.claims.document import ClaimEntry, Document, Published
+from lightbox.claims.document import ClaimEntry, Document
 from lightbox.claims.jobs import Job, Plan, budgets_of, seeds_of
 from lightbox.claims.registry import Paper
 from lightbox.claims.spec import Claim, Contrast, Kind, Role, base_arm
@@ -82,7 +82,7 @@ def show_verdicts(console: Console, document: Document) -> None:
             "-" if claim.effect is None else f"{_signed(claim.effect, claim)} {claim.unit}",
             _brackets(*claim.deciding_interval(claim.deciding)) or "-",
             f"{len(claim.seeds)}/{claim.planned_seeds}",
-            _agreement(claim.published),
+            _agreement(claim),
         )
     console.print(table)
     family = document.family
@@ -103,11 +103,12 @@ def _brackets(ends: Ends | None, percent: int = 95) -> str:
     return f"[{ends[0]:+.2f}, {ends[1]:+.2f}]" + f" at {percent} %" * (percent != 95) if ends else ""
 
 
-def _agreement(published: Published | None) -> str:
+def _agreement(claim: ClaimEntry) -> str:
+    published = claim.published
     if published is None or published.effect is None:
         return "-"
     agrees = {True: "agrees", False: "DISAGREES", None: ""}[published.agrees]
-    return f"{published.effect:+.2f} {agrees}".strip()
+    return f"{_signed(published.effect, claim)} {agrees}".strip()
 
 
 def explanation(paper: Paper, claim: Claim, entries: Sequence[tuple[str, ClaimEntry]]) -> list[str]:
