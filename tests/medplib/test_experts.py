@@ -18,7 +18,7 @@ from transformers import (
 
 from lightbox.errors import RequestError
 from lightbox.testing.shrunk import shrunk_config
-from medplib.assembly import add_experts, average_experts, load_experts, mixtures, save_experts
+from medplib.assembly import add_experts, average_experts, load_experts, mixtures, save_experts, widen_networks
 from medplib.experts import MixtureSettings
 from medplib.mixtral import from_mixtral, to_mixtral
 from medplib.routing import routed_to
@@ -318,22 +318,6 @@ def test_experts_are_saved_and_loaded_with_their_router(stages, tmp_path):
         load_experts(tmp_path / "experts", again)
 
 
-def test_experts_in_some_layers_leave_the_others_dense(stages):
-    base, sources = stages
-    later = {
-        name: base.state_dict() | {key: value for key, value in source.state_dict().items() if ".1.mlp." in key}
-        for name, source in sources.items()
-    }
-    both = add_experts(copy.deepcopy(base), later, layers=LAYERS, only=[1])
-    assert [path for path, _ in mixtures(both)] == ["model.layers.1.mlp"]
-    with routed_to(both, "grounding"):
-        wanted = copy.deepcopy(base)
-        wanted.load_state_dict(later["grounding"])
-        torch.testing.assert_close(logits(both, batch()), logits(wanted, batch()), **TOLERANCE)
-    with pytest.raises(RequestError, match=r"outside the experts, such as model\.layers\.0\.mlp"):
-        add_experts(copy.deepcopy(base), sources, layers=LAYERS, only=[1])
-
-
 def test_lora_finds_the_linear_layers_of_experts(stages):
     base, sources = stages
     wrapped = get_peft_model(mixed(base, sources), LoraConfig(r=2, target_modules=r".*\.experts\..*\.up_proj"))
@@ -381,12 +365,6 @@ def test_a_source_that_does_not_fit_is_refused_by_name(stages, change, message):
         mixed(base, sources | {"language": spoiled(sources["language"], change)})
 
 
-def test_a_source_may_differ_where_that_is_said(stages):
-    base, sources = stages
-    state = spoiled(sources["language"], lambda s: s.update({"seg.weight": torch.zeros(4)}))
-    add_experts(copy.deepcopy(base), sources | {"language": state}, layers=LAYERS, may_differ=r"seg\..*")
-
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -397,7 +375,6 @@ def test_a_source_may_differ_where_that_is_said(stages):
         (lambda base, sources: mixed(base, sources | {"a.b": base}), "'a.b' cannot name a module"),
         (lambda base, sources: mixed(base, sources, "model.blocks"), "layers is 'model.blocks'"),
         (lambda base, sources: mixed(mixed(base, sources), sources), "Its layers have them already"),
-        (lambda base, sources: add_experts(base, sources, layers=LAYERS, only=[2]), "The model has layers 0 to 1"),
         (lambda base, sources: mixed(base, sources, top_k=2), "top_k is 2 and weight is straight_through"),
         (lambda base, sources: mixed(base, sources, weight="half"), "weight is 'half'"),
     ],
@@ -420,3 +397,25 @@ def test_saving_what_holds_an_adapter_is_refused(stages, tmp_path):
         save_experts(tmp_path / "experts", both)
     with pytest.raises(RequestError, match="A model without experts"):
         save_experts(tmp_path / "experts", nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_wider_network_begins_as_the_one_it_was_and_can_learn_with_all_of_it(family):
+    make, layers = FAMILIES[family]
+    model = make()
+    wide, inputs = copy.deepcopy(model), batch()
+    widen_networks(wide, layers=layers)
+    for own, wider in zip(model.get_submodule(layers), wide.get_submodule(layers), strict=True):
+        assert wider.mlp.up_proj.out_features == 2 * own.mlp.up_proj.out_features
+    torch.testing.assert_close(wide(**inputs).logits, model(**inputs).logits, **TOLERANCE)
+    wide(**inputs).logits.square().mean().backward()
+    for wider in wide.get_submodule(layers):
+        added = wider.mlp.down_proj.weight.grad[:, wider.mlp.down_proj.in_features // 2 :]
+        assert (added.abs().sum(0) > 0).all()
+
+
+def test_a_wider_network_is_saved_and_read_at_its_width(tmp_path):
+    wide = widen_networks(llama(), layers=LAYERS)
+    wide.save_pretrained(tmp_path)
+    again = LlamaForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    torch.testing.assert_close(again(**batch()).logits, wide(**batch()).logits, rtol=0, atol=0)

@@ -1,19 +1,17 @@
 """Who goes where: balance by hand, counts by task and type of token, information in bits, rows under a capacity."""
 
 import math
+from collections import Counter
 
 import pytest
 import torch
 from torch import nn
 
 from lightbox.errors import RequestError
+from lightbox.eval.routing_table import EVERY, TASK, TYPE, RoutingTable
 from medplib.experts import Mixture, MixtureSettings, TokenRouter
 from medplib.routing import (
-    EVERY,
-    TASK,
-    TYPE,
     Routing,
-    RoutingTable,
     balanced,
     centre_routers,
     counted,
@@ -79,14 +77,14 @@ def test_tokens_are_counted_by_task_and_by_type(mixture):
 
 def test_information_is_one_bit_for_experts_of_tasks_and_none_for_tasks_that_are_routed_alike():
     rows = {("a", "grounding"): 5, ("b", "language"): 5}
-    apart = RoutingTable(rows={(0, TASK, task, name): n for (task, name), n in rows.items()})
+    apart = RoutingTable(rows=Counter({(0, TASK, task, name): n for (task, name), n in rows.items()}))
     assert apart.information(TASK) == {0: pytest.approx(1.0)}
     alike = RoutingTable(
-        rows={(0, TASK, task, name): n for task in "ab" for name, n in zip(NAMES, (9, 1), strict=True)}
+        rows=Counter({(0, TASK, task, name): n for task in "ab" for name, n in zip(NAMES, (9, 1), strict=True)})
     )
     assert alike.information(TASK) == {0: pytest.approx(0.0)}
     half = RoutingTable(
-        rows={(1, TASK, "a", "grounding"): 2, (1, TASK, "b", "grounding"): 1, (1, TASK, "b", "language"): 1}
+        rows=Counter({(1, TASK, "a", "grounding"): 2, (1, TASK, "b", "grounding"): 1, (1, TASK, "b", "language"): 1})
     )
     wanted = 0.5 * math.log2(0.5 / (0.5 * 0.75)) + 0.25 * math.log2(0.25 / (0.5 * 0.75)) + 0.25 * math.log2(2)
     assert half.information(TASK) == {1: pytest.approx(wanted)}

@@ -113,13 +113,24 @@ def test_controls_are_what_they_are_called(opened):
     assert not any(p.requires_grad for name, p in random.named_parameters() if ".router." in name)
 
 
-@pytest.mark.parametrize("arm", ["mixture", "oracle", "joint"])
+@pytest.mark.parametrize("arm", ["mixture", "oracle", "joint", "joint_wide"])
 def test_every_way_of_learning_all_tasks_takes_its_steps(trained, arm):
     run = trained(arm)
     card = read_card(run)
     assert ("router" in card["learns"]) == (arm == "mixture")
+    assert ("routing" in card) == (arm == "mixture")  # elsewhere nothing, or the task, decides
     assert read_scores(run).num_rows
     assert (run / MODEL).is_dir()  # `train` keeps every model
+
+
+def test_the_card_says_which_expert_took_what(trained):
+    routing = read_card(trained("mixture"))["routing"]
+    groups = {"task": {"region", "presence", "mask"}, "token type": {"picture", "question", "answer"}}
+    for over, names in groups.items():
+        for layer, shares in routing[over]["shares"].items():
+            assert shares.keys() == names
+            assert all(sum(share.values()) == pytest.approx(1) for share in shares.values())
+            assert 0 <= routing[over]["bits"][layer] <= 1  # two experts
 
 
 def test_what_is_put_together_is_scored_without_a_step(trained):

@@ -6,7 +6,6 @@ from only if the two agree there, and that is checked.
 
 import copy
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,8 +31,6 @@ def add_experts(
     *,
     layers: str,
     settings: MixtureSettings | None = None,
-    only: Sequence[int] | None = None,
-    may_differ: str = "",
 ) -> nn.Module:
     """Put experts in the place of the feed-forward networks of a model, in place.
 
@@ -44,9 +41,6 @@ def add_experts(
         sources: models of the same class by the name of their expert.
         layers: path of the list of layers, `family.layers[0]`; what is above it is the text model.
         settings: None is the defaults.
-        only: numbers of the layers that get experts; None is all.
-        may_differ: regular expression of tensors outside the experts, matched as a whole, in which a source may differ
-            from the model or that only it has.
 
     Raises:
         RequestError: a name that is no identifier, layers that are not there or have experts, weights of an expert that
@@ -55,28 +49,19 @@ def add_experts(
     settings, routing = settings or MixtureSettings(), Routing(tuple(sources))
     _check_names(sources, settings)
     stack = _layers_of(model, layers)
-    chosen = range(len(stack)) if only is None else only
-    if not chosen or not all(0 <= number < len(stack) for number in chosen):
-        raise RequestError(
-            f"Layers {list(chosen)} are to get experts",
-            f"The model has layers 0 to {len(stack) - 1}",
-            "Name some of them",
-        )
     states = {
         name: source.state_dict() if isinstance(source, nn.Module) else source for name, source in sources.items()
     }
-    paths = {number: f"{layers}.{number}.mlp" for number in chosen}
+    paths = [f"{layers}.{number}.mlp" for number in range(len(stack))]
     for name, state in states.items():
-        _check_shared(name, state, model.state_dict(), tuple(f"{path}." for path in paths.values()), may_differ)
-    experts = {number: experts_from(sources, path, stack[number].mlp) for number, path in paths.items()}
+        _check_shared(name, state, model.state_dict(), tuple(f"{path}." for path in paths))
+    experts = [experts_from(sources, path, layer.mlp) for path, layer in zip(paths, stack, strict=True)]
     generator = torch.Generator().manual_seed(settings.seed)
-    for number, own in experts.items():
-        layer, place = stack[number], next(stack[number].mlp.parameters())
+    for number, (layer, own) in enumerate(zip(stack, experts, strict=True)):
+        place = next(layer.mlp.parameters())
         router = TokenRouter(_width(layer), tuple(own), generator=generator, is_learned=settings.router == "learned")
         layer.mlp = Mixture(own, router.to(place.device), settings, routing, number)
-    for layer in stack:  # also where no experts are, since attention may refuse an argument that it does not know
-        take = layer.mlp.take_places if isinstance(layer.mlp, Mixture) else _drop_places
-        layer.self_attn.register_forward_pre_hook(take, with_kwargs=True)
+        layer.self_attn.register_forward_pre_hook(layer.mlp.take_places, with_kwargs=True)
     text_model = model.get_submodule(layers.rpartition(".")[0])
     text_model.register_forward_pre_hook(_hand_on_places, with_kwargs=True)
     return model
@@ -133,6 +118,33 @@ def average_experts(model: nn.Module, sources: Mapping[str, Source], *, layers: 
     return model
 
 
+def widen_networks(model: nn.Module, *, layers: str, factor: int = 2) -> nn.Module:
+    """A control of as many weights as the experts have: networks of `factor` times the hidden units, in place.
+
+    The model's own units come first. Those behind them are drawn from torch's generator as loud as they are, and add
+    nothing until they have learnt to (as Net2Net, a wider network begins as the function that it was).
+
+    Raises:
+        RequestError: layers that are not there or have experts.
+    """
+    config: Any = model.config
+    config = config.get_text_config()  # what is saved is read again at this width
+    config.intermediate_size *= factor
+    for layer in _layers_of(model, layers):
+        own: nn.Module = layer.mlp
+        like = next(own.parameters())
+        layer.mlp = type(own)(config).to(like.device, like.dtype)
+        for name, weight in layer.mlp.named_parameters():
+            before = own.get_parameter(name)
+            rows, columns = before.shape
+            if name.startswith("down_proj"):
+                nn.init.zeros_(weight)
+            else:
+                nn.init.normal_(weight, std=float(before.detach().std()))
+            weight.data[:rows, :columns] = before.detach()
+    return model
+
+
 def mixtures(model: nn.Module) -> Iterator[tuple[str, Mixture]]:
     """Paths and mixtures of a model, in order of its layers."""
     return ((path, module) for path, module in model.named_modules() if isinstance(module, Mixture))
@@ -162,7 +174,7 @@ def save_experts(folder: Path, model: nn.Module) -> Path:
         {key: value.detach().cpu().contiguous() for key, value in state.items()}, folder / TENSORS, {"format": "pt"}
     )
     layers = next(iter(parts)).rpartition(".mlp")[0].rpartition(".")[0]
-    facts = {"experts": first.routing.names, "layers": layers, "only": [part.layer for part in parts.values()]}
+    facts = {"experts": first.routing.names, "layers": layers}
     write_json(folder / FACTS, facts | {"settings": vars(first.settings)})
     return folder
 
@@ -185,7 +197,7 @@ def load_experts(folder: Path, model: nn.Module) -> nn.Module:
         for name in facts["experts"]
     }
     settings = MixtureSettings(**facts["settings"])
-    add_experts(model, sources, layers=facts["layers"], settings=settings, only=facts["only"])
+    add_experts(model, sources, layers=facts["layers"], settings=settings)
     for path, part in mixtures(model):
         router = {f"rows.{name}": saved[f"{path}.router.rows.{name}"] for name in part.routing.names}
         part.router.load_state_dict(router, strict=True)
@@ -211,10 +223,6 @@ def _hand_on_places(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> t
     is_token = mask[:, -(ids if states is None else states).shape[1] :].flatten().bool()
     places = is_token.nonzero()[:, 0]
     return None if len(places) == len(is_token) else (args, kwargs | {PLACES: places})
-
-
-def _drop_places(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-    return args, {key: value for key, value in kwargs.items() if key != PLACES}
 
 
 def _layers_of(model: nn.Module, layers: str) -> Sequence[Any]:
@@ -246,15 +254,13 @@ def _check_names(sources: Mapping[str, Source], settings: MixtureSettings) -> No
         )
 
 
-def _check_shared(
-    name: str, state: Mapping[str, Tensor], base: Mapping[str, Tensor], own: tuple, may_differ: str
-) -> None:
+def _check_shared(name: str, state: Mapping[str, Tensor], base: Mapping[str, Tensor], own: tuple[str, ...]) -> None:
     """Refuse a source whose tensors outside the experts are not the base's: its expert would be fed other states."""
-    others = [key for key in state if not key.startswith(own) and not re.fullmatch(may_differ, key)]
+    others = [key for key in state if not key.startswith(own)]
     odd = [key for key in others if key not in base or not torch.equal(state[key].to(base[key]), base[key])]
     if odd:
         raise RequestError(
             f"{len(odd)} tensors of the source of expert '{name}' outside the experts, such as {odd[0]}",
             "The model that gets the experts has others, so this expert would read other states than in training",
-            "Train nothing else in that stage, take that stage as the base, or name the tensors in may_differ",
+            "Train nothing else in that stage, or take that stage as the base",
         )

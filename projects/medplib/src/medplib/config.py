@@ -23,7 +23,7 @@ __all__ = ["Config", "check", "chosen", "estimate", "inputs", "resolve"]
 ALIGN, VL, GROUNDING, MIXTURE, JOINT, COST = "align", "vl", "grounding", "mixture", "joint", "cost"
 METHODS = (ALIGN, VL, GROUNDING, MIXTURE, JOINT, COST)
 BASELINES = ("majority", "question_only")
-NETWORKS = ("two", "copied", "average", "one")
+NETWORKS = ("two", "copied", "average", "one", "wide")
 ROUTERS = ("learned", "random", "oracle")
 EXPERT_WEIGHTS = ("prob", "straight_through", "one")
 SEG_STATES = ("predict", "self")
@@ -97,7 +97,8 @@ class ObjectiveConfig(schema.ObjectiveConfig):
     a mixture computes), or a baseline: majority, question_only; set by the experiment."""
     networks: str = "two"
     """What stage 4 begins from: two experts; copied, the visual-language one twice; average of both; one, that of
-    grounding alone. Two and copied hold both networks in memory."""
+    grounding alone. Two and copied hold both networks in memory, as does wide, joint training's one network of twice
+    the hidden units."""
     router: str = "learned"
     """Who chooses experts: learned, random (as drawn, a control), or oracle (by the task; no routers train)."""
 
@@ -105,6 +106,12 @@ class ObjectiveConfig(schema.ObjectiveConfig):
         check_choice("objective.method", self.method, (*METHODS, *BASELINES))
         check_choice("objective.networks", self.networks, NETWORKS)
         check_choice("objective.router", self.router, ROUTERS)
+        if self.networks == "wide" and self.method != JOINT:
+            raise RequestError(
+                f"objective.networks is wide and objective.method is {self.method}",
+                "A wider network is what joint training is also compared with, and experts have the width of their own",
+                "Set objective.method=joint, or other networks",
+            )
 
 
 @dataclass(kw_only=True)

@@ -15,7 +15,7 @@ from lightbox.runs import folders
 from lightbox.train.precision import make_accelerator, plain_device
 from lightbox.train.seeds import seed_everything
 from medplib.artifact import FACTS, load_parts, open_model
-from medplib.assembly import add_experts, average_experts, mixtures
+from medplib.assembly import add_experts, average_experts, mixtures, widen_networks
 from medplib.config import ALIGN, COST, GROUNDING, JOINT, VL, Config
 from medplib.experts import MixtureSettings
 from medplib.routing import centre_routers
@@ -48,7 +48,10 @@ def open_arm(cfg: Config, base: Pretrained, needs: Mapping[str, Path], shown: Se
     if not before:
         return _drawn(cfg) if cfg.model.start_tower else _opened(cfg, base.name)
     if len(before) == 1:
-        return _opened(cfg, str(places[before[0]]))
+        model = _opened(cfg, str(places[before[0]]))
+        if cfg.objective.networks == "wide":
+            widen_networks(model.backbone.core, layers=model.backbone.family.layers[0])
+        return model
     model = _put_together(cfg, places)
     if shown and any(True for _ in mixtures(model.backbone.core)):
         centre_routers(model, lambda: model.eval()(model.prepare(shown).to(model.backbone.device)))

@@ -5,77 +5,20 @@ expert is padded to one capacity, is counted by `padded_rows`.
 """
 
 import math
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from lightbox.backbones.rows import IGNORED
 from lightbox.errors import RequestError
-
-EVERY, TASK, TYPE = "every token", "task", "token type"
-"""What a row of a `RoutingTable` counts over."""
-
-
-@dataclass
-class RoutingTable:
-    """How many rows each expert took, as `rows[layer, over, group, expert]`, summed over the calls that were counted.
-
-    Args:
-        tasks: of each row of the batch; none counts no tasks.
-        token_types: name -> which tokens are of that type, b t.
-    """
-
-    tasks: tuple[str, ...] = ()
-    token_types: Mapping[str, Bool[Tensor, "b t"]] = field(default_factory=dict)
-    rows: Counter[tuple[int, str, str, str]] = field(default_factory=Counter)
-
-    def add(
-        self, layer: int, names: Sequence[str], choice: Int[Tensor, "n k"], places: Int[Tensor, " n"], t: int
-    ) -> None:
-        """Count the choices of one layer; `places` are those of its rows in the batch, read row by row."""
-        groups = {(EVERY, ""): torch.ones_like(places, dtype=torch.bool)}
-        row_of = (places // t).tolist() if self.tasks else []
-        for task in dict.fromkeys(self.tasks):
-            is_task = [self.tasks[row] == task for row in row_of]
-            groups[TASK, task] = torch.tensor(is_task, dtype=torch.bool, device=places.device)
-        for name, is_type in self.token_types.items():
-            groups[TYPE, name] = is_type.to(places.device).flatten()[places]
-        for (over, group), is_in in groups.items():
-            counts = torch.bincount(choice[is_in].flatten(), minlength=len(names)).tolist()
-            self.rows.update({(layer, over, group, name): n for name, n in zip(names, counts, strict=True)})
-
-    def shares(self, over: str = EVERY) -> dict[tuple[int, str], dict[str, float]]:
-        """For each layer and group, the share of its rows that each expert took, in [0, 1]; no empty groups."""
-        table: dict[tuple[int, str], dict[str, int]] = {}
-        for (layer, kind, group, name), n in self.rows.items():
-            if kind == over:
-                table.setdefault((layer, group), {})[name] = n
-        return {
-            place: {name: n / sum(counts.values()) for name, n in counts.items()}
-            for place, counts in table.items()
-            if sum(counts.values())
-        }
-
-    def information(self, over: str) -> dict[int, float]:
-        """Mutual information of expert and group in each layer, in bits: 0 where every group is routed alike."""
-        bits: dict[int, float] = {}
-        for layer in sorted({key[0] for key in self.rows}):
-            joint = {key[2:]: n for key, n in self.rows.items() if key[:2] == (layer, over) and n}
-            total = sum(joint.values())
-            by_group, by_expert = Counter[str](), Counter[str]()
-            for (group, name), n in joint.items():
-                by_group[group] += n
-                by_expert[name] += n
-            bits[layer] = sum(
-                n / total * math.log2(n * total / (by_group[group] * by_expert[name]))
-                for (group, name), n in joint.items()
-            )
-        return bits
+from lightbox.eval.routing_table import TASK, TYPE, RoutingTable
+from lightbox.paper.pixel_items import PixelItem
+from lightbox.paper.pixel_vlm import PixelVLM
 
 
 @dataclass
@@ -160,6 +103,41 @@ def counted(
     table = RoutingTable(tuple(tasks), token_types or {})
     with _set(routing, table=table):
         yield table
+
+
+@torch.no_grad()
+def routing_facts(model: PixelVLM, items: Sequence[PixelItem], tasks: Sequence[str], *, batch_size: int) -> dict:
+    """Who goes where, over questions that are read with their answers, for a card.
+
+    Args:
+        model: with mixtures; it is put in evaluation mode.
+        items: answered.
+        tasks: of each item.
+        batch_size: items at once.
+
+    Returns:
+        By task and by type of token (picture, question, answer): `shares[layer][group][expert]` of the rows of a layer,
+        and `bits[layer]`, what the group tells about the expert.
+    """
+    model.eval()
+    total = RoutingTable()
+    for start in range(0, len(items), batch_size):
+        own = slice(start, start + batch_size)
+        batch = model.prepare(items[own]).to(model.backbone.device)
+        ids, labels = batch.rows.inputs["input_ids"], batch.rows.labels
+        assert labels is not None  # items are answered
+        is_picture, is_answer = ids == model.backbone.image_token_id, labels != IGNORED
+        types = {"picture": is_picture, "answer": is_answer, "question": ~(is_picture | is_answer)}
+        with counted(model.vlm, tasks=tasks[own], token_types=types) as table:
+            model(batch)
+        total.rows.update(table.rows)
+    facts: dict[str, dict[str, dict]] = {}
+    for over in (TASK, TYPE):
+        shares: dict[str, dict[str, dict[str, float]]] = {}
+        for (layer, group), share in sorted(total.shares(over).items()):
+            shares.setdefault(str(layer), {})[group] = share
+        facts[over] = {"shares": shares, "bits": {str(layer): n for layer, n in total.information(over).items()}}
+    return facts
 
 
 @torch.no_grad()

@@ -22,18 +22,20 @@ from lightbox.train.card import describe
 from lightbox.train.driver import fit
 from medplib import evaluate, scores
 from medplib.artifact import save_model
+from medplib.assembly import mixtures
 from medplib.config import ALIGN, COST, GROUNDING, MIXTURE, VL, Config
 from medplib.cost import measure_cost
 from medplib.data import item_of, learnt_by, load_splits
 from medplib.model import expert_of, open_arm, settings_of
 from medplib.objective import STAGE_WEIGHTS, LossWeights, pixel_loss
-from medplib.routing import routed_to
+from medplib.routing import routed_to, routing_facts
 from medplib.stages import fingerprints, train_stage
 
 LEAVE_WEIGHTS = (ALIGN, VL, GROUNDING)
 """Arms whose weights others begin from, so that they are kept whoever asks."""
-CENTRED, COSTED = 32, 16
-"""Questions by which new routers are centred, and over which the cost of a mixture is the worst."""
+CENTRED, COSTED, ROUTED = 32, 16, 128
+"""Questions by which new routers are centred, over which the cost of a mixture is the worst, and whose way through the
+experts is on the card."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,11 @@ def run(
         folders.write_scores(folder, [row], scores.METRICS)
     else:
         evaluate.evaluate(cfg, model, scored, folder=folder, routed=routed_by(cfg, model))
+        if any(True for _ in mixtures(model.backbone.core)) and not is_oracle(cfg):
+            some = scored.samples[:: -(-len(scored.samples) // ROUTED)]
+            items, tasks = [item_of(sample, scored, is_answered=True) for sample in some], [s.record.task for s in some]
+            facts = routing_facts(model, items, tasks, batch_size=cfg.optim.batch_size)
+            folders.add_to_card(folder, {"routing": facts})
     if is_trained and (keeps_model or cfg.objective.method in LEAVE_WEIGHTS):
         save_model(folder / folders.MODEL, model)
     folders.add_to_card(folder, evaluate.beside_score(cfg, train, scored))

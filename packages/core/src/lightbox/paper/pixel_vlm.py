@@ -26,6 +26,7 @@ from lightbox.backbones.segmenter import Segmenter
 from lightbox.config import check_choice
 from lightbox.losses.language import rows_before
 from lightbox.paper import pixel_rows
+from lightbox.paper.picture_memory import PictureMemory
 from lightbox.paper.pixel_items import REGION_FEATURE, SEG, PixelItem
 from lightbox.paper.pixel_prompts import pool
 from lightbox.paper.pixel_rows import PixelBatch
@@ -95,6 +96,7 @@ class PixelVLM(nn.Module):
         check_choice("seg_state", seg_state, STATES)
         self.backbone, self.segmenter, self.seg_state = backbone, segmenter, seg_state
         self.ids = pixel_rows.tag_ids(backbone)
+        self.memory = PictureMemory(segmenter)
         self.vlm, self.sam = backbone.model, segmenter.model  # registered, so that they train, move and are counted
         config: Any = backbone.core.config
         sam: Any = segmenter.model.config
@@ -225,7 +227,7 @@ class PixelVLM(nn.Module):
             return []
         rows = segs.rows.tolist()
         place_of = {row: place for place, row in enumerate(dict.fromkeys(rows))}
-        embeddings = self.segmenter.embed([batch.pictures[row] for row in place_of])
+        embeddings = self.memory.embed([batch.pictures[row] for row in place_of])
         prompts = self.seg_projector(segs.states.to(self.region_adapter.weight.dtype))[:, None]  # n 1 c
         masks = self.segmenter.decode(embeddings, prompts, image_of=[place_of[row] for row in rows])
         return [mask[0] for mask in masks.logits]
