@@ -260,6 +260,8 @@ def _draw_panel(axis: Axes, panel: ForestPanel, limits: tuple[float, float]) -> 
     axis.set_yticks(range(len(panel.rows)), [row.label for row in panel.rows], color=INK)
     axis.set_ylim(len(panel.rows) - 0.45, -0.6)
     axis.set_xlim(*limits)
+    if max(map(abs, limits)) < 1e-3:  # the factor of all ticks would stand on the axis's name
+        axis.xaxis.set_major_formatter("{x:g}")
     axis.spines["left"].set_visible(False)
     axis.set_xlabel(panel.unit, loc="right")
 
