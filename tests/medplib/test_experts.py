@@ -358,15 +358,15 @@ def spoiled(model, change):
     [
         (
             lambda s: s.pop("model.layers.1.mlp.up_proj.weight"),
-            r"'language' at model\.layers\.1\.mlp: it lacks up_proj",
+            r"'language' at model\.layers\.1\.mlp: missing up_proj",
         ),
         (
             lambda s: s.update({"model.layers.0.mlp.up_proj.lora_A": torch.ones(1)}),
-            r"it has beside them up_proj\.lora_A",
+            r"unexpected up_proj\.lora_A",
         ),
         (
             lambda s: s.update({"model.layers.0.mlp.up_proj.weight": torch.ones(2, 2)}),
-            r"in another shape up_proj\.weight",
+            r"of another shape up_proj\.weight",
         ),
         (
             lambda s: s.update({"model.norm.weight": torch.zeros(48)}),

@@ -21,8 +21,9 @@ from lightbox.phantom.region_prompts import PROMPTS
 __all__ = ["Config", "check", "chosen", "estimate", "inputs", "resolve"]
 
 ALIGN, VL, GROUNDING, MIXTURE, JOINT, COST = "align", "vl", "grounding", "mixture", "joint", "cost"
-METHODS = (ALIGN, VL, GROUNDING, MIXTURE, JOINT, COST)
-BASELINES = ("majority", "question_only")
+SPECIALIST, BOXED = "specialist", "boxed"
+METHODS = (ALIGN, VL, GROUNDING, MIXTURE, JOINT, COST, SPECIALIST, BOXED)
+BASELINES, MASK_RIVALS = ("majority", "question_only"), ("mean_mask", "bright")
 NETWORKS = ("two", "copied", "average", "one")
 ROUTERS = ("learned", "random", "oracle")
 EXPERT_WEIGHTS = ("prob", "straight_through", "one")
@@ -94,7 +95,8 @@ class ObjectiveConfig(schema.ObjectiveConfig):
 
     method: str
     """align, vl, grounding, mixture (stages 1 to 4), joint (one network, all tasks, from stage 1's weights), cost (what
-    a mixture computes), or a baseline: majority, question_only; set by the experiment."""
+    a mixture computes), specialist (a U-Net in the place of stage 3), boxed (the segmenter, given true boxes), or a
+    baseline: majority, question_only, and of masks alone mean_mask, bright; set by the experiment."""
     networks: str = "two"
     """What stage 4 begins from: two experts; copied, the visual-language one twice; average of both; one, that of
     grounding alone. Two and copied hold both networks in memory."""
@@ -102,7 +104,7 @@ class ObjectiveConfig(schema.ObjectiveConfig):
     """Who chooses experts: learned, random (as drawn, a control), or oracle (by the task; no routers train)."""
 
     def __post_init__(self) -> None:
-        check_choice("objective.method", self.method, (*METHODS, *BASELINES))
+        check_choice("objective.method", self.method, (*METHODS, *BASELINES, *MASK_RIVALS))
         check_choice("objective.networks", self.networks, NETWORKS)
         check_choice("objective.router", self.router, ROUTERS)
 
@@ -131,6 +133,9 @@ class EvalConfig(schema.EvalConfig):
     regions: list[str] = field(default_factory=list)
     """Further regions under which region questions are scored, each as long as an evaluation of them: whole (all of the
     picture), other (one with another answer), point, box, scribble, polygon, mask."""
+    unseen: bool = False
+    """Also score requests for masks in the held-out modalities, as many as of each task, and again with another class's
+    word; their pictures are drawn for that."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -161,7 +166,7 @@ class Config(PaperConfig):
     @property
     def is_baseline(self) -> bool:
         """True for what needs no weights and no torch."""
-        return self.objective.method in BASELINES
+        return self.objective.method in (*BASELINES, *MASK_RIVALS)
 
 
 register_schema("medplib", "train", Config)

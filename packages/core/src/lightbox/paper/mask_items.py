@@ -6,7 +6,7 @@ counted. A class is asked for where it is absent only if the set says that it wa
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,9 +15,10 @@ from PIL import Image
 
 from lightbox.config import check_positive
 from lightbox.errors import RequestError
+from lightbox.paper.drawn_regions import MASK, Asked
 from lightbox.paper.held_images import TEST, TRAIN, rotated
+from lightbox.paper.samples import Sample, Split
 from lightbox.phantom.region_prompts import text_key
-from lightbox.phantom.region_questions import MaskRequest
 from lightbox.readers.all_sets import read_dataset
 from lightbox.readers.mask_audit import with_sound_masks
 from lightbox.readers.masks import mask_of
@@ -204,22 +205,17 @@ def divided_items(
     return MaskSplits(tuple(train), tuple(scored), dict(counts))
 
 
-def requested_items(cases: Sequence[Case], requests: Iterable[MaskRequest]) -> tuple[MaskItem, ...]:
-    """Requests for the masks of phantoms in the same form, in their order; `cases` are those that were asked about."""
-    pixels = {place: load_pixels(cases[place].images[0], in_colour=True) for place in {r.case for r in requests}}
-    return tuple(
-        MaskItem(
-            request.question.id,
-            pixels[request.case],
-            request.name,
-            request.question.text,
-            request.mask,
-            cases[request.case].id,
-            cases[request.case].patient_id,
-            cases[request.case].modality,
-        )
-        for request in requests
-    )
+def mask_requests(split: Split[Asked]) -> Iterator[tuple[Sample[Asked], MaskItem]]:
+    """Those questions of a split that ask for the mask of a class, in their order, and each in the form of this module.
+
+    They are drawn from phantoms, so each case has a patient of its own.
+    """
+    for sample in split.samples:
+        asked, case = sample.record, sample.case_id
+        if asked.task == MASK and asked.mask is not None:
+            image = np.asarray(split.images[sample.image])
+            item = MaskItem(sample.id, image, asked.name, asked.text, asked.mask, case, case, asked.modality)
+            yield sample, item
 
 
 def class_words(name: str) -> str:
