@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from lightbox.paper import baselines, examples, predictions
+from lightbox.paper import baselines, examples, predictions, real_masks
 from lightbox.paper.conditions import BLANK, IMAGE, SHUFFLED
 from lightbox.paper.drawn_regions import MASK, OWN, REGION, Asked
 from lightbox.paper.mask_items import MaskItem, mask_requests
@@ -70,7 +70,7 @@ def evaluate(
             pairs = zip(own.samples, answers, right, strict=True)
             seen = [examples.Shown(sample, text, "", is_right=r) for sample, (text, _), r in pairs]
             mixed = sorted(seen, key=lambda one: text_key(one.sample.id))  # some of each task
-            examples.write_examples(folder, mixed, split, is_synthetic=True)
+            examples.write_examples(folder, mixed, split, is_synthetic=cfg.data.is_phantom)
         _log.info("%s: %d items under condition %s", cfg.experiment, len(answers), condition)
     predictions.write_predictions(folder, written)
     return folders.write_scores(folder, rows, METRICS)
@@ -139,7 +139,7 @@ def beside_score(cfg: Config, train: Split[Asked], scored: Split[Asked]) -> dict
         for metric in ("region", "presence", "dice"):
             values = [float(row[metric]) for row in rows if row[metric] is not None]
             means[f"{method}, {metric}"] = sum(values) / max(len(values), 1)
-    return baselines.beside_score(cfg, train, scored, means)
+    return real_masks.beside_score(cfg, train, scored, means, parts=cfg.data.parts)
 
 
 def run_baseline(cfg: Config, folder: Path) -> None:

@@ -43,7 +43,8 @@ def open_arm(cfg: Config, base: Pretrained, needs: Mapping[str, Path], shown: Se
     """
     if (Path(base.name) / FACTS).is_file():
         return _opened(cfg, base.name)
-    before = BEFORE.get(cfg.objective.method, (VL, GROUNDING))
+    # a real set has masks alone, so stage 3 goes on from where it learnt to draw what it is asked for
+    before = BEFORE.get(cfg.objective.method, (VL, GROUNDING)) if cfg.data.is_phantom else (GROUNDING,)
     places = {arm: weights_of(arm, needs) for arm in before}
     if not before:
         return _drawn(cfg) if cfg.model.start_tower else _opened(cfg, base.name)

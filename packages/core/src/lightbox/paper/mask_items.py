@@ -36,7 +36,7 @@ DARK_SETS = frozenset({"dsb2018_nuclei"})
 """Sets of which some images, such as fluorescence, use a tenth of the grey levels."""
 LEFT_OUT = (
     *("present_without_a_mask", "over_per_case", "over_per_patient", "over_most", "absent_beyond_share"),
-    *("classes_not_trained", "unreadable_images", "masks_lost_by_shrinking"),
+    *("classes_not_trained", "other_classes", "unreadable_images", "masks_lost_by_shrinking"),
 )
 """Why a class of an image is not asked for, as counts call it."""
 
@@ -100,6 +100,7 @@ class ItemRules:
         use_full_range: scale the grey levels of each image so that all but one in a hundred fill the range, as those of
             volumes do; always so for `DARK_SETS`.
         texts: requests with `{name}`; each item has one of them.
+        classes: those that are asked for, in the words of `class_words`; none stands for all.
     """
 
     absent_pct: int = 0
@@ -110,6 +111,7 @@ class ItemRules:
     in_colour: bool = True
     use_full_range: bool = False
     texts: Sequence[str] = TEXTS
+    classes: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.absent_pct <= 90:
@@ -280,6 +282,9 @@ def _chosen(
     if trained is not None:
         counts["classes_not_trained"] += sum(ask.name not in trained for ask in asks)
         asks = [ask for ask in asks if ask.name in trained]
+    if rules.classes:
+        counts["other_classes"] += sum(ask.name not in rules.classes for ask in asks)
+        asks = [ask for ask in asks if ask.name in rules.classes]
     ordered = sorted(asks, key=drawn)
     n_of: Counter[str] = Counter()  # by case, by patient, and by class and whether it is there
     chosen: dict[str, _Ask] = {}
