@@ -57,6 +57,12 @@ def _on_set(prefix: str, title: str, source: str, *overrides: str) -> tuple[Arm,
     return (
         Arm(prefix, f"{title}: stage 3 goes on", ground, needs=("grounding",), rate_of="grounding"),
         Arm(f"{prefix}_untouched", f"{title}: as the phantom left it", untouched, ("grounding",), is_trained=False),
+        Arm(
+            f"{prefix}_specialist",
+            f"{title}: MONAI's U-Net, told the class",
+            ("objective.method=specialist", *own),
+            rate_of="specialist",
+        ),
         *(
             Arm(f"{prefix}_{name}", f"{title}: {what}", (f"objective.method={name}", UNTRAINED, *own), is_trained=False)
             for name, what in RIVALS.items()
@@ -480,11 +486,12 @@ def _on_real(
         "trained": arm,
         "mean mask": f"{arm}_mean_mask",
         "what is bright": f"{arm}_bright",
+        "U-Net trained on the same images": f"{arm}_specialist",
         "as the phantom left it": f"{arm}_untouched",
         "the true mask on a grid of 64 cells a side": f"{arm}_oracle",
     }
     dice = {title: Measure(name, "dice_present") for title, name in arms.items()}
-    trained, mean, bright, untouched, _ = dice.values()
+    trained, mean, bright, specialist, untouched, _ = dice.values()
     return _claim(
         id=claim_id,
         kind=Kind.CHAIN,
@@ -498,6 +505,7 @@ def _on_real(
             difference(
                 "Dice: its image - another image", trained, Measure(arm, "dice_present", "shuffled"), Role.CONTROL
             ),
+            _beside("Dice: trained - U-Net trained on the same images", trained, specialist),
             _beside("Dice: trained - as the phantom left it", trained, untouched),
             *(_shown(f"Dice: {title}", own) for title, own in dice.items()),
             *(
