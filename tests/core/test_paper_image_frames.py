@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lightbox.errors import RequestError
-from lightbox.paper.image_frames import Frame, letterboxed, stretched
+from lightbox.paper.image_frames import Frame, letterboxed, official_reading, official_window, stretched
 from lightbox.paper.moved_masks import mask_iou
 from lightbox.readers.images import letterbox
 
@@ -90,3 +90,35 @@ def test_values_at_the_middle_of_cells_are_kept_and_gradient_flows():
 def test_a_mask_that_is_turned_is_refused():
     with pytest.raises(RequestError, match=r"A mask of 181 x 258 for an image of 258 x 181"):
         letterboxed((258, 181), SIDE).cover(np.ones((181, 258), dtype=bool), (24, 24))
+
+
+@pytest.mark.parametrize(
+    ("px", "window"), [(256, (0, 64)), (200, (0, 64)), (180, (6, 64)), (176, (8, 64)), (128, (32, 64))]
+)
+def test_the_official_window_is_that_of_the_released_code(px, window):
+    assert official_window(px) == slice(*window)
+
+
+@pytest.mark.parametrize("side", [64, 48])
+def test_a_square_image_is_read_alike_by_both(side):
+    wave = np.sin(np.linspace(0, 6, side))
+    logits = 3 * wave[:, None] + wave
+    np.testing.assert_allclose(official_reading(logits), logits, atol=1e-9 if side == 64 else 0.1)
+
+
+def test_the_official_way_back_moves_what_an_image_shows_that_is_twice_as_wide_as_high():
+    logits = np.full((32, 64), -5.0)
+    logits[16:24] = 5.0  # third quarter of the height
+    read = official_reading(logits)
+    assert read.shape == (32, 64)
+    # rows 32 to 64 of the canvas: lower half of the image, stretched from 16 to 16 rows of 32, and filling below it
+    np.testing.assert_array_equal(np.unique(np.flatnonzero((read > 0).any(axis=1))), np.arange(8))
+    assert (read[16:] == -5).all()
+
+
+def test_the_official_way_back_squeezes_an_image_three_quarters_as_wide_as_high_with_its_filling():
+    logits = np.full((64, 48), 5.0)
+    logits[60:] = -5.0
+    columns = np.flatnonzero((official_reading(logits)[:60] > 0).all(axis=0))
+    # 64 columns are read as 48: the 8 of filling on either side as 6
+    np.testing.assert_array_equal(columns, np.arange(6, 42))

@@ -18,7 +18,11 @@ from medplib.config import check, resolve
         (["model.top_k=2"], r"model\.top_k is 2 and model\.expert_weight is straight_through"),
         (["model.top_k=0"], r"model\.top_k is 0"),
         (["data.mask_pct=100"], r"data\.mask_pct is 100"),
-        (["data.source=mecovqa", "data.root=."], r"data\.source is mecovqa.*not yet trained on"),
+        (
+            ["data.source=mecovqa", "data.root=."],
+            r"data\.source is mecovqa and objective\.method is vl.*has masks here",
+        ),
+        (["data.parts=1"], r"data\.parts is 1"),
         (["objective.networks=three"], r"objective\.networks"),
         (["objective.router=best"], r"objective\.router"),
         (["objective.method=stage5"], r"objective\.method"),

@@ -17,8 +17,9 @@ from transformers import (
 )
 
 from lightbox.errors import RequestError
+from lightbox.paper.wider_networks import widen_networks
 from lightbox.testing.shrunk import shrunk_config
-from medplib.assembly import add_experts, average_experts, load_experts, mixtures, save_experts, widen_networks
+from medplib.assembly import add_experts, average_experts, load_experts, mixtures, save_experts
 from medplib.experts import MixtureSettings
 from medplib.mixtral import from_mixtral, to_mixtral
 from medplib.routing import routed_to
@@ -342,15 +343,15 @@ def spoiled(model, change):
     [
         (
             lambda s: s.pop("model.layers.1.mlp.up_proj.weight"),
-            r"'language' at model\.layers\.1\.mlp: it lacks up_proj",
+            r"'language' at model\.layers\.1\.mlp: missing up_proj",
         ),
         (
             lambda s: s.update({"model.layers.0.mlp.up_proj.lora_A": torch.ones(1)}),
-            r"it has beside them up_proj\.lora_A",
+            r"unexpected up_proj\.lora_A",
         ),
         (
             lambda s: s.update({"model.layers.0.mlp.up_proj.weight": torch.ones(2, 2)}),
-            r"in another shape up_proj\.weight",
+            r"of another shape up_proj\.weight",
         ),
         (
             lambda s: s.update({"model.norm.weight": torch.zeros(48)}),

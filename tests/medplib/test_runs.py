@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 from lightbox.errors import RequestError, WorkError
 from lightbox.paper.pretrained import find_pretrained
 from lightbox.paper.trained_tensors import check_changes
-from lightbox.phantom.modalities import draw_modality
-from lightbox.runs.folders import MODEL, read_card, read_scores
+from lightbox.paper.unseen_masks import OTHER_WORD, UNSEEN
+from lightbox.phantom.modalities import HELD_OUT, draw_modality
+from lightbox.runs.folders import MODEL, read_card, read_history, read_scores
 from medplib.assembly import mixtures
 from medplib.claims import PAPER
 from medplib.cli import ENTRIES
@@ -21,6 +22,7 @@ from medplib.model import open_arm
 from medplib.predict import placed
 
 NETWORKS = ".mlp."
+CONDITIONS = (UNSEEN, OTHER_WORD)
 run_once = partial(ENTRIES.run_once, is_indexed=False)  # an index of MLflow takes longer than a run
 
 
@@ -90,6 +92,37 @@ def test_a_run_scores_each_task_under_each_condition(trained):
     assert read_card(trained("vl"))["baselines"].keys() >= {"question_only, region", "question_only, dice"}
 
 
+def test_masks_in_unseen_modalities_are_scored_where_an_arm_asks_for_them(trained):
+    table = read_scores(trained("grounding")).to_pylist()
+    assert {row["condition"] for row in table} == {"image", "blank", "shuffled", "unseen", "unseen_other_word"}
+    held = [row for row in table if row["condition"] == "unseen"]
+    assert {row["kind"] for row in held} == set(HELD_OUT)
+    assert all(row["dice"] is not None and row["correct"] is None for row in held)
+
+
+@pytest.mark.parametrize("arm", ["specialist", "specialist_long", "boxed", "mean_mask", "bright"])
+def test_an_arm_that_only_draws_has_the_items_of_the_model_beside_it(trained, arm):
+    own, beside = (
+        {(row["condition"], row["item"]): row for row in read_scores(trained(name)).to_pylist()}
+        for name in (arm, "grounding")
+    )
+    shared = {place for place, row in beside.items() if row["dice"] is not None and place[0] in ("image", *CONDITIONS)}
+    assert own.keys() == shared
+    # same pictures and true masks: what has no Dice in one arm has none in the other
+    assert all((own[k]["dice_present"] is None) == (beside[k]["dice_present"] is None) for k in shared)
+    history = read_history(trained(arm))
+    assert ("train/loss" in history) == arm.startswith("specialist")
+
+
+def test_the_specialist_takes_the_steps_and_requests_of_stage_3(trained):
+    cards = {arm: read_card(trained(arm)) for arm in ("specialist", "specialist_long")}
+    steps = resolve(["preset=smoke", "experiment=grounding"]).optim.steps
+    assert cards["specialist"]["steps"] == steps
+    assert cards["specialist_long"]["steps"] == 7 * steps
+    again, longer = (read_scores(trained(arm)).column("dice") for arm in ("specialist", "specialist_long"))
+    assert not again.equals(longer)
+
+
 def test_experts_are_the_networks_of_the_two_stages(opened):
     model, sources = opened("mixture"), {"vl": opened("grounding"), "grounding": opened("sequential")}
     states = {name: source.backbone.core.state_dict() for name, source in sources.items()}
@@ -120,6 +153,7 @@ def test_every_way_of_learning_all_tasks_takes_its_steps(trained, arm):
     assert ("router" in card["learns"]) == (arm == "mixture")
     assert ("routing" in card) == (arm == "mixture")  # elsewhere nothing, or the task, decides
     assert read_scores(run).num_rows
+    assert 0 < card["threshold"] < 1
     assert (run / MODEL).is_dir()  # `train` keeps every model
 
 

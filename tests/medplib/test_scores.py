@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lightbox.paper.drawn_regions import MASK, PRESENCE, REGION, Asked
-from lightbox.paper.mask_baselines import mean_masks
+from lightbox.paper.mask_scores import chosen_threshold
 from lightbox.paper.samples import Sample, Split
 from medplib.evaluate import guess_rows
 from medplib.scores import METRICS, blank, score
@@ -48,6 +48,28 @@ def test_masks_of_what_is_there_and_of_what_is_not():
     assert (false["false_mask"], false["dice"], false["dice_present"]) == (1, 0, None)
 
 
+def test_a_threshold_that_was_chosen_on_other_items_is_scored_beside_the_usual_one():
+    faint = np.where(HALF, -1.0, -9.0)  # 0.27 within the half
+    there = sample(MASK, "present", mask=HALF)
+    assert score(there, "image", "<SEG>", [faint])["dice_chosen"] == 0
+    row = score(there, "image", "<SEG>", [faint], chosen_threshold([[faint], []], [HALF, NOTHING]))
+    assert (row["dice_present"], row["dice_chosen"]) == (0, 1)
+    assert chosen_threshold([[], []], [HALF, NOTHING]) == 0.5  # nothing was drawn, so all are equal
+    assert chosen_threshold([], []) == 0.5
+
+
+def test_another_way_back_is_scored_where_a_picture_is_not_square():
+    assert (
+        score(sample(MASK, "present", mask=HALF), "image", "<SEG>", [np.where(HALF, 9.0, -9.0)])["dice_oblong"] is None
+    )
+    tall = np.zeros((8, 4), dtype=bool)
+    tall[:, :2] = True
+    row = score(sample(MASK, "present", mask=tall), "image", "<SEG>", [np.where(tall, 9.0, -9.0)])
+    # of an image half as wide as high the official window shows its right half, and as much filling
+    assert (row["dice_oblong"], row["dice_official"]) == (1, 0)
+    assert score(sample(MASK, "absent", mask=~tall & tall), "image", "")["dice_official"] is None
+
+
 def test_several_masks_of_one_answer_are_one():
     left, right = np.where(HALF, 9.0, -9.0), np.where(HALF, -9.0, 9.0)
     both = sample(MASK, "present", mask=np.ones((8, 8), dtype=bool))
@@ -57,8 +79,6 @@ def test_several_masks_of_one_answer_are_one():
 def test_a_baseline_knows_words_alone():
     train = [sample(MASK, "present", mask=HALF, number=k) for k in range(3)]
     train.append(sample(MASK, "absent", mask=NOTHING, number=3))
-    (mean,) = mean_masks(train).values()
-    assert ((mean > 0) == HALF).all()
     split = Split("train", train, [np.zeros((8, 8), np.uint8)], ["case"])
     by_word, by_kind = (guess_rows(split, split, method) for method in ("question_only", "majority"))
     assert [row["dice"] for row in by_word] == [1, 1, 1, 0]

@@ -9,9 +9,8 @@ import pytest
 from PIL import Image
 
 from lightbox.errors import RequestError
-from lightbox.paper.mask_items import ItemRules, divided_items, load_items, requested_items
-from lightbox.phantom.modalities import MODALITIES, draw_modality
-from lightbox.phantom.region_questions import request_masks
+from lightbox.paper.drawn_regions import MASK, PRESENCE, load_asked
+from lightbox.paper.mask_items import ItemRules, divided_items, load_items, mask_requests
 from lightbox.records import Case, Finding
 
 HW = (12, 20)
@@ -153,14 +152,14 @@ def test_folders_of_images_and_masks_are_read_and_a_broken_mask_is_a_problem(tmp
 
 
 def test_requests_of_the_phantom_take_the_same_form():
-    cases = draw_modality("ct", "test", n=8)
-    requests = request_masks(cases, classes=MODALITIES["ct"].classes)
-    items = requested_items(cases, requests)
-    assert len(items) == len(requests) > 0
-    for item, request in zip(items, requests, strict=True):
-        assert (item.id, item.question) == (request.question.id, request.question.text)
-        assert item.is_present == request.is_present
-        assert item.case_id == cases[request.case].id
+    split = load_asked("test", seed=0, modalities=("ct",), tasks={MASK: 6, PRESENCE: 6})
+    pairs = list(mask_requests(split))
+    assert [sample.id for sample, _ in pairs] == [s.id for s in split.samples if s.record.task == MASK] != []
+    for sample, item in pairs:
+        asked = sample.record
+        assert (item.id, item.question, item.name, item.modality) == (sample.id, asked.text, asked.name, "ct")
+        assert item.is_present == (asked.answer == "present")
+        assert item.image is split.images[sample.image]
         assert item.mask.shape == item.image.shape[:2]
 
 

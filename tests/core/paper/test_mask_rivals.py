@@ -1,5 +1,7 @@
 """Masks that can be had without a model, on cases whose Dice is worked out by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -7,7 +9,7 @@ from lightbox.errors import RequestError
 from lightbox.eval.masks import score_mask
 from lightbox.paper import mask_rivals
 from lightbox.paper.mask_items import MaskItem
-from lightbox.paper.mask_rivals import bright_pixels, mean_mask, squared, unsquared
+from lightbox.paper.mask_rivals import bright_pixels, drawer, mean_by_modality, mean_mask, squared, unsquared
 
 
 def item(mask, name="liver", image=None, case_id="a"):
@@ -35,6 +37,18 @@ def test_the_mean_mask_is_what_most_training_images_of_the_class_show():
     assert dice(drawn[1], half(8, is_left=False)) == 1.0
     # never met: the mean of all four is a half everywhere, which is below 0.6
     assert not drawn[2].any()
+
+
+def test_the_mean_of_a_modality_is_its_own_and_that_of_a_method_takes_all_of_them():
+    left, right = half(8), half(8, is_left=False)
+    of = {"ct": left, "pet": right}
+    train = [replace(item(mask), id=f"{m}{k}", modality=m) for m, mask in of.items() for k in range(2)]
+    asked = [replace(item(mask), id=m, modality=m) for m, mask in of.items()]
+    own = mean_by_modality(train, asked)
+    assert [dice(own[m] > 0, mask) for m, mask in of.items()] == [1, 1]
+    shared = drawer("mean_mask", train)(asked)
+    assert [dice(mask > 0, of["ct"]) for mask in shared] == [pytest.approx(2 / 3)] * 2  # everywhere as likely
+    assert mean_by_modality(train, []) == {}
 
 
 def test_the_threshold_is_the_best_one_for_the_training_masks():

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lightbox.backbones.loading import load
@@ -19,13 +18,14 @@ from lightbox.errors import RequestError
 from lightbox.files import write_json
 from lightbox.paper.pixel_rows import add_tags
 from lightbox.paper.pixel_vlm import PixelVLM
+from lightbox.paper.tensor_sets import differing
+from lightbox.train.weights import read_tensors, write_tensors
 from medplib.assembly import FACTS as EXPERTS
 from medplib.assembly import load_experts, mixtures, save_experts
 from medplib.stages import own_name
 
 TENSORS, FACTS = "pixel_vlm.safetensors", "pixel_vlm.json"
 PARTS = r"(?:seg_projector|region_adapter|sam\.mask_decoder)\..+|vlm\..+\.mlp\.router\..+"
-SHOWN = 3
 
 
 def parts_of(model: PixelVLM) -> dict[str, Tensor]:
@@ -38,8 +38,7 @@ def parts_of(model: PixelVLM) -> dict[str, Tensor]:
 def save_parts(folder: Path, model: PixelVLM) -> Path:
     """Write the parts of a model to a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in parts_of(model).items()}
-    save_file(tensors, folder / TENSORS, {"format": "pt"})
+    write_tensors(folder / TENSORS, parts_of(model))
     write_json(folder / FACTS, {"seg_state": model.seg_state, "segmenter": model.segmenter.digest})
     return folder
 
@@ -62,16 +61,10 @@ def load_parts(folder: Path, model: PixelVLM) -> PixelVLM:
                 f"This model has {own}, which gives them other input",
                 "Make the model as it was in training",
             )
-    saved, parts = load_file(folder / TENSORS), parts_of(model)
-    odd = {
-        "missing": parts.keys() - saved.keys(),
-        "unexpected": saved.keys() - parts.keys(),
-        "of another shape": {name for name in parts.keys() & saved.keys() if parts[name].shape != saved[name].shape},
-    }
-    if any(odd.values()):
+    saved, parts = read_tensors(folder / TENSORS), parts_of(model)
+    if odd := differing(saved, parts):
         raise RequestError(
-            f"The parts of '{folder}': "
-            + "; ".join(f"{what} {', '.join(sorted(names)[:SHOWN])}" for what, names in odd.items() if names),
+            f"The parts of '{folder}': {odd}",
             "They belong to another model: experts come before their routers, and widths must agree",
             "Make the model as it was in training",
         )

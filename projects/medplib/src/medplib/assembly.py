@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lightbox.errors import RequestError
 from lightbox.files import write_json
+from lightbox.paper.tensor_sets import differing
+from lightbox.train.weights import read_tensors, write_tensors
 from medplib.experts import PLACES, Mixture, MixtureSettings, TokenRouter
 from medplib.routing import Routing
 
 Source = nn.Module | Mapping[str, Tensor]
 """A model as it was trained, adapters merged, or its tensors by name."""
 TENSORS, FACTS = "mixture.safetensors", "mixture.json"
-SHOWN = 3
 
 
 def add_experts(
@@ -86,17 +86,9 @@ def experts_from(sources: Mapping[str, Source], path: str, like: nn.Module) -> d
         else:
             state = {key.removeprefix(f"{path}."): value for key, value in source.items() if key.startswith(f"{path}.")}
         wanted = like.state_dict()
-        odd = {
-            "lacks": sorted(wanted.keys() - state.keys()),
-            "has beside them": sorted(state.keys() - wanted.keys()),
-            "has in another shape": sorted(
-                k for k in wanted.keys() & state.keys() if wanted[k].shape != state[k].shape
-            ),
-        }
-        if any(odd.values()):
+        if odd := differing(state, wanted):
             raise RequestError(
-                f"The source of expert '{name}' at {path}: "
-                + "; ".join(f"it {what} {', '.join(keys[:SHOWN])}" for what, keys in odd.items() if keys),
+                f"The source of expert '{name}' at {path}: {odd}",
                 f"An expert has the weights {', '.join(wanted)} of the base, no more and no fewer",
                 "Give the model that was trained, of the base's class and size, with adapters merged",
             )
@@ -115,33 +107,6 @@ def average_experts(model: nn.Module, sources: Mapping[str, Source], *, layers: 
     for number, layer in enumerate(_layers_of(model, layers)):
         own = [e.state_dict() for e in experts_from(sources, f"{layers}.{number}.mlp", layer.mlp).values()]
         layer.mlp.load_state_dict({key: torch.stack([s[key] for s in own]).mean(0) for key in own[0]})
-    return model
-
-
-def widen_networks(model: nn.Module, *, layers: str, factor: int = 2) -> nn.Module:
-    """A control of as many weights as the experts have: networks of `factor` times the hidden units, in place.
-
-    The model's own units come first. Those behind them are drawn from torch's generator as loud as they are, and add
-    nothing until they have learnt to (as Net2Net, a wider network begins as the function that it was).
-
-    Raises:
-        RequestError: layers that are not there or have experts.
-    """
-    config: Any = model.config
-    config = config.get_text_config()  # what is saved is read again at this width
-    config.intermediate_size *= factor
-    for layer in _layers_of(model, layers):
-        own: nn.Module = layer.mlp
-        like = next(own.parameters())
-        layer.mlp = type(own)(config).to(like.device, like.dtype)
-        for name, weight in layer.mlp.named_parameters():
-            before = own.get_parameter(name)
-            rows, columns = before.shape
-            if name.startswith("down_proj"):
-                nn.init.zeros_(weight)
-            else:
-                nn.init.normal_(weight, std=float(before.detach().std()))
-            weight.data[:rows, :columns] = before.detach()
     return model
 
 
@@ -170,9 +135,7 @@ def save_experts(folder: Path, model: nn.Module) -> Path:
         )
     first = next(iter(parts.values()))
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {key: value.detach().cpu().contiguous() for key, value in state.items()}, folder / TENSORS, {"format": "pt"}
-    )
+    write_tensors(folder / TENSORS, state)
     layers = next(iter(parts)).rpartition(".mlp")[0].rpartition(".")[0]
     facts = {"experts": first.routing.names, "layers": layers}
     write_json(folder / FACTS, facts | {"settings": vars(first.settings)})
@@ -189,7 +152,7 @@ def load_experts(folder: Path, model: nn.Module) -> nn.Module:
         raise RequestError(
             f"'{folder}'", f"There is no {FACTS}, so it holds no experts", "Name a folder of save_experts"
         )
-    facts, saved = json.loads((folder / FACTS).read_text(encoding="utf-8")), load_file(folder / TENSORS)
+    facts, saved = json.loads((folder / FACTS).read_text(encoding="utf-8")), read_tensors(folder / TENSORS)
     sources: dict[str, Source] = {
         name: {
             key.replace(f".experts.{name}.", "."): value for key, value in saved.items() if f".experts.{name}." in key

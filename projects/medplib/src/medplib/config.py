@@ -10,10 +10,11 @@ from lightbox import config as shared
 from lightbox.backbones import weights
 from lightbox.config import check_at_least, check_choice, check_positive, register_schema
 from lightbox.errors import RequestError
-from lightbox.paper import composition, schema
-from lightbox.paper.composition import chosen, estimate
+from lightbox.paper import composition, real_masks, schema
+from lightbox.paper.composition import estimate
 from lightbox.paper.drawn_regions import OTHER, WHOLE
 from lightbox.paper.pretrained import Pretrained
+from lightbox.paper.real_masks import chosen
 from lightbox.paper.schema import PaperConfig
 from lightbox.phantom import modalities
 from lightbox.phantom.region_prompts import PROMPTS
@@ -21,9 +22,12 @@ from lightbox.phantom.region_prompts import PROMPTS
 __all__ = ["Config", "check", "chosen", "estimate", "inputs", "resolve"]
 
 ALIGN, VL, GROUNDING, MIXTURE, JOINT, COST = "align", "vl", "grounding", "mixture", "joint", "cost"
-METHODS = (ALIGN, VL, GROUNDING, MIXTURE, JOINT, COST)
-BASELINES = ("majority", "question_only")
-NETWORKS = ("two", "copied", "average", "one", "wide")
+SPECIALIST, BOXED = "specialist", "boxed"
+METHODS = (ALIGN, VL, GROUNDING, MIXTURE, JOINT, COST, SPECIALIST, BOXED)
+BASELINES, MASK_RIVALS = ("majority", "question_only"), ("mean_mask", "bright", "oracle")
+ASK_MORE = (ALIGN, VL, MIXTURE, JOINT, COST)
+"""Learn or measure what a real set does not ask for."""
+NETWORKS, WIDE = ("two", "copied", "average", "one"), "wide"
 ROUTERS = ("learned", "random", "oracle")
 EXPERT_WEIGHTS = ("prob", "straight_through", "one")
 SEG_STATES = ("predict", "self")
@@ -69,6 +73,9 @@ class DataConfig(schema.DataConfig):
     questions_per_case: int = 2
     """Questions of a task that a picture is drawn for, >= 1; lower draws more pictures, which takes most of the time
     before the first step."""
+    parts: int = 5
+    """For real data: number of parts that its patients, or images, are divided into; each seed holds out another one;
+    no cost."""
     mask_pct: float = 50.0
     """Percent of what stage 4 and joint training learn from that are requests for masks, in (0, 100)."""
 
@@ -80,12 +87,7 @@ class DataConfig(schema.DataConfig):
                 "Stage 4 and joint training learn both tasks",
                 "Set data.mask_pct above 0 and below 100",
             )
-        if not self.is_phantom:
-            raise RequestError(
-                f"data.source is {self.source}",
-                "Region questions and masks of real sets are read and checked, and not yet trained on",
-                "Set data.source=phantom",
-            )
+        check_at_least("data.parts", self.parts, 2)
 
 
 @dataclass(kw_only=True)
@@ -94,7 +96,8 @@ class ObjectiveConfig(schema.ObjectiveConfig):
 
     method: str
     """align, vl, grounding, mixture (stages 1 to 4), joint (one network, all tasks, from stage 1's weights), cost (what
-    a mixture computes), or a baseline: majority, question_only; set by the experiment."""
+    a mixture computes), specialist (a U-Net in the place of stage 3), boxed (the segmenter, given true boxes), or a
+    baseline: majority, question_only, and of masks alone mean_mask, bright, oracle; set by the experiment."""
     networks: str = "two"
     """What stage 4 begins from: two experts; copied, the visual-language one twice; average of both; one, that of
     grounding alone. Two and copied hold both networks in memory, as does wide, joint training's one network of twice
@@ -103,15 +106,10 @@ class ObjectiveConfig(schema.ObjectiveConfig):
     """Who chooses experts: learned, random (as drawn, a control), or oracle (by the task; no routers train)."""
 
     def __post_init__(self) -> None:
-        check_choice("objective.method", self.method, (*METHODS, *BASELINES))
-        check_choice("objective.networks", self.networks, NETWORKS)
+        check_choice("objective.method", self.method, (*METHODS, *BASELINES, *MASK_RIVALS))
+        # a wider network is what joint training is also compared with; experts have the width of their own
+        check_choice("objective.networks", self.networks, (*NETWORKS, *([WIDE] if self.method == JOINT else [])))
         check_choice("objective.router", self.router, ROUTERS)
-        if self.networks == "wide" and self.method != JOINT:
-            raise RequestError(
-                f"objective.networks is wide and objective.method is {self.method}",
-                "A wider network is what joint training is also compared with, and experts have the width of their own",
-                "Set objective.method=joint, or other networks",
-            )
 
 
 @dataclass(kw_only=True)
@@ -138,6 +136,9 @@ class EvalConfig(schema.EvalConfig):
     regions: list[str] = field(default_factory=list)
     """Further regions under which region questions are scored, each as long as an evaluation of them: whole (all of the
     picture), other (one with another answer), point, box, scribble, polygon, mask."""
+    unseen: bool = False
+    """Also score requests for masks in the held-out modalities, as many as of each task, and again with another class's
+    word; their pictures are drawn for that."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -164,11 +165,17 @@ class Config(PaperConfig):
                 "Experts are whole networks here, and adapters of one stage are not merged before the next",
                 "Leave adapter.kind=none",
             )
+        if not self.data.is_phantom and self.objective.method in ASK_MORE:
+            raise RequestError(
+                f"data.source is {self.data.source} and objective.method is {self.objective.method}",
+                "A real set has masks here, and no captions or questions about regions",
+                "Train that stage on the phantom, and from its weights objective.method=grounding on the set",
+            )
 
     @property
     def is_baseline(self) -> bool:
         """True for what needs no weights and no torch."""
-        return self.objective.method in BASELINES
+        return self.objective.method in (*BASELINES, *MASK_RIVALS)
 
 
 register_schema("medplib", "train", Config)
@@ -176,8 +183,8 @@ resolve = partial(composition.resolve, "medplib")
 
 
 def inputs(cfg: Config) -> dict[str, str]:
-    """See `composition.inputs`; also the pictures' version, the segmenter, and the tower that stage 1 begins with."""
-    read = composition.inputs(cfg) | {"pictures": modalities.VERSION}
+    """See `real_masks.inputs`; also the pictures' version, the segmenter, and the tower that stage 1 begins with."""
+    read = real_masks.inputs(cfg) | {"pictures": modalities.VERSION}
     if cfg.is_baseline:
         return read
     own = cfg.model

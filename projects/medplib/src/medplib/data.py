@@ -7,6 +7,7 @@ import numpy as np
 from lightbox.paper.conditions import GREY
 from lightbox.paper.drawn_regions import CAPTION, MASK, OWN, PRESENCE, REGION, Asked, load_asked
 from lightbox.paper.pixel_items import HERE, SEG, PixelItem
+from lightbox.paper.real_masks import real_splits, stretched_as
 from lightbox.paper.samples import Sample, Split
 from lightbox.phantom.modalities import TRAINED
 from lightbox.phantom.region_questions import PRESENT
@@ -18,12 +19,14 @@ LEARNT = {ALIGN: (CAPTION,), VL: (REGION, PRESENCE), GROUNDING: (MASK,)}
 
 
 def load_splits(cfg: Config) -> tuple[Split[Asked], Split[Asked]]:
-    """Questions to learn from, of every task, and those to be scored.
+    """Questions to learn from, of every task, and those to be scored; of a real set requests for masks alone.
 
     Args:
         cfg: `data.*` and `run.seed` decide; `eval.regions` whether regions are drawn as every kind of prompt.
     """
     data, seed = cfg.data, cfg.run.seed
+    if not data.is_phantom:
+        return real_splits(cfg, parts=data.parts)
     sizes = {"per_picture": data.questions_per_case, "scale_pct": data.lesion_scale_pct}
     settings: dict[str, Any] = {"seed": seed, "modalities": TRAINED, **sizes}
     train = load_asked("train", tasks=dict.fromkeys((*SCORED, CAPTION), data.n_train), **settings)
@@ -63,12 +66,12 @@ def item_of(
         sample: of the split.
         split: holds its image.
         region: which of the sample's `regions` a region question is shown.
-        image: row of the image in the place of its own, of the same size; one past the last is the blank one.
+        image: row of the image in the place of its own, stretched to its size; one past the last is the blank one.
         is_answered: with the answer and its masks, to learn from.
     """
     asked, row = sample.record, sample.image if image is None else image
     own = np.asarray(split.images[sample.image])
-    pixels = np.full_like(own, GREY) if row == len(split.images) else np.asarray(split.images[row])
+    pixels = np.full_like(own, GREY) if row == len(split.images) else stretched_as(np.asarray(split.images[row]), own)
     text, regions = asked.text, ()
     if asked.task == REGION:
         text, regions = text.replace("the region", f"the region {HERE}", 1), (asked.regions[region],)
@@ -92,7 +95,7 @@ def target_of(asked: Asked) -> str:
 
 
 def shuffled_rows(split: Split[Asked], *, seed: int) -> list[int]:
-    """For each sample the image of another case of its modality, so that regions and masks fit: none its own."""
+    """For each sample the image of another case of its modality, so that regions fit; where there is none, its own."""
     modality_of = {sample.image: sample.record.modality for sample in split.samples}
     other: dict[int, int] = {}
     for modality in dict.fromkeys(modality_of.values()):

@@ -1,4 +1,4 @@
-"""Score a model: answers and masks under image, blank and shuffled; region questions under other regions. No torch."""
+"""Score a model: answers and masks under every condition, and masks in modalities that are held out. No torch."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -10,12 +10,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from lightbox.paper import baselines, examples, predictions
+from lightbox.eval.masks import THRESHOLD
+from lightbox.paper import baselines, examples, predictions, real_masks
 from lightbox.paper.conditions import BLANK, IMAGE, SHUFFLED
 from lightbox.paper.drawn_regions import MASK, OWN, REGION, Asked
-from lightbox.paper.mask_baselines import mean_masks
+from lightbox.paper.mask_items import MaskItem, mask_requests
+from lightbox.paper.mask_rivals import drawer, mean_by_modality
+from lightbox.paper.mask_scores import chosen_threshold
 from lightbox.paper.pixel_items import SEG
-from lightbox.paper.samples import Sample, Split
+from lightbox.paper.samples import Split
+from lightbox.paper.unseen_masks import unseen_splits
 from lightbox.phantom.region_prompts import text_key
 from lightbox.runs import folders
 from medplib.config import BASELINES, Config
@@ -50,23 +54,27 @@ def evaluate(
     """
     rows: list[ScoreRow] = []
     written: list[predictions.Written] = []
-    samples, learnt = split.samples, LEARNT.get(cfg.objective.method, SCORED)
-    blanks = [len(split.images)] * len(samples)
-    shown = {IMAGE: [s.image for s in samples], BLANK: blanks, SHUFFLED: shuffled_rows(split, seed=cfg.run.seed)}
-    asked = {condition: (samples, images, OWN) for condition, images in shown.items()}
-    about_regions = [sample for sample in samples if sample.record.task == REGION]
-    asked |= {kind: (about_regions, [s.image for s in about_regions], kind) for kind in cfg.eval.regions}
-    for condition, (own, images, region) in asked.items():
-        answers = answer_all(cfg, model, own, split, images=images, region=region, routed=routed)
-        for sample, (text, logits) in zip(own, answers, strict=True):
-            row = score(sample, condition, text, logits)
+    learnt = LEARNT.get(cfg.objective.method, SCORED)
+    threshold = threshold_of(cfg, model, routed) if MASK in learnt else THRESHOLD
+    folders.add_to_card(folder, {"threshold": threshold})
+    shown = {IMAGE: None, BLANK: [len(split.images)] * len(split.samples)}
+    shown[SHUFFLED] = shuffled_rows(split, seed=cfg.run.seed)
+    asked = {condition: (split, OWN, images) for condition, images in shown.items()}
+    about_regions = replace(split, samples=[sample for sample in split.samples if sample.record.task == REGION])
+    asked |= {kind: (about_regions, kind, None) for kind in cfg.eval.regions}
+    asked |= {condition: (held, OWN, None) for condition, held in unseen(cfg).items()}
+    for condition, (own, region, images) in asked.items():
+        answers = answer_all(cfg, model, own, images=images, region=region, routed=routed)
+        for sample, (text, logits) in zip(own.samples, answers, strict=True):
+            row = score(sample, condition, text, logits, threshold)
             rows.append(row | {"own": row["score"] if sample.record.task in learnt else None})
-        written += [predictions.Written(s, condition, text) for s, (text, _) in zip(own, answers, strict=True)]
+            written.append(predictions.Written(sample, condition, text))
         if condition == IMAGE:
             right = [float(row["score"] or 0) >= RIGHT for row in rows]
-            seen = [examples.Shown(s, t, "", is_right=r) for s, (t, _), r in zip(own, answers, right, strict=True)]
+            pairs = zip(own.samples, answers, right, strict=True)
+            seen = [examples.Shown(sample, text, "", is_right=r) for sample, (text, _), r in pairs]
             mixed = sorted(seen, key=lambda one: text_key(one.sample.id))  # some of each task
-            examples.write_examples(folder, mixed, split, is_synthetic=True)
+            examples.write_examples(folder, mixed, split, is_synthetic=cfg.data.is_phantom)
         _log.info("%s: %d items under condition %s", cfg.experiment, len(answers), condition)
     predictions.write_predictions(folder, written)
     return folders.write_scores(folder, rows, METRICS)
@@ -75,22 +83,20 @@ def evaluate(
 def answer_all(
     cfg: Config,
     model: "PixelVLM",
-    samples: Sequence[Sample[Asked]],
     split: Split[Asked],
     *,
-    images: Sequence[int],
     region: str,
+    images: Sequence[int] | None = None,
     routed: Routed = nullcontext,
 ) -> list[tuple[str, list[np.ndarray]]]:
-    """The answer to each sample, and the logits of the masks that it speaks of, h w each."""
+    """The answer to each sample of a split, about its own or another image, and the logits of its masks, h w each."""
+    samples, images = split.samples, images or [sample.image for sample in split.samples]
     model.eval()
-    # one task after another, so that an oracle has one expert for a batch
-    order = sorted(range(len(samples)), key=lambda place: (samples[place].record.task, place))
     answers: dict[int, tuple[str, list[np.ndarray]]] = {}
-    for is_mask in (False, True):
-        places = [place for place in order if (samples[place].record.task == MASK) == is_mask]
+    for task in dict.fromkeys(sample.record.task for sample in samples):  # so an oracle has one expert for a batch
+        places = [place for place, sample in enumerate(samples) if sample.record.task == task]
         items = [item_of(samples[k], split, region=region, image=images[k]) for k in places]
-        with routed(MASK if is_mask else REGION):
+        with routed(task):
             read = model.answer(items, max_new_tokens=cfg.eval.answer_tokens, batch_size=cfg.eval.batch_size)
         answers |= {
             k: (" ".join(a.text.split()), [m.logits for m in a.masks]) for k, a in zip(places, read, strict=True)
@@ -98,13 +104,40 @@ def answer_all(
     return [answers[place] for place in range(len(samples))]
 
 
+def threshold_of(cfg: Config, model: "PixelVLM", routed: Routed = nullcontext) -> float:
+    """The threshold with the best Dice on validation's requests; a score of validation itself is not to be read so."""
+    _, split = load_splits(replace(cfg, data=replace(cfg.data, eval_split="validation")))
+    asked = [(sample, item.mask) for sample, item in mask_requests(split)]
+    answers = answer_all(cfg, model, replace(split, samples=[s for s, _ in asked]), region=OWN, routed=routed)
+    return chosen_threshold([logits for _, logits in answers], [mask for _, mask in asked])
+
+
+def unseen(cfg: Config) -> dict[str, Split[Asked]]:
+    """Requests for masks in held-out modalities, by condition; none where the arm does not ask for them."""
+    data = cfg.data
+    sizes = {"seed": cfg.run.seed, "n": data.n_test, "scale_pct": data.lesion_scale_pct}
+    return unseen_splits(data.eval_split, **sizes) if cfg.eval.unseen else {}
+
+
+def drawn_rows(
+    cfg: Config, scored: Split[Asked], draw: Callable[[Sequence[MaskItem]], Sequence[np.ndarray]]
+) -> list[ScoreRow]:
+    """Rows of an arm that draws masks and says nothing: of requests for masks alone; `draw` gives their logits."""
+    rows = []
+    for condition, split in ({IMAGE: scored} | unseen(cfg)).items():
+        samples, items = zip(*mask_requests(split), strict=True)
+        rows += [score(s, condition, SEG, [own]) for s, own in zip(samples, draw(items), strict=True)]
+    return [row | {"own": row["score"]} for row in rows]
+
+
 def guess_rows(train: Split[Asked], scored: Split[Asked], method: str) -> list[ScoreRow]:
     """Rows of the score table for a baseline: the commonest answer, and of masks none or the class's mean."""
     guesses = baselines.BY_METHOD[method](train.samples, scored.samples)
-    means = mean_masks(train.samples) if method == "question_only" else {}
+    learnt, asked = ([item for _, item in mask_requests(split)] for split in (train, scored))
+    means = mean_by_modality(learnt, asked) if method == "question_only" else {}
     rows = []
     for sample, guess in zip(scored.samples, guesses, strict=True):
-        mean = means.get((sample.record.modality, sample.record.name)) if sample.record.task == MASK else None
+        mean = means.get(sample.id)
         said = target_of(replace(sample.record, answer=guess)) if sample.record.task != MASK else ""
         rows.append(score(sample, IMAGE, said if mean is None else SEG, [] if mean is None else [mean]))
     return rows
@@ -118,11 +151,14 @@ def beside_score(cfg: Config, train: Split[Asked], scored: Split[Asked]) -> dict
         for metric in ("region", "presence", "dice"):
             values = [float(row[metric]) for row in rows if row[metric] is not None]
             means[f"{method}, {metric}"] = sum(values) / max(len(values), 1)
-    return baselines.beside_score(cfg, train, scored, means)
+    return real_masks.beside_score(cfg, train, scored, means, parts=cfg.data.parts)
 
 
 def run_baseline(cfg: Config, folder: Path) -> None:
     """Score a baseline arm and leave the files of a finished run in `folder`."""
-    train, scored = load_splits(cfg)
-    rows = guess_rows(train, scored, cfg.objective.method)
+    method, (train, scored) = cfg.objective.method, load_splits(cfg)
+    if method in BASELINES:
+        rows = guess_rows(train, scored, method)
+    else:
+        rows = drawn_rows(cfg, scored, drawer(method, [item for _, item in mask_requests(train)]))
     baselines.run(cfg, folder, rows, metrics=METRICS, n_counted=len(train.samples))

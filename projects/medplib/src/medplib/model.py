@@ -10,13 +10,14 @@ from lightbox.paper.drawn_regions import MASK
 from lightbox.paper.pixel_items import PixelItem
 from lightbox.paper.pixel_vlm import PixelVLM
 from lightbox.paper.pretrained import Pretrained
+from lightbox.paper.wider_networks import widen_networks
 from lightbox.pretrain.modality_llava import write_start
 from lightbox.runs import folders
 from lightbox.train.precision import make_accelerator, plain_device
 from lightbox.train.seeds import seed_everything
 from medplib.artifact import FACTS, load_parts, open_model
-from medplib.assembly import add_experts, average_experts, mixtures, widen_networks
-from medplib.config import ALIGN, COST, GROUNDING, JOINT, VL, Config
+from medplib.assembly import add_experts, average_experts, mixtures
+from medplib.config import ALIGN, COST, GROUNDING, JOINT, VL, WIDE, Config
 from medplib.experts import MixtureSettings
 from medplib.routing import centre_routers
 
@@ -43,13 +44,14 @@ def open_arm(cfg: Config, base: Pretrained, needs: Mapping[str, Path], shown: Se
     """
     if (Path(base.name) / FACTS).is_file():
         return _opened(cfg, base.name)
-    before = BEFORE.get(cfg.objective.method, (VL, GROUNDING))
+    # a real set has masks alone, so stage 3 goes on from where it learnt to draw what it is asked for
+    before = BEFORE.get(cfg.objective.method, (VL, GROUNDING)) if cfg.data.is_phantom else (GROUNDING,)
     places = {arm: weights_of(arm, needs) for arm in before}
     if not before:
         return _drawn(cfg) if cfg.model.start_tower else _opened(cfg, base.name)
     if len(before) == 1:
         model = _opened(cfg, str(places[before[0]]))
-        if cfg.objective.networks == "wide":
+        if cfg.objective.networks == WIDE:
             widen_networks(model.backbone.core, layers=model.backbone.family.layers[0])
         return model
     model = _put_together(cfg, places)

@@ -116,8 +116,7 @@ def routing_facts(model: PixelVLM, items: Sequence[PixelItem], tasks: Sequence[s
         batch_size: items at once.
 
     Returns:
-        By task and by type of token (picture, question, answer): `shares[layer][group][expert]` of the rows of a layer,
-        and `bits[layer]`, what the group tells about the expert.
+        `RoutingTable.facts` by task, and by type of token: picture, question, answer.
     """
     model.eval()
     total = RoutingTable()
@@ -131,13 +130,7 @@ def routing_facts(model: PixelVLM, items: Sequence[PixelItem], tasks: Sequence[s
         with counted(model.vlm, tasks=tasks[own], token_types=types) as table:
             model(batch)
         total.rows.update(table.rows)
-    facts: dict[str, dict[str, dict]] = {}
-    for over in (TASK, TYPE):
-        shares: dict[str, dict[str, dict[str, float]]] = {}
-        for (layer, group), share in sorted(total.shares(over).items()):
-            shares.setdefault(str(layer), {})[group] = share
-        facts[over] = {"shares": shares, "bits": {str(layer): n for layer, n in total.information(over).items()}}
-    return facts
+    return {over: total.facts(over) for over in (TASK, TYPE)}
 
 
 @torch.no_grad()

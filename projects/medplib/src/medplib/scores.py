@@ -5,16 +5,15 @@ from collections.abc import Sequence
 import numpy as np
 
 from lightbox.eval.answers import words_of
-from lightbox.eval.masks import drawn_at, score_mask
+from lightbox.eval.masks import THRESHOLD
 from lightbox.paper.drawn_regions import MASK, PRESENCE, Asked
+from lightbox.paper.mask_scores import score_drawn
 from lightbox.paper.pixel_items import SEG
 from lightbox.paper.samples import Sample
 from medplib.data import target_of
 
 PATCH_AREA_PX = 64
 """Of a patch of the tiny tower; a smaller region never fills one."""
-PAPER_THRESHOLD = 0.1
-"""At which the official code cuts masks, in training, evaluation and demo."""
 METRICS = (
     "score",  # `correct` of answers, `dice` of masks
     "own",  # the same of the tasks that the arm's stage learns; by it its learning rate is chosen
@@ -28,6 +27,9 @@ METRICS = (
     "dice_present",  # of what is there
     "iou_present",
     "dice_paper",  # at the official threshold, of what is there
+    "dice_chosen",  # at the one that is best on validation, of what is there
+    "dice_oblong",  # at 0.5, of what is there in pictures that are not square
+    "dice_official",  # the same, on the official code's way back to the picture
     "emitted",  # 1 where a mask was said to be there
     "false_mask",  # of what is absent: 1 where any pixel is drawn
     "rows",  # of cost: rows that enter experts, by tokens
@@ -40,7 +42,9 @@ METRICS = (
 ScoreRow = dict[str, str | float | None]
 
 
-def score(sample: Sample[Asked], condition: str, text: str, logits: Sequence[np.ndarray] = ()) -> ScoreRow:
+def score(
+    sample: Sample[Asked], condition: str, text: str, logits: Sequence[np.ndarray] = (), threshold: float = THRESHOLD
+) -> ScoreRow:
     """One row of the table.
 
     Args:
@@ -48,11 +52,14 @@ def score(sample: Sample[Asked], condition: str, text: str, logits: Sequence[np.
         condition: under which it was asked.
         text: what was generated.
         logits: h w of each mask that the text speaks of; drawn are pixels in any of them.
+        threshold: that was chosen on validation.
     """
     asked = sample.record
     row = blank(sample.id, condition, asked.kind)
     if asked.task == MASK:
-        return row | _of_mask(asked, text, logits)
+        assert asked.mask is not None
+        drawn = score_drawn(logits, asked.mask, threshold)
+        return row | drawn | {"score": drawn["dice"], "emitted": float(SEG in text)}
     correct = float(words_of(text) == words_of(target_of(asked)))
     row |= {"score": correct, "correct": correct}
     if asked.task == PRESENCE:
@@ -60,18 +67,6 @@ def score(sample: Sample[Asked], condition: str, text: str, logits: Sequence[np.
     assert asked.mask is not None  # a region question; captions are learnt and not scored
     size = "region_small" if asked.mask.sum() < PATCH_AREA_PX else "region_large"
     return row | {"region": correct, size: correct, "chance": 1 / len(asked.options)}
-
-
-def _of_mask(asked: Asked, text: str, logits: Sequence[np.ndarray]) -> ScoreRow:
-    assert asked.mask is not None
-    drawn = {
-        name: np.logical_or.reduce([drawn_at(one, cut) for one in logits]) if logits else None
-        for name, cut in (("usual", 0.5), ("paper", PAPER_THRESHOLD))
-    }
-    own = score_mask(drawn["usual"], asked.mask)
-    shown = {name: own[name] for name in ("dice", "dice_present", "iou_present", "emitted", "false_mask")}
-    paper = score_mask(drawn["paper"], asked.mask)["dice_present"]
-    return {**shown, "score": own["dice"], "dice_paper": paper, "emitted": float(SEG in text)}
 
 
 def blank(item: str, condition: str, kind: str) -> ScoreRow:

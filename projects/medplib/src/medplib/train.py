@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lightbox.paper import mask_arms
 from lightbox.paper.conditions import IMAGE
 from lightbox.paper.drawn_regions import REGION, Asked
 from lightbox.paper.pixel_rows import PixelBatch
@@ -23,7 +24,7 @@ from lightbox.train.driver import fit
 from medplib import evaluate, scores
 from medplib.artifact import save_model
 from medplib.assembly import mixtures
-from medplib.config import ALIGN, COST, GROUNDING, MIXTURE, VL, Config
+from medplib.config import ALIGN, BOXED, COST, GROUNDING, MIXTURE, SPECIALIST, VL, Config
 from medplib.cost import measure_cost
 from medplib.data import item_of, learnt_by, load_splits
 from medplib.model import expert_of, open_arm, settings_of
@@ -72,6 +73,11 @@ def run(
     """
     folder.mkdir(parents=True, exist_ok=True)
     train, scored = load_splits(cfg)
+    if cfg.objective.method in (SPECIALIST, BOXED):
+        if processes.is_main():
+            draw = mask_arms.drawer(cfg, train, folder, segmenter=(cfg.model.segmenter, cfg.model.segmenter_revision))
+            folders.write_scores(folder, evaluate.drawn_rows(cfg, scored, draw), scores.METRICS)
+        return
     learnt = learnt_by(cfg, train)
     some = learnt[:: -(-len(learnt) // CENTRED)]  # of each task
     model = open_arm(cfg, base, needs, [item_of(sample, train, is_answered=True) for sample in some])

@@ -68,3 +68,10 @@ class RoutingTable:
                 for (group, name), n in joint.items()
             )
         return bits
+
+    def facts(self, over: str) -> dict[str, dict]:
+        """For a card: `shares[layer][group][expert]`, and `bits[layer]`, what the group tells about the expert."""
+        shares: dict[str, dict[str, dict[str, float]]] = {}
+        for (layer, group), share in sorted(self.shares(over).items()):
+            shares.setdefault(str(layer), {})[group] = share
+        return {"shares": shares, "bits": {str(layer): bits for layer, bits in self.information(over).items()}}

@@ -4,7 +4,7 @@
 may mean a region, and what is asked for may be a mask. Words alone tell no answer, see `phantom.region_questions`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
 
@@ -57,6 +57,7 @@ def load_asked(
     per_picture: int = 2,
     scale_pct: int = 100,
     with_prompts: bool = False,
+    classes_of: Callable[[str], Sequence[str]] = lambda modality: MODALITIES[modality].classes,
 ) -> Split[Asked]:
     """Draw the questions of a split, of each task so many, of each modality as many as of the others.
 
@@ -70,6 +71,7 @@ def load_asked(
         per_picture: questions of a task that a picture is drawn for, >= 1; fewer pictures are drawn where it is higher.
         scale_pct: size of findings in percent of the default.
         with_prompts: also draw each region as every kind of prompt, and another region of the picture; takes time.
+        classes_of: those of a modality that presence questions and requests for masks are about.
 
     Raises:
         RequestError: what `draw_modality` refuses.
@@ -81,7 +83,14 @@ def load_asked(
     for modality in modalities:
         cases = draw_pictures(modality, name, n_pictures, seed, scale_pct)
         asked = {
-            task: of_task(task, cases, modality, per_picture=per_picture, with_prompts=with_prompts)[: share[task]]
+            task: of_task(
+                task,
+                cases,
+                modality,
+                classes=classes_of(modality),
+                per_picture=per_picture,
+                with_prompts=with_prompts,
+            )[: share[task]]
             for task in tasks
         }
         first = len(images)
@@ -98,7 +107,7 @@ def draw_pictures(modality: str, split: str, n: int, seed: int, scale_pct: int) 
 
 
 def of_task(
-    task: str, cases: Sequence[Case], modality: str, *, per_picture: int, with_prompts: bool
+    task: str, cases: Sequence[Case], modality: str, *, classes: Sequence[str], per_picture: int, with_prompts: bool
 ) -> list[tuple[int, Asked]]:
     """Questions of a task with the place of their case, in a drawn order."""
     if task == REGION:
@@ -109,7 +118,6 @@ def of_task(
     else:
         # of presence half is absent, so that a class's word says nothing
         absent_pct = 50 if task == PRESENCE else 25
-        classes = MODALITIES[modality].classes
         requests = request_masks(cases, classes=classes, absent_pct=absent_pct, draw=task)
         asked = [(r.case, _about_class(r, task, modality)) for r in requests]
     return sorted(asked, key=lambda pair: text_key(pair[1].id))

@@ -1,8 +1,9 @@
 """Where an image lies in what an encoder sees, and the way back, in one place: letterboxed, stretched, or cut.
 
 Nothing is resampled on the way in: the cover of a cell is an exact area. On the way back a mask is read off the grid at
-the middle of each pixel, in one step, so no window is ever rounded to the grid. (The official code cuts a window
-measured at 256 px out of logits of 64, which is wrong where an image is not square.) No torch: tensors come and go.
+the middle of each pixel, in one step, so no window is ever rounded to the grid. MedPLIB's official code cuts a window
+measured at 256 px out of logits of 64, which is wrong where an image is not square; `official_reading` shows what
+becomes of a mask on that way. No torch: tensors come and go.
 """
 
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 Size = tuple[int, int]
 """Rows and columns."""
+OFFICIAL_CELLS, OFFICIAL_SCALE = 64, 4
+"""Logits a side of MedPLIB's segmenter, and px of its canvas a logit: 256 px on 64 cells."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,44 @@ def stretched(image_hw: Size, canvas_hw: Size) -> Frame:
     return Frame(image_hw, canvas_hw, 0, 0, *canvas_hw)
 
 
+def official_window(length_px: int) -> slice:
+    """The cells of a side of 64 that MedPLIB's official code takes for an image of so many px of the canvas's 256.
+
+    It takes px for cells: the window begins at half of what 64 is longer than the image, and for all but the narrowest
+    images that is below 0, which in Python counts from the end.
+
+    Example:
+        >>> [official_window(px) for px in (256, 200, 128, 48)]
+        [slice(0, 64, None), slice(0, 64, None), slice(32, 64, None), slice(8, 56, None)]
+    """
+    start = (OFFICIAL_CELLS - length_px) // 2
+    return slice(*slice(start, start + length_px).indices(OFFICIAL_CELLS)[:2])
+
+
+def official_reading(logits: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"]:
+    """What MedPLIB's official code reads where these are the logits at the pixels of the image, float64.
+
+    They are laid on the grid over a canvas with the image in its middle, with nothing drawn in the filling, that is the
+    lowest of them; the official window is cut out, and stretched to the image again. An image as high as it is wide
+    fills the canvas, and its window is all of it.
+    """
+    frame = letterboxed(logits.shape, OFFICIAL_CELLS)
+    (top, height), (left, width) = (
+        (round(a), round(b)) for a, b in ((frame.top, frame.height), (frame.left, frame.width))
+    )
+    grid = np.full((OFFICIAL_CELLS, OFFICIAL_CELLS), logits.min(), dtype=np.float64)
+    grid[top : top + height, left : left + width] = _resampled(logits, (height, width))
+    seen = grid[official_window(height * OFFICIAL_SCALE), official_window(width * OFFICIAL_SCALE)]
+    return _resampled(seen, logits.shape)
+
+
 _WHOLE = Box(0.0, 0.0, 1.0, 1.0)
+
+
+def _resampled(values: Float[np.ndarray, "_ _"], size_hw: Size) -> Float[np.ndarray, "_ _"]:
+    """Values read at the middles of the cells of another grid over the same rectangle, bilinear."""
+    rows, columns = (_readings(n, 0, n, cells, n) for n, cells in zip(size_hw, values.shape, strict=True))
+    return rows @ values @ columns.T
 
 
 def _overlaps(n: int, start: float, length: float, cells: int, canvas: int) -> Float[np.ndarray, "cells n"]:

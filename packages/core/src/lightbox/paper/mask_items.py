@@ -6,7 +6,7 @@ counted. A class is asked for where it is absent only if the set says that it wa
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,9 +15,10 @@ from PIL import Image
 
 from lightbox.config import check_positive
 from lightbox.errors import RequestError
+from lightbox.paper.drawn_regions import MASK, Asked
 from lightbox.paper.held_images import TEST, TRAIN, rotated
+from lightbox.paper.samples import Sample, Split
 from lightbox.phantom.region_prompts import text_key
-from lightbox.phantom.region_questions import MaskRequest
 from lightbox.readers.all_sets import read_dataset
 from lightbox.readers.mask_audit import with_sound_masks
 from lightbox.readers.masks import mask_of
@@ -35,7 +36,7 @@ DARK_SETS = frozenset({"dsb2018_nuclei"})
 """Sets of which some images, such as fluorescence, use a tenth of the grey levels."""
 LEFT_OUT = (
     *("present_without_a_mask", "over_per_case", "over_per_patient", "over_most", "absent_beyond_share"),
-    *("classes_not_trained", "unreadable_images", "masks_lost_by_shrinking"),
+    *("classes_not_trained", "other_classes", "unreadable_images", "masks_lost_by_shrinking"),
 )
 """Why a class of an image is not asked for, as counts call it."""
 
@@ -99,6 +100,7 @@ class ItemRules:
         use_full_range: scale the grey levels of each image so that all but one in a hundred fill the range, as those of
             volumes do; always so for `DARK_SETS`.
         texts: requests with `{name}`; each item has one of them.
+        classes: those that are asked for, in the words of `class_words`; none stands for all.
     """
 
     absent_pct: int = 0
@@ -109,6 +111,7 @@ class ItemRules:
     in_colour: bool = True
     use_full_range: bool = False
     texts: Sequence[str] = TEXTS
+    classes: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.absent_pct <= 90:
@@ -204,22 +207,17 @@ def divided_items(
     return MaskSplits(tuple(train), tuple(scored), dict(counts))
 
 
-def requested_items(cases: Sequence[Case], requests: Iterable[MaskRequest]) -> tuple[MaskItem, ...]:
-    """Requests for the masks of phantoms in the same form, in their order; `cases` are those that were asked about."""
-    pixels = {place: load_pixels(cases[place].images[0], in_colour=True) for place in {r.case for r in requests}}
-    return tuple(
-        MaskItem(
-            request.question.id,
-            pixels[request.case],
-            request.name,
-            request.question.text,
-            request.mask,
-            cases[request.case].id,
-            cases[request.case].patient_id,
-            cases[request.case].modality,
-        )
-        for request in requests
-    )
+def mask_requests(split: Split[Asked]) -> Iterator[tuple[Sample[Asked], MaskItem]]:
+    """Those questions of a split that ask for the mask of a class, in their order, and each in the form of this module.
+
+    They are drawn from phantoms, so each case has a patient of its own.
+    """
+    for sample in split.samples:
+        asked, case = sample.record, sample.case_id
+        if asked.task == MASK and asked.mask is not None:
+            image = np.asarray(split.images[sample.image])
+            item = MaskItem(sample.id, image, asked.name, asked.text, asked.mask, case, case, asked.modality)
+            yield sample, item
 
 
 def class_words(name: str) -> str:
@@ -284,6 +282,9 @@ def _chosen(
     if trained is not None:
         counts["classes_not_trained"] += sum(ask.name not in trained for ask in asks)
         asks = [ask for ask in asks if ask.name in trained]
+    if rules.classes:
+        counts["other_classes"] += sum(ask.name not in rules.classes for ask in asks)
+        asks = [ask for ask in asks if ask.name in rules.classes]
     ordered = sorted(asks, key=drawn)
     n_of: Counter[str] = Counter()  # by case, by patient, and by class and whether it is there
     chosen: dict[str, _Ask] = {}

@@ -6,6 +6,7 @@ no rival but the upper end of a score: what a perfect answer gets that is drawn 
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -15,6 +16,7 @@ from scipy import ndimage
 from lightbox.errors import RequestError
 from lightbox.eval.masks import CANDIDATES, THRESHOLD
 from lightbox.paper.mask_items import MaskItem
+from lightbox.paper.mask_scores import as_logits
 
 Masks = list[Bool[np.ndarray, "_ _"]]
 """Masks of each item that is asked, in order, each of the size of its image."""
@@ -77,6 +79,18 @@ BY_METHOD: dict[str, Callable[..., Masks]] = {
     "bright_blob": bright_blob,
     "oracle": oracle,
 }
+
+
+def drawer(method: str, train: Sequence[MaskItem]) -> Callable[[Sequence[MaskItem]], list[Float[np.ndarray, "_ _"]]]:
+    """Gives a method's masks of the items that it is asked, as logits; `method` is a key of `BY_METHOD`."""
+    return lambda asked: [as_logits(mask) for mask in BY_METHOD[method](train, asked)]
+
+
+def mean_by_modality(train: Sequence[MaskItem], asked: Sequence[MaskItem]) -> dict[str, Float[np.ndarray, "_ _"]]:
+    """Logits of the mean mask of each item's class in pictures of its modality, by the item's id; see `mean_mask`."""
+    named = [[replace(item, name=f"{item.modality} {item.name}") for item in items] for items in (train, asked)]
+    masks = mean_mask(*named) if asked else []
+    return {item.id: as_logits(mask) for item, mask in zip(asked, masks, strict=True)}
 
 
 def squared(mask: Bool[np.ndarray, "h w"], side_px: int) -> Float[np.ndarray, "s s"]:

@@ -20,6 +20,7 @@ from lightbox.eval.questions import ANSWER_TYPES, answer_type, repetition, text_
 from lightbox.files import replace_text
 from lightbox.paper.conditions import BLANK
 from lightbox.readers import catalog
+from lightbox.readers.all_sets import LATER_SETS
 from lightbox.report import numbers, run_cards, run_scores
 from lightbox.report.page import template_of
 from lightbox.report.run_items import RunItems
@@ -181,7 +182,7 @@ def _is_trained(items: RunItems) -> bool:
 def _licence(items: RunItems) -> str:
     """Licence of a real data set, "" where it is not known."""
     try:
-        return "" if items.is_phantom else catalog.find(items.source).licence
+        return "" if items.is_phantom else (LATER_SETS.get(items.source) or catalog.find(items.source)).licence
     except RequestError:
         return ""
 
