@@ -50,7 +50,7 @@ def test_kinds_of_prompts_stand_side_by_side_for_large_and_for_small_regions(mon
     assert by_label["vl, region small"]["point"] is None
     mean, low, high = by_label["vl, region small"]["mask"]
     assert low < mean < high
-    assert unit == "region large and region small (points of accuracy)"
+    assert unit == "points of accuracy"
     assert "vl, region large 75.0 mask, 71.0 point" in figure[1]
 
 
@@ -97,14 +97,14 @@ def test_dice_stands_by_modality_and_below_it_by_class(monkeypatch, tmp_path):
     _, text = run_masks.mask_figure(run_items(tmp_path, dices))
     [(groups, unit)] = calls
     assert [(group.label, group.per_seed, group.is_baseline) for group in groups] == [
-        ("ct, 2 masks", (100.0, 0.0), False),
-        ("cyst, 1", (0.0,), True),
-        ("liver, 1", (100.0,), True),
-        ("pet, 1 masks", (50.0,), False),
-        ("brain, 1", (50.0,), True),
+        ("ct (2)", (100.0, 0.0), False),
+        ("cyst (1)", (0.0,), True),
+        ("liver (1)", (100.0,), True),
+        ("pet (1)", (50.0,), False),
+        ("brain (1)", (50.0,), True),
     ]
     assert unit == "Dice of what is there, %"
-    assert "ct, 2 masks: 50.0" in text
+    assert "ct (2): 50.0" in text
 
 
 def test_a_run_without_masks_has_no_such_figure(tmp_path):

@@ -279,7 +279,7 @@ def _condition_figure(entry: ClaimEntry, declared: PaperClaims) -> tuple[str, st
         f"{line.label} {', '.join(f'{level(own[0])} {k}' for k, own in zip(names, line.points, strict=True) if own)}"
         for line in lines
     )
-    unit = f"{' and '.join(metric.replace('_', ' ') for metric in metrics)} ({entry.unit})"
+    unit = f"{metrics[0].replace('_', ' ')} ({entry.unit})" if len(metrics) == 1 else entry.unit
     svg = figures.by_kind(tuple(names), tuple(lines), unit=unit, is_ordered=False)
     return figures.data_uri(svg), f"Arms of {entry.id} by what they were shown: {'; '.join(said)}."
 

@@ -23,9 +23,9 @@ def mask_figure(items: RunItems) -> tuple[str, str] | None:
     groups = []
     for modality, classes in sorted(by_class.items()):
         every = [value for own in classes.values() for value in own]
-        groups.append(figures.Level(f"{modality}, {len(every)} masks", tuple(every)))
+        groups.append(figures.Level(f"{modality} ({len(every)})", tuple(every)))
         groups += [
-            figures.Level(f"{name}, {len(own)}", tuple(own), is_baseline=True) for name, own in sorted(classes.items())
+            figures.Level(f"{name} ({len(own)})", tuple(own), is_baseline=True) for name, own in sorted(classes.items())
         ]
     if not groups:
         return None
