@@ -147,7 +147,7 @@ asked = {task: [own for own in test.samples if own.record.task == task] for task
 for task, own in asked.items():
     first = item_of(own[0], test, is_answered=True)
     print(f"{task:<9}{len(own)} items, such as: {first.question} -> {first.answer}")
-absent = sum(not own.record.mask.any() for own in asked[MASK]) / len(asked[MASK])
+absent = np.mean([not own.record.mask.any() for own in asked[MASK]])
 print(f"share of masks that are asked for and not there: {absent:.2f}")
 
 assert all(len(set(own.record.options)) > 1 for own in asked[REGION])  # break: ask for the options of `asked[MASK]`
@@ -186,6 +186,8 @@ speck = np.zeros(picture.shape[:2], dtype=bool)
 speck[3, 5] = True
 print("patches under one pixel:", np.count_nonzero(region_weights([speck], frame, grid)))
 
+assert np.isclose(by_hand, pool(rows[:, None].double(), weights["mask"][None])[0, 0])  # break: leave a row out
+
 # %% [markdown]
 # ### What goes into the model
 #
@@ -200,13 +202,11 @@ backbone, tokenizer = start.backbone, start.backbone.tokenizer
 there = next(own for own in asked[MASK] if own.record.mask.any())
 for own in (sample, there):
     batch = start.prepare([item_of(own, test, is_answered=True)]).rows
-    ids, labels = batch.inputs["input_ids"][0], batch.labels[0]
+    ids, said = batch.inputs["input_ids"][0], batch.labels[0] != IGNORED
     is_patch = ids == backbone.image_token_id
-    said = labels != IGNORED
     print("read:", tokenizer.decode(ids[~is_patch & ~said]), f"and {int(is_patch.sum())} patches")
     print("said:", tokenizer.decode(ids[said]))
 
-assert np.isclose(by_hand, pool(rows[:, None].double(), weights["mask"][None])[0, 0])  # break: leave a row out
 assert not said[ids == start.ids["<region_feature>"]].any()  # break: look at `start.ids[SEG]`
 
 # %% [markdown]
@@ -458,8 +458,8 @@ print(f"verdict: {decision.verdict} ({decision.reason})")
 
 # %%
 costs = measure_cost(models["align"], items, settings_of(cfg))
-table = folders.write_scores(Path(WORK.name, "cost"), [blank("all", "image", COST) | costs], METRICS)
-counts = Scores({("cost", 0): table}, PAPER.headline, PAPER.condition, PAPER.balanced_by)
+table = folders.write_scores(Path(WORK.name, "align"), [blank("all", "image", COST) | costs], METRICS)
+counts = Scores({("cost", 0): table}, PAPER.headline, PAPER.condition)
 effects = [contrast_effect(c, counts, seeds=[0], min_effect=exact.min_effect) for c in exact.contrasts]
 for effect in effects:
     print(f"{effect.name}: {effect.effect:.4f}")

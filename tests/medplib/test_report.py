@@ -8,7 +8,7 @@ import pytest
 from lightbox.claims.document import Level
 from lightbox.paper.drawn_regions import MASK, PRESENCE, Asked
 from lightbox.paper.samples import Sample, Split
-from lightbox.report import figures, run_masks
+from lightbox.report import figures, run_masks, run_routing
 from lightbox.report.claim_view import ClaimView
 from lightbox.report.run_items import CORRECT, DICE, RunItems
 from lightbox.runs.folders import Run
@@ -111,3 +111,30 @@ def test_a_run_without_masks_has_no_such_figure(tmp_path):
     items = run_items(tmp_path, {("ct", "liver"): 1.0})
     assert run_masks.mask_figure(replace(items, values={CORRECT: items.values[CORRECT], DICE: {}})) is None
     assert run_masks.mask_figure(replace(items, scored=None)) is None
+
+
+def test_each_task_and_type_of_token_has_its_share_of_one_expert_in_each_layer(monkeypatch):
+    calls = []
+    monkeypatch.setattr(figures, "by_kind", lambda *of, **how: calls.append((*of, how)) or "<svg/>")
+
+    def shares(first):
+        return {"grounding": first, "vl": 1 - first}
+
+    by_task = {"0": {"mask": shares(0.75), "region": shares(0.25)}, "10": {"mask": shares(1.0), "region": shares(0.0)}}
+    by_type = {"0": {"picture": shares(0.5)}}
+    routing = {
+        "task": {"shares": by_task, "bits": {"0": 0.1887, "10": 1.0}},
+        "token type": {"shares": by_type, "bits": {"0": 0.0}},
+    }
+    _, text = run_routing.routing_figure({"routing": routing})
+    [(layers, lines, how)] = calls
+    assert layers == ("layer 0", "layer 10")
+    assert how == {"unit": "tokens that go to grounding, %", "is_ordered": True}
+    assert {line.label: [point and point[0] for point in line.points] for line in lines} == {
+        "task: mask": [75.0, 100.0],
+        "task: region": [25.0, 0.0],
+        "token type: picture": [50.0, None],
+    }
+    assert "task: mask 75.0 in layer 0, 100.0 in layer 10" in text
+    assert "task tells 0.189 in layer 0, 1 in layer 10 bits about the expert" in text
+    assert run_routing.routing_figure({}) is None
