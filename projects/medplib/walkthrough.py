@@ -90,7 +90,7 @@ PAPER_MAP = (
     ("what each of four stages trains", "medplib.stages.STAGES"),
     ("L = text + b cross-entropy + d Dice of masks", "medplib.objective.pixel_loss"),
     ("b and d of each stage", "medplib.objective.STAGE_WEIGHTS"),
-    ("a mask is spoken for by the state before <SEG>", "lightbox.paper.seg_states.seg_states"),
+    ("a mask is spoken for by the state before `<SEG>`", "lightbox.paper.seg_states.seg_states"),
     ("a region, by the share of each patch that it covers", "lightbox.paper.pixel_prompts.region_weights"),
     ("a region's feature, the mean over its patches", "lightbox.paper.pixel_prompts.pool"),
 )
