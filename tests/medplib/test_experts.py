@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
     LlamaConfig,
@@ -317,6 +318,15 @@ def test_experts_are_saved_and_loaded_with_their_router(stages, tmp_path):
         load_experts(tmp_path, copy.deepcopy(base))
     with pytest.raises(RequestError, match="Its layers have them already"):
         load_experts(tmp_path / "experts", again)
+
+
+def test_a_saved_expert_without_one_of_its_weights_is_named(stages, tmp_path):
+    base, sources = stages
+    folder = save_experts(tmp_path / "experts", mixed(base, sources))
+    tensors, missing = load_file(folder / "mixture.safetensors"), "model.layers.1.mlp.experts.language.up_proj.weight"
+    save_file({name: tensor for name, tensor in tensors.items() if name != missing}, folder / "mixture.safetensors")
+    with pytest.raises(RequestError, match=r"'language' at model\.layers\.1\.mlp: missing up_proj\.weight"):
+        load_experts(folder, copy.deepcopy(base))
 
 
 def test_lora_finds_the_linear_layers_of_experts(stages):

@@ -270,6 +270,8 @@ def test_a_backbone_without_tags_is_refused(folders):
         ({"question": f"{HERE} {HERE} {REGION_FEATURE}"}, f"and {REGION_FEATURE} elsewhere"),
         ({"masks": ()}, "Item 0 has 0 masks; its answer says <SEG> 2 times"),
         ({"answer": "one <SEG> ."}, "Item 0 has 2 masks; its answer says <SEG> 1 times"),
+        ({"masks": (np.zeros((48, 64), dtype=bool),)}, "Item 0 has 1 masks; its answer says <SEG> 2 times"),
+        ({"question": HERE}, "Item 0 has 2 regions; its question says <region></region> 1 times"),
         ({"masks": (np.zeros((64, 48), dtype=bool),) * 2}, r"is bool of shape \(64, 48\)"),
         ({"masks": (np.zeros((48, 64), dtype=np.uint8),) * 2}, "is uint8 of shape"),
     ],

@@ -14,6 +14,7 @@ from lightbox.paper.trained_tensors import check_changes
 from lightbox.paper.unseen_masks import OTHER_WORD, UNSEEN
 from lightbox.phantom.modalities import HELD_OUT, draw_modality
 from lightbox.runs.folders import MODEL, read_card, read_history, read_scores
+from medplib import train
 from medplib.assembly import mixtures
 from medplib.claims import PAPER
 from medplib.cli import ENTRIES
@@ -165,6 +166,31 @@ def test_the_card_says_which_expert_took_what(trained):
             assert shares.keys() == names
             assert all(sum(share.values()) == pytest.approx(1) for share in shares.values())
             assert 0 <= routing[over]["bits"][layer] <= 1  # two experts
+
+
+@pytest.mark.parametrize("arm", ["grounding", "mixture"])
+def test_a_stage_that_was_cut_off_and_continued_ends_with_the_same_bytes(sizes, trained, tmp_path, monkeypatch, arm):
+    """Cut in its last step; the checkpoint before that is all that the second start has."""
+    steps = 4 if arm == "grounding" else 2
+    needs = ",".join(str(trained(need)) for need in PAPER.arms[arm].needs)
+    named = [f"run.out={tmp_path}", f"experiment={arm}", f"needs=[{needs}]", "run.save_every_steps=1"]
+    calls, whole_step = [], train.pixel_step
+
+    def step(*arguments):
+        calls.append(1)
+        if len(calls) == steps:
+            raise RuntimeError("the machine was taken away")
+        return whole_step(*arguments)
+
+    monkeypatch.setattr(train, "pixel_step", step)
+    with pytest.raises(RuntimeError, match="taken away"):
+        run_once([*sizes, *named], "train")
+    again = run_once([*sizes, *named], "train")
+    assert len(calls) == steps + 1
+    assert read_card(again)["notes"] == [f"continued from step {steps - 1}"]
+    for file in sorted((trained(arm) / MODEL).glob("*.safetensors")):
+        assert (again / MODEL / file.name).read_bytes() == file.read_bytes(), file.name
+    assert read_scores(again).equals(read_scores(trained(arm)))
 
 
 def test_what_is_put_together_is_scored_without_a_step(trained):

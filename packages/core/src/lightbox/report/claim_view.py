@@ -12,6 +12,8 @@ from lightbox.report import figures
 from lightbox.report.numbers import decimals, interval, level, number, signed
 
 WRAP, SHORT = 36, 70
+FEWEST_CONDITIONS = 3
+"""Under which an arm has to be measured for a figure of conditions."""
 ROUNDING = 0.01
 """How far, in the claim's unit, an effect on a curve may lie from the difference of two arms on theirs."""
 
@@ -60,6 +62,7 @@ class ClaimView:
         self.panel = _panel(claim, label)
         self.figure = _level_figure(claim)
         self.by_kind = _kind_figure(claim, declared) if declared is not None else None
+        self.by_condition = _condition_figure(claim, declared) if declared is not None else None
         self.by_budget = _budget_figure(claim)
         self.has_own_seeds = any(not curve.is_pilot for curve in claim.by_budget)
         self.turn = turn(claim)
@@ -245,10 +248,50 @@ def _kind_figure(entry: ClaimEntry, declared: PaperClaims) -> tuple[str, str] | 
     return figures.data_uri(svg), f"Mean {declared.headline} of the arms of {entry.id} by kind: {'; '.join(said)}."
 
 
+def _condition_figure(entry: ClaimEntry, declared: PaperClaims) -> tuple[str, str] | None:
+    """Arms by what they were shown, for a claim that asks for one under several conditions; None for others.
+
+    A line is an arm in one metric; conditions stand in the order in which they are asked for.
+
+    Returns:
+        The figure and its alternative text.
+    """
+    claim = declared.claim(entry.id)
+    by_line: dict[tuple[str, str], dict[str, Level]] = {}
+    for measure in _measures(claim) if claim is not None else ():
+        own = None if measure.where else _level_of(entry, measure, declared.headline)
+        if own is not None:
+            by_line.setdefault((measure.arm, own.metric), {})[measure.condition or declared.condition] = own
+    by_line = {line: own for line, own in by_line.items() if len(own) >= FEWEST_CONDITIONS}
+    if not by_line:
+        return None
+    conditions = list(dict.fromkeys(condition for own in by_line.values() for condition in own))
+    metrics = list(dict.fromkeys(metric for _, metric in by_line))
+    lines = [
+        figures.KindLine(
+            arm if len(metrics) == 1 else f"{arm}, {metric.replace('_', ' ')}",
+            tuple(_point(own.get(condition)) for condition in conditions),
+        )
+        for (arm, metric), own in by_line.items()
+    ]
+    names = [condition.replace("_", " ") for condition in conditions]
+    said = (
+        f"{line.label} {', '.join(f'{level(own[0])} {k}' for k, own in zip(names, line.points, strict=True) if own)}"
+        for line in lines
+    )
+    unit = f"{metrics[0].replace('_', ' ')} ({entry.unit})" if len(metrics) == 1 else entry.unit
+    svg = figures.by_kind(tuple(names), tuple(lines), unit=unit, is_ordered=False)
+    return figures.data_uri(svg), f"Arms of {entry.id} by what they were shown: {'; '.join(said)}."
+
+
+def _measures(claim: Claim) -> list[Measure]:
+    """Measures of a claim, in the order declared."""
+    return list(dict.fromkeys(measure for contrast in claim.contrasts for _, measure in contrast.terms))
+
+
 def _by_kind(claim: Claim) -> list[Measure]:
     """Measures of a claim that are narrowed to one kind, in the order declared."""
-    every = (measure for contrast in claim.contrasts for _, measure in contrast.terms)
-    return list(dict.fromkeys(m for m in every if len(m.where) == 1 and m.where[0][0] == "kind"))
+    return [m for m in _measures(claim) if len(m.where) == 1 and m.where[0][0] == "kind"]
 
 
 def _level_of(entry: ClaimEntry, measure: Measure, headline: str) -> Level | None:

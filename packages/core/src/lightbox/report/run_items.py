@@ -16,7 +16,7 @@ from lightbox.paper.samples import Sample, Split
 from lightbox.records import Question
 from lightbox.runs.folders import Run
 
-CORRECT, PARSED, RECALL = "correct", "parsed", "token_recall"
+CORRECT, PARSED, RECALL, DICE = "correct", "parsed", "token_recall", "dice_present"
 ANSWER_BASELINES = ("question_only", "majority")
 
 

@@ -21,7 +21,7 @@ from lightbox.files import replace_text
 from lightbox.paper.conditions import BLANK
 from lightbox.readers import catalog
 from lightbox.readers.all_sets import LATER_SETS
-from lightbox.report import numbers, run_cards, run_scores
+from lightbox.report import numbers, run_cards, run_masks, run_routing, run_scores
 from lightbox.report.page import template_of
 from lightbox.report.run_items import RunItems
 from lightbox.report.run_reading import leaks, read_items, shared_with_training
@@ -83,6 +83,8 @@ def render(items: RunItems) -> str:
         interval_note=run_scores.interval_note(items, rows),
         kinds=by_kind[:MOST_KINDS],
         n_more_kinds=max(0, len(by_kind) - MOST_KINDS),
+        masks=run_masks.mask_figure(items),
+        routing=run_routing.routing_figure(items.card),
         leaks=sentences,
         shared_with_training=shared_with_training(items, sentences or ()),
         repetition=repetition(questions) if questions else None,

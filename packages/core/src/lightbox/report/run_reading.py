@@ -21,7 +21,7 @@ from lightbox.eval.predictions import read_predictions
 from lightbox.paper import samples, schema
 from lightbox.paper.samples import Split
 from lightbox.records import Question
-from lightbox.report.run_items import CORRECT, PARSED, RECALL, RunItems
+from lightbox.report.run_items import CORRECT, DICE, PARSED, RECALL, RunItems
 from lightbox.runs import folders
 from lightbox.runs.folders import Run
 
@@ -58,7 +58,7 @@ def _values(run: Run, scores: pa.Table | None) -> tuple[dict[str, dict[str, dict
         raise RequestError(given, f"The page is about answers, and its scores {fault}", do)
     columns = {name: scores[name].to_pylist() for name in scores.column_names}
     values: dict[str, dict[str, dict[str, float]]] = {}
-    for metric in (CORRECT, PARSED, RECALL):
+    for metric in (CORRECT, PARSED, RECALL, DICE):
         by_condition = values.setdefault(metric, {})
         for item, condition, value in zip(
             columns["item"], columns["condition"], columns.get(metric, [None] * scores.num_rows), strict=True
