@@ -11,10 +11,10 @@ import torch
 from lightbox.eval.masks import drawn_at, score_mask
 from lightbox.paper.drawn_regions import OWN, REGION
 from lightbox.paper.image_frames import stretched
+from lightbox.paper.mask_scores import PAPER_THRESHOLD
 from lightbox.paper.pixel_prompts import mask_of, pool, region_weights
 from medplib.config import resolve
 from medplib.data import load_splits
-from medplib.scores import PAPER_THRESHOLD
 
 FOLDER = Path(__file__).resolve().parents[2] / "projects" / "medplib"
 

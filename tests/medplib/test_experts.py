@@ -21,7 +21,7 @@ from lightbox.errors import RequestError
 from lightbox.paper.wider_networks import widen_networks
 from lightbox.testing.shrunk import shrunk_config
 from medplib.assembly import add_experts, average_experts, load_experts, mixtures, save_experts
-from medplib.experts import MixtureSettings
+from medplib.experts import MixtureSettings, TokenRouter
 from medplib.mixtral import from_mixtral, to_mixtral
 from medplib.routing import routed_to
 
@@ -327,6 +327,23 @@ def test_a_saved_expert_without_one_of_its_weights_is_named(stages, tmp_path):
     save_file({name: tensor for name, tensor in tensors.items() if name != missing}, folder / "mixture.safetensors")
     with pytest.raises(RequestError, match=r"'language' at model\.layers\.1\.mlp: missing up_proj\.weight"):
         load_experts(folder, copy.deepcopy(base))
+
+
+def test_a_saved_router_without_one_of_its_rows_is_named(stages, tmp_path):
+    folder = save_experts(tmp_path / "experts", mixed(*stages))
+    tensors, missing = load_file(folder / "mixture.safetensors"), "model.layers.1.mlp.router.rows.language"
+    save_file({name: tensor for name, tensor in tensors.items() if name != missing}, folder / "mixture.safetensors")
+    with pytest.raises(RequestError, match=r"at model\.layers\.1\.mlp: missing rows\.language"):
+        load_experts(folder, copy.deepcopy(stages[0]))
+
+
+@pytest.mark.parametrize("names", [("a", "b"), ("b", "a")])
+def test_a_row_of_the_router_is_that_of_the_expert_of_its_name_in_any_order(names):
+    router = TokenRouter(4, names, generator=torch.Generator().manual_seed(0), is_learned=True)
+    assert tuple(router.rows) == names
+    states = torch.randn(3, 4)
+    for place, name in enumerate(names):
+        torch.testing.assert_close(router(states)[:, place], states @ router.rows[name])
 
 
 def test_lora_finds_the_linear_layers_of_experts(stages):

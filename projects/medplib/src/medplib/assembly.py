@@ -162,8 +162,11 @@ def load_experts(folder: Path, model: nn.Module) -> nn.Module:
     settings = MixtureSettings(**facts["settings"])
     add_experts(model, sources, layers=facts["layers"], settings=settings)
     for path, part in mixtures(model):
-        router = {f"rows.{name}": saved[f"{path}.router.rows.{name}"] for name in part.routing.names}
-        part.router.load_state_dict(router, strict=True)
+        own = f"{path}.router."
+        router = {key.removeprefix(own): value for key, value in saved.items() if key.startswith(own)}
+        if odd := differing(router, part.router.state_dict()):
+            raise RequestError(f"The router of '{folder}' at {path}: {odd}", "It has a row an expert", "Save it again")
+        part.router.load_state_dict(router)
     return model
 
 

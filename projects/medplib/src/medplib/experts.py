@@ -68,8 +68,9 @@ class TokenRouter(nn.Module):
     def __init__(self, width: int, names: Sequence[str], *, generator: torch.Generator, is_learned: bool) -> None:
         super().__init__()
         drawn = torch.rand(len(names), width, generator=generator) * 2 - 1
-        rows = {name: nn.Parameter(row, is_learned) for name, row in zip(names, drawn * width**-0.5, strict=True)}
-        self.rows = nn.ParameterDict(rows)
+        self.rows = nn.ParameterDict()  # a plain mapping would be sorted by name
+        for name, row in zip(names, drawn * width**-0.5, strict=True):
+            self.rows[name] = nn.Parameter(row, is_learned)
 
     def forward(self, hidden: Float[Tensor, "n d"]) -> Float[Tensor, "n x"]:
         """Logits; gradient flows to weights and states."""

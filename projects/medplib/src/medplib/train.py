@@ -99,8 +99,9 @@ def run(
         if any(True for _ in mixtures(model.backbone.core)) and not is_oracle(cfg):
             some = scored.samples[:: -(-len(scored.samples) // ROUTED)]
             items, tasks = [item_of(sample, scored, is_answered=True) for sample in some], [s.record.task for s in some]
-            facts = routing_facts(model, items, tasks, batch_size=cfg.optim.batch_size)
-            folders.add_to_card(folder, {"routing": facts})
+            folders.add_to_card(
+                folder, {"routing": routing_facts(model, items, tasks, batch_size=cfg.optim.batch_size)}
+            )
     if is_trained and (keeps_model or cfg.objective.method in LEAVE_WEIGHTS):
         save_model(folder / folders.MODEL, model)
     folders.add_to_card(folder, evaluate.beside_score(cfg, train, scored))

@@ -11,6 +11,7 @@ def differing(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> st
     """What tensors lack, have beside those wanted, or have in another shape, in words; "" where they fit.
 
     Example:
+        >>> import torch
         >>> differing({"a": torch.zeros(2), "b": torch.zeros(2)}, {"a": torch.zeros(3), "c": torch.zeros(2)})
         'missing c; unexpected b; of another shape a'
     """
