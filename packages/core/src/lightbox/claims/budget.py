@@ -205,9 +205,18 @@ def at(contrast: Contrast, budget: int, claims: PaperClaims) -> Contrast:
 
 
 def levels(contrasts: Sequence[Contrast]) -> list[Contrast]:
-    """What contrasts compare, each measure as a contrast of its own that is named by its label."""
-    measures = dict.fromkeys(m for contrast in contrasts for _, m in contrast.terms)
-    return [Contrast(m.label, ((1.0, m),), Role.SECONDARY) for m in measures]
+    """What contrasts compare, each measure as a contrast of its own: its label, with the metric where that has several.
+
+    Example:
+        >>> from lightbox.claims.spec import difference
+        >>> contrast = difference("gain", Measure("vl", "region"), Measure("vl", "chance"))
+        >>> [one.name for one in levels([contrast])]
+        ['vl region', 'vl chance']
+    """
+    measures = list(dict.fromkeys(m for contrast in contrasts for _, m in contrast.terms))
+    labels = [m.label for m in measures]
+    names = [m.label if labels.count(m.label) == 1 else f"{m.label} {m.metric}".rstrip() for m in measures]
+    return [Contrast(name, ((1.0, m),), Role.SECONDARY) for name, m in zip(names, measures, strict=True)]
 
 
 def pilot_ladders(

@@ -260,10 +260,8 @@ def _draw_panel(axis: Axes, panel: ForestPanel, limits: tuple[float, float]) -> 
     axis.set_yticks(range(len(panel.rows)), [row.label for row in panel.rows], color=INK)
     axis.set_ylim(len(panel.rows) - 0.45, -0.6)
     axis.set_xlim(*limits)
-    if max(map(abs, limits)) < 1e-3:  # the factor of all ticks would stand on the axis's name
-        axis.xaxis.set_major_formatter("{x:g}")
     axis.spines["left"].set_visible(False)
-    axis.set_xlabel(panel.unit, loc="right")
+    _name_axis(axis, panel.unit)
 
 
 def _draw_row(axis: Axes, row: ForestRow, place: int) -> None:
@@ -328,6 +326,12 @@ def _draw_levels(axis: Axes, groups: Sequence[Level], unit: str) -> None:
     axis.grid(axis="x", color=BAND)
     axis.set_axisbelow(True)
     axis.spines["left"].set_visible(False)
+    _name_axis(axis, unit)
+
+
+def _name_axis(axis: Axes, unit: str) -> None:
+    if max(map(abs, axis.get_xlim())) < 1e-3:  # the factor of all ticks would stand on the name
+        axis.xaxis.set_major_formatter("{x:g}")
     axis.set_xlabel(unit, loc="right")
 
 
