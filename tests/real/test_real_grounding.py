@@ -44,9 +44,9 @@ def test_five_seeds_score_every_patient_once_and_every_class_each(arm, classes, 
         for split in (learnt, scored):
             assert {sample.record.name for sample in split.samples} == classes
             assert max(max(image.shape[:2]) for image in split.images) <= 128
-        for name in classes:
-            shown = [s for s in scored.samples if s.record.name == name and s.record.mask.any()]
-            assert len(shown) >= claim.min_items
+        shown = [sample.record.name for sample in scored.samples if sample.record.mask.any()]
+        assert len(shown) >= claim.min_items
+        assert min(shown.count(name) for name in classes) >= 2
         assert any(image.shape[0] != image.shape[1] for image in scored.images)
     assert len(scored_ids) == len(set(scored_ids)) == cases
 
