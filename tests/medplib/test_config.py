@@ -22,6 +22,10 @@ from medplib.config import check, resolve
             ["data.source=mecovqa", "data.root=."],
             r"data\.source is mecovqa and objective\.method is vl.*has masks here",
         ),
+        (
+            ["experiment=mean_mask", "data.source=mask_folders", "data.root=."],
+            r"data\.source is mask_folders and eval\.unseen is true",
+        ),
         (["data.parts=1"], r"data\.parts is 1"),
         (["objective.networks=three"], r"objective\.networks"),
         (["objective.router=best"], r"objective\.router"),

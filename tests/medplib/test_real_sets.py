@@ -108,6 +108,16 @@ def test_another_image_takes_the_size_of_its_own(settings):
     assert stretched_as(tall, tall) is tall
 
 
+def test_another_image_is_of_another_patient_where_there_is_one(settings):
+    _, scored = load_splits(resolve([*settings, "experiment=nuclei"]))
+    patients = dict(zip(range(len(scored.images)), ("a", "a", "b"), strict=True))
+    samples = [sample.with_record(patient_id=patients[sample.image]) for sample in scored.samples]
+    for sample, row in zip(samples, shuffled_rows(replace(scored, samples=samples), seed=0), strict=True):
+        assert patients[row] != sample.record.patient_id
+    alone = [sample.with_record(patient_id="a") for sample in scored.samples]
+    assert shuffled_rows(replace(scored, samples=alone), seed=0) == [sample.image for sample in alone]
+
+
 def test_what_an_arm_without_weights_reads_is_in_its_key(settings, root):
     cfg = resolve([*settings, "experiment=nuclei_mean_mask"])
     before = inputs(cfg)
@@ -141,6 +151,9 @@ def test_stage_3_goes_on_from_stage_3_and_its_card_says_what_was_left_out(settin
     assert card["leaks"] == []
     assert card["requests"]["cases"] == 9
     assert card["baselines"]["question_only, dice"] > 0
+    assert not any("region" in name or "presence" in name for name in card["baselines"])  # nobody asked
+    assert "threshold" not in card  # no image is left to choose it on
+    assert all(row["dice_chosen"] is None for row in rows)
     assert (run / MODEL).is_dir()
     untouched = replace(cfg, objective=replace(cfg.objective, is_trained=False))
     train.run(untouched, base, tmp_path / "as_it_was", cache=tmp_path, needs={"grounding": start}, keeps_model=False)

@@ -239,6 +239,17 @@ def test_a_stage_that_changed_too_much_or_too_little_is_refused():
     check_changes({"a": "1", "tied": "1"}, {"a": "2", "tied": "2"}, {"tables": ["a"]})
 
 
+def test_a_specialist_is_trained_and_never_scored_again(sizes, trained, tmp_path):
+    named = [f"run.out={tmp_path}", "experiment=specialist", f"model.backbone={trained('align') / MODEL}"]
+    with pytest.raises(RequestError, match="keeps no weights that could be scored again"):
+        run_once([*sizes, *named], "eval")
+
+
+def test_arms_of_masks_score_nothing_where_none_is_asked_for(tmp_path):
+    folder = run_once([f"run.out={tmp_path}", "preset=smoke", "data.n_test=1", "experiment=bright"], "train")
+    assert all(row["condition"] != "image" for row in read_scores(folder).to_pylist())
+
+
 def test_baselines_need_no_weights(tmp_path):
     for arm in ("majority", "question_only"):
         folder = run_once([f"run.out={tmp_path}", "preset=smoke", f"experiment={arm}"], "train")

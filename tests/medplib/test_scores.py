@@ -51,7 +51,7 @@ def test_masks_of_what_is_there_and_of_what_is_not():
 def test_a_threshold_that_was_chosen_on_other_items_is_scored_beside_the_usual_one():
     faint = np.where(HALF, -1.0, -9.0)  # 0.27 within the half
     there = sample(MASK, "present", mask=HALF)
-    assert score(there, "image", "<SEG>", [faint])["dice_chosen"] == 0
+    assert score(there, "image", "<SEG>", [faint])["dice_chosen"] is None
     row = score(there, "image", "<SEG>", [faint], chosen_threshold([[faint], []], [HALF, NOTHING]))
     assert (row["dice_present"], row["dice_chosen"]) == (0, 1)
     assert chosen_threshold([[], []], [HALF, NOTHING]) == 0.5  # nothing was drawn, so all are equal

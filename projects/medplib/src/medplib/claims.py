@@ -423,8 +423,8 @@ _E5 = _claim(
         "and none gives it those pictures.",
         "On development pictures the segmenter, given true boxes, drew little of what is there in three of the four "
         "modalities: what it draws is shown beside, and a state that is as good as a box will do no better through it.",
-        "The paper's segmenter comes from data that hold its zero-shot modalities; here no part has seen a held-out "
-        "one, which is the harder test.",
+        "The paper's segmenter comes from data that probably hold its zero-shot modalities; here no part has seen a "
+        "held-out one, which is the harder test.",
         "Only classes are asked for that a trained modality shows too: two of fundus and of endoscopy.",
     ),
     note="Stage 3 decides, since its steps and its requests for masks are those of the specialist; stage 4 has half as "
@@ -448,11 +448,7 @@ _E6_THRESHOLD = _claim(
     presets=("smoke", "full"),
     seeds={"smoke": 1, "full": 5},
     min_items=50,
-    caveats=(
-        TOY,
-        "Neither of the two was chosen on data. One that was, on validation, is shown beside them: it is best where "
-        "masks of what is absent count too, so it may lose here.",
-    ),
+    caveats=(TOY, "Neither of the two was chosen on data; one that was, on validation, is shown beside them."),
 )
 _E6_UNPADDING = _claim(
     id="E6-unpadding",
@@ -563,7 +559,6 @@ _ER2 = _on_real(
     min_items=40,
     caveats=(
         "24 volumes, held out by patient; slices of a patient are much alike, so items say less than their number.",
-        "Another image is in about one of five cases another slice of the same volume, which weakens that control.",
         "Volumes are cut out around the hippocampus, so its place alone says much.",
     ),
     lacks_some=True,

@@ -165,12 +165,7 @@ class Config(PaperConfig):
                 "Experts are whole networks here, and adapters of one stage are not merged before the next",
                 "Leave adapter.kind=none",
             )
-        if not self.data.is_phantom and self.objective.method in ASK_MORE:
-            raise RequestError(
-                f"data.source is {self.data.source} and objective.method is {self.objective.method}",
-                "A real set has masks here, and no captions or questions about regions",
-                "Train that stage on the phantom, and from its weights objective.method=grounding on the set",
-            )
+        real_masks.check_source(self, asks_more=self.objective.method in ASK_MORE, is_unseen=self.eval.unseen)
 
     @property
     def is_baseline(self) -> bool:

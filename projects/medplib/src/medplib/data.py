@@ -95,11 +95,13 @@ def target_of(asked: Asked) -> str:
 
 
 def shuffled_rows(split: Split[Asked], *, seed: int) -> list[int]:
-    """For each sample the image of another case of its modality, so that regions fit; where there is none, its own."""
-    modality_of = {sample.image: sample.record.modality for sample in split.samples}
+    """For each sample an image of its modality, so that regions fit, of another patient; its own if there is none."""
+    record_of = {sample.image: sample.record for sample in split.samples}
     other: dict[int, int] = {}
-    for modality in dict.fromkeys(modality_of.values()):
-        rows = [row for row, own in modality_of.items() if own == modality]
+    for modality in dict.fromkeys(own.modality for own in record_of.values()):
+        rows = [row for row, own in record_of.items() if own.modality == modality]
         order = np.random.default_rng([seed, 4, 0]).permutation(rows).tolist()
-        other |= dict(zip(order, order[1:] + order[:1], strict=True))
+        for place, row in enumerate(order):
+            patient, later = record_of[row].patient_id, order[place + 1 :] + order[:place]
+            other[row] = next((k for k in later if not patient or record_of[k].patient_id != patient), row)
     return [other[sample.image] for sample in split.samples]

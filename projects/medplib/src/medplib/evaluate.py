@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from lightbox.eval.masks import THRESHOLD
 from lightbox.paper import baselines, examples, predictions, real_masks
 from lightbox.paper.conditions import BLANK, IMAGE, SHUFFLED
 from lightbox.paper.drawn_regions import MASK, OWN, REGION, Asked
@@ -55,8 +54,9 @@ def evaluate(
     rows: list[ScoreRow] = []
     written: list[predictions.Written] = []
     learnt = LEARNT.get(cfg.objective.method, SCORED)
-    threshold = threshold_of(cfg, model, routed) if MASK in learnt else THRESHOLD
-    folders.add_to_card(folder, {"threshold": threshold})
+    threshold = threshold_of(cfg, model, routed) if MASK in learnt and cfg.data.is_phantom else None
+    if threshold is not None:
+        folders.add_to_card(folder, {"threshold": threshold})
     shown = {IMAGE: None, BLANK: [len(split.images)] * len(split.samples)}
     shown[SHUFFLED] = shuffled_rows(split, seed=cfg.run.seed)
     asked = {condition: (split, OWN, images) for condition, images in shown.items()}
@@ -105,7 +105,10 @@ def answer_all(
 
 
 def threshold_of(cfg: Config, model: "PixelVLM", routed: Routed = nullcontext) -> float:
-    """The threshold with the best Dice on validation's requests; a score of validation itself is not to be read so."""
+    """The threshold with the best Dice on validation's requests; a score of validation itself is not to be read so.
+
+    Of the phantom: a real set has no images to spare that were not learnt from.
+    """
     _, split = load_splits(replace(cfg, data=replace(cfg.data, eval_split="validation")))
     asked = [(sample, item.mask) for sample, item in mask_requests(split)]
     answers = answer_all(cfg, model, replace(split, samples=[s for s, _ in asked]), region=OWN, routed=routed)
@@ -125,8 +128,9 @@ def drawn_rows(
     """Rows of an arm that draws masks and says nothing: of requests for masks alone; `draw` gives their logits."""
     rows = []
     for condition, split in ({IMAGE: scored} | unseen(cfg)).items():
-        samples, items = zip(*mask_requests(split), strict=True)
-        rows += [score(s, condition, SEG, [own]) for s, own in zip(samples, draw(items), strict=True)]
+        pairs = list(mask_requests(split))
+        drawn = draw([item for _, item in pairs])
+        rows += [score(sample, condition, SEG, [own]) for (sample, _), own in zip(pairs, drawn, strict=True)]
     return [row | {"own": row["score"]} for row in rows]
 
 
@@ -150,7 +154,7 @@ def beside_score(cfg: Config, train: Split[Asked], scored: Split[Asked]) -> dict
         rows = guess_rows(train, scored, method)
         for metric in ("region", "presence", "dice"):
             values = [float(row[metric]) for row in rows if row[metric] is not None]
-            means[f"{method}, {metric}"] = sum(values) / max(len(values), 1)
+            means |= {f"{method}, {metric}": sum(values) / len(values)} if values else {}
     return real_masks.beside_score(cfg, train, scored, means, parts=cfg.data.parts)
 
 

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from lightbox.eval.answers import words_of
-from lightbox.eval.masks import THRESHOLD
 from lightbox.paper.drawn_regions import MASK, PRESENCE, Asked
 from lightbox.paper.mask_scores import score_drawn
 from lightbox.paper.pixel_items import SEG
@@ -27,7 +26,7 @@ METRICS = (
     "dice_present",  # of what is there
     "iou_present",
     "dice_paper",  # at the official threshold, of what is there
-    "dice_chosen",  # at the one that is best on validation, of what is there
+    "dice_chosen",  # at the one that is best on validation, of what is there; null where none was chosen
     "dice_oblong",  # at 0.5, of what is there in pictures that are not square
     "dice_official",  # the same, on the official code's way back to the picture
     "emitted",  # 1 where a mask was said to be there
@@ -43,7 +42,7 @@ ScoreRow = dict[str, str | float | None]
 
 
 def score(
-    sample: Sample[Asked], condition: str, text: str, logits: Sequence[np.ndarray] = (), threshold: float = THRESHOLD
+    sample: Sample[Asked], condition: str, text: str, logits: Sequence[np.ndarray] = (), threshold: float | None = None
 ) -> ScoreRow:
     """One row of the table.
 
@@ -52,7 +51,7 @@ def score(
         condition: under which it was asked.
         text: what was generated.
         logits: h w of each mask that the text speaks of; drawn are pixels in any of them.
-        threshold: that was chosen on validation.
+        threshold: that was chosen on validation; None where none was.
     """
     asked = sample.record
     row = blank(sample.id, condition, asked.kind)

@@ -77,6 +77,7 @@ def run(
         if processes.is_main():
             draw = mask_arms.drawer(cfg, train, folder, segmenter=(cfg.model.segmenter, cfg.model.segmenter_revision))
             folders.write_scores(folder, evaluate.drawn_rows(cfg, scored, draw), scores.METRICS)
+            folders.add_to_card(folder, evaluate.beside_score(cfg, train, scored))
         return
     learnt = learnt_by(cfg, train)
     some = learnt[:: -(-len(learnt) // CENTRED)]  # of each task

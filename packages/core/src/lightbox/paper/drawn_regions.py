@@ -37,6 +37,7 @@ class Asked(Question):
         modality: of the picture.
         name: class that a presence question or a request for a mask is about; "" for others.
         regions: what the question may be shown as its region, by `OWN`, `OTHER`, `WHOLE` and kinds of prompts.
+        patient_id: of the picture, "" where each has a patient of its own, or patients are unknown.
         mask: bool h w: of the region that is meant, or of what is asked for, then empty where it is absent; None for
             questions about the whole picture.
     """
@@ -46,6 +47,7 @@ class Asked(Question):
     name: str = ""
     regions: Mapping[str, Prompt] = field(default_factory=dict)
     mask: np.ndarray | None = None
+    patient_id: str = ""
 
 
 def load_asked(

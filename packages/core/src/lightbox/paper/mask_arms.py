@@ -17,6 +17,7 @@ from PIL import Image
 from scipy import ndimage
 
 from lightbox.backbones.segmenter import Segmenter, load_segmenter
+from lightbox.errors import RequestError
 from lightbox.paper.drawn_regions import Asked
 from lightbox.paper.mask_items import MaskItem, mask_requests
 from lightbox.paper.mask_scores import SURE
@@ -47,8 +48,15 @@ def drawer(cfg: PaperConfig, train: Split[Asked], folder: Path, *, segmenter: tu
         segmenter: its name and revision, see `load_segmenter`.
 
     Raises:
+        RequestError: a specialist that shall not be trained.
         RequestError, WorkError: as `mask_specialist.train_specialist` and `load_segmenter`.
     """
+    if cfg.objective.method == SPECIALIST and not cfg.objective.is_trained:
+        raise RequestError(
+            "objective.method is specialist and objective.is_trained is false",
+            "A specialist keeps no weights that could be scored again",
+            "Train it: experiment=specialist, and read the scores of that run",
+        )
     seed_everything(cfg.run.seed, cfg.run.threads)
     folders.write_examples(folder, [])
     if cfg.objective.method == SPECIALIST:

@@ -208,15 +208,13 @@ def divided_items(
 
 
 def mask_requests(split: Split[Asked]) -> Iterator[tuple[Sample[Asked], MaskItem]]:
-    """Those questions of a split that ask for the mask of a class, in their order, and each in the form of this module.
-
-    They are drawn from phantoms, so each case has a patient of its own.
-    """
+    """Those questions of a split that ask for a class's mask, in their order, and each in the form of this module."""
     for sample in split.samples:
         asked, case = sample.record, sample.case_id
         if asked.task == MASK and asked.mask is not None:
             image = np.asarray(split.images[sample.image])
-            item = MaskItem(sample.id, image, asked.name, asked.text, asked.mask, case, case, asked.modality)
+            about = (asked.name, asked.text, asked.mask, case, asked.patient_id or case, asked.modality)
+            item = MaskItem(sample.id, image, *about)
             yield sample, item
 
 

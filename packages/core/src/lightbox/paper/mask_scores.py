@@ -17,27 +17,26 @@ SHOWN = ("dice", "dice_present", "iou_present", "false_mask")
 
 
 def score_drawn(
-    logits: Sequence[Float[np.ndarray, "_ _"]], true: Bool[np.ndarray, "_ _"], threshold: float = THRESHOLD
+    logits: Sequence[Float[np.ndarray, "_ _"]], true: Bool[np.ndarray, "_ _"], threshold: float | None = None
 ) -> Scores:
     """Score the masks that an answer speaks of as one: a pixel is drawn that is in any of them.
 
     Args:
         logits: of each mask, at the pixels of the image; none where the answer speaks of none.
         true: empty where what was asked for is absent.
-        threshold: that was chosen on other items.
+        threshold: that was chosen on other items; None where none was.
 
     Returns:
         dice, dice_present, iou_present, false_mask: of `lightbox.eval.masks.score_mask`, cut at 0.5.
-        dice_paper, dice_chosen: dice_present, cut at `PAPER_THRESHOLD` and at `threshold`.
+        dice_paper, dice_chosen: dice_present, cut at `PAPER_THRESHOLD` and at `threshold`, without which it is None.
         dice_oblong, dice_official: dice_present of images that are not square, the second on the official code's way
             back to the image (`image_frames.official_reading`); None for square images, where both ways are one.
     """
     own = score_mask(_union(logits, drawn_at), true)
-    cuts = {"dice_paper": PAPER_THRESHOLD, "dice_chosen": threshold}
-    by_cut = {
-        name: score_mask(_union(logits, partial(drawn_at, threshold=cut)), true)["dice_present"]
-        for name, cut in cuts.items()
-    }
+    by_cut: Scores = {"dice_paper": PAPER_THRESHOLD, "dice_chosen": threshold}
+    for name, cut in by_cut.items():
+        if cut is not None:
+            by_cut[name] = score_mask(_union(logits, partial(drawn_at, threshold=cut)), true)["dice_present"]
     is_square = true.shape[0] == true.shape[1]
     official = None if is_square else score_mask(_union(logits, _official), true)["dice_present"]
     ways = {"dice_oblong": None if is_square else own["dice_present"], "dice_official": official}
@@ -47,14 +46,15 @@ def score_drawn(
 def chosen_threshold(
     logits: Sequence[Sequence[Float[np.ndarray, "_ _"]]], true: Sequence[Bool[np.ndarray, "_ _"]]
 ) -> float:
-    """`best_threshold` of answers with any number of masks; the usual one where nothing was asked.
+    """`best_threshold` of answers with any number of masks, over what is there; the usual one where nothing is.
 
     Args:
         logits: of each answer's masks.
         true: its true mask.
     """
-    whole = [np.maximum.reduce([as_logits(np.zeros_like(mask)), *own]) for own, mask in zip(logits, true, strict=True)]
-    return best_threshold(whole, true) if whole else THRESHOLD
+    there = [(own, mask) for own, mask in zip(logits, true, strict=True) if mask.any()]
+    whole = [np.maximum.reduce([as_logits(np.zeros_like(mask)), *own]) for own, mask in there]
+    return best_threshold(whole, [mask for _, mask in there]) if there else THRESHOLD
 
 
 def as_logits(mask: Bool[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"]:

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from lightbox.backbones.weights import digest_of_folder
+from lightbox.errors import RequestError
 from lightbox.paper import baselines, composition
 from lightbox.paper.drawn_regions import MASK, Asked
 from lightbox.paper.mask_items import ItemRules, MaskItem, MaskSplits, load_items
@@ -47,6 +48,33 @@ def real_splits(cfg: PaperConfig, *, parts: int) -> tuple[Split[Asked], Split[As
     )
 
 
+def check_source(cfg: PaperConfig, *, asks_more: bool, is_unseen: bool) -> None:
+    """Refuse a real set where it is asked for what it does not have.
+
+    Args:
+        cfg: `data.source` decides.
+        asks_more: the method learns or measures more than masks.
+        is_unseen: held-out modalities are to be scored too.
+
+    Raises:
+        RequestError: naming the setting.
+    """
+    if cfg.data.is_phantom:
+        return
+    if asks_more:
+        raise RequestError(
+            f"data.source is {cfg.data.source} and objective.method is {cfg.objective.method}",
+            "A real set has masks here, and no captions or questions about regions",
+            "Train that stage on the phantom, and from its weights objective.method=grounding on the set",
+        )
+    if is_unseen:
+        raise RequestError(
+            f"data.source is {cfg.data.source} and eval.unseen is true",
+            "Held-out modalities are the phantom's, and nothing learnt from the set is about them",
+            "Set eval.unseen=false",
+        )
+
+
 def as_split(name: str, items: Sequence[MaskItem]) -> Split[Asked]:
     """Requests for masks as questions of a split, with each image once."""
     row_of = {case_id: row for row, case_id in enumerate(dict.fromkeys(item.case_id for item in items))}
@@ -60,6 +88,7 @@ def asked_of(item: MaskItem) -> Asked:
     options = PRESENT, ABSENT
     index = options.index(PRESENT if item.is_present else ABSENT)
     about: dict[str, Any] = {"task": MASK, "modality": item.modality, "name": item.name, "mask": item.mask}
+    about["patient_id"] = item.patient_id or ""
     return Asked(item.id, item.question, options[index], options, index, kind=item.name, **about)
 
 
