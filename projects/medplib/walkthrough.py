@@ -39,6 +39,7 @@ atexit.register(WORK.cleanup)
 from lightbox.paper.drawn_regions import MASK, OWN, PRESENCE, REGION
 from lightbox.paper.image_frames import letterboxed
 from lightbox.paper.mask_outlines import Outline, draw_outlines
+from lightbox.paper.padded_experts import padded_rows
 from lightbox.paper.pixel_prompts import mask_of, pool, region_weights
 from lightbox.paper.pretrained import find_pretrained
 from lightbox.phantom.modalities import HELD_OUT, MODALITIES, draw_modality
@@ -53,7 +54,7 @@ from medplib.data import item_of, learnt_by, load_splits
 from medplib.evaluate import answer_all
 from medplib.model import expert_of, open_arm, settings_of
 from medplib.objective import STAGE_WEIGHTS
-from medplib.routing import TASK, counted, padded_rows, routed_to
+from medplib.routing import TASK, counted, routed_to
 from medplib.scores import METRICS, blank, score
 from medplib.train import learn, pixel_step, routed_by
 
@@ -86,7 +87,7 @@ PAPER_MAP = (
     ("an expert's output times its probability; here 1, with that gradient", "medplib.experts.MixtureSettings"),
     ("networks of stages 2 and 3 become experts of one model", "medplib.assembly.add_experts"),
     ("loss of balance, coefficient 0 in the released script", "medplib.routing.balanced"),
-    ("capacity of the released settings: 1.5 in training, 2 in evaluation", "medplib.routing.padded_rows"),
+    ("capacity of the released settings: 1.5, in evaluation 2", "lightbox.paper.padded_experts.padded_rows"),
     ("what each of four stages trains", "medplib.stages.STAGES"),
     ("L = text + b cross-entropy + d Dice of masks", "medplib.objective.pixel_loss"),
     ("b and d of each stage", "medplib.objective.STAGE_WEIGHTS"),

@@ -34,7 +34,7 @@ from medplib.config import check, resolve
         (["optim.align_lr=-1"], r"optim\.align_lr"),
         (["eval.answer_tokens=0"], r"eval\.answer_tokens"),
         (["eval.regions=[circle]"], r"eval\.regions"),
-        (["adapter.kind=lora"], r"adapter\.kind is lora.*not merged"),
+        (["adapter.kind=lora"], r"adapter\.kind is lora and adapter\.projector is frozen"),
         (["experiment=majority", "objective.is_trained=true"], "has no weights"),
         (["experiment=mixtur"], "Did you mean experiment=mixture"),
     ],
@@ -50,6 +50,14 @@ def test_weights_that_are_not_there_are_named_with_what_builds_them():
         check(cfg, find_pretrained("tiny/llava"))
     cfg = resolve(["preset=smoke", "model.segmenter=tiny/tower", "model.start_tower=tiny/no_tower"])
     with pytest.raises(RequestError, match=r"model\.start_tower is 'tiny/no_tower'.*pretrain --only no_tower"):
+        check(cfg, find_pretrained("tiny/llava"))
+
+
+@pytest.mark.parametrize("overrides", [["experiment=average", "model.start_tower=''"], ["experiment=joint"]])
+def test_low_rank_additions_need_a_base_that_stays_and_networks_that_they_make(overrides):
+    lora = ["adapter.kind=lora", "adapter.projector=full", "model.segmenter=tiny/tower", "model.start_tower=tiny/tower"]
+    cfg = resolve(["preset=smoke", *lora, *overrides])
+    with pytest.raises(RequestError, match=r"adapter\.kind is lora, objective\.networks is .*and model\.start_tower"):
         check(cfg, find_pretrained("tiny/llava"))
 
 

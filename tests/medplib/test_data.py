@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from lightbox.paper.conditions import GREY
-from lightbox.paper.drawn_regions import CAPTION, MASK, OTHER, OWN, PRESENCE, REGION, WHOLE, load_asked
+from lightbox.paper.drawn_regions import CAPTION, MASK, OTHER, OWN, PRESENCE, REGION, WHOLE, load_asked, shuffled_rows
 from lightbox.paper.pixel_items import HERE, SEG, check_item
 from lightbox.paper.pixel_prompts import mask_of
 from lightbox.phantom.modalities import TRAINED
 from lightbox.phantom.region_prompts import PROMPTS
 from medplib.config import resolve
-from medplib.data import item_of, learnt_by, load_splits, shuffled_rows, target_of
+from medplib.data import item_of, learnt_by, load_splits, target_of
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,9 @@ import torch
 
 from lightbox.errors import RequestError
 from lightbox.paper.pixel_vlm import PixelVLM
+from lightbox.paper.pixel_vlm_parts import parts_of
 from lightbox.paper.trained_tensors import changed
-from medplib.artifact import load_parts, parts_of, save_parts
+from medplib.artifact import load_parts, save_parts
 from medplib.assembly import add_experts
 from medplib.objective import LossWeights
 from medplib.stages import choose_trainable, fingerprints, group_patterns

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from lightbox.paper.conditions import GREY
-from lightbox.paper.drawn_regions import MASK
+from lightbox.paper.drawn_regions import MASK, shuffled_rows
 from lightbox.paper.pixel_items import SEG, check_item
 from lightbox.paper.pretrained import find_pretrained
 from lightbox.paper.real_masks import stretched_as
@@ -16,7 +16,7 @@ from medplib import evaluate, train
 from medplib.artifact import save_model
 from medplib.claims import PAPER
 from medplib.config import chosen, inputs, resolve
-from medplib.data import item_of, load_splits, shuffled_rows, target_of
+from medplib.data import item_of, load_splits, target_of
 
 SIZES = ((48, 64), (64, 40), (30, 30))
 SETTINGS = ("preset=smoke", "data.source=mask_folders", "data.parts=3")

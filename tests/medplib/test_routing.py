@@ -9,13 +9,13 @@ from torch import nn
 
 from lightbox.errors import RequestError
 from lightbox.eval.routing_table import EVERY, TASK, TYPE, RoutingTable
+from lightbox.paper.padded_experts import padded_rows
 from medplib.experts import Mixture, MixtureSettings, TokenRouter
 from medplib.routing import (
     Routing,
     balanced,
     centre_routers,
     counted,
-    padded_rows,
     routed_to,
     routing_of,
 )

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from lightbox.eval.mask_boundaries import score_boundaries
 from lightbox.paper.drawn_regions import MASK, PRESENCE, REGION, Asked
 from lightbox.paper.mask_scores import chosen_threshold
 from lightbox.paper.samples import Sample, Split
@@ -46,6 +47,15 @@ def test_masks_of_what_is_there_and_of_what_is_not():
     assert score(absent, "image", "the heart is absent .")["false_mask"] == 0
     false = score(absent, "image", "the heart <SEG> .", [sure])
     assert (false["false_mask"], false["dice"], false["dice_present"]) == (1, 0, None)
+
+
+def test_outlines_are_compared_where_somebody_asks():
+    there, moved = sample(MASK, "present", mask=HALF), np.where(np.roll(HALF, 2, axis=1), 9.0, -9.0)
+    assert score(there, "image", "<SEG>", [moved])["hd95"] is None
+    row = score(there, "image", "<SEG>", [moved], outlines=score_boundaries)
+    assert row["hd95"] == 2
+    assert 0 < row["assd"] < 2
+    assert score(there, "image", "", outlines=score_boundaries)["hd95"] is None  # nothing is drawn
 
 
 def test_a_threshold_that_was_chosen_on_other_items_is_scored_beside_the_usual_one():

@@ -1,100 +1,69 @@
-"""What MedPLIB adds to its two models, in one folder: projector of `<SEG>`, region adapter, mask decoder, routers.
+"""MedPLIB's model in files: a directory that any LLaVA loads, or an adapter's; experts; and what is beside them."""
 
-Adapters of the language model are in their own folder (`lightbox.adapters.artifact`), experts in theirs (`assembly`).
-"""
-
-import json
-import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
+from peft import PeftModel
 
+from lightbox.adapters import artifact as adapters
+from lightbox.adapters.attach import attach
+from lightbox.adapters.manifest import MANIFEST, read_adapter
 from lightbox.backbones.loading import load
 from lightbox.backbones.segmenter import Segmenter
 from lightbox.backbones.seq2seq import quiet_loading
+from lightbox.config import AdapterConfig
 from lightbox.errors import RequestError
-from lightbox.files import write_json
-from lightbox.paper.pixel_rows import add_tags
+from lightbox.files import to_plain
+from lightbox.paper import pixel_vlm_parts
+from lightbox.paper.pixel_rows import add_tags, tag_ids
 from lightbox.paper.pixel_vlm import PixelVLM
-from lightbox.paper.tensor_sets import differing
-from lightbox.train.weights import read_tensors, write_tensors
+from lightbox.paper.pixel_vlm_parts import FACTS
 from medplib.assembly import FACTS as EXPERTS
 from medplib.assembly import load_experts, mixtures, save_experts
-from medplib.stages import own_name
 
-TENSORS, FACTS = "pixel_vlm.safetensors", "pixel_vlm.json"
-PARTS = r"(?:seg_projector|region_adapter|sam\.mask_decoder)\..+|vlm\..+\.mlp\.router\..+"
-
-
-def parts_of(model: PixelVLM) -> dict[str, Tensor]:
-    """The tensors that are saved, by their own names, as they lie in the model."""
-    return {
-        own_name(name): tensor for name, tensor in model.state_dict().items() if re.fullmatch(PARTS, own_name(name))
-    }
+ROUTERS = r"vlm\..+\.mlp\.router\..+"
+save_parts = partial(pixel_vlm_parts.save_parts, more=ROUTERS)
+load_parts = partial(pixel_vlm_parts.load_parts, more=ROUTERS)
 
 
-def save_parts(folder: Path, model: PixelVLM) -> Path:
-    """Write the parts of a model to a folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_tensors(folder / TENSORS, parts_of(model))
-    write_json(folder / FACTS, {"seg_state": model.seg_state, "segmenter": model.segmenter.digest})
-    return folder
-
-
-@torch.no_grad()
-def load_parts(folder: Path, model: PixelVLM) -> PixelVLM:
-    """Put saved parts into a model of the same backbone and segmenter, in place.
-
-    Raises:
-        RequestError: a folder without parts, another segmenter or way to read states, or tensors that are missing, too
-            many or of another shape.
-    """
-    if not (folder / FACTS).is_file():
-        raise RequestError(f"'{folder}'", f"There is no {FACTS} in it", "Name a folder of save_parts")
-    facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-    for what, own in (("seg_state", model.seg_state), ("segmenter", model.segmenter.digest)):
-        if facts[what] != own:
-            raise RequestError(
-                f"The parts of '{folder}' were trained with {what} {facts[what]}",
-                f"This model has {own}, which gives them other input",
-                "Make the model as it was in training",
-            )
-    saved, parts = read_tensors(folder / TENSORS), parts_of(model)
-    if odd := differing(saved, parts):
-        raise RequestError(
-            f"The parts of '{folder}': {odd}",
-            "They belong to another model: experts come before their routers, and widths must agree",
-            "Make the model as it was in training",
-        )
-    for name, tensor in parts.items():
-        tensor.copy_(saved[name])
-    return model
-
-
-def save_model(folder: Path, model: PixelVLM) -> Path:
+def save_model(folder: Path, model: PixelVLM, adapter: AdapterConfig | None = None) -> Path:
     """Write a whole model: a directory that any LLaVA loads, what is added to it, and experts where it has them.
 
-    Under experts that directory has the networks of the first of them, which `open_model` puts aside again.
+    Under experts that directory has the networks of the first of them, which `open_model` puts aside again. Of a model
+    with low-rank additions these are written in its place, and the base's name; `adapter` is then their settings.
     """
-    core = model.backbone.core
-    state = dict(core.state_dict())
-    for path, mixture in mixtures(core):
-        first = next(iter(mixture.experts))
-        own = {key.removeprefix(f"experts.{first}."): value for key, value in mixture.state_dict().items()}
-        state = {key: value for key, value in state.items() if not key.startswith(f"{path}.")}
-        state |= {f"{path}.{key}": value for key, value in own.items() if not key.startswith(("experts.", "router."))}
-    with quiet_loading():
-        core.save_pretrained(folder, state_dict=state)
-        model.backbone.processor.save_pretrained(folder)
+    backbone, core = model.backbone, model.backbone.core
+    if isinstance(backbone.model, PeftModel):
+        for _, mixture in mixtures(core):  # of the parts, and no part of an adapter, which refuses what it would lose
+            mixture.router.requires_grad_(False)
+        adapters.save(folder, backbone, adapter)
+    else:
+        state = dict(core.state_dict())
+        for path, mixture in mixtures(core):
+            first = next(iter(mixture.experts))
+            own = {key.removeprefix(f"experts.{first}."): value for key, value in mixture.state_dict().items()}
+            plain = {
+                f"{path}.{key}": value for key, value in own.items() if not key.startswith(("experts.", "router."))
+            }
+            state = {key: value for key, value in state.items() if not key.startswith(f"{path}.")} | plain
+        with quiet_loading():
+            core.save_pretrained(folder, state_dict=state)
+            backbone.processor.save_pretrained(folder)
     if any(True for _ in mixtures(core)):
         save_experts(folder, core)
     return save_parts(folder, model)
 
 
 def open_model(
-    folder: str | Path, segmenter: Segmenter, *, seg_state: str = "predict", revision: str = "", **settings: Any
+    folder: str | Path,
+    segmenter: Segmenter,
+    *,
+    seg_state: str = "predict",
+    revision: str = "",
+    adapter: AdapterConfig | None = None,
+    checkpoint_layers: bool = False,
+    **settings: Any,
 ) -> PixelVLM:
     """Open what `save_model` wrote, or a vision-language model, to which tags, projector and adapter are then new.
 
@@ -105,16 +74,34 @@ def open_model(
         segmenter: of the training.
         seg_state: see `PixelVLM`.
         revision: of a hub id.
+        adapter: of kind lora: how a model without low-rank additions is stored, and gets them.
+        checkpoint_layers: see `kbit.prepare`.
         settings: of `loading.load`: device, dtype, attention.
 
     Raises:
-        RequestError: what loading and `load_parts` refuse.
+        RequestError: what loading, `attach` and `load_parts` refuse, or other additions than `adapter` says.
     """
-    backbone = load(str(folder), revision, **settings)
+    adapter, place = adapter or AdapterConfig(), Path(folder)
+    is_saved = (place / MANIFEST).is_file()
+    if is_saved:
+        if (trained := read_adapter(place)["adapter"]) != to_plain(adapter):
+            raise RequestError(
+                f"The adapter of '{folder}' was trained with {trained} and adapter.* is {to_plain(adapter)}",
+                "A stage goes on with the additions of the one before it",
+                "Give every stage the same adapter.*",
+            )
+        backbone = adapters.load_base(place, **settings)
+    else:
+        backbone = load(str(folder), revision, quant=adapter.quant, **settings)
     add_tags(backbone)
-    if (Path(folder) / EXPERTS).is_file():
-        load_experts(Path(folder), backbone.core)
+    if (place / EXPERTS).is_file():
+        load_experts(place, backbone.core)  # before the additions, which are to theirs too
+    if is_saved:
+        backbone = adapters.load(place, backbone, is_trainable=True, checkpoint_layers=checkpoint_layers)
+    else:
+        tags = sorted(tag_ids(backbone).values())
+        backbone = attach(backbone, adapter, checkpoint_layers=checkpoint_layers, new_token_ids=tags)
     model = PixelVLM(backbone, segmenter, seg_state=seg_state)
-    if (Path(folder) / FACTS).is_file():
-        load_parts(Path(folder), model)
+    if (place / FACTS).is_file():
+        load_parts(place, model)
     return model

@@ -23,6 +23,8 @@ from medplib.routing import Routing
 Source = nn.Module | Mapping[str, Tensor]
 """A model as it was trained, adapters merged, or its tensors by name."""
 TENSORS, FACTS = "mixture.safetensors", "mixture.json"
+BELOW = ".base_layer."
+"""In the name of a frozen weight with low-rank additions beside it."""
 
 
 def add_experts(
@@ -31,16 +33,19 @@ def add_experts(
     *,
     layers: str,
     settings: MixtureSettings | None = None,
+    shares_weights: bool = False,
 ) -> nn.Module:
     """Put experts in the place of the feed-forward networks of a model, in place.
 
-    The experts are the sources' own networks, copied. One source under two names makes copies, as MoE-LLaVA.
+    The experts are the sources' own networks, copied. One source under two names makes copies, as MoE-LLaVA. Weights
+    under low-rank additions are the base's own, frozen, and shared: an expert then costs its additions alone.
 
     Args:
         model: whose attention, norms, tables and head stay; its own networks are dropped.
         sources: models of the same class by the name of their expert.
         layers: path of the list of layers, `family.layers[0]`; what is above it is the text model.
         settings: None is the defaults.
+        shares_weights: share all weights of the base, which are then to get additions; each source is the base.
 
     Raises:
         RequestError: a name that is no identifier, layers that are not there or have experts, weights of an expert that
@@ -55,7 +60,10 @@ def add_experts(
     paths = [f"{layers}.{number}.mlp" for number in range(len(stack))]
     for name, state in states.items():
         _check_shared(name, state, model.state_dict(), tuple(f"{path}." for path in paths))
-    experts = [experts_from(sources, path, layer.mlp) for path, layer in zip(paths, stack, strict=True)]
+    experts = [
+        experts_from(sources, path, layer.mlp, shares_weights=shares_weights)
+        for path, layer in zip(paths, stack, strict=True)
+    ]
     generator = torch.Generator().manual_seed(settings.seed)
     for number, (layer, own) in enumerate(zip(stack, experts, strict=True)):
         place = next(layer.mlp.parameters())
@@ -67,21 +75,25 @@ def add_experts(
     return model
 
 
-def experts_from(sources: Mapping[str, Source], path: str, like: nn.Module) -> dict[str, nn.Module]:
-    """The networks at one path of several models, copied.
+def experts_from(
+    sources: Mapping[str, Source], path: str, like: nn.Module, *, shares_weights: bool = False
+) -> dict[str, nn.Module]:
+    """The networks at one path of several models, copied, but for what is shared, see `add_experts`.
 
     Args:
         sources: by name of the expert.
         path: of the network in each of them.
         like: the base's own network, which says what an expert holds.
+        shares_weights: see `add_experts`.
 
     Raises:
-        RequestError: weights that are missing, too many or of another shape.
+        RequestError: weights that are missing, too many or of another shape, or others under additions.
     """
     experts = {}
     for name, source in sources.items():
         if isinstance(source, nn.Module):  # copied as it is stored, quantised or not
-            experts[name] = copy.deepcopy(source.get_submodule(path)) if _has(source, path) else nn.Module()
+            network = source.get_submodule(path) if _has(source, path) else nn.Module()
+            experts[name] = copy.deepcopy(network, _shared(name, network, like, has_all=shares_weights))
             state = experts[name].state_dict()
         else:
             state = {key.removeprefix(f"{path}."): value for key, value in source.items() if key.startswith(f"{path}.")}
@@ -119,25 +131,30 @@ def save_experts(folder: Path, model: nn.Module) -> Path:
     """Write experts and routers of a model to a folder: with the base's own files, all that it takes to make it again.
 
     What an adapter trains on top of them, routers included, is in the adapter's folder (`lightbox.adapters.artifact`).
+    Of experts that share the base's weights below their additions only names and settings are written.
 
     Raises:
-        RequestError: a model without experts, or with an adapter on them.
+        RequestError: a model without experts, or with additions on weights that they do not share.
     """
     parts = dict(mixtures(model))
     if not parts:
         raise RequestError("A model without experts", "There is nothing to save", "Call add_experts first")
     state = {f"{path}.{key}": value for path, part in parts.items() for key, value in part.state_dict().items()}
-    if wrapped := [key for key in state if ".base_layer." in key or ".modules_to_save." in key]:
+    wrapped = [key for key in state if BELOW in key or ".modules_to_save." in key]
+    first = next(iter(parts.values()))
+    below = [id(p) for name, p in first.experts.named_parameters(remove_duplicate=False) if BELOW in name]
+    is_adapted = len(below) == len(first.experts) * len({*below}) > 0
+    if wrapped and not is_adapted:
         raise RequestError(
-            f"The experts hold an adapter, at {wrapped[0]}",
+            f"The experts hold an adapter, at {wrapped[0]}, on weights of their own",
             "Saved with it they would no longer be experts of the base",
             "Save experts before adapters are added, and the adapter with artifact.save",
         )
-    first = next(iter(parts.values()))
     folder.mkdir(parents=True, exist_ok=True)
-    write_tensors(folder / TENSORS, state)
+    if not is_adapted:
+        write_tensors(folder / TENSORS, state)
     layers = next(iter(parts)).rpartition(".mlp")[0].rpartition(".")[0]
-    facts = {"experts": first.routing.names, "layers": layers}
+    facts = {"experts": first.routing.names, "layers": layers, "is_adapted": is_adapted}
     write_json(folder / FACTS, facts | {"settings": vars(first.settings)})
     return folder
 
@@ -152,15 +169,19 @@ def load_experts(folder: Path, model: nn.Module) -> nn.Module:
         raise RequestError(
             f"'{folder}'", f"There is no {FACTS}, so it holds no experts", "Name a folder of save_experts"
         )
-    facts, saved = json.loads((folder / FACTS).read_text(encoding="utf-8")), read_tensors(folder / TENSORS)
+    facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+    layers, settings = facts["layers"], MixtureSettings(**facts["settings"])
+    if facts["is_adapted"]:
+        own = dict.fromkeys(facts["experts"], model)
+        return add_experts(model, own, layers=layers, settings=settings, shares_weights=True)
+    saved = read_tensors(folder / TENSORS)
     sources: dict[str, Source] = {
         name: {
             key.replace(f".experts.{name}.", "."): value for key, value in saved.items() if f".experts.{name}." in key
         }
         for name in facts["experts"]
     }
-    settings = MixtureSettings(**facts["settings"])
-    add_experts(model, sources, layers=facts["layers"], settings=settings)
+    add_experts(model, sources, layers=layers, settings=settings)
     for path, part in mixtures(model):
         own = f"{path}.router."
         router = {key.removeprefix(own): value for key, value in saved.items() if key.startswith(own)}
@@ -200,6 +221,23 @@ def _layers_of(model: nn.Module, layers: str) -> Sequence[Any]:
     if any(isinstance(layer.mlp, Mixture) for layer in stack):
         raise RequestError("A model with experts", "Its layers have them already", "Begin with the plain model")
     return stack
+
+
+def _shared(name: str, network: nn.Module, like: nn.Module, *, has_all: bool) -> dict[int, Any]:
+    """What a copy of a source's network shares with the base's own: weights by the ids of the source's.
+
+    Raises:
+        RequestError: weights below additions that the base does not have, which these additions were not trained on.
+    """
+    own = dict(like.named_parameters())
+    pairs = {key: value for key, value in network.named_parameters() if has_all or BELOW in key}
+    if odd := [key for key, value in pairs.items() if key not in own or not torch.equal(value, own[key])]:
+        raise RequestError(
+            f"The source of expert '{name}' has its additions on other weights than the base, at {odd[0]}",
+            "The same additions on other weights are another network",
+            "Train both stages on one base, stored alike",
+        )
+    return {id(value): own[key] for key, value in pairs.items()}
 
 
 def _has(model: nn.Module, path: str) -> bool:

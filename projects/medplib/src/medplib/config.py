@@ -159,11 +159,11 @@ class Config(PaperConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.adapter.kind != "none":
+        if self.adapter.kind != "none" and self.adapter.projector != "full":
             raise RequestError(
-                f"adapter.kind is {self.adapter.kind}",
-                "Experts are whole networks here, and adapters of one stage are not merged before the next",
-                "Leave adapter.kind=none",
+                f"adapter.kind is {self.adapter.kind} and adapter.projector is {self.adapter.projector}",
+                "Stages 1 and 2 train the projector whole, and each stage has the tensors of the one before",
+                "Set adapter.projector=full",
             )
         real_masks.check_source(self, asks_more=self.objective.method in ASK_MORE, is_unseen=self.eval.unseen)
 
@@ -190,7 +190,7 @@ def inputs(cfg: Config) -> dict[str, str]:
 
 
 def check(cfg: Config, base: Pretrained) -> None:
-    """Refuse families without known patches, and parts that are not there.
+    """Refuse families without known patches, parts that are not there, and networks that additions do not make.
 
     Raises:
         RequestError: naming the setting.
@@ -200,6 +200,14 @@ def check(cfg: Config, base: Pretrained) -> None:
             f"model.backbone is '{cfg.model.backbone}', of family {base.family.name}",
             "It is not known which of its patches shows which part of a picture",
             f"Use one of the families {', '.join(FAMILIES)}",
+        )
+    if cfg.adapter.kind != "none" and (cfg.objective.networks in ("average", WIDE) or cfg.model.start_tower):
+        raise RequestError(
+            f"adapter.kind is {cfg.adapter.kind}, objective.networks is {cfg.objective.networks} and model.start_tower "
+            f"'{cfg.model.start_tower}'",
+            "Additions need a base in a folder that stays; their mean has another rank, and a frozen network gets no "
+            "hidden units",
+            "Leave model.start_tower out and choose an experiment of another network, or set adapter.kind=none",
         )
     weights.locate(cfg.model.segmenter, revision=cfg.model.segmenter_revision, key="model.segmenter")
     if cfg.model.start_tower:

@@ -7,11 +7,12 @@ import torch
 
 from lightbox.eval.routing_table import EVERY
 from lightbox.paper.counted_flops import counted_flops
+from lightbox.paper.padded_experts import padded_rows
 from lightbox.paper.pixel_items import PixelItem
 from lightbox.paper.pixel_vlm import PixelVLM
 from medplib.assembly import add_experts, mixtures
 from medplib.experts import MixtureSettings
-from medplib.routing import counted, padded_rows
+from medplib.routing import counted
 
 OFFICIAL = {"rows_official_train": 1.5, "rows_official_eval": 2.0}
 """Capacity factors of the released scripts: every expert computes so many rows, filled with zeros."""

@@ -92,16 +92,3 @@ def target_of(asked: Asked) -> str:
         return asked.answer
     said = SEG if asked.task == MASK and asked.answer == PRESENT else f"is {asked.answer}"
     return f"the {asked.name} {said} ."
-
-
-def shuffled_rows(split: Split[Asked], *, seed: int) -> list[int]:
-    """For each sample an image of its modality, so that regions fit, of another patient; its own if there is none."""
-    record_of = {sample.image: sample.record for sample in split.samples}
-    other: dict[int, int] = {}
-    for modality in dict.fromkeys(own.modality for own in record_of.values()):
-        rows = [row for row, own in record_of.items() if own.modality == modality]
-        order = np.random.default_rng([seed, 4, 0]).permutation(rows).tolist()
-        for place, row in enumerate(order):
-            patient, later = record_of[row].patient_id, order[place + 1 :] + order[:place]
-            other[row] = next((k for k in later if not patient or record_of[k].patient_id != patient), row)
-    return [other[sample.image] for sample in split.samples]

@@ -12,17 +12,17 @@ import pyarrow as pa
 
 from lightbox.paper import baselines, examples, predictions, real_masks
 from lightbox.paper.conditions import BLANK, IMAGE, SHUFFLED
-from lightbox.paper.drawn_regions import MASK, OWN, REGION, Asked
+from lightbox.paper.drawn_regions import MASK, OWN, REGION, Asked, shuffled_rows
 from lightbox.paper.mask_items import MaskItem, mask_requests
 from lightbox.paper.mask_rivals import drawer, mean_by_modality
-from lightbox.paper.mask_scores import chosen_threshold
+from lightbox.paper.mask_scores import Outlines, chosen_threshold
 from lightbox.paper.pixel_items import SEG
 from lightbox.paper.samples import Split
 from lightbox.paper.unseen_masks import unseen_splits
 from lightbox.phantom.region_prompts import text_key
 from lightbox.runs import folders
 from medplib.config import BASELINES, Config
-from medplib.data import LEARNT, SCORED, item_of, load_splits, shuffled_rows, target_of
+from medplib.data import LEARNT, SCORED, item_of, load_splits, target_of
 from medplib.scores import METRICS, ScoreRow, score
 
 if TYPE_CHECKING:  # they import torch, and baselines are scored without
@@ -37,7 +37,13 @@ Routed = Callable[[str], AbstractContextManager[object]]
 
 
 def evaluate(
-    cfg: Config, model: "PixelVLM", split: Split[Asked], *, folder: Path, routed: Routed = nullcontext
+    cfg: Config,
+    model: "PixelVLM",
+    split: Split[Asked],
+    *,
+    folder: Path,
+    routed: Routed = nullcontext,
+    outlines: Outlines | None = None,
 ) -> pa.Table:
     """Answer, draw and score under every condition; write scores.parquet, predictions.jsonl and examples.
 
@@ -47,6 +53,7 @@ def evaluate(
         split: questions with their regions and true masks.
         folder: where the files go.
         routed: see `Routed`.
+        outlines: see `score_drawn`; of masks under the own picture.
 
     Returns:
         The table of scores, sorted.
@@ -66,7 +73,7 @@ def evaluate(
     for condition, (own, region, images) in asked.items():
         answers = answer_all(cfg, model, own, images=images, region=region, routed=routed)
         for sample, (text, logits) in zip(own.samples, answers, strict=True):
-            row = score(sample, condition, text, logits, threshold)
+            row = score(sample, condition, text, logits, threshold, outlines if condition == IMAGE else None)
             rows.append(row | {"own": row["score"] if sample.record.task in learnt else None})
             written.append(predictions.Written(sample, condition, text))
         if condition == IMAGE:
@@ -123,14 +130,18 @@ def unseen(cfg: Config) -> dict[str, Split[Asked]]:
 
 
 def drawn_rows(
-    cfg: Config, scored: Split[Asked], draw: Callable[[Sequence[MaskItem]], Sequence[np.ndarray]]
+    cfg: Config,
+    scored: Split[Asked],
+    draw: Callable[[Sequence[MaskItem]], Sequence[np.ndarray]],
+    outlines: Outlines | None = None,
 ) -> list[ScoreRow]:
     """Rows of an arm that draws masks and says nothing: of requests for masks alone; `draw` gives their logits."""
     rows = []
     for condition, split in ({IMAGE: scored} | unseen(cfg)).items():
         pairs = list(mask_requests(split))
         drawn = draw([item for _, item in pairs])
-        rows += [score(sample, condition, SEG, [own]) for (sample, _), own in zip(pairs, drawn, strict=True)]
+        for (sample, _), own in zip(pairs, drawn, strict=True):
+            rows.append(score(sample, condition, SEG, [own], None, outlines if condition == IMAGE else None))
     return [row | {"own": row["score"]} for row in rows]
 
 

@@ -5,17 +5,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lightbox.backbones.segmenter import load_segmenter
-from lightbox.errors import RequestError
 from lightbox.paper.drawn_regions import MASK
 from lightbox.paper.pixel_items import PixelItem
 from lightbox.paper.pixel_vlm import PixelVLM
+from lightbox.paper.pixel_vlm_parts import FACTS, weights_of
 from lightbox.paper.pretrained import Pretrained
 from lightbox.paper.wider_networks import widen_networks
 from lightbox.pretrain.modality_llava import write_start
-from lightbox.runs import folders
 from lightbox.train.precision import make_accelerator, plain_device
 from lightbox.train.seeds import seed_everything
-from medplib.artifact import FACTS, load_parts, open_model
+from medplib.artifact import load_parts, open_model
 from medplib.assembly import add_experts, average_experts, mixtures
 from medplib.config import ALIGN, COST, GROUNDING, JOINT, VL, WIDE, Config
 from medplib.experts import MixtureSettings
@@ -42,8 +41,9 @@ def open_arm(cfg: Config, base: Pretrained, needs: Mapping[str, Path], shown: Se
     Raises:
         RequestError: where an earlier stage is not named or kept no weights.
     """
-    if (Path(base.name) / FACTS).is_file():
-        return _opened(cfg, base.name)
+    saved = base.adapter or Path(base.name)
+    if (saved / FACTS).is_file():
+        return _opened(cfg, str(saved))
     # a real set has masks alone, so stage 3 goes on from where it learnt to draw what it is asked for
     before = BEFORE.get(cfg.objective.method, (VL, GROUNDING)) if cfg.data.is_phantom else (GROUNDING,)
     places = {arm: weights_of(arm, needs) for arm in before}
@@ -58,22 +58,6 @@ def open_arm(cfg: Config, base: Pretrained, needs: Mapping[str, Path], shown: Se
     if shown and any(True for _ in mixtures(model.backbone.core)):
         centre_routers(model, lambda: model.eval()(model.prepare(shown).to(model.backbone.device)))
     return model
-
-
-def weights_of(arm: str, needs: Mapping[str, Path]) -> Path:
-    """Folder of the weights that an earlier arm left.
-
-    Raises:
-        RequestError: where its folder is not named, or holds no weights.
-    """
-    folder = needs.get(arm)
-    if folder is None or not (folder / folders.MODEL / FACTS).is_file():
-        raise RequestError(
-            f"Arm '{arm}' is needed and its folder is '{folder or 'not given'}'",
-            "Each stage begins from the weights that an earlier one left",
-            f"Run experiment={arm} first and name its folder as needs=[FOLDER]",
-        )
-    return folder / folders.MODEL
 
 
 def settings_of(cfg: Config) -> MixtureSettings:
@@ -119,5 +103,7 @@ def _opened(cfg: Config, name: str) -> PixelVLM:
         dtype=own.dtype,
         device=str(device),
         attention=own.attention,
+        adapter=cfg.adapter,
+        checkpoint_layers=cfg.train.checkpoint_layers,
     )
     return model.to(device)

@@ -1,10 +1,8 @@
 """What the mixtures of one model share while it runs: a forced choice, a loss of balance, a table of who went where.
 
-Each is a context: outside it nothing is forced and nothing is recorded. What the official settings cost, where every
-expert is padded to one capacity, is counted by `padded_rows`.
+Each is a context: outside it nothing is forced and nothing is recorded.
 """
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -167,26 +165,3 @@ def _set(routing: Routing, **values: Any) -> Iterator[None]:
         yield
     finally:
         vars(routing).update(before)
-
-
-@dataclass(frozen=True)
-class PaddedRows:
-    """Rows that enter experts of one capacity, and choices without a place, whose expert's output is lost."""
-
-    entering: int
-    dropped: int
-
-
-def padded_rows(counts: Sequence[int], *, factor: float) -> PaddedRows:
-    """What experts cost that are padded to one capacity, ceil(factor * tokens / experts) rows each (DeepSpeed 0.13.1).
-
-    Args:
-        counts: tokens that prefer each expert, padding of the batch included, as the official code routes it.
-        factor: 1.5 in its training, 2.0 in its evaluation.
-
-    Example:
-        >>> padded_rows([700, 0], factor=1.5)
-        PaddedRows(entering=1050, dropped=175)
-    """
-    capacity = math.ceil(factor * sum(counts) / len(counts))
-    return PaddedRows(capacity * len(counts), sum(max(0, n - capacity) for n in counts))

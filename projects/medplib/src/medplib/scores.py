@@ -6,7 +6,7 @@ import numpy as np
 
 from lightbox.eval.answers import words_of
 from lightbox.paper.drawn_regions import MASK, PRESENCE, Asked
-from lightbox.paper.mask_scores import score_drawn
+from lightbox.paper.mask_scores import Outlines, score_drawn
 from lightbox.paper.pixel_items import SEG
 from lightbox.paper.samples import Sample
 from medplib.data import target_of
@@ -29,6 +29,8 @@ METRICS = (
     "dice_chosen",  # at the one that is best on validation, of what is there; null where none was chosen
     "dice_oblong",  # at 0.5, of what is there in pictures that are not square
     "dice_official",  # the same, on the official code's way back to the picture
+    "hd95",  # of masks at 0.5 under the own picture: 95th percentile of the distances of their outlines, pixels
+    "assd",  # the same, mean distance over both outlines; null where one of the two masks is empty
     "emitted",  # 1 where a mask was said to be there
     "false_mask",  # of what is absent: 1 where any pixel is drawn
     "rows",  # of cost: rows that enter experts, by tokens
@@ -42,7 +44,12 @@ ScoreRow = dict[str, str | float | None]
 
 
 def score(
-    sample: Sample[Asked], condition: str, text: str, logits: Sequence[np.ndarray] = (), threshold: float | None = None
+    sample: Sample[Asked],
+    condition: str,
+    text: str,
+    logits: Sequence[np.ndarray] = (),
+    threshold: float | None = None,
+    outlines: Outlines | None = None,
 ) -> ScoreRow:
     """One row of the table.
 
@@ -52,12 +59,13 @@ def score(
         text: what was generated.
         logits: h w of each mask that the text speaks of; drawn are pixels in any of them.
         threshold: that was chosen on validation; None where none was.
+        outlines: see `score_drawn`.
     """
     asked = sample.record
     row = blank(sample.id, condition, asked.kind)
     if asked.task == MASK:
         assert asked.mask is not None
-        drawn = score_drawn(logits, asked.mask, threshold)
+        drawn = score_drawn(logits, asked.mask, threshold, outlines)
         return row | drawn | {"score": drawn["dice"], "emitted": float(SEG in text)}
     correct = float(words_of(text) == words_of(target_of(asked)))
     row |= {"score": correct, "correct": correct}

@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
-from lightbox.adapters.plain import plain_name
 from lightbox.backbones.families import Family
 from lightbox.config import check_choice
 from lightbox.errors import RequestError
 from lightbox.paper import trained_tensors
+from lightbox.paper.pixel_vlm_parts import own_name
 from medplib.experts import Mixture
 
 STAGES = {
@@ -47,11 +47,6 @@ def group_patterns(family: Family) -> dict[str, str]:
         # what makes three masks, and an estimate of their overlap, has no part in the loss of one mask
         "mask_decoder": r"sam\.mask_decoder\.(?!iou_prediction_head|output_hypernetworks_mlps\.[1-9]).+",
     }
-
-
-def own_name(name: str) -> str:
-    """A tensor's name in a `PixelVLM`, whatever peft wrapped around its module."""
-    return f"vlm.{plain_name(name.removeprefix('vlm.'))}" if name.startswith("vlm.") else name
 
 
 def train_stage(model: nn.Module, stage: str, family: Family, *, but_not: Sequence[str] = ()) -> dict[str, list[str]]:

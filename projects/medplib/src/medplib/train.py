@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lightbox.eval.mask_boundaries import score_boundaries
 from lightbox.paper import mask_arms
 from lightbox.paper.conditions import IMAGE
 from lightbox.paper.drawn_regions import REGION, Asked
@@ -30,7 +31,7 @@ from medplib.data import item_of, learnt_by, load_splits
 from medplib.model import expert_of, open_arm, settings_of
 from medplib.objective import STAGE_WEIGHTS, LossWeights, pixel_loss
 from medplib.routing import routed_to, routing_facts
-from medplib.stages import fingerprints, train_stage
+from medplib.stages import STAGES, fingerprints, train_stage
 
 LEAVE_WEIGHTS = (ALIGN, VL, GROUNDING)
 """Arms whose weights others begin from, so that they are kept whoever asks."""
@@ -76,7 +77,7 @@ def run(
     if cfg.objective.method in (SPECIALIST, BOXED):
         if processes.is_main():
             draw = mask_arms.drawer(cfg, train, folder, segmenter=(cfg.model.segmenter, cfg.model.segmenter_revision))
-            folders.write_scores(folder, evaluate.drawn_rows(cfg, scored, draw), scores.METRICS)
+            folders.write_scores(folder, evaluate.drawn_rows(cfg, scored, draw, score_boundaries), scores.METRICS)
             folders.add_to_card(folder, evaluate.beside_score(cfg, train, scored))
         return
     learnt = learnt_by(cfg, train)
@@ -96,7 +97,7 @@ def run(
         row = scores.blank("all", IMAGE, COST) | measure_cost(model, items[:COSTED], settings_of(cfg))
         folders.write_scores(folder, [row], scores.METRICS)
     else:
-        evaluate.evaluate(cfg, model, scored, folder=folder, routed=routed_by(cfg, model))
+        evaluate.evaluate(cfg, model, scored, folder=folder, routed=routed_by(cfg, model), outlines=score_boundaries)
         if any(True for _ in mixtures(model.backbone.core)) and not is_oracle(cfg):
             some = scored.samples[:: -(-len(scored.samples) // ROUTED)]
             items, tasks = [item_of(sample, scored, is_answered=True) for sample in some], [s.record.task for s in some]
@@ -104,7 +105,7 @@ def run(
                 folder, {"routing": routing_facts(model, items, tasks, batch_size=cfg.optim.batch_size)}
             )
     if is_trained and (keeps_model or cfg.objective.method in LEAVE_WEIGHTS):
-        save_model(folder / folders.MODEL, model)
+        save_model(folder / folders.MODEL, model, cfg.adapter)
     folders.add_to_card(folder, evaluate.beside_score(cfg, train, scored))
     folders.drop_checkpoints(folder)
 
@@ -122,6 +123,8 @@ def learn(
     own = cfg.objective
     has_routers = own.networks in ("two", "copied") and own.router == "learned"
     but_not = ("router",) if own.method == MIXTURE and not has_routers else ()
+    if cfg.adapter.kind != "none" and "norms" in STAGES[own.method]:
+        but_not += ("norms",)  # of the frozen base, in 16 bit
     groups = train_stage(model, own.method, model.backbone.family, but_not=but_not)
     before = fingerprints(model)
 

@@ -12,7 +12,7 @@ def score_boundaries(
     drawn: Bool[np.ndarray, "_ _"] | None,
     true: Bool[np.ndarray, "_ _"],
     *,
-    tolerance: float,
+    tolerance: float = 1.0,
     spacing: tuple[float, float] = (1.0, 1.0),
 ) -> dict[str, float | None]:
     """Distances between the outlines of one item's masks.

@@ -1,4 +1,4 @@
-"""What the masks of one answer are worth: at three thresholds, and on two ways back from the grid. No torch."""
+"""What the masks of one answer are worth: at three thresholds, on two ways back from the grid. No torch."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -13,11 +13,17 @@ PAPER_THRESHOLD = 0.1
 """At which MedPLIB's official code cuts masks, in training, evaluation and demo."""
 SURE = 9.0
 """Logit of a pixel that is drawn without a model, and below 0 of one that is not: on either side of both thresholds."""
+DISTANCES = ("hd95", "assd")
+Outlines = Callable[[np.ndarray | None, np.ndarray], Scores]
+"""Such as `lightbox.eval.mask_boundaries.score_boundaries`, which needs torch."""
 SHOWN = ("dice", "dice_present", "iou_present", "false_mask")
 
 
 def score_drawn(
-    logits: Sequence[Float[np.ndarray, "_ _"]], true: Bool[np.ndarray, "_ _"], threshold: float | None = None
+    logits: Sequence[Float[np.ndarray, "_ _"]],
+    true: Bool[np.ndarray, "_ _"],
+    threshold: float | None = None,
+    outlines: Outlines | None = None,
 ) -> Scores:
     """Score the masks that an answer speaks of as one: a pixel is drawn that is in any of them.
 
@@ -25,14 +31,17 @@ def score_drawn(
         logits: of each mask, at the pixels of the image; none where the answer speaks of none.
         true: empty where what was asked for is absent.
         threshold: that was chosen on other items; None where none was.
+        outlines: scores outlines of the drawn and the true mask, in pixels; None where nobody asks.
 
     Returns:
         dice, dice_present, iou_present, false_mask: of `lightbox.eval.masks.score_mask`, cut at 0.5.
         dice_paper, dice_chosen: dice_present, cut at `PAPER_THRESHOLD` and at `threshold`, without which it is None.
         dice_oblong, dice_official: dice_present of images that are not square, the second on the official code's way
             back to the image (`image_frames.official_reading`); None for square images, where both ways are one.
+        hd95, assd: of `lightbox.eval.mask_boundaries.score_boundaries` in pixels, cut at 0.5; None without `outlines`.
     """
-    own = score_mask(_union(logits, drawn_at), true)
+    drawn = _union(logits, drawn_at)
+    own = score_mask(drawn, true)
     by_cut: Scores = {"dice_paper": PAPER_THRESHOLD, "dice_chosen": threshold}
     for name, cut in by_cut.items():
         if cut is not None:
@@ -40,7 +49,8 @@ def score_drawn(
     is_square = true.shape[0] == true.shape[1]
     official = None if is_square else score_mask(_union(logits, _official), true)["dice_present"]
     ways = {"dice_oblong": None if is_square else own["dice_present"], "dice_official": official}
-    return {**{name: own[name] for name in SHOWN}, **by_cut, **ways}
+    apart = {} if outlines is None else outlines(drawn, true)
+    return {**{name: own[name] for name in SHOWN}, **by_cut, **ways, **{name: apart.get(name) for name in DISTANCES}}
 
 
 def chosen_threshold(

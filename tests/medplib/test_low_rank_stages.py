@@ -1,0 +1,115 @@
+"""The four stages on a frozen base with low-rank additions: what trains, what an expert is, what is read again."""
+
+from functools import partial
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from lightbox.backbones.segmenter import load_segmenter
+from lightbox.config import AdapterConfig
+from lightbox.errors import RequestError
+from lightbox.paper.pretrained import find_pretrained
+from lightbox.runs.folders import MODEL, read_card
+from medplib.artifact import open_model
+from medplib.assembly import mixtures
+from medplib.claims import PAPER
+from medplib.cli import ENTRIES
+from medplib.config import resolve
+from medplib.model import open_arm
+from medplib.routing import routed_to
+
+run_once = partial(ENTRIES.run_once, is_indexed=False)
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", params=["none", "nf4"])
+def sizes(request, folders):
+    parts = [f"model.backbone={folders / 'llava-1.5'}", f"model.segmenter={folders / 'sam'}", "model.start_tower=''"]
+    additions = ["adapter.kind=lora", f"adapter.quant={request.param}", "adapter.r=4", "adapter.projector=full"]
+    return ["preset=smoke", *parts, *additions, "eval.answer_tokens=4"]
+
+
+@pytest.fixture(scope="module")
+def trained(sizes, tmp_path_factory):
+    """A finished run of an arm by its name, after those that it needs."""
+    done = {}
+
+    def run(arm):
+        if arm not in done:
+            needs = [run(need) for need in PAPER.arms[arm].needs]
+            named = [f"needs=[{','.join(map(str, needs))}]"] if needs else []
+            out = tmp_path_factory.mktemp(arm)
+            done[arm] = run_once([*sizes, f"run.out={out}", f"experiment={arm}", *named], "train")
+        return done[arm]
+
+    return run
+
+
+def weights_of_run(folder):
+    return load_file(folder / MODEL / "adapter_model.safetensors") | load_file(folder / MODEL / "pixel_vlm.safetensors")
+
+
+def moved(before, after):
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+def test_each_stage_changes_additions_of_its_own_and_never_the_base(trained):
+    align, vl, grounding = (weights_of_run(trained(arm)) for arm in ("align", "vl", "grounding"))
+    by_vl, by_grounding = moved(align, vl), moved(vl, grounding)
+    assert {part for part in ("self_attn", ".mlp.", "projector", "tokens_delta") if any(part in n for n in by_vl)} == {
+        "self_attn",
+        ".mlp.",
+        "projector",
+        "tokens_delta",
+    }
+    assert all("lora_" in name or "projector" in name or "delta" in name or "adapter" in name for name in by_vl)
+    assert {name.split(".")[0] for name in by_grounding if ".mlp." not in name} == {"seg_projector", "sam"}
+    assert read_card(trained("vl"))["learns"].keys() == {
+        *("projector", "tables", "attention", "networks", "region_adapter")
+    }
+
+
+def test_experts_share_the_base_and_each_is_the_model_that_it_came_from(sizes, trained, items):
+    cfg = resolve([*sizes, "experiment=mixture"])
+    needs = {need: trained(need) for need in PAPER.arms["mixture"].needs}
+    model = open_arm(cfg, find_pretrained(cfg.model.backbone), needs).eval()
+    for _, mixture in mixtures(model.backbone.core):
+        vl, grounding = (mixture.experts[name].gate_proj for name in ("vl", "grounding"))
+        assert vl.base_layer.weight is grounding.base_layer.weight
+        assert not torch.equal(vl.lora_B["default"].weight, grounding.lora_B["default"].weight)
+    for name, folder in needs.items():
+        alone = open_model(folder / MODEL, model.segmenter, adapter=cfg.adapter, dtype=cfg.model.dtype).eval()
+        with torch.no_grad(), routed_to(model.vlm, name):
+            torch.testing.assert_close(logits_of(model, items), logits_of(alone, items), atol=1e-5, rtol=1e-5)
+
+
+def logits_of(model, items):
+    return model.backbone.supervised_logits(model._seen(model.prepare(items))[0])[0]
+
+
+def test_a_trained_mixture_is_read_again_with_its_experts_and_routers(sizes, trained, items, tmp_path):
+    folder = trained("mixture")
+    pretrained = find_pretrained(str(folder / MODEL))
+    cfg = resolve([*sizes, "experiment=mixture"])
+    again = open_arm(cfg, pretrained, {}).eval()
+    saved = weights_of_run(folder)
+    assert any(".experts.grounding.gate_proj.lora_A" in name for name in saved)
+    assert any(".router.rows.grounding" in name for name in saved)
+    before = open_arm(cfg, find_pretrained(cfg.model.backbone), {n: trained(n) for n in PAPER.arms["mixture"].needs})
+    own, started = again.state_dict(), before.state_dict()
+    changed = {name for name in own if not torch.equal(own[name], started[name])}
+    assert any(".router." in name for name in changed)
+    assert any(".experts.vl." in name for name in changed)
+    assert not any(".base_layer." in name for name in changed)
+    path = tmp_path / "seen.png"
+    Image.fromarray(items[0].pixels).save(path)
+    said = ENTRIES.predict(image=path, question="segment the liver .", run=folder)
+    assert isinstance(said["answer"], str)
+
+
+def test_other_additions_than_those_of_the_stage_before_are_refused(folders, trained):
+    segmenter = load_segmenter(str(folders / "sam"))
+    with pytest.raises(RequestError, match=r"was trained with .*'r': 4.* and adapter\.\* is .*'r': 8"):
+        open_model(trained("align") / MODEL, segmenter, adapter=AdapterConfig(kind="lora", r=8, projector="full"))
