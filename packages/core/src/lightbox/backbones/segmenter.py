@@ -1,8 +1,8 @@
 """SAM in two calls: images are embedded once, masks are decoded for any number of prompts.
 
 A prompt says what to cut out: points, a box, a coarse mask, or embeddings that a caller made itself, such as a language
-model's state. Places are fractions of the image, as everywhere. SAM-HQ, SAM 2 and the adapters of SAM-Med2D are other
-layouts and are not read.
+model's state. Places are fractions of the image, as everywhere. SAM-Med2D is read as `lightbox data convert` writes it;
+SAM-HQ and SAM 2 are other layouts and are not read.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,6 +18,7 @@ from transformers import PreTrainedConfig, SamModel
 from lightbox.backbones import weights
 from lightbox.backbones.conversation import check_image, in_colour
 from lightbox.backbones.matching import check_tensors
+from lightbox.backbones.sam_adapters import AdaptedSamConfig, AdaptedSamModel
 from lightbox.backbones.seq2seq import quiet_loading
 from lightbox.backbones.towers import image_processor
 from lightbox.errors import RequestError
@@ -25,6 +26,7 @@ from lightbox.records import Box, check_box
 
 KEY = "model.segmenter"
 """Config key that gives the name, for messages."""
+CLASSES: dict[str, type[SamModel]] = {"sam": SamModel, AdaptedSamConfig.model_type: AdaptedSamModel}
 
 
 @dataclass(frozen=True)
@@ -198,11 +200,12 @@ def load_segmenter(name: str, revision: str = "") -> Segmenter:
     shared: dict[str, Any] = {"trust_remote_code": False, "revision": place.revision or "main"}
     model_type = PreTrainedConfig.get_config_dict(place.source, **shared)[0].get("model_type")
     request = f"{KEY} is '{name}', a {model_type or 'model without model_type'}"
-    if model_type != "sam":
-        raise RequestError(request, "The segmenters known here are sam", "Use a SAM in the layout of transformers")
+    if model_type not in CLASSES:
+        why = f"The segmenters known here are {', '.join(CLASSES)}"
+        raise RequestError(request, why, "Use a SAM in the layout of transformers")
     processor = image_processor(place, request)
     with quiet_loading():
-        loaded: Any = SamModel.from_pretrained(
+        loaded: Any = CLASSES[model_type].from_pretrained(
             place.source,
             use_safetensors=True,
             dtype="float32",
@@ -211,7 +214,7 @@ def load_segmenter(name: str, revision: str = "") -> Segmenter:
             **shared,
         )
     model, loading_info = loaded
-    check_tensors(loading_info, "SamModel", request, may_hold_more=True)
+    check_tensors(loading_info, CLASSES[model_type].__name__, request, may_hold_more=True)
     model.shared_image_embedding.requires_grad_(False)  # constants, which only transformers holds as a parameter
     return Segmenter(model.eval(), processor, weights.digest_of(name, revision=revision, key=KEY))
 

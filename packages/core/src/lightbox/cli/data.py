@@ -167,13 +167,23 @@ def convert(
     tower: Annotated[
         Path | None, typer.Option(help="Folder of the CLIP tower, where a LLaVA folder does not hold it.")
     ] = None,
+    image_px: Annotated[
+        int | None, typer.Option(help="Of a SAM: side of the square it sees, if another than it was trained with.")
+    ] = None,
 ) -> None:
-    """Turn a `.pth` into safetensors, tensors only; or a LLaVA of its authors' layout into transformers' own."""
+    """Turn a `.pth` into safetensors, tensors only; or a SAM, SAM-Med2D or LLaVA of its authors into a folder."""
     if source.is_dir():
         from lightbox.backbones.convert_llava import convert_llava
 
         made = convert_llava(source, dest, tower=tower)
         _say(Console(), f"{made.tensors} tensors, {made.parameters} numbers, in {made.files} files in {dest}")
+        return
+    if not dest.suffix:
+        from lightbox.backbones.convert_sam import convert_sam
+
+        sam = convert_sam(source, dest, image_px=image_px)
+        kind = f"a SAM of {sam.image_px} px{' with adapters' if sam.has_adapters else ''}"
+        _say(Console(), f"{sam.tensors} tensors, {sam.parameters} numbers, {kind}, in {dest}")
         return
     from lightbox.readers.convert import convert as turn
 

@@ -32,6 +32,9 @@ from lightbox.paper.pixel_prompts import pool
 from lightbox.paper.pixel_rows import PixelBatch
 from lightbox.paper.seg_states import STATES, SegStates, seg_states
 
+SEG_NORM = "seg_projector_norm"
+"""Field of a backbone's config.json: false where its projector of `<SEG>` ends without a norm."""
+
 
 @dataclass(frozen=True)
 class PixelOutput:
@@ -103,10 +106,10 @@ class PixelVLM(nn.Module):
         width, prompt = config.get_text_config().hidden_size, sam.mask_decoder_config.hidden_size
         layers = getattr(config, "vision_feature_layer", 0)
         seen = config.vision_config.hidden_size * (len(layers) if isinstance(layers, list | tuple) else 1)
-        # normed at the end: a tiny decoder reads prompts of the size that its own encoder makes, and no others
-        self.seg_projector = nn.Sequential(
-            nn.Linear(width, width), nn.ReLU(), nn.Linear(width, prompt), nn.LayerNorm(prompt)
-        )
+        # normed at the end: a tiny decoder reads prompts of the size that its own encoder makes, and no others; weights
+        # that were trained without say so in their config
+        norm = [nn.LayerNorm(prompt)] if getattr(config, SEG_NORM, True) else []
+        self.seg_projector = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, prompt), *norm)
         self.region_adapter = nn.Linear(seen, width)
 
     def prepare(self, items: Sequence[PixelItem], *, max_tokens: int = UNLIMITED, padding: str = "right") -> PixelBatch:

@@ -5,7 +5,7 @@ This is the only place in Lightbox that opens a pickle. Torch is imported inside
 
 import json
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,17 @@ class Conversion:
     torch: str
 
 
+class _Ignored:
+    """Stands for an object of a class that is not loaded, and drops what the file says of it."""
+
+    def __new__(cls, *args: object) -> Any:
+        # torch fills only what is a plain dictionary; a file calls `defaultdict` with arguments, and makes others bare
+        return {} if args else super().__new__(cls)
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
 def convert(source: Path, dest: Path) -> Conversion:
     """Convert a file that holds tensors: one tensor, or nested dicts and lists of tensors.
 
@@ -43,8 +54,6 @@ def convert(source: Path, dest: Path) -> Conversion:
     Raises:
         RequestError: anything but tensors inside (numbers, strings, classes, code), or a file that torch refuses.
     """
-    if not source.is_file():
-        raise RequestError(f"Source '{source}'", "There is no such file", "Check the path")
     if dest.suffix != ".safetensors" or dest.exists():
         why = "It exists already" if dest.exists() else "The result is a .safetensors file"
         raise RequestError(f"Destination '{dest}'", why, "Name a new file that ends in .safetensors")
@@ -52,7 +61,7 @@ def convert(source: Path, dest: Path) -> Conversion:
     from safetensors.torch import save_file  # noqa: PLC0415
 
     named: dict[str, torch.Tensor] = {}
-    for name, tensor in _named_tensors(_load(source), source):
+    for name, tensor in _named_tensors(load_pickle(source), source):
         if name in named:
             raise RequestError(f"File '{source}' has two tensors called '{name}'", "One would be lost", "Rename one")
         # safetensors refuses tensors that share memory, such as tied tables
@@ -74,11 +83,23 @@ def convert(source: Path, dest: Path) -> Conversion:
     return done
 
 
-def _load(source: Path) -> object:
+def load_pickle(source: Path, *, ignored: Sequence[str] = ()) -> Any:
+    """Read what a file of torch holds: tensors, numbers, strings, and dicts and lists of them; no code runs.
+
+    Args:
+        source: .pth, .pt or .bin.
+        ignored: full names of classes of which the file may hold objects; none is made, and stand-ins are read.
+
+    Raises:
+        RequestError: anything else inside, or a file that torch refuses.
+    """
+    if not source.is_file():
+        raise RequestError(f"Source '{source}'", "There is no such file", "Check the path")
     import torch  # noqa: PLC0415
 
     try:
-        return torch.load(source, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([(_Ignored, name) for name in ignored]):
+            return torch.load(source, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as err:
         raise RequestError(
             f"File '{source}'",
