@@ -12,6 +12,7 @@ from lightbox.config import AdapterConfig
 from lightbox.errors import RequestError
 from lightbox.paper.pretrained import find_pretrained
 from lightbox.runs.folders import MODEL, read_card
+from lightbox.testing.shrunk import save_shrunk
 from medplib.artifact import open_model
 from medplib.assembly import mixtures
 from medplib.claims import PAPER
@@ -24,10 +25,15 @@ run_once = partial(ENTRIES.run_once, is_indexed=False)
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module", params=["none", "nf4"])
-def sizes(request, folders):
-    parts = [f"model.backbone={folders / 'llava-1.5'}", f"model.segmenter={folders / 'sam'}", "model.start_tower=''"]
-    additions = ["adapter.kind=lora", f"adapter.quant={request.param}", "adapter.r=4", "adapter.projector=full"]
+@pytest.fixture(scope="module", params=["llava-1.5", "qwen2.5-vl"])
+def sizes(request, folders, tmp_path_factory):
+    """A LLaVA in 32 bit, and a Qwen in 4 bit whose layers are computed again in the backward pass."""
+    backbone, how = folders / "llava-1.5", ["adapter.quant=none"]
+    if request.param == "qwen2.5-vl":
+        backbone = save_shrunk("qwen2.5-vl-7b", tmp_path_factory.mktemp("qwen"))
+        how = ["adapter.quant=nf4", "train.checkpoint_layers=true"]
+    parts = [f"model.backbone={backbone}", f"model.segmenter={folders / 'sam'}", "model.start_tower=''"]
+    additions = ["adapter.kind=lora", "adapter.r=4", "adapter.projector=full", *how]
     return ["preset=smoke", *parts, *additions, "eval.answer_tokens=4"]
 
 
@@ -58,13 +64,10 @@ def moved(before, after):
 def test_each_stage_changes_additions_of_its_own_and_never_the_base(trained):
     align, vl, grounding = (weights_of_run(trained(arm)) for arm in ("align", "vl", "grounding"))
     by_vl, by_grounding = moved(align, vl), moved(vl, grounding)
-    assert {part for part in ("self_attn", ".mlp.", "projector", "tokens_delta") if any(part in n for n in by_vl)} == {
-        "self_attn",
-        ".mlp.",
-        "projector",
-        "tokens_delta",
-    }
-    assert all("lora_" in name or "projector" in name or "delta" in name or "adapter" in name for name in by_vl)
+    projector = ("projector", "merger")  # a LLaVA's and a Qwen's
+    for part in ("self_attn", ".mlp.", "tokens_delta", projector):
+        assert any(word in name for name in by_vl for word in ((part,) if isinstance(part, str) else part))
+    assert all(any(word in name for word in ("lora_", "delta", "region_adapter", *projector)) for name in by_vl)
     assert {name.split(".")[0] for name in by_grounding if ".mlp." not in name} == {"seg_projector", "sam"}
     assert read_card(trained("vl"))["learns"].keys() == {
         *("projector", "tables", "attention", "networks", "region_adapter")
@@ -104,9 +107,13 @@ def test_a_trained_mixture_is_read_again_with_its_experts_and_routers(sizes, tra
     assert any(".experts.vl." in name for name in changed)
     assert not any(".base_layer." in name for name in changed)
     path = tmp_path / "seen.png"
-    Image.fromarray(items[0].pixels).save(path)
+    Image.fromarray(items[0].image).save(path)
     said = ENTRIES.predict(image=path, question="segment the liver .", run=folder)
     assert isinstance(said["answer"], str)
+
+
+def test_the_oracle_chooses_for_the_backward_pass_too_and_for_nobody_after_it(trained):
+    assert read_card(trained("oracle"))["learns"].keys() >= {"networks", "queries_values"}
 
 
 def test_other_additions_than_those_of_the_stage_before_are_refused(folders, trained):

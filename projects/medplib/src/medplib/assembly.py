@@ -171,7 +171,7 @@ def load_experts(folder: Path, model: nn.Module) -> nn.Module:
         )
     facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
     layers, settings = facts["layers"], MixtureSettings(**facts["settings"])
-    if facts["is_adapted"]:
+    if facts.get("is_adapted"):
         own = dict.fromkeys(facts["experts"], model)
         return add_experts(model, own, layers=layers, settings=settings, shares_weights=True)
     saved = read_tensors(folder / TENSORS)

@@ -43,7 +43,7 @@ def open_arm(cfg: Config, base: Pretrained, needs: Mapping[str, Path], shown: Se
     """
     saved = base.adapter or Path(base.name)
     if (saved / FACTS).is_file():
-        return _opened(cfg, str(saved))
+        return _opened(base.under(cfg), str(saved))
     # a real set has masks alone, so stage 3 goes on from where it learnt to draw what it is asked for
     before = BEFORE.get(cfg.objective.method, (VL, GROUNDING)) if cfg.data.is_phantom else (GROUNDING,)
     places = {arm: weights_of(arm, needs) for arm in before}

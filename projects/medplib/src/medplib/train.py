@@ -30,7 +30,7 @@ from medplib.cost import measure_cost
 from medplib.data import item_of, learnt_by, load_splits
 from medplib.model import expert_of, open_arm, settings_of
 from medplib.objective import STAGE_WEIGHTS, LossWeights, pixel_loss
-from medplib.routing import routed_to, routing_facts
+from medplib.routing import routed_to, routing_facts, routing_of
 from medplib.stages import STAGES, fingerprints, train_stage
 
 LEAVE_WEIGHTS = (ALIGN, VL, GROUNDING)
@@ -135,23 +135,25 @@ def learn(
         return TaskBatch(**vars(batch), experts=experts)
 
     def step(trained: nn.Module, batch: TaskBatch) -> tuple[Tensor, int, dict[str, Tensor]]:
-        with routed_to(model.vlm, batch.experts) if batch.experts else nullcontext():
-            return pixel_step(trained, batch, STAGE_WEIGHTS[own.method])
+        if batch.experts:  # until the next batch: the backward pass may compute layers again
+            routing_of(model.vlm).forced = batch.experts
+        return pixel_step(trained, batch, STAGE_WEIGHTS[own.method])
 
     ids = [sample.id for sample in samples]
     source = BatchSource(len(samples), collate, batch_size=cfg.optim.batch_size, seed=cfg.run.seed, ids=ids)
     facts = {"stage": own.method, "learns": {group: len(names) for group, names in groups.items()}}
-    fit(
-        model,
-        step,
-        source,
-        optim=own_optim(cfg),
-        run=cfg.run,
-        out=folder,
-        train=cfg.train,
-        facts=facts,
-        memory_advice=memory_advice,
-    )
+    with routed_to(model.vlm, VL) if is_oracle(cfg) else nullcontext():  # what it was comes back at the end
+        fit(
+            model,
+            step,
+            source,
+            optim=own_optim(cfg),
+            run=cfg.run,
+            out=folder,
+            train=cfg.train,
+            facts=facts,
+            memory_advice=memory_advice,
+        )
     check_changes(before, fingerprints(model), groups)
 
 
