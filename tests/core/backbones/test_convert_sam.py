@@ -10,104 +10,9 @@ from lightbox.backbones.convert_sam import convert_sam
 from lightbox.backbones.segmenter import load_segmenter
 from lightbox.cli.data import app
 from lightbox.errors import RequestError
+from lightbox.testing.official_sam import GRID, HEADS, LAYERS, PATCH, PROMPT, WIDTH, WINDOW, official_sam
 
-WIDTH, HEADS, LAYERS, PATCH, GRID, WINDOW, PROMPT, CHANNELS = 32, 2, 3, 4, 8, 3, 32, 8
-"""Windows of 3 in a grid of 8, so that each row of windows is filled up; layer 1 sees the whole grid."""
 DECODER_HEADS = 8
-
-
-# ---- the official layout: names and shapes, and what the authors' code computes with them
-
-
-class Drawn(dict):
-    """Random tensors under official names."""
-
-    generator = torch.Generator()
-
-    def draw(self, *shape, std=1.0):
-        return torch.randn(*shape, generator=self.generator) * std
-
-    def add(self, name, *shape, bias=0):
-        self[f"{name}.weight"] = self.draw(*shape, std=max(1, torch.Size(shape[1:]).numel()) ** -0.5)
-        if bias:
-            self[f"{name}.bias"] = self.draw(bias, std=0.1)
-
-    def add_norm(self, name, width):
-        self[f"{name}.weight"] = 1 + self.draw(width, std=0.1)
-        self[f"{name}.bias"] = self.draw(width, std=0.1)
-
-    def add_attention(self, name, inner):
-        for part in "qkv":
-            self.add(f"{name}.{part}_proj", inner, PROMPT, bias=inner)
-        self.add(f"{name}.out_proj", PROMPT, inner, bias=PROMPT)
-
-    def add_encoder(self, *, has_adapters):
-        self["image_encoder.pos_embed"] = self.draw(1, GRID, GRID, WIDTH, std=0.1)
-        self.add("image_encoder.patch_embed.proj", WIDTH, 3, PATCH, PATCH, bias=WIDTH)
-        for layer in range(LAYERS):
-            at = f"image_encoder.blocks.{layer}"
-            self.add_norm(f"{at}.norm1", WIDTH)
-            self.add_norm(f"{at}.norm2", WIDTH)
-            self.add(f"{at}.attn.qkv", 3 * WIDTH, WIDTH, bias=3 * WIDTH)
-            self.add(f"{at}.attn.proj", WIDTH, WIDTH, bias=WIDTH)
-            for axis in "hw":
-                rows = 2 * (GRID if layer == 1 else WINDOW) - 1
-                self[f"{at}.attn.rel_pos_{axis}"] = self.draw(rows, WIDTH // HEADS, std=0.3)
-            self.add(f"{at}.mlp.lin1", 4 * WIDTH, WIDTH, bias=4 * WIDTH)
-            self.add(f"{at}.mlp.lin2", WIDTH, 4 * WIDTH, bias=WIDTH)
-            if has_adapters:
-                self.add_norm(f"{at}.Adapter.norm", WIDTH)
-                self.add(f"{at}.Adapter.channel.0", WIDTH // 4, WIDTH)
-                self.add(f"{at}.Adapter.channel.2", WIDTH, WIDTH // 4)
-                self.add(f"{at}.Adapter.spatial.0", WIDTH, WIDTH, 3, 3)
-                self.add(f"{at}.Adapter.spatial.2", WIDTH, WIDTH, 4, 4)
-        self.add("image_encoder.neck.0", PROMPT, WIDTH, 1, 1)
-        self.add_norm("image_encoder.neck.1", PROMPT)
-        self.add("image_encoder.neck.2", PROMPT, PROMPT, 3, 3)
-        self.add_norm("image_encoder.neck.3", PROMPT)
-
-    def add_prompt_encoder(self):
-        at = "prompt_encoder"
-        self[f"{at}.pe_layer.positional_encoding_gaussian_matrix"] = self.draw(2, PROMPT // 2)
-        for name in (*(f"point_embeddings.{kind}" for kind in range(4)), "not_a_point_embed", "no_mask_embed"):
-            self.add(f"{at}.{name}", 1, PROMPT)
-        self.add(f"{at}.mask_downscaling.0", CHANNELS // 4, 1, 2, 2, bias=CHANNELS // 4)
-        self.add_norm(f"{at}.mask_downscaling.1", CHANNELS // 4)
-        self.add(f"{at}.mask_downscaling.3", CHANNELS, CHANNELS // 4, 2, 2, bias=CHANNELS)
-        self.add_norm(f"{at}.mask_downscaling.4", CHANNELS)
-        self.add(f"{at}.mask_downscaling.6", PROMPT, CHANNELS, 1, 1, bias=PROMPT)
-
-    def add_decoder(self):
-        at = "mask_decoder"
-        self.add(f"{at}.iou_token", 1, PROMPT)
-        self.add(f"{at}.mask_tokens", 4, PROMPT)
-        for layer in range(2):
-            own = f"{at}.transformer.layers.{layer}"
-            self.add_attention(f"{own}.self_attn", PROMPT)
-            self.add_attention(f"{own}.cross_attn_token_to_image", PROMPT // 2)
-            self.add_attention(f"{own}.cross_attn_image_to_token", PROMPT // 2)
-            self.add(f"{own}.mlp.lin1", 2 * PROMPT, PROMPT, bias=2 * PROMPT)
-            self.add(f"{own}.mlp.lin2", PROMPT, 2 * PROMPT, bias=PROMPT)
-            for norm in range(1, 5):
-                self.add_norm(f"{own}.norm{norm}", PROMPT)
-        self.add_attention(f"{at}.transformer.final_attn_token_to_image", PROMPT // 2)
-        self.add_norm(f"{at}.transformer.norm_final_attn", PROMPT)
-        self.add(f"{at}.output_upscaling.0", PROMPT, PROMPT // 4, 2, 2, bias=PROMPT // 4)
-        self.add_norm(f"{at}.output_upscaling.1", PROMPT // 4)
-        self.add(f"{at}.output_upscaling.3", PROMPT // 4, PROMPT // 8, 2, 2, bias=PROMPT // 8)
-        heads = {f"output_hypernetworks_mlps.{place}": PROMPT // 8 for place in range(4)} | {"iou_prediction_head": 4}
-        for name, out in heads.items():
-            for layer, width in enumerate((PROMPT, PROMPT, out)):
-                self.add(f"{at}.{name}.layers.{layer}", width, PROMPT, bias=width)
-
-
-def official_tensors(*, has_adapters=True):
-    drawn = Drawn()
-    drawn.generator.manual_seed(0)
-    drawn.add_encoder(has_adapters=has_adapters)
-    drawn.add_prompt_encoder()
-    drawn.add_decoder()
-    return dict(drawn)
 
 
 class Official:
@@ -245,7 +150,7 @@ def save_checkpoint(path, tensors):
 
 @pytest.fixture(scope="module")
 def tensors():
-    return official_tensors()
+    return official_sam()
 
 
 @pytest.fixture(scope="module")
@@ -310,7 +215,7 @@ def test_tables_of_positions_are_interpolated_for_images_of_another_size(source,
 
 
 def test_plain_sam_of_its_authors_is_a_plain_sam_here(tmp_path):
-    tensors = official_tensors(has_adapters=False)
+    tensors = official_sam(has_adapters=False)
     torch.save(tensors, tmp_path / "sam_vit_b.pth")
     made = convert_sam(tmp_path / "sam_vit_b.pth", tmp_path / "sam")
     segmenter = load_segmenter(str(made.folder))

@@ -31,14 +31,11 @@ class Conversion:
 
 
 class _Ignored:
-    """Stands for an object of a class that is not loaded, and drops what the file says of it."""
+    """Stands for an object of a class that is not loaded; what the file says of it is never used."""
 
     def __new__(cls, *args: object) -> Any:
         # torch fills only what is a plain dictionary; a file calls `defaultdict` with arguments, and makes others bare
         return {} if args else super().__new__(cls)
-
-    def __setstate__(self, state: object) -> None:
-        pass
 
 
 def convert(source: Path, dest: Path) -> Conversion:
