@@ -9,6 +9,8 @@ from medplib import config
 from medplib.claims import PAPER
 from medplib.config import check, resolve
 
+LORA = ("adapter.kind=lora", "adapter.projector=full")
+
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
@@ -34,7 +36,11 @@ from medplib.config import check, resolve
         (["optim.align_lr=-1"], r"optim\.align_lr"),
         (["eval.answer_tokens=0"], r"eval\.answer_tokens"),
         (["eval.regions=[circle]"], r"eval\.regions"),
-        (["adapter.kind=lora"], r"adapter\.kind is lora and adapter\.projector is frozen"),
+        (["adapter.kind=lora"], r"adapter\.projector is frozen.*Set adapter\.projector=full"),
+        ([*LORA, "adapter.targets='.*q_proj'"], r"adapter\.targets is \.\*q_proj"),
+        ([*LORA, "adapter.modules=[norm]"], r"adapter\.modules is \['norm'\]"),
+        ([*LORA, "adapter.init=eva"], r"adapter\.init is eva"),
+        ([*LORA, "adapter.quant=int8"], r"adapter\.quant is int8.*experts share"),
         (["experiment=majority", "objective.is_trained=true"], "has no weights"),
         (["experiment=mixtur"], "Did you mean experiment=mixture"),
     ],
@@ -53,11 +59,17 @@ def test_weights_that_are_not_there_are_named_with_what_builds_them():
         check(cfg, find_pretrained("tiny/llava"))
 
 
-@pytest.mark.parametrize("overrides", [["experiment=average", "model.start_tower=''"], ["experiment=joint"]])
-def test_low_rank_additions_need_a_base_that_stays_and_networks_that_they_make(overrides):
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["experiment=average", "model.start_tower=''"], r"objective\.networks is average and adapter\.kind is lora"),
+        (["experiment=joint"], r"model\.start_tower is 'tiny/tower' and adapter\.kind is lora"),
+    ],
+)
+def test_low_rank_additions_need_a_base_that_stays_and_networks_that_they_make(overrides, message):
     lora = ["adapter.kind=lora", "adapter.projector=full", "model.segmenter=tiny/tower", "model.start_tower=tiny/tower"]
     cfg = resolve(["preset=smoke", *lora, *overrides])
-    with pytest.raises(RequestError, match=r"adapter\.kind is lora, objective\.networks is .*and model\.start_tower"):
+    with pytest.raises(RequestError, match=message):
         check(cfg, find_pretrained("tiny/llava"))
 
 

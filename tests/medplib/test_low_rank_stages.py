@@ -1,5 +1,7 @@
 """The four stages on a frozen base with low-rank additions: what trains, what an expert is, what is read again."""
 
+import shutil
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -11,7 +13,7 @@ from lightbox.backbones.segmenter import load_segmenter
 from lightbox.config import AdapterConfig
 from lightbox.errors import RequestError
 from lightbox.paper.pretrained import find_pretrained
-from lightbox.runs.folders import MODEL, read_card
+from lightbox.runs.folders import MODEL, read_card, read_scores
 from lightbox.testing.shrunk import save_shrunk
 from medplib.artifact import open_model
 from medplib.assembly import mixtures
@@ -92,7 +94,7 @@ def logits_of(model, items):
     return model.backbone.supervised_logits(model._seen(model.prepare(items))[0])[0]
 
 
-def test_a_trained_mixture_is_read_again_with_its_experts_and_routers(sizes, trained, items, tmp_path):
+def test_a_trained_mixture_is_read_again_and_answers_as_it_did(sizes, trained, items, tmp_path):
     folder = trained("mixture")
     pretrained = find_pretrained(str(folder / MODEL))
     cfg = resolve([*sizes, "experiment=mixture"])
@@ -105,7 +107,10 @@ def test_a_trained_mixture_is_read_again_with_its_experts_and_routers(sizes, tra
     changed = {name for name in own if not torch.equal(own[name], started[name])}
     assert any(".router." in name for name in changed)
     assert any(".experts.vl." in name for name in changed)
-    assert not any(".base_layer." in name for name in changed)
+    part = [f"model.backbone={folder / MODEL}", f"run.out={tmp_path / 'again'}", "experiment=mixture"]
+    plain = [own for own in sizes if not own.startswith(("adapter.", "model.backbone"))]
+    scored = run_once([*plain, *part], "eval")
+    assert read_scores(scored).equals(read_scores(folder))
     path = tmp_path / "seen.png"
     Image.fromarray(items[0].image).save(path)
     said = ENTRIES.predict(image=path, question="segment the liver .", run=folder)
@@ -116,7 +121,22 @@ def test_the_oracle_chooses_for_the_backward_pass_too_and_for_nobody_after_it(tr
     assert read_card(trained("oracle"))["learns"].keys() >= {"networks", "queries_values"}
 
 
-def test_other_additions_than_those_of_the_stage_before_are_refused(folders, trained):
+def test_other_additions_than_those_of_the_stage_before_are_refused(sizes, folders, trained):
     segmenter = load_segmenter(str(folders / "sam"))
-    with pytest.raises(RequestError, match=r"was trained with .*'r': 4.* and adapter\.\* is .*'r': 8"):
-        open_model(trained("align") / MODEL, segmenter, adapter=AdapterConfig(kind="lora", r=8, projector="full"))
+    own = AdapterConfig(kind="lora", r=4, projector="full", quant=quant_of(sizes))
+    with pytest.raises(RequestError, match=r"was trained with .*'r': 4.*adapter\.\* .*'r': 8"):
+        open_model(trained("align") / MODEL, segmenter, adapter=replace(own, r=8))
+    with pytest.raises(RequestError, match=r"in fp32, and here are .* and bf16"):
+        open_model(trained("align") / MODEL, segmenter, adapter=own, dtype="bf16")
+
+
+def test_an_adapter_of_another_paper_is_no_model_here(sizes, trained, tmp_path):
+    shutil.copytree(trained("align") / MODEL, tmp_path / "other")
+    (tmp_path / "other" / "pixel_vlm.json").unlink()
+    cfg = resolve([*sizes, "experiment=mixture"])
+    with pytest.raises(RequestError, match=r"is the adapter '.*other'.*not trained here"):
+        open_arm(cfg, find_pretrained(str(tmp_path / "other")), {})
+
+
+def quant_of(sizes):
+    return next(own.rpartition("=")[2] for own in sizes if own.startswith("adapter.quant"))

@@ -237,6 +237,8 @@ def test_a_stage_that_changed_too_much_or_too_little_is_refused():
     with pytest.raises(WorkError, match="Nothing of the group tables changed"):
         check_changes(before, after, {"networks": ["b"], "tables": ["a"]})
     check_changes({"a": "1", "tied": "1"}, {"a": "2", "tied": "2"}, {"tables": ["a"]})
+    with pytest.raises(WorkError, match="The stage changed alike"):  # zeros at first, as all low-rank additions
+        check_changes({"a": "1", "alike": "1"}, {"a": "2", "alike": "3"}, {"tables": ["a"]})
 
 
 def test_a_specialist_is_trained_and_never_scored_again(sizes, trained, tmp_path):

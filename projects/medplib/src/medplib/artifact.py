@@ -8,14 +8,15 @@ from peft import PeftModel
 
 from lightbox.adapters import artifact as adapters
 from lightbox.adapters.attach import attach
-from lightbox.adapters.manifest import MANIFEST, read_adapter
+from lightbox.adapters.manifest import MANIFEST
 from lightbox.backbones.loading import load
 from lightbox.backbones.segmenter import Segmenter
 from lightbox.backbones.seq2seq import quiet_loading
+from lightbox.backbones.weights import CONFIG
 from lightbox.config import AdapterConfig
 from lightbox.errors import RequestError
-from lightbox.files import to_plain
 from lightbox.paper import pixel_vlm_parts
+from lightbox.paper.low_rank_stages import check_handed_on
 from lightbox.paper.pixel_rows import add_tags, tag_ids
 from lightbox.paper.pixel_vlm import PixelVLM
 from lightbox.paper.pixel_vlm_parts import FACTS
@@ -35,9 +36,12 @@ def save_model(folder: Path, model: PixelVLM, adapter: AdapterConfig | None = No
     """
     backbone, core = model.backbone, model.backbone.core
     if isinstance(backbone.model, PeftModel):
-        for _, mixture in mixtures(core):  # of the parts, and no part of an adapter, which refuses what it would lose
-            mixture.router.requires_grad_(False)
+        rows = [row for _, mixture in mixtures(core) for row in mixture.router.parameters() if row.requires_grad]
+        for row in rows:  # saved with the parts; an adapter refuses what trains and is none of it
+            row.requires_grad_(False)
         adapters.save(folder, backbone, adapter)
+        for row in rows:
+            row.requires_grad_(True)
     else:
         state = dict(core.state_dict())
         for path, mixture in mixtures(core):
@@ -82,15 +86,16 @@ def open_model(
         RequestError: what loading, `attach` and `load_parts` refuse, or other additions than `adapter` says.
     """
     adapter, place = adapter or AdapterConfig(), Path(folder)
-    is_saved = (place / MANIFEST).is_file()
+    is_saved = (place / MANIFEST).is_file() and not (place / CONFIG).is_file()  # a merged adapter is a whole model
     if is_saved:
-        if (trained := read_adapter(place)["adapter"]) != to_plain(adapter):
-            raise RequestError(
-                f"The adapter of '{folder}' was trained with {trained} and adapter.* is {to_plain(adapter)}",
-                "A stage goes on with the additions of the one before it",
-                "Give every stage the same adapter.*",
-            )
+        check_handed_on(place, adapter, settings.get("dtype"))
         backbone = adapters.load_base(place, **settings)
+    elif adapter.kind != "none" and (place / EXPERTS).is_file():
+        raise RequestError(
+            f"'{folder}' holds experts that were trained whole, and adapter.kind is {adapter.kind}",
+            "Additions to them could not be saved: experts with additions share the weights below",
+            "Set adapter.kind=none",
+        )
     else:
         backbone = load(str(folder), revision, quant=adapter.quant, **settings)
     add_tags(backbone)

@@ -142,7 +142,8 @@ def save_experts(folder: Path, model: nn.Module) -> Path:
     state = {f"{path}.{key}": value for path, part in parts.items() for key, value in part.state_dict().items()}
     wrapped = [key for key in state if BELOW in key or ".modules_to_save." in key]
     first = next(iter(parts.values()))
-    below = [id(p) for name, p in first.experts.named_parameters(remove_duplicate=False) if BELOW in name]
+    # by memory: with DoRA on a CPU a forward pass puts other objects around it
+    below = [p.data_ptr() for name, p in first.experts.named_parameters(remove_duplicate=False) if BELOW in name]
     is_adapted = len(below) == len(first.experts) * len({*below}) > 0
     if wrapped and not is_adapted:
         raise RequestError(
@@ -229,15 +230,19 @@ def _shared(name: str, network: nn.Module, like: nn.Module, *, has_all: bool) ->
     Raises:
         RequestError: weights below additions that the base does not have, which these additions were not trained on.
     """
-    own = dict(like.named_parameters())
-    pairs = {key: value for key, value in network.named_parameters() if has_all or BELOW in key}
-    if odd := [key for key, value in pairs.items() if key not in own or not torch.equal(value, own[key])]:
+    own, states = dict(like.named_parameters()), like.state_dict()
+    odd = [
+        key  # scales of 4-bit weights too
+        for key, value in network.state_dict().items()
+        if (has_all or BELOW in key) and (key not in states or not torch.equal(value, states[key]))
+    ]
+    if odd:
         raise RequestError(
             f"The source of expert '{name}' has its additions on other weights than the base, at {odd[0]}",
             "The same additions on other weights are another network",
             "Train both stages on one base, stored alike",
         )
-    return {id(value): own[key] for key, value in pairs.items()}
+    return {id(value): own[key] for key, value in network.named_parameters() if has_all or BELOW in key}
 
 
 def _has(model: nn.Module, path: str) -> bool:

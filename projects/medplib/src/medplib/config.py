@@ -13,6 +13,7 @@ from lightbox.errors import RequestError
 from lightbox.paper import composition, real_masks, schema
 from lightbox.paper.composition import estimate
 from lightbox.paper.drawn_regions import OTHER, WHOLE
+from lightbox.paper.low_rank_stages import check_settings
 from lightbox.paper.pretrained import Pretrained
 from lightbox.paper.real_masks import chosen
 from lightbox.paper.schema import PaperConfig
@@ -159,12 +160,7 @@ class Config(PaperConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.adapter.kind != "none" and self.adapter.projector != "full":
-            raise RequestError(
-                f"adapter.kind is {self.adapter.kind} and adapter.projector is {self.adapter.projector}",
-                "Stages 1 and 2 train the projector whole, and each stage has the tensors of the one before",
-                "Set adapter.projector=full",
-            )
+        check_settings(self.adapter)
         real_masks.check_source(self, asks_more=self.objective.method in ASK_MORE, is_unseen=self.eval.unseen)
 
     @property
@@ -201,13 +197,17 @@ def check(cfg: Config, base: Pretrained) -> None:
             "It is not known which of its patches shows which part of a picture",
             f"Use one of the families {', '.join(FAMILIES)}",
         )
-    if cfg.adapter.kind != "none" and (cfg.objective.networks in ("average", WIDE) or cfg.model.start_tower):
+    if cfg.adapter.kind != "none" and cfg.objective.networks in ("average", WIDE):
         raise RequestError(
-            f"adapter.kind is {cfg.adapter.kind}, objective.networks is {cfg.objective.networks} and model.start_tower "
-            f"'{cfg.model.start_tower}'",
-            "Additions need a base in a folder that stays; their mean has another rank, and a frozen network gets no "
-            "hidden units",
-            "Leave model.start_tower out and choose an experiment of another network, or set adapter.kind=none",
+            f"objective.networks is {cfg.objective.networks} and adapter.kind is {cfg.adapter.kind}",
+            "The mean of two low-rank additions has another rank, and a frozen network gets no hidden units",
+            "Choose another experiment, or set adapter.kind=none",
+        )
+    if cfg.adapter.kind != "none" and cfg.model.start_tower:
+        raise RequestError(
+            f"model.start_tower is '{cfg.model.start_tower}' and adapter.kind is {cfg.adapter.kind}",
+            "That start is drawn anew, and low-rank additions need a base in a folder that stays",
+            "Set model.start_tower='', or adapter.kind=none",
         )
     weights.locate(cfg.model.segmenter, revision=cfg.model.segmenter_revision, key="model.segmenter")
     if cfg.model.start_tower:

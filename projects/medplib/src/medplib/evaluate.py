@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +16,7 @@ from lightbox.paper.drawn_regions import MASK, OWN, REGION, Asked, shuffled_rows
 from lightbox.paper.mask_items import MaskItem, mask_requests
 from lightbox.paper.mask_rivals import drawer, mean_by_modality
 from lightbox.paper.mask_scores import Outlines, chosen_threshold
+from lightbox.paper.pixel_answers import Answered, Routed, answer_by_task
 from lightbox.paper.pixel_items import SEG
 from lightbox.paper.samples import Split
 from lightbox.paper.unseen_masks import unseen_splits
@@ -30,10 +31,6 @@ if TYPE_CHECKING:  # they import torch, and baselines are scored without
 
 RIGHT = 0.5  # score from which an example counts so
 _log = logging.getLogger(__name__)
-
-
-Routed = Callable[[str], AbstractContextManager[object]]
-"""Gives for a task the context within which its questions are answered, such as that of an oracle router."""
 
 
 def evaluate(
@@ -52,7 +49,7 @@ def evaluate(
         model: trained or not.
         split: questions with their regions and true masks.
         folder: where the files go.
-        routed: see `Routed`.
+        routed: see `answer_by_task`.
         outlines: see `score_drawn`; of masks under the own picture.
 
     Returns:
@@ -95,20 +92,12 @@ def answer_all(
     region: str,
     images: Sequence[int] | None = None,
     routed: Routed = nullcontext,
-) -> list[tuple[str, list[np.ndarray]]]:
+) -> list[Answered]:
     """The answer to each sample of a split, about its own or another image, and the logits of its masks, h w each."""
     samples, images = split.samples, images or [sample.image for sample in split.samples]
-    model.eval()
-    answers: dict[int, tuple[str, list[np.ndarray]]] = {}
-    for task in dict.fromkeys(sample.record.task for sample in samples):  # so an oracle has one expert for a batch
-        places = [place for place, sample in enumerate(samples) if sample.record.task == task]
-        items = [item_of(samples[k], split, region=region, image=images[k]) for k in places]
-        with routed(task):
-            read = model.answer(items, max_new_tokens=cfg.eval.answer_tokens, batch_size=cfg.eval.batch_size)
-        answers |= {
-            k: (" ".join(a.text.split()), [m.logits for m in a.masks]) for k, a in zip(places, read, strict=True)
-        }
-    return [answers[place] for place in range(len(samples))]
+    items = [item_of(sample, split, region=region, image=own) for sample, own in zip(samples, images, strict=True)]
+    sizes = {"answer_tokens": cfg.eval.answer_tokens, "batch_size": cfg.eval.batch_size}
+    return answer_by_task(model, items, [sample.record.task for sample in samples], **sizes, routed=routed)
 
 
 def threshold_of(cfg: Config, model: "PixelVLM", routed: Routed = nullcontext) -> float:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lightbox.backbones.segmenter import load_segmenter
+from lightbox.errors import RequestError
 from lightbox.paper.drawn_regions import MASK
 from lightbox.paper.pixel_items import PixelItem
 from lightbox.paper.pixel_vlm import PixelVLM
@@ -42,6 +43,12 @@ def open_arm(cfg: Config, base: Pretrained, needs: Mapping[str, Path], shown: Se
         RequestError: where an earlier stage is not named or kept no weights.
     """
     saved = base.adapter or Path(base.name)
+    if base.adapter is not None and not (saved / FACTS).is_file():
+        raise RequestError(
+            f"model.backbone is the adapter '{saved}'",
+            f"There is no {FACTS} beside it, so it was not trained here, and what masks need is not in it",
+            "Name the model of a run of this paper",
+        )
     if (saved / FACTS).is_file():
         return _opened(base.under(cfg), str(saved))
     # a real set has masks alone, so stage 3 goes on from where it learnt to draw what it is asked for

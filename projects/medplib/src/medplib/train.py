@@ -12,6 +12,7 @@ from lightbox.eval.mask_boundaries import score_boundaries
 from lightbox.paper import mask_arms
 from lightbox.paper.conditions import IMAGE
 from lightbox.paper.drawn_regions import REGION, Asked
+from lightbox.paper.pixel_answers import Routed
 from lightbox.paper.pixel_rows import PixelBatch
 from lightbox.paper.pixel_vlm import PixelVLM
 from lightbox.paper.pretrained import Pretrained
@@ -124,7 +125,7 @@ def learn(
     has_routers = own.networks in ("two", "copied") and own.router == "learned"
     but_not = ("router",) if own.method == MIXTURE and not has_routers else ()
     if cfg.adapter.kind != "none" and "norms" in STAGES[own.method]:
-        but_not += ("norms",)  # of the frozen base, in 16 bit
+        but_not += ("norms",)  # of the frozen base, and in no adapter
     groups = train_stage(model, own.method, model.backbone.family, but_not=but_not)
     before = fingerprints(model)
 
@@ -143,17 +144,8 @@ def learn(
     source = BatchSource(len(samples), collate, batch_size=cfg.optim.batch_size, seed=cfg.run.seed, ids=ids)
     facts = {"stage": own.method, "learns": {group: len(names) for group, names in groups.items()}}
     with routed_to(model.vlm, VL) if is_oracle(cfg) else nullcontext():  # what it was comes back at the end
-        fit(
-            model,
-            step,
-            source,
-            optim=own_optim(cfg),
-            run=cfg.run,
-            out=folder,
-            train=cfg.train,
-            facts=facts,
-            memory_advice=memory_advice,
-        )
+        settings: Any = {"optim": own_optim(cfg), "run": cfg.run, "train": cfg.train}
+        fit(model, step, source, **settings, out=folder, facts=facts, memory_advice=memory_advice)
     check_changes(before, fingerprints(model), groups)
 
 
@@ -162,7 +154,7 @@ def is_oracle(cfg: Config) -> bool:
     return cfg.objective.method == MIXTURE and cfg.objective.router == "oracle"
 
 
-def routed_by(cfg: Config, model: PixelVLM) -> evaluate.Routed:
+def routed_by(cfg: Config, model: PixelVLM) -> Routed:
     """The context in which questions of a task are answered."""
     return lambda task: routed_to(model.vlm, expert_of(task)) if is_oracle(cfg) else nullcontext()
 

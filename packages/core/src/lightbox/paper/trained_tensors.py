@@ -88,8 +88,9 @@ def check_changes(before: Mapping[str, str], after: Mapping[str, str], groups: M
     """
     names = changed(before, after)
     chosen = {name for own in groups.values() for name in own}
-    tied = {before[name] for name in chosen}
-    others = sorted(name for name in names - chosen if before.get(name) not in tied)  # a tied table has two names
+    # a tied table has two names, which agree before and after
+    tied = {(before[name], after.get(name)) for name in chosen}
+    others = sorted(name for name in names - chosen if (before.get(name), after.get(name)) not in tied)
     idle = [group for group, own in groups.items() if not names.intersection(own)]
     if others or idle:
         raise WorkError(
