@@ -96,8 +96,8 @@ def test_a_mask_has_the_geometry_of_its_file_and_none_of_its_texts(tmp_path):
     affine[:3, 3] = (5, 6, 7)
     file = write(tmp_path / "a.nii.gz", numbered(SHAPE), axes="LPS", affine=affine, descrip=b"Mrs. Doe", cal_max=900)
     scan = nib.load(file)
-    scan.header.set_qform(scan.affine, 1)
     scan.header.set_sform(scan.affine, 4)
+    scan.header.set_qform(np.diag([2.0, 2.0, 2.0, 1.0]), 1)  # the scanner's; the other is an atlas's, of other steps
     scan.header.set_xyzt_units("mm", "sec")
     nib.save(scan, tmp_path / "b.nii.gz")
     scan = nib.load(tmp_path / "b.nii.gz")
@@ -108,6 +108,7 @@ def test_a_mask_has_the_geometry_of_its_file_and_none_of_its_texts(tmp_path):
     for name in ("qform_code", "sform_code", "srow_x", "quatern_d", "xyzt_units"):
         assert np.array_equal(mask.header[name], scan.header[name]), name
     assert np.array_equal(mask.header["pixdim"][:4], scan.header["pixdim"][:4])
+    assert np.array_equal(mask.get_qform(), scan.get_qform())
     assert mask.header["descrip"].item() == b""
     assert mask.header["cal_max"] == 0
 
@@ -193,8 +194,12 @@ def test_volumes_without_spacing_orientation_or_voxels_are_refused(tmp_path):
 
 def test_labels_on_other_voxels_are_refused(tmp_path):
     cut = open_cut(write(tmp_path / "a.nii.gz", numbered(SHAPE)), "axial/1")
-    with pytest.raises(RequestError, match="of 3 x 4 x 6 voxels"):
-        cut.labels(write(tmp_path / "b.nii.gz", numbered((3, 4, 6))))
+    for shape in ((3, 4, 6), (3, 4, 1)):
+        with pytest.raises(RequestError, match=f"of 3 x 4 x {shape[2]} voxels.*The image has 3 x 4 x 5 voxels"):
+            cut.labels(write(tmp_path / "b.nii.gz", numbered(shape)))
+    nib.save(nib.Nifti1Image(np.ones((*SHAPE, 2), np.int16), np.diag([*SPACING, 1.0])), tmp_path / "channels.nii")
+    with pytest.raises(RequestError, match="voxels and 2 channels"):
+        cut.labels(tmp_path / "channels.nii")
     with pytest.raises(RequestError, match="another affine"):
         cut.labels(write(tmp_path / "c.nii.gz", numbered(SHAPE), affine=np.eye(4)))
     with pytest.raises(RequestError, match="no whole numbers"):

@@ -77,15 +77,16 @@ class Cut:
             RequestError: a volume of another shape or place, one that cannot be read, or values that are no whole
                 numbers.
         """
-        other = open_cut(file, f"{self.place.plane}/{self.place.index}")
-        shapes = [_shape_ras(image) for image in (other.image, self.image)]
-        if shapes[0] != shapes[1] or not np.allclose(other.image.affine, self.image.affine, atol=1e-2):
+        image, channels = _opened(file)
+        shape, own_shape = _shape_ras(image), _shape_ras(self.image)
+        is_same_place = np.allclose(image.affine, self.image.affine, atol=1e-2)  # headers are rounded
+        if channels is not None or shape != own_shape or not is_same_place:
             raise RequestError(
-                f"Labels '{file}' of {_times(shapes[0])} voxels",
-                f"The image has {_times(shapes[1])}, or another affine, so which voxels are marked would be a guess",
+                f"Labels '{file}' of {_size(shape, channels)}",
+                f"The image has {_size(own_shape)}, or another affine, so which voxels are marked would be a guess",
                 "Resample the labels onto the image, by nearest neighbour",
             )
-        values = other._values()
+        values = Cut(SlicePlace(file, self.place.plane, self.place.index), image)._values()
         labels = np.rint(values)
         if not (labels == values).all():
             raise RequestError(
@@ -146,6 +147,16 @@ def open_cut(file: Path, asked: str = "") -> Cut:
         RequestError: what `volumes.read_header` refuses, such as a file without spacing or orientation; several slices
             and none named; a slice, channel or window that there is not.
     """
+    image, channels = _opened(file)
+    shape = _shape_ras(image)
+    flat = [plane for plane, count in zip(PLANES, shape, strict=True) if count == 1]
+    if not asked and channels is None and len(flat) == 1:
+        asked = f"{flat[0]}/0"
+    return Cut(_place(file, asked, shape, channels), image)
+
+
+def _opened(file: Path) -> tuple[Any, int | None]:
+    """A NIfTI file whose header says what is needed, and the number of its channels; None for none."""
     try:
         image: Any = nib.load(file)
         axes = len(image.shape)
@@ -155,14 +166,8 @@ def open_cut(file: Path, asked: str = "") -> Cut:
         raise RequestError(f"Image '{file}'", "It holds no picture or volume of voxels", "Name a NIfTI image")
     if axes == 2:
         _check_flat(file, image)
-        channels = None
-    else:
-        channels = volumes.read_header(file).channels
-    shape = _shape_ras(image)
-    flat = [plane for plane, count in zip(PLANES, shape, strict=True) if count == 1]
-    if not asked and channels is None and len(flat) == 1:
-        asked = f"{flat[0]}/0"
-    return Cut(_place(file, asked, shape, channels), image)
+        return image, None
+    return image, volumes.read_header(file).channels
 
 
 def _place(file: Path, asked: str, shape: tuple[int, ...], channels: int | None) -> SlicePlace:
@@ -170,7 +175,7 @@ def _place(file: Path, asked: str, shape: tuple[int, ...], channels: int | None)
     middle = f"--slice axial/{shape[2] // 2}" + ("" if channels is None else "/c0")
     if not asked:
         raise RequestError(
-            f"'{file}' is a 3-D volume of {_times(shape)} voxels" + (f" and {channels} channels" if channels else ""),
+            f"'{file}' is a 3-D volume of {_size(shape, channels)}",
             "A question is about one slice, and which one is meant would be a guess",
             f"Name it, such as {middle}; there are {counts}",
         )
@@ -239,5 +244,5 @@ def _turned(values: np.ndarray) -> np.ndarray:
     return values.T[::-1, ::-1]
 
 
-def _times(shape: tuple[int, ...]) -> str:
-    return " x ".join(map(str, shape))
+def _size(shape: tuple[int, ...], channels: int | None = None) -> str:
+    return f"{' x '.join(map(str, shape))} voxels" + ("" if channels is None else f" and {channels} channels")
