@@ -12,6 +12,9 @@ from lightbox.cli import app as front
 from lightbox.cli import main
 from lightbox.cli import train as commands
 from lightbox.errors import RequestError, WorkError, guard
+from lightbox.paper.asked_images import MaskFile
+from lightbox.paper.pixel_prompts import point
+from lightbox.records import Box
 
 HEAVY = ("torch", "transformers", "mlflow", "pandas", "numpy", "hydra")
 REPORT_IMPORTS = """
@@ -104,6 +107,13 @@ def test_an_unknown_paper_is_refused_with_the_known_ones(capsys):
     assert "Did you mean medthink?" in shown[2]
 
 
+def test_help_on_predict_imports_neither_torch_nor_numpy():
+    done, imported = run_lightbox("predict", "--help")
+    assert done.returncode == 0, done.stderr
+    assert imported == []
+    assert [name for name in ("--point", "--box", "--mask", "--slice") if name not in done.stdout] == []
+
+
 def test_overrides_reach_the_paper_unchanged(paper):
     assert exit_code("train", "toy", "preset=smoke", "optim.lr=1e-4", "data.tags=[a, b]") == 0
     assert exit_code("evaluate", "toy") == 0
@@ -117,13 +127,28 @@ def test_predict_passes_parsed_options_and_prints_json(paper, capsys, tmp_path):
     assert exit_code("predict", "toy", *given, "--json") == 0
     assert json.loads(capsys.readouterr().out) == {"answer": "yes"}
     (_, call), *_ = paper
-    assert (call["options"], call["box"], call["run"], call["out"]) == (("yes", "no"), (0, 0, 0.5, 1), None, None)
-    assert "attention" not in call  # a paper that draws none need not know the option
+    assert call == {
+        **{"image": image, "question": "Is there a nodule?", "options": ("yes", "no"), "run": None, "out": None},
+        "regions": (Box(0, 0, 0.5, 1),),
+    }  # and no attention or slice: a paper that has none need not know the option
     assert exit_code("predict", "toy", *given, "--out", str(tmp_path / "a.png"), "--attention") == 0
     assert (paper[-1][1]["attention"], paper[-1][1]["out"]) == (True, tmp_path / "a.png")
     capsys.readouterr()
     assert exit_code("predict", "toy", *given) == 0
     assert capsys.readouterr().out == "answer: yes\n"
+
+
+def test_predict_passes_regions_in_their_order_and_the_slice(paper, tmp_path):
+    image, mask = tmp_path / "scan.nii.gz", tmp_path / "m.png"
+    for file in (image, mask, tmp_path / "m.png:3"):
+        file.write_bytes(b"")
+    asked = ("predict", "toy", "--image", str(image), "--question", "q", "--slice", "axial/4")
+    assert exit_code(*asked, "--point", "0.5, 0.25", "--point", "0,1") == 0
+    assert exit_code(*asked, "--mask", f"{mask}:2", "--mask", str(mask), "--mask", f"{mask}:3") == 0
+    points, masks = (call for _, call in paper)
+    assert points["regions"] == (point(0.5, 0.25), point(0, 1))
+    assert masks["regions"] == (MaskFile(mask, 2), MaskFile(mask), MaskFile(tmp_path / "m.png:3"))
+    assert points["slice_name"] == "axial/4"
 
 
 @pytest.mark.parametrize(
@@ -135,6 +160,12 @@ def test_predict_passes_parsed_options_and_prints_json(paper, capsys, tmp_path):
         (["--image", __file__, "--question", "q", "--box", "0,0,1"], "--box"),
         (["--image", __file__, "--question", "q", "--box", "0.5,0,0.5,1"], "--box"),
         (["--image", __file__, "--question", "q", "--box", "0,0,nan,1"], "--box"),
+        (["--image", __file__, "--question", "q", "--point", "0.5"], "--point"),
+        (["--image", __file__, "--question", "q", "--point", "0.5,1.01"], "--point"),
+        (["--image", __file__, "--question", "q", "--point", "nan,0"], "--point"),
+        (["--image", __file__, "--question", "q", "--mask", "absent.png"], "--mask"),
+        (["--image", __file__, "--question", "q", "--mask", f"{__file__}:0"], "--mask"),
+        (["--image", __file__, "--question", "q", "--point", "0,0", "--box", "0,0,1,1"], "--point and --box"),
     ],
 )
 def test_predict_names_the_option_that_is_wrong(paper, capsys, extra, named):

@@ -1,4 +1,4 @@
-"""A PixelVLM at tiny size, and one of the real LLaVA-1.5 in miniature, for every file here."""
+"""A PixelVLM at tiny size, one of the real LLaVA-1.5 in miniature, and finished runs, for every file here."""
 
 from collections.abc import Callable
 
@@ -15,6 +15,8 @@ from lightbox.paper.pixel_vlm import PixelVLM
 from lightbox.pretrain.modality_llava import write_start
 from lightbox.pretrain.sam import make_processor, make_sam
 from lightbox.testing.shrunk import save_shrunk
+from medplib.claims import PAPER
+from medplib.cli import ENTRIES
 
 RANDOM = np.random.default_rng(0)
 WIDE, TALL = (48, 64, 3), (80, 40)
@@ -63,6 +65,31 @@ def model(request, new_model):
 def tiny(new_model):
     """Shared by tests that change nothing."""
     return new_model("tiny")
+
+
+@pytest.fixture(scope="session")
+def sizes(folders):
+    parts = [f"model.segmenter={folders / 'sam'}", "model.start_tower=tiny/tower"]
+    return ["preset=smoke", *parts, "eval.answer_tokens=4"]
+
+
+@pytest.fixture(scope="session")
+def trained(sizes, tmp_path_factory):
+    """A finished run of an arm by its name, after those that it needs."""
+    done = {}
+
+    def run(arm):
+        if arm not in done:
+            needs = [run(need) for need in PAPER.arms[arm].needs]
+            named = [f"needs=[{','.join(map(str, needs))}]"] if needs else []
+            out = tmp_path_factory.mktemp(arm)
+            # an index of MLflow takes longer than a run
+            done[arm] = ENTRIES.run_once(
+                [*sizes, f"run.out={out}", f"experiment={arm}", *named], "train", is_indexed=False
+            )
+        return done[arm]
+
+    return run
 
 
 @pytest.fixture

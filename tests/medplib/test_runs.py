@@ -5,14 +5,13 @@ from functools import partial
 
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 
 from lightbox.errors import RequestError, WorkError
 from lightbox.paper.pretrained import find_pretrained
 from lightbox.paper.trained_tensors import check_changes
 from lightbox.paper.unseen_masks import OTHER_WORD, UNSEEN
-from lightbox.phantom.modalities import HELD_OUT, draw_modality
+from lightbox.phantom.modalities import HELD_OUT
 from lightbox.runs.folders import MODEL, read_card, read_history, read_scores
 from medplib import train
 from medplib.assembly import mixtures
@@ -20,33 +19,10 @@ from medplib.claims import PAPER
 from medplib.cli import ENTRIES
 from medplib.config import resolve
 from medplib.model import open_arm
-from medplib.predict import placed
 
 NETWORKS = ".mlp."
 CONDITIONS = (UNSEEN, OTHER_WORD)
 run_once = partial(ENTRIES.run_once, is_indexed=False)  # an index of MLflow takes longer than a run
-
-
-@pytest.fixture(scope="module")
-def sizes(folders):
-    parts = [f"model.segmenter={folders / 'sam'}", "model.start_tower=tiny/tower"]
-    return ["preset=smoke", *parts, "eval.answer_tokens=4"]
-
-
-@pytest.fixture(scope="module")
-def trained(sizes, tmp_path_factory):
-    """A finished run of an arm by its name, after those that it needs."""
-    done = {}
-
-    def run(arm):
-        if arm not in done:
-            needs = [run(need) for need in PAPER.arms[arm].needs]
-            named = [f"needs=[{','.join(map(str, needs))}]"] if needs else []
-            out = tmp_path_factory.mktemp(arm)
-            done[arm] = run_once([*sizes, f"run.out={out}", f"experiment={arm}", *named], "train")
-        return done[arm]
-
-    return run
 
 
 @pytest.fixture
@@ -257,21 +233,3 @@ def test_baselines_need_no_weights(tmp_path):
         folder = run_once([f"run.out={tmp_path}", "preset=smoke", f"experiment={arm}"], "train")
         rows = read_scores(folder).to_pylist()
         assert all(math.isfinite(row["score"]) for row in rows)
-
-
-def test_a_prediction_has_an_answer_and_pictures_of_its_masks(trained, tmp_path):
-    path = tmp_path / "scan.png"
-    Image.fromarray(draw_modality("pet", "development", n=1)[0].images[0]).save(path)
-    said = ENTRIES.predict(image=path, question="segment the liver .", run=trained("joint"), out=tmp_path / "shown.png")
-    assert isinstance(said["answer"], str)
-    assert len(said["boxes"]) + said["empty masks"] == said["answer"].count("<SEG>")
-    about = ENTRIES.predict(image=path, question="what is the region ?", run=trained("vl"), box=(0.1, 0.2, 0.6, 0.9))
-    assert isinstance(about["answer"], str)
-
-
-def test_a_box_has_its_place_in_the_question():
-    assert placed("what does <region></region> show ?", (0, 0, 1, 1))[0] == "what does <region></region> show ?"
-    with pytest.raises(RequestError, match="each place its region"):
-        placed("segment the liver .", (0, 0, 1, 1))
-    with pytest.raises(RequestError, match="each place its region"):
-        placed("what is <region></region> ?", None)

@@ -10,6 +10,7 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
 from lightbox.errors import RequestError
+from lightbox.records import Box
 from medthink import cli
 from medthink.predict import load_run, predict
 
@@ -99,7 +100,7 @@ def test_prediction_without_a_run_says_how_to_make_one(picture):
 
 def test_box_is_refused(picture):
     with pytest.raises(RequestError, match="answers about the whole image"):
-        cli.predict(image=picture, question=QUESTION, box=(0, 0, 1, 1))
+        cli.predict(image=picture, question=QUESTION, regions=[Box(0, 0, 1, 1)])
 
 
 def test_folder_that_is_no_run_is_refused(tmp_path):

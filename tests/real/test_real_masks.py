@@ -4,6 +4,7 @@ import os
 from collections import Counter
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
@@ -11,6 +12,7 @@ from PIL import Image
 from lightbox.readers import volumes
 from lightbox.readers.all_sets import read_dataset
 from lightbox.readers.catalog import ROOT_VARIABLE, read
+from lightbox.readers.cuts import open_cut
 from lightbox.readers.masks import CHECKS, instances_of, mask_of
 from lightbox.readers.pixels import load_pixels
 from lightbox.readers.splits import split_by_image
@@ -70,6 +72,22 @@ def test_hippocampi_lie_as_anatomy_has_it_and_stay_with_their_patient(data_root)
     file = data_root / "msd_hippocampus" / "data" / "TrainingSet" / "images" / "hippocampus_004.nii.gz"
     assert volumes.read_header(file).spacing_mm == (1.0, 1.0, 1.0)
     assert volumes.read_header(file).stored_axes == "RAS"
+
+
+def test_masks_of_slices_add_up_to_the_label_volume_they_were_read_from(data_root):
+    """A mask that is cut out of a file and written on the voxels of its scan marks what it marked in the file."""
+    folder = data_root / "msd_hippocampus" / "data" / "TrainingSet"
+    scans = sorted((folder / "images").glob("*.nii.gz"))[:4]
+    for scan in scans:
+        labels = folder / "labels" / scan.name
+        stored = np.asarray(nib.load(labels).dataobj)
+        for axis, plane in enumerate(volumes.PLANES):
+            written = np.zeros(stored.shape, np.uint8)
+            for index in range(volumes.read_header(scan).shape[axis]):
+                cut = open_cut(scan, f"{plane}/{index}")
+                written += np.asarray(cut.volume(cut.labels(labels) == 1).dataobj)
+            assert np.array_equal(written, stored == 1)
+    assert len(scans) == 4
 
 
 def test_nuclei_do_not_overlap_and_hold_the_pixels_of_their_files():

@@ -14,6 +14,7 @@ from lightbox.paper.image_regions import cropped
 from lightbox.paper.image_tools import Action
 from lightbox.paper.pretrained import find_pretrained
 from lightbox.paper.replies import Reply
+from lightbox.records import Box
 from vitar.cli import ENTRIES
 from vitar.config import resolve
 from vitar.data import load_splits, tasks_of
@@ -87,7 +88,7 @@ def run_of(folder, paper, config):
 @pytest.mark.parametrize(
     ("entries", "asked", "message"),
     [
-        (ENTRIES, {"box": (0, 0, 1, 1)}, "answers about the whole image"),
+        (ENTRIES, {"regions": [Box(0, 0, 1, 1)]}, "answers about the whole image"),
         (ENTRIES, {"attention": True}, "--attention is set without --out"),
         (Entries("mmedpo"), {"attention": True, "out": "a.png"}, "mmedpo draws no attention"),
         (ENTRIES, {"out": "a.jpg"}, "ends in .png"),

@@ -1,21 +1,21 @@
-"""One image, one question, maybe a region: the answer and its masks. Research and teaching, not clinical use."""
+"""One image, one question, maybe regions: the answer and its masks. Research and teaching, not clinical use."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from lightbox.errors import RequestError
-from lightbox.paper.entries import PICTURES
+from lightbox.paper.asked_images import AskedImage
+from lightbox.paper.entries import PICTURES, VOLUMES
 from lightbox.paper.learner import asked_again
 from lightbox.paper.mask_outlines import Outline, draw_outlines
-from lightbox.paper.pixel_items import HERE, PixelItem
+from lightbox.paper.pixel_items import HERE, PixelItem, check_item
+from lightbox.paper.pixel_prompts import Prompt, mask_of
 from lightbox.paper.pretrained import find_pretrained
 from lightbox.paper.schema import from_plain
-from lightbox.readers.images import load_image
-from lightbox.records import Box, box_from_mask
+from lightbox.records import box_from_mask
 from lightbox.runs import folders
 from medplib.config import Config
 from medplib.model import open_arm
@@ -24,67 +24,75 @@ SHOWN_PX = 256
 
 
 def predict(
-    image: Path, question: str, *, folder: Path, options: Sequence[str] = (), box: Any = None
+    image: AskedImage, question: str, *, folder: Path, options: Sequence[str] = (), regions: Sequence[Prompt] = ()
 ) -> dict[str, object]:
-    """Answer one question, about a region where a box is given, and draw the masks that the answer speaks of.
+    """Answer one question, about regions where some are given, and draw the masks that the answer speaks of.
 
     Args:
-        image: PNG, JPEG or DICOM file; the model is shown all of it.
-        question: words that the model knows; `<region></region>` stands where the box is meant, and behind the first
+        image: the model is shown all of it.
+        question: words that the model knows; `<region></region>` stands where a region is meant, and behind as many
             "the region" where it is left out.
         folder: of a finished run of `medplib train` that kept its model.
         options: not used; answers are written.
-        box: `xyxy` fractions of the image.
+        regions: in the order of the question; training shows at most one, and a point as a disc.
 
     Returns:
-        answer; boxes around its masks as `xyxy` fractions, and the words that each mask stands for; the masks, and the
-        image with their outlines, as pictures.
+        answer; boxes around its masks as `xyxy` fractions, and the words that each mask stands for; the image with the
+        outlines of regions and masks as a picture, and each mask as a picture, or as a volume for a slice of one.
 
     Raises:
-        RequestError: a run that is not finished or kept no model, a box without a place in the question, or a place
-            without a box.
+        RequestError: a run that is not finished or kept no model, a region without a place in the question, or a place
+            without a region.
     """
+    item = PixelItem(image.pixels, placed(question, len(regions)), tuple(regions))
+    check_item(item)  # said before a model is loaded
     cfg = from_plain(Config, folders.finished_run(folder).config)
     asked = asked_again(cfg, folder)
     model = open_arm(asked, find_pretrained(asked.model.backbone), {}).eval()
-    pixels = load_image(image, in_colour=True)
-    item = PixelItem(pixels, *placed(question, box))
     answer = model.answer([item], max_new_tokens=cfg.eval.answer_tokens)[0]
     masks = [(one.phrase or f"mask {place}", one.logits > 0) for place, one in enumerate(answer.masks, start=1)]
-    outlines = [Outline(phrase, mask) for phrase, mask in masks]
-    scale = max(1, SHOWN_PX // max(pixels.shape[:2]))
-    pictures = {"outlines": draw_outlines(pixels, outlines, scale=scale)} if masks else {}
-    pictures |= {
-        f"mask {place}": Image.fromarray(mask.astype(np.uint8) * 255) for place, (_, mask) in enumerate(masks, start=1)
-    }
     boxes = [box_from_mask(mask) for _, mask in masks]
     return {
         "answer": " ".join(answer.text.split()),
         "labels": [phrase for (phrase, _), own in zip(masks, boxes, strict=True) if own],
-        "boxes": [tuple(round(side, 4) for side in own) for own in boxes if own],
+        "boxes": [tuple(round(float(side), 4) for side in own) for own in boxes if own],
         "empty masks": sum(own is None for own in boxes),
         "note": "research and teaching only, not for clinical use",
-        PICTURES: pictures,
+        **shown_masks(image, [Outline(phrase, mask) for phrase, mask in masks], regions),
     }
 
 
-def placed(question: str, box: Any) -> tuple[str, tuple[Box, ...]]:
-    """A question with the place of its region, and the region.
+def shown_masks(
+    image: AskedImage, masks: Sequence[Outline], regions: Sequence[Prompt] = ()
+) -> dict[str, dict[str, object]]:
+    """What is written: outlines of regions and masks on the image, and each mask in the form of the image's file."""
+    image_hw = image.pixels.shape[:2]
+    asked = [Outline(f"region {place}", mask_of(region, image_hw)) for place, region in enumerate(regions, start=1)]
+    if not asked and not masks:
+        return {}
+    scale = max(1, SHOWN_PX // max(image_hw))
+    pictures: dict[str, object] = {"outlines": draw_outlines(image.pixels, [*asked, *masks], scale=scale)}
+    named = {f"mask {place}": one.mask for place, one in enumerate(masks, start=1)}
+    if image.cut is not None:
+        return {PICTURES: pictures, VOLUMES: {name: image.cut.volume(mask) for name, mask in named.items()}}
+    return {PICTURES: pictures | {name: Image.fromarray(mask.astype(np.uint8) * 255) for name, mask in named.items()}}
+
+
+def placed(question: str, n_regions: int) -> str:
+    """A question with the places of its regions.
 
     Raises:
-        RequestError: see `predict`.
+        RequestError: where it has another number of them.
 
     Example:
-        >>> placed("what is the region ?", (0, 0, 0.5, 1))[0]
+        >>> placed("what is the region ?", 1)
         'what is the region <region></region> ?'
     """
-    text = question
-    if box is not None and HERE not in question:
-        text = question.replace("the region", f"the region {HERE}", 1)
-    if (box is not None) != (HERE in text):
+    text = question if HERE in question else question.replace("the region", f"the region {HERE}", n_regions)
+    if text.count(HERE) != n_regions:
         raise RequestError(
-            f"The question is '{question}' and the box {box}",
+            f"The question '{question}' has {text.count(HERE)} places for {n_regions} regions",
             "A region has its place in the question, and each place its region",
-            f'Write {HERE} where the region is meant, as in "what is the region {HERE} ?", and give one --box',
+            f'Write {HERE} where a region is meant, as in "what is the region {HERE} ?", and name each with an option',
         )
-    return text, (Box(*box),) if box is not None else ()
+    return text

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from lightbox.claims.registry import installed_packages
+from lightbox.cli.regions import parse_regions
 from lightbox.errors import RequestError
 
 Paper = Annotated[str, typer.Argument(help="Name of a paper, for example medthink.")]
@@ -54,16 +55,30 @@ def evaluate(
 
 def predict(
     paper: Paper,
-    image: Annotated[Path, typer.Option(help="Image file; converted as the paper's data are.")],
+    image: Annotated[
+        Path, typer.Option(help="Image file; converted as the paper's data are. NIfTI where the paper takes regions.")
+    ],
     question: Annotated[str, typer.Option(help="The question, as text.")],
     options: Annotated[str, typer.Option(help='Choices of a closed question, for example "yes,no".')] = "",
     run: Annotated[Path | None, typer.Option(help="Folder of a trained run; left out, the newest one.")] = None,
-    box: Annotated[str, typer.Option(help="Region x0,y0,x1,y1 as fractions of the image.")] = "",
-    out: Annotated[Path | None, typer.Option(help="Write the image with the answer drawn on it.")] = None,
+    point: Annotated[list[str] | None, typer.Option(help="Region as a point x,y, fractions of the image.")] = None,
+    box: Annotated[list[str] | None, typer.Option(help="Region x0,y0,x1,y1 as fractions of the image.")] = None,
+    mask: Annotated[
+        list[str] | None, typer.Option(help="Region as a mask of the image's size, FILE or FILE:LABEL.")
+    ] = None,
+    slice_name: Annotated[
+        str, typer.Option("--slice", help="Slice of a NIfTI volume, such as axial/40 or axial/40/w-160_240.")
+    ] = "",
+    out: Annotated[
+        Path | None, typer.Option(help="Write the image with the answer drawn on it, and masks beside it.")
+    ] = None,
     attention: Annotated[bool, typer.Option("--attention", help="Beside --out, draw where the model looked.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Answer one question about one image. Not for clinical use."""
+    """Answer one question about one image. Not for clinical use.
+
+    A region is --point, --box or --mask; several of one kind stand in the order of the question.
+    """
     if not question.strip():
         raise RequestError("--question is empty", "There is nothing to answer", "Give the question as text")
     if not image.is_file():
@@ -73,9 +88,14 @@ def predict(
         raise RequestError(
             f"--options is '{options}'", "A closed question has two choices or more", "Separate them by commas"
         )
-    region = parse_box(box) if box else None
-    asked = {"image": image, "question": question, "options": choices, "run": run, "box": region, "out": out}
-    answer = paper_cli(paper).predict(**asked, **({"attention": True} if attention else {}))
+    asked: dict[str, Any] = {"image": image, "question": question, "options": choices, "run": run, "out": out}
+    more = {
+        "regions": parse_regions(point or (), box or (), mask or ()),
+        "slice_name": slice_name,
+        "attention": attention,
+    }
+    # what is not asked for is not handed on: a paper that has none of it need not know the argument
+    answer = paper_cli(paper).predict(**asked, **{name: value for name, value in more.items() if value})
     show(answer, as_json=as_json)
 
 
@@ -112,26 +132,6 @@ def paper_cli(paper: str) -> Any:
         why = f"The papers installed here are {', '.join(papers) or 'none'}"
         raise RequestError(f"The paper '{paper}'", why, _nearest(paper, tuple(papers)))
     return importlib.import_module(f"{papers[paper]}.cli")
-
-
-def parse_box(text: str) -> tuple[float, float, float, float]:
-    """Read "x0,y0,x1,y1" as fractions of the image, half-open.
-
-    Raises:
-        RequestError: unless there are four numbers with 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1.
-
-    Example:
-        >>> parse_box("0.1, 0.2, 0.5, 0.6")
-        (0.1, 0.2, 0.5, 0.6)
-    """
-    try:
-        x0, y0, x1, y1 = (float(part) for part in text.split(","))
-    except ValueError as err:
-        raise RequestError(f"--box is '{text}'", "A box is four numbers", "Write it as 0.1,0.2,0.5,0.6") from err
-    if not (0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1):
-        why = "A box is x0,y0,x1,y1 as fractions of the image, with x0 < x1 and y0 < y1"
-        raise RequestError(f"--box is '{text}'", why, "Divide pixel columns by the width and pixel rows by the height")
-    return x0, y0, x1, y1
 
 
 def show(answer: Any, *, as_json: bool) -> None:

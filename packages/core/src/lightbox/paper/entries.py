@@ -8,7 +8,7 @@ the one module of the kit with inner imports, and it loads the paper's modules b
 | `config` | `Config`, `resolve`, `inputs`, `chosen` |
 | `train` | `run(cfg, base, folder, *, cache, needs, keeps_model, memory_advice)` |
 | `evaluate` | `run_baseline(cfg, folder)`, without torch |
-| `predict` | `predict(image, question, *, folder, options, box)` |
+| `predict` | `predict(image, question, *, folder, options)`; where regions are taken `image` is an `AskedImage` |
 """
 
 import importlib
@@ -20,8 +20,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
@@ -37,11 +38,18 @@ from lightbox.runs import folders
 from lightbox.runs.finished import is_finished
 from lightbox.runs.key import Identity, differences, identify
 
+if TYPE_CHECKING:
+    from lightbox.paper.asked_images import AskedImage, Region
+
 SHOWN = 4
 EVAL_VALUES = {"model.backbone": "RUN/model", "needs": "[RUN]"}
 """What `Entries.eval_key` is set to, for RUN the folder of a training."""
 PICTURES = "pictures"
 """Key of a prediction under which a paper hands over images by name; they are written to files and not printed."""
+VOLUMES = "volumes"
+"""Likewise of NIfTI images."""
+SLICE = "slice"
+"""Key of a prediction about a slice of a volume: which one; and the name of its picture."""
 _log = logging.getLogger(__name__)
 
 Check = Callable[[Any, Pretrained], None]
@@ -55,14 +63,14 @@ class Entries:
     Args:
         package: importable name of the paper.
         check: the paper's own refusals, beside those of the kit; None has none.
-        takes_box: True where `predict` answers about a region.
+        takes_regions: True where `predict` has the argument `regions`, and is shown an `AskedImage`: maybe a slice.
         shows_attention: True where `predict` has the argument `attention`, and can draw where the model looked.
         eval_key: config key that names the saved model which `evaluate` scores.
     """
 
     package: str
     check: Check | None = None
-    takes_box: bool = False
+    takes_regions: bool = False
     shows_attention: bool = False
     eval_key: str = "model.backbone"
 
@@ -98,28 +106,73 @@ class Entries:
         question: str,
         options: Sequence[str] = (),
         run: Path | None = None,
-        box: tuple[float, float, float, float] | None = None,
+        regions: "Sequence[Region]" = (),
+        slice_name: str = "",
         out: Path | None = None,
         attention: bool = False,
     ) -> dict[str, object]:
         """Answer one question about one image.
 
         Args:
-            image: PNG, JPEG or DICOM file.
+            image: PNG, JPEG or DICOM file; also NIfTI where the paper takes regions.
             question: text.
             options: choices of a closed question.
             run: folder of a finished training; None takes the newest under the default output folder.
-            box: region, `xyxy` fractions of the image; refused where the paper answers about the whole image.
-            out: file for the image with the answer under it; images that the model was shown on the way are written
-                beside it.
+            regions: that the question means, in its order; refused where the paper answers about the whole image.
+            slice_name: of a NIfTI volume, such as axial/40, see `lightbox.readers.cuts.open_cut`.
+            out: file for the image with the answer under it; images that the model was shown on the way, and masks, are
+                written beside it.
             attention: also draw where the model looked, as one of these; another forward.
 
         Raises:
-            RequestError: a box, attention or a picture that the paper has not, no finished run, or a run that cannot
-                see images.
+            RequestError: regions, a slice, attention or a picture that the paper has not, an image or a region that
+                cannot be read, no finished run, or a run that cannot see images.
         """
-        if box is not None and not self.takes_box:
-            raise RequestError(f"--box is {box}", f"{self.package} answers about the whole image", "Leave --box out")
+        self._check_asked(regions, slice_name, attention=attention, out=out)
+        folder = run or newest_training(default_out(), self.package)
+        self._check_own(folder)
+        opened: AskedImage | None = None
+        more: dict[str, Any] = {"attention": True} if attention else {}
+        if self.takes_regions:
+            from lightbox.paper.asked_images import open_image, read_regions
+
+            opened = open_image(image, slice_name)
+            more["regions"] = read_regions(regions, opened)
+        shown = image if opened is None else opened
+        prediction = self._module("predict").predict(shown, question, folder=folder, options=options, **more)
+        pictures, volumes = prediction.pop(PICTURES, {}), prediction.pop(VOLUMES, {})
+        if opened is not None and opened.cut is not None:
+            prediction[SLICE] = opened.cut.name
+            pictures = {SLICE: Image.fromarray(opened.pixels), **pictures}  # a mask as a region can be drawn on it
+        if out is None:
+            return prediction
+        out.parent.mkdir(parents=True, exist_ok=True)
+        paths = {name: beside(out, name, ".png") for name in pictures}
+        for name, picture in pictures.items():
+            picture.save(paths[name])
+        draw_prediction(paths.get(SLICE, image), question, prediction, out=out)
+        prediction |= {f"{name} is shown in": str(path) for name, path in paths.items()}
+        for name, volume in volumes.items():
+            path = beside(out, name, ".nii.gz")
+            volume.to_filename(path)
+            prediction[f"{name} lies in"] = str(path)
+        return prediction
+
+    def _check_asked(self, regions: "Sequence[Region]", slice_name: str, *, attention: bool, out: Path | None) -> None:
+        if regions and not self.takes_regions:
+            from lightbox.paper.asked_images import option_of
+
+            shown = " ".join(option_of(region) for region in regions)
+            what = option_of(regions[0]).split(" ")[0]
+            raise RequestError(
+                f"{shown} is given", f"{self.package} answers about the whole image", f"Leave {what} out"
+            )
+        if slice_name and not self.takes_regions:
+            raise RequestError(
+                f"--slice is '{slice_name}'",
+                f"{self.package} reads PNG, JPEG and DICOM files, and no volumes",
+                "Save the slice as PNG, and leave --slice out",
+            )
         if attention and not self.shows_attention:
             raise RequestError("--attention is set", f"{self.package} draws no attention", "Leave --attention out")
         if attention and out is None:
@@ -128,18 +181,6 @@ class Entries:
             )
         if out is not None and out.suffix.lower() != ".png":  # said again there, when the model has answered
             raise RequestError(f"--out is '{out}'", "The picture is written as PNG", "Name a file that ends in .png")
-        folder = run or newest_training(default_out(), self.package)
-        self._check_own(folder)
-        more = {"attention": True} if attention else {}
-        prediction = self._module("predict").predict(image, question, folder=folder, options=options, box=box, **more)
-        pictures = prediction.pop(PICTURES, {})
-        if out is not None:
-            draw_prediction(image, question, prediction, out=out)
-            for name, picture in pictures.items():
-                path = out.with_name(f"{out.stem}-{name.replace(' ', '-')}.png")
-                picture.save(path)
-                prediction[f"{name} is shown in"] = str(path)
-        return prediction
 
     def _check_own(self, folder: Path) -> None:
         run = folders.read_run(folder)
@@ -278,6 +319,16 @@ class Entries:
 
     def _module(self, name: str) -> Any:
         return importlib.import_module(f"{self.package}.{name}")
+
+
+def beside(out: Path, name: str, ending: str) -> Path:
+    """The file of a named picture or volume beside a prediction's page.
+
+    Example:
+        >>> beside(Path("a/seen.png"), "mask 1", ".nii.gz").name
+        'seen-mask-1.nii.gz'
+    """
+    return out.with_name(f"{out.stem}-{name.replace(' ', '-')}{ending}")
 
 
 def is_first_process() -> bool:
