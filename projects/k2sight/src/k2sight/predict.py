@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from k2sight.config import Config
 from k2sight.data import Target
@@ -18,9 +17,7 @@ from lightbox.readers.images import load_image
 IN_WORDS = 'Ask in words, such as "it means coin, white, dextral top"'
 
 
-def predict(
-    image: Path, question: str, *, folder: Path, options: Sequence[str] = (), box: Any = None
-) -> dict[str, object]:
+def predict(image: Path, question: str, *, folder: Path, options: Sequence[str] = ()) -> dict[str, object]:
     """Draw the boxes of a finding.
 
     Args:

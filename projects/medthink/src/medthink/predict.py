@@ -20,9 +20,7 @@ from medthink.train import open_learner
 TOKENS = 512
 
 
-def predict(
-    image: Path, question: str, *, folder: Path, options: Sequence[str] = (), box: Any = None
-) -> dict[str, object]:
+def predict(image: Path, question: str, *, folder: Path, options: Sequence[str] = ()) -> dict[str, object]:
     """Answer a question about an image file (PNG, JPEG or DICOM).
 
     Args:
@@ -30,7 +28,6 @@ def predict(
         question: text.
         folder: a finished run of `medthink train`.
         options: choices of a closed question; () asks an open one.
-        box: None; MedThink answers about the whole image.
 
     Returns:
         answer (text, "" where none could be parsed), rationale ("" where the strategy gives none), confidence

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -16,9 +15,7 @@ from mmedpo.noise import noised
 from mmedpo.train import open_arm
 
 
-def predict(
-    image: Path, question: str, *, folder: Path, options: Sequence[str] = (), box: Any = None
-) -> dict[str, object]:
+def predict(image: Path, question: str, *, folder: Path, options: Sequence[str] = ()) -> dict[str, object]:
     """Answer one question with the shipped weights, those of the start, and those that the run tuned.
 
     Args:
@@ -26,7 +23,6 @@ def predict(
         question: words that the model knows, or one of the prompts for a report, as "describe the image .".
         folder: a finished run of `mmedpo train` that kept its model.
         options: not used; the model was taught questions that name their options.
-        box: not used; a question is about the whole image.
 
     Returns:
         answer of the run's model; answer of the start, where the run began from one; answer of the shipped weights; and

@@ -3,7 +3,6 @@
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -37,7 +36,6 @@ def predict(
     *,
     folder: Path,
     options: Sequence[str] = (),
-    box: Any = None,
     attention: bool = False,
 ) -> dict[str, object]:
     """Play one episode about an image, as the evaluation does.
@@ -47,7 +45,6 @@ def predict(
         question: in words as in training, such as "what is seen in the left hilum ?".
         folder: a finished run of `vitar train` that kept its model.
         options: choices, written behind the question; the tiny model learns questions without.
-        box: not used; where to look is the policy's to say.
         attention: also draw where it looked in both turns, which is another forward.
 
     Returns:
