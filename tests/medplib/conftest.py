@@ -74,22 +74,29 @@ def sizes(folders):
 
 
 @pytest.fixture(scope="session")
-def trained(sizes, tmp_path_factory):
-    """A finished run of an arm by its name, after those that it needs."""
-    done = {}
+def arms_of(tmp_path_factory):
+    """Settings -> a finished run of an arm by its name, after those that it needs, each trained once."""
 
-    def run(arm):
-        if arm not in done:
-            needs = [run(need) for need in PAPER.arms[arm].needs]
-            named = [f"needs=[{','.join(map(str, needs))}]"] if needs else []
-            out = tmp_path_factory.mktemp(arm)
-            # an index of MLflow takes longer than a run
-            done[arm] = ENTRIES.run_once(
-                [*sizes, f"run.out={out}", f"experiment={arm}", *named], "train", is_indexed=False
-            )
-        return done[arm]
+    def with_settings(settings):
+        done = {}
 
-    return run
+        def run(arm):
+            if arm not in done:
+                needs = [run(need) for need in PAPER.arms[arm].needs]
+                named = [f"needs=[{','.join(map(str, needs))}]"] if needs else []
+                own = [*settings, f"run.out={tmp_path_factory.mktemp(arm)}", f"experiment={arm}", *named]
+                done[arm] = ENTRIES.run_once(own, "train", is_indexed=False)  # an index of MLflow takes longer
+            return done[arm]
+
+        return run
+
+    return with_settings
+
+
+@pytest.fixture(scope="session")
+def trained(sizes, arms_of):
+    """A finished run of an arm by its name."""
+    return arms_of(sizes)
 
 
 @pytest.fixture

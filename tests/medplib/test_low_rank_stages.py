@@ -40,19 +40,9 @@ def sizes(request, folders, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def trained(sizes, tmp_path_factory):
-    """A finished run of an arm by its name, after those that it needs."""
-    done = {}
-
-    def run(arm):
-        if arm not in done:
-            needs = [run(need) for need in PAPER.arms[arm].needs]
-            named = [f"needs=[{','.join(map(str, needs))}]"] if needs else []
-            out = tmp_path_factory.mktemp(arm)
-            done[arm] = run_once([*sizes, f"run.out={out}", f"experiment={arm}", *named], "train")
-        return done[arm]
-
-    return run
+def trained(sizes, arms_of):
+    """A finished run of an arm by its name."""
+    return arms_of(sizes)
 
 
 def weights_of_run(folder):
