@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from lightbox.backbones.generation import Generated
 from lightbox.backbones.loading import load
 from lightbox.backbones.segmenter import load_segmenter
 from lightbox.paper.pixel_items import PixelItem
@@ -118,3 +119,26 @@ def items():
         PixelItem(tall, "is there a mass ?", (), "absent ."),
         PixelItem(tall, "segment this <region></region>", (spot,), "it is <SEG> .", (spot,)),
     ]
+
+
+@pytest.fixture
+def said():
+    """Makes a `generate` that writes the answers of items."""
+
+    def write(model, items):
+        """A `generate` that writes the items' own answers, the shorter ones padded."""
+
+        def generate(rows, **_):
+            texts = [item.answer for item in items]
+            ids = [model.backbone.target_ids(text) for text in texts]
+            width = max(map(len, ids))
+            table = torch.full((len(ids), width), model.backbone.tokenizer.pad_token_id)
+            is_token = torch.zeros_like(table, dtype=torch.bool)
+            for row, own in enumerate(ids):
+                table[row, : len(own)], is_token[row, : len(own)] = torch.tensor(own), True
+            texts = [model.backbone.read_ids(torch.tensor(own)) for own in ids]
+            return Generated(texts, table, is_token, torch.zeros(table.shape), None, None)
+
+        return generate
+
+    return write

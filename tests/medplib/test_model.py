@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from lightbox.backbones.generation import Generated
 from lightbox.backbones.loading import load
 from lightbox.backbones.segmenter import load_segmenter
 from lightbox.errors import RequestError
@@ -21,23 +20,6 @@ from medplib.objective import LossWeights
 from medplib.train import pixel_step
 
 WEIGHTS = LossWeights()
-
-
-def said(model, items):
-    """A `generate` that writes the items' own answers, the shorter ones padded."""
-
-    def generate(rows, **_):
-        texts = [item.answer for item in items]
-        ids = [model.backbone.target_ids(text) for text in texts]
-        width = max(map(len, ids))
-        table = torch.full((len(ids), width), model.backbone.tokenizer.pad_token_id)
-        is_token = torch.zeros_like(table, dtype=torch.bool)
-        for row, own in enumerate(ids):
-            table[row, : len(own)], is_token[row, : len(own)] = torch.tensor(own), True
-        texts = [model.backbone.read_ids(torch.tensor(own)) for own in ids]
-        return Generated(texts, table, is_token, torch.zeros(table.shape), None, None)
-
-    return generate
 
 
 # ---- regions
@@ -149,7 +131,7 @@ def test_a_batch_without_masks_has_a_finite_loss(tiny, items):
 # ---- answers
 
 
-def test_masks_of_an_answer_are_those_of_training_on_it(model, items, monkeypatch):
+def test_masks_of_an_answer_are_those_of_training_on_it(model, items, monkeypatch, said):
     monkeypatch.setattr(model.backbone, "generate", said(model, items))
     answers = model.answer(items, max_new_tokens=20)
     with torch.no_grad():
@@ -186,7 +168,7 @@ def test_states_of_an_answer_are_those_that_wrote_it(model, items):
         )
 
 
-def test_answers_are_read_once_more_only_where_they_speak_of_a_mask(model, items, monkeypatch):
+def test_answers_are_read_once_more_only_where_they_speak_of_a_mask(model, items, monkeypatch, said):
     calls = []
     handle = model.backbone.model.register_forward_hook(lambda *_: calls.append(1))
     for answer, n_forwards in (("the lung is absent .", 0), (f"the lung {SEG} .", 1)):
@@ -198,7 +180,7 @@ def test_answers_are_read_once_more_only_where_they_speak_of_a_mask(model, items
     handle.remove()
 
 
-def test_a_placeholder_that_a_model_says_stands_for_nothing(model, items, monkeypatch):
+def test_a_placeholder_that_a_model_says_stands_for_nothing(model, items, monkeypatch, said):
     image = model.backbone.tokenizer.convert_ids_to_tokens(model.backbone.image_token_id)
     spoken = [f"the {SEG} .", f"{REGION_FEATURE} {image} {SEG} .", f"{image}"]
     monkeypatch.setattr(

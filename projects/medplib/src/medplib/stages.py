@@ -44,8 +44,10 @@ def group_patterns(family: Family) -> dict[str, str]:
         "router": rf"{layer}\.mlp\.router\..+",
         "region_adapter": r"region_adapter\..+",
         "seg_projector": r"seg_projector\..+",
-        # what makes three masks, and an estimate of their overlap, has no part in the loss of one mask
-        "mask_decoder": r"sam\.mask_decoder\.(?!iou_prediction_head|output_hypernetworks_mlps\.[1-9]).+",
+        # what makes three masks, and estimates of their overlap and of an object (SAM 2), has no part in the loss of
+        # one mask; SAM 2's conv_s0 and conv_s1 are applied where a picture is embedded, once
+        "mask_decoder": r"sam\.mask_decoder\."
+        r"(?!iou_prediction_head|pred_obj_score_head|conv_s[01]|output_hypernetworks_mlps\.[1-9]).+",
     }
 
 

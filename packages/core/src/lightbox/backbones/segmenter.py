@@ -1,24 +1,25 @@
-"""SAM in two calls: images are embedded once, masks are decoded for any number of prompts.
+"""SAM or SAM 2 in two calls: images are embedded once, masks are decoded for any number of prompts.
 
 A prompt says what to cut out: points, a box, a coarse mask, or embeddings that a caller made itself, such as a language
-model's state. Places are fractions of the image, as everywhere. SAM-Med2D is read as `lightbox data convert` writes it;
-SAM-HQ and SAM 2 are other layouts and are not read.
+model's state. Places are fractions of the image, as everywhere. SAM-Med2D is read as `lightbox data convert` writes it,
+SAM 2 as it was published, with the calls of `segmenter_sam2`; SAM-HQ is another layout and is not read.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
-from transformers import PreTrainedConfig, SamModel
+from transformers import PreTrainedConfig, Sam2Model, SamModel
 
 from lightbox.backbones import weights
 from lightbox.backbones.conversation import check_image, in_colour
 from lightbox.backbones.matching import check_tensors
 from lightbox.backbones.sam_adapters import AdaptedSamConfig, AdaptedSamModel
+from lightbox.backbones.segmenter_sam2 import Pixels, Sam2Layout
 from lightbox.backbones.seq2seq import quiet_loading
 from lightbox.backbones.towers import image_processor
 from lightbox.errors import RequestError
@@ -26,22 +27,28 @@ from lightbox.records import Box, check_box
 
 KEY = "model.segmenter"
 """Config key that gives the name, for messages."""
-CLASSES: dict[str, type[SamModel]] = {"sam": SamModel, AdaptedSamConfig.model_type: AdaptedSamModel}
 
 
 @dataclass(frozen=True)
 class ImageEmbeddings:
-    """Images as SAM's encoder sees them.
+    """Images as a segmenter's encoder sees them.
 
     Args:
         features: on the model's device.
         image_hw: rows and columns of each image.
         frame_hw: those that each image has in the square that was encoded; the rest of the square is filling.
+        finer: features of SAM 2 at two and four times the resolution, with fewer channels; SAM has none.
     """
 
     features: Float[Tensor, "b d h w"]
     image_hw: list[list[int]]
     frame_hw: list[list[int]]
+    finer: tuple[Float[Tensor, "b _ _ _"], ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        """Of all features."""
+        return sum(features.nbytes for features in (self.features, *self.finer))
 
 
 @dataclass(frozen=True)
@@ -52,26 +59,110 @@ class Masks:
         logits: for each prompt c h w, at the size of its image; above 0 is inside.
         low_res_logits: of the whole square, at a quarter of its side; a coarse mask for a next round of prompts.
         iou: the decoder's own estimate of each mask's overlap with what was meant.
+        object_logit: SAM 2's estimate that what was meant is there, above 0 for yes; None of SAM.
     """
 
     logits: list[Float[Tensor, "c h w"]]
     low_res_logits: Float[Tensor, "n c h w"]
     iou: Float[Tensor, "n c"]
+    object_logit: Float[Tensor, " n"] | None = None
+
+
+@dataclass(frozen=True)
+class SamLayout:
+    """SAM as `Segmenter` calls it; arguments and results as in `Sam2Layout`.
+
+    An image keeps its shape and is filled up to the square; its features have one resolution.
+    """
+
+    model_class: ClassVar[type[SamModel]] = SamModel
+    finer: ClassVar = 0
+    model: SamModel
+    processor: Any
+
+    @property
+    def square_hw(self) -> tuple[int, int]:
+        """Rows and columns of what the processor makes of an image."""
+        return self.processor.pad_size.height, self.processor.pad_size.width
+
+    def pixels(self, images: Sequence[Image.Image]) -> Pixels:
+        """Colour images, each at the top left of its square."""
+        seen = self.processor(list(images), return_tensors="pt")
+        return seen.pixel_values, seen.original_sizes.tolist(), seen.reshaped_input_sizes.tolist()
+
+    def encode(self, pixel_values: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b _ _ _"]]:
+        """Features, at one resolution."""
+        return [self.model.vision_encoder(pixel_values).last_hidden_state]
+
+    def embed_prompts(
+        self,
+        points: Float[Tensor, "n 1 p 2"] | None,
+        labels: Int[Tensor, "n 1 p"] | None,
+        boxes: Float[Tensor, "n 1 4"] | None,
+        masks: Float[Tensor, "n 1 h w"] | None,
+    ) -> tuple[Float[Tensor, "n 1 s d"] | None, Float[Tensor, "n d h w"]]:
+        """Sparse and dense embeddings; no sparse ones for masks alone."""
+        return self.model.prompt_encoder(points, labels, boxes, masks)
+
+    def decode(
+        self,
+        maps: Sequence[Float[Tensor, "n _ _ _"]],
+        sparse: Float[Tensor, "n 1 s d"] | None,
+        dense: Float[Tensor, "_ d _ _"],
+        *,
+        several: bool,
+        fallback: bool,
+    ) -> tuple[Float[Tensor, "n 1 c h w"], Float[Tensor, "n 1 c"], Float[Tensor, "n 1 1"] | None]:
+        """Logits of the square and estimates of their overlap; it has no other head to fall back to."""
+        del fallback
+        (features,) = maps
+        positions = self.model.get_image_wide_positional_embeddings().expand(len(features), -1, -1, -1)
+        low_res, iou = self.model.mask_decoder(
+            image_embeddings=features,
+            image_positional_embeddings=positions,
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=dense,
+            multimask_output=several,
+        )
+        return low_res, iou, None
+
+    def to_images(
+        self, low_res: Float[Tensor, "n 1 c h w"], image_hw: list[list[int]], frame_hw: list[list[int]]
+    ) -> list[Float[Tensor, "1 c _ _"]]:
+        """Logits at the size of each image, without the filling."""
+        return self.processor.post_process_masks(low_res, image_hw, frame_hw, binarize=False)
+
+
+class AdaptedSamLayout(SamLayout):
+    """SAM-Med2D: SAM with adapters in its encoder."""
+
+    model_class = AdaptedSamModel
+
+
+LAYOUTS: dict[str, type[SamLayout | Sam2Layout]] = {
+    "sam": SamLayout,
+    AdaptedSamConfig.model_type: AdaptedSamLayout,
+    "sam2": Sam2Layout,
+    "sam2_video": Sam2Layout,  # as SAM 2 is published; the image model is a part of it
+}
 
 
 @dataclass(frozen=True)
 class Segmenter:
-    """A SAM.
+    """A SAM or a SAM 2.
 
     Args:
-        model: in evaluation mode.
-        processor: of transformers, as it was published beside the weights.
+        layout: how its class of transformers is called.
         digest: identifies weights and preprocessing, for caches and job keys.
     """
 
-    model: SamModel
-    processor: Any
+    layout: SamLayout | Sam2Layout
     digest: str
+
+    @property
+    def model(self) -> SamModel | Sam2Model:
+        """Of transformers, loaded in evaluation mode."""
+        return self.layout.model
 
     def embed(self, images: Sequence[Image.Image], *, with_grad: bool = False) -> ImageEmbeddings:
         """Encode images of any sizes, 8-bit grey or colour; gradients reach the encoder only if asked.
@@ -83,12 +174,10 @@ class Segmenter:
             raise RequestError("No images", "There is nothing to encode", "Give at least one")
         for place, image in enumerate(images):
             check_image(image, f"Image {place}")
-        seen = self.processor([in_colour(image) for image in images], return_tensors="pt")
+        pixel_values, image_hw, frame_hw = self.layout.pixels([in_colour(image) for image in images])
         with torch.set_grad_enabled(with_grad):
-            features = self.model.vision_encoder(
-                seen.pixel_values.to(self.model.device, self.model.dtype)
-            ).last_hidden_state
-        return ImageEmbeddings(features, seen.original_sizes.tolist(), seen.reshaped_input_sizes.tolist())
+            features, *finer = self.layout.encode(pixel_values.to(self.model.device, self.model.dtype))
+        return ImageEmbeddings(features, image_hw, frame_hw, tuple(finer))
 
     def encode_prompts(
         self,
@@ -112,13 +201,14 @@ class Segmenter:
             image_of: index of the image of each prompt; None where there is one image.
 
         Returns:
-            Sparse embeddings, one a point and two a box (none for masks alone), and dense ones, for `decode`.
+            Sparse embeddings, one a point and two a box (none for masks alone), and dense ones, for `decode`. SAM 2
+            ends all with an empty point, as SAM does points without a box, and has two of them for masks alone.
 
         Raises:
             RequestError: no prompt, numbers of prompts or labels that differ, places outside the image, other labels.
         """
-        encoder, places = self.model.prompt_encoder, None if points is None else points.shape[1]
-        side = 4 * encoder.image_embedding_size[0]
+        places = None if points is None else points.shape[1]
+        side = 4 * self.model.prompt_encoder.image_embedding_size[0]
         shapes = {"points": (places, 2), "labels": (places,), "boxes": (4,), "masks": (side, side)}
         prompts = {"points": points, "labels": labels, "boxes": boxes, "masks": masks}
         n = _count(prompts, shapes)
@@ -139,7 +229,7 @@ class Segmenter:
         device = embeddings.features.device
         frames_hw = torch.tensor(embeddings.frame_hw, dtype=torch.float64, device=device)
         frames_wh = frames_hw[_images(image_of, n, embeddings)].flip(-1)[:, None]  # n 1 2
-        sparse, dense = encoder(
+        sparse, dense = self.layout.embed_prompts(
             None if points is None else (points.to(device) * frames_wh)[:, None],
             None if labels is None else labels.to(device)[:, None],
             None if boxes is None else (boxes.to(device).view(n, 2, 2) * frames_wh).view(n, 1, 4),
@@ -155,6 +245,7 @@ class Segmenter:
         *,
         image_of: Sequence[int] | None = None,
         several: bool = False,
+        fallback: bool = True,
     ) -> Masks:
         """Decode the masks of n prompts at once, with the gradients that its inputs and the decoder have.
 
@@ -164,6 +255,9 @@ class Segmenter:
             dense: from `encode_prompts` or a caller's own; None is what SAM has learned for no coarse mask.
             image_of: index of the image of each prompt; None where there is one image.
             several: three masks a prompt, for one that could mean several things.
+            fallback: where one mask is asked for and its edge is vague, SAM 2 in evaluation mode gives the likeliest of
+                the three instead; False for a decoder that was trained on one mask, whose other heads were not. SAM
+                has none.
 
         Raises:
             RequestError: no prompt, numbers of prompts that differ, or embeddings of another model.
@@ -172,40 +266,48 @@ class Segmenter:
         shapes = {"sparse": (None, width), "dense": (width, *grid)}
         n = _count({"sparse": sparse, "dense": dense}, shapes)
         rows = _images(image_of, n, embeddings)
+        if len(embeddings.finer) != self.layout.finer:
+            raise RequestError(
+                f"Images were embedded at {1 + len(embeddings.finer)} resolutions",
+                f"The decoder of {self.layout.model_class.__name__} reads {1 + self.layout.finer}",
+                "Embed them with this segmenter",
+            )
         no_mask = self.model.prompt_encoder.no_mask_embed.weight.view(1, width, 1, 1)
         # n images with a prompt each, where SAM takes an image with n prompts: so each may have a mask of its own
-        low_res, iou = self.model.mask_decoder(
-            image_embeddings=embeddings.features[rows],
-            image_positional_embeddings=self.model.get_image_wide_positional_embeddings().expand(n, -1, -1, -1),
-            sparse_prompt_embeddings=None if sparse is None else sparse[:, None],
-            dense_prompt_embeddings=no_mask if dense is None else dense,
-            multimask_output=several,
-        )  # n 1 c h w, n 1 c
+        low_res, iou, object_logit = self.layout.decode(
+            [features[rows] for features in (embeddings.features, *embeddings.finer)],
+            None if sparse is None else sparse[:, None],
+            no_mask if dense is None else dense,
+            several=several,
+            fallback=fallback,
+        )
         sizes = ([hw[row] for row in rows] for hw in (embeddings.image_hw, embeddings.frame_hw))
-        logits = self.processor.post_process_masks(low_res, *sizes, binarize=False)
-        return Masks([mask[0] for mask in logits], low_res[:, 0], iou[:, 0])
+        logits = self.layout.to_images(low_res, *sizes)
+        objects = None if object_logit is None else object_logit[:, 0, 0]
+        return Masks([mask[0] for mask in logits], low_res[:, 0], iou[:, 0], objects)
 
 
 def load_segmenter(name: str, revision: str = "") -> Segmenter:
-    """Load a SAM in float32 on the CPU; its parameters can be trained, but for the table of positions.
+    """Load a SAM or a SAM 2 in float32 on the CPU; its parameters can be trained, but for the table of positions.
 
     Args:
         name: see `weights.locate`.
         revision: full commit hash of a hub id.
 
     Raises:
-        RequestError: not there, no SAM, without safetensors or preprocessing, or weights that do not fit their config.
+        RequestError: not there, no SAM, without safetensors or preprocessing, weights that do not fit their config, or
+            preprocessing of another size.
     """
     place = weights.locate(name, revision=revision, key=KEY)
     shared: dict[str, Any] = {"trust_remote_code": False, "revision": place.revision or "main"}
     model_type = PreTrainedConfig.get_config_dict(place.source, **shared)[0].get("model_type")
     request = f"{KEY} is '{name}', a {model_type or 'model without model_type'}"
-    if model_type not in CLASSES:
-        why = f"The segmenters known here are {', '.join(CLASSES)}"
+    if model_type not in LAYOUTS:
+        why = f"The segmenters known here are {', '.join(LAYOUTS)}"
         raise RequestError(request, why, "Use a SAM in the layout of transformers")
-    processor = image_processor(place, request)
+    layout_class, processor = LAYOUTS[model_type], image_processor(place, request)
     with quiet_loading():
-        loaded: Any = CLASSES[model_type].from_pretrained(
+        loaded: Any = layout_class.model_class.from_pretrained(
             place.source,
             use_safetensors=True,
             dtype="float32",
@@ -214,9 +316,17 @@ def load_segmenter(name: str, revision: str = "") -> Segmenter:
             **shared,
         )
     model, loading_info = loaded
-    check_tensors(loading_info, CLASSES[model_type].__name__, request, may_hold_more=True)
-    model.shared_image_embedding.requires_grad_(False)  # constants, which only transformers holds as a parameter
-    return Segmenter(model.eval(), processor, weights.digest_of(name, revision=revision, key=KEY))
+    # more than it reads: the memory of SAM 2's video model
+    check_tensors(loading_info, layout_class.model_class.__name__, request, may_hold_more=True)
+    model.shared_image_embedding.requires_grad_(False)  # constants, which only transformers' SAM holds as a parameter
+    layout, side = layout_class(model.eval(), processor), model.prompt_encoder.input_image_size
+    if layout.square_hw != (side, side):
+        raise RequestError(
+            f"{request}, whose images are made {' x '.join(map(str, layout.square_hw))} px",
+            f"It reads {side} x {side}: prompts would be about other places than features",
+            "Use the preprocessing that was published with the weights",
+        )
+    return Segmenter(layout, weights.digest_of(name, revision=revision, key=KEY))
 
 
 def _count(prompts: Mapping[str, Tensor | None], shapes: Mapping[str, tuple[int | None, ...]]) -> int:

@@ -2,25 +2,15 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from hashlib import blake2b
 
 import torch
-from jaxtyping import Float
 from PIL import Image
-from torch import Tensor
 
 from lightbox.backbones.segmenter import ImageEmbeddings, Segmenter
 
 MOST_BYTES = 2**29
-"""Some 8,000 pictures of the tiny SAM, 128 of SAM-B."""
-
-
-@dataclass(frozen=True)
-class _Embedded:
-    features: Float[Tensor, "1 d h w"]
-    image_hw: list[int]
-    frame_hw: list[int]
+"""Some 8,000 pictures of the tiny SAM, 128 of SAM-B, 32 of a SAM 2, whose fine features are most of it."""
 
 
 class PictureMemory:
@@ -30,13 +20,13 @@ class PictureMemory:
     a run that was interrupted.
 
     Args:
-        segmenter: whose encoder stays as it is.
+        segmenter: whose encoder stays as it is, and the decoder's convolutions of fine features with it, in SAM 2.
         most_bytes: of features that are remembered; beyond it what was met first is forgotten.
     """
 
     def __init__(self, segmenter: Segmenter, most_bytes: int = MOST_BYTES) -> None:
         self.segmenter, self.most_bytes, self.n_bytes = segmenter, most_bytes, 0
-        self.embedded: OrderedDict[bytes, _Embedded] = OrderedDict()
+        self.embedded: OrderedDict[bytes, ImageEmbeddings] = OrderedDict()
 
     def embed(self, pictures: Sequence[Image.Image]) -> ImageEmbeddings:
         """What `Segmenter.embed` gives, without gradients.
@@ -47,18 +37,18 @@ class PictureMemory:
         if not pictures:
             return self.segmenter.embed(pictures)  # which refuses
         own = [self._embedded(picture) for picture in pictures]
-        features = torch.cat([one.features for one in own]).to(self.segmenter.model.device)
-        return ImageEmbeddings(features, [one.image_hw for one in own], [one.frame_hw for one in own])
+        maps = zip(*((one.features, *one.finer) for one in own), strict=True)
+        features, *finer = (torch.cat(of_all).to(self.segmenter.model.device) for of_all in maps)
+        sizes = [one.image_hw[0] for one in own], [one.frame_hw[0] for one in own]
+        return ImageEmbeddings(features, *sizes, tuple(finer))
 
-    def _embedded(self, picture: Image.Image) -> _Embedded:
+    def _embedded(self, picture: Image.Image) -> ImageEmbeddings:
         key = blake2b(f"{picture.mode} {picture.size} ".encode() + picture.tobytes()).digest()
         if key in self.embedded:
             return self.embedded[key]
-        seen = self.segmenter.embed([picture])
-        own = _Embedded(seen.features, seen.image_hw[0], seen.frame_hw[0])
-        self.embedded[key] = own
-        self.n_bytes += own.features.nbytes
+        own = self.embedded[key] = self.segmenter.embed([picture])
+        self.n_bytes += own.nbytes
         while self.n_bytes > self.most_bytes and len(self.embedded) > 1:
             _, oldest = self.embedded.popitem(last=False)
-            self.n_bytes -= oldest.features.nbytes
+            self.n_bytes -= oldest.nbytes
         return own

@@ -87,7 +87,7 @@ class PixelVLM(nn.Module):
     Args:
         backbone: with the tags in its tokenizer (`pixel_rows.add_tags`), around a model with or without adapters and
             experts; a LLaVA or a Qwen-VL.
-        segmenter: a SAM; it may be narrower or wider.
+        segmenter: a SAM or a SAM 2; it may be narrower or wider.
         seg_state: see `seg_states.seg_states`.
 
     Raises:
@@ -232,7 +232,8 @@ class PixelVLM(nn.Module):
         place_of = {row: place for place, row in enumerate(dict.fromkeys(rows))}
         embeddings = self.memory.embed([batch.pictures[row] for row in place_of])
         prompts = self.seg_projector(segs.states.to(self.region_adapter.weight.dtype))[:, None]  # n 1 c
-        masks = self.segmenter.decode(embeddings, prompts, image_of=[place_of[row] for row in rows])
+        # one mask, from the head that the loss trains
+        masks = self.segmenter.decode(embeddings, prompts, image_of=[place_of[row] for row in rows], fallback=False)
         return [mask[0] for mask in masks.logits]
 
     def _answers(
