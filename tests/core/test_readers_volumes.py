@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 
 import nibabel as nib
 import numpy as np
@@ -126,6 +127,24 @@ def test_a_volume_without_orientation_is_refused(tmp_path):
     nib.save(image, file)
     with pytest.raises(RequestError, match="no orientation.*the patient's left would be a guess"):
         volumes.read_volume(file)
+
+
+def test_axes_that_point_the_same_way_are_no_orientation(tmp_path):
+    affine = np.diag([1e6, 1e-10, 1e6, 1.0])
+    affine[0, 1] = 1e6
+    nib.save(nib.Nifti1Image(marked(), affine), tmp_path / "v.nii")
+    with pytest.raises(RequestError, match="no orientation"):
+        volumes.read_volume(tmp_path / "v.nii")
+
+
+@pytest.mark.parametrize("name", ["v.nii", "v.nii.gz"])
+def test_a_header_that_is_cut_off_is_refused_by_name(tmp_path, name):
+    whole = write(tmp_path / "whole.nii", marked()).read_bytes()
+    for length in (1, 100, 344, 347, 351):
+        cut = whole[:length]
+        (tmp_path / name).write_bytes(gzip.compress(cut) if name.endswith(".gz") else cut)
+        with pytest.raises(RequestError, match=re.escape(name)):
+            volumes.read_volume(tmp_path / name)
 
 
 @pytest.mark.parametrize("damage", ["cut", "text", "nan", "empty"])

@@ -6,8 +6,6 @@ several slices can be added. A file of two axes, which `volumes` does not read, 
 """
 
 import re
-import struct
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,15 +13,13 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
-from nibabel.filebasedimages import ImageFileError
 from nibabel.openers import Opener
 from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
-from nibabel.spatialimages import HeaderDataError
 
 from lightbox.errors import RequestError
 from lightbox.readers import volumes
 from lightbox.readers.images import MAX_PIXELS
-from lightbox.readers.volumes import PLANES, SlicePlace
+from lightbox.readers.volumes import BROKEN, PLANES, SlicePlace
 
 ENDINGS = (".nii", ".nii.gz")
 _NUMBER = r"(-?\d+(?:\.\d+)?)"
@@ -33,10 +29,6 @@ _GEOMETRY = (
     *("sform_code", "srow_x", "srow_y", "srow_z", "xyzt_units"),
 )
 """Fields of a NIfTI header that say where voxels lie. Others speak of the scan, free text among them: not of a mask."""
-_BROKEN = (
-    *(ImageFileError, HeaderDataError, OSError, EOFError, ValueError, TypeError, KeyError, IndexError),
-    *(struct.error, zlib.error, MemoryError, OverflowError),
-)
 
 
 @dataclass(frozen=True)
@@ -121,7 +113,7 @@ class Cut:
         try:
             stored = np.asanyarray(self.image.dataobj)[..., None]
             ras = apply_orientation(stored, io_orientation(self.image.affine))
-        except _BROKEN as err:
+        except BROKEN as err:
             raise RequestError(label, f"Its voxels cannot be read: {err}", "Fetch the file again") from err
         if not (np.issubdtype(ras.dtype, np.floating) or np.issubdtype(ras.dtype, np.integer)):
             raise RequestError(label, f"Its voxels are of type {ras.dtype}", "Convert it to numbers")
@@ -160,7 +152,7 @@ def _opened(file: Path) -> tuple[Any, int | None]:
     try:
         image: Any = nib.load(file)
         axes = len(image.shape)
-    except _BROKEN as err:
+    except BROKEN as err:
         raise RequestError(f"Image '{file}'", f"Its header cannot be read: {err}", "Fetch the file again") from err
     if not isinstance(image, nib.Nifti1Pair):  # of which NIfTI-2 is one, and CIFTI is none
         raise RequestError(f"Image '{file}'", "It holds no picture or volume of voxels", "Name a NIfTI image")
@@ -220,7 +212,8 @@ def _check_flat(file: Path, image: Any) -> None:
             "Write the spacing of the scan into pixdim[1..2], or save the image as PNG",
         )
     codes, affine = [int(image.header[field]) for field in ("sform_code", "qform_code")], image.affine
-    if codes == [0, 0] or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+    is_placed = codes != [0, 0] and np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) >= 1e-9
+    if not is_placed or np.isnan(io_orientation(affine)).any():  # also where two of its axes point the same way
         raise RequestError(
             f"{label} has no orientation (sform_code {codes[0]}, qform_code {codes[1]})",
             "Which side of it is up, and which the patient's left, would be a guess",

@@ -25,7 +25,8 @@ import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nibabel.orientations import aff2axcodes, apply_orientation, io_orientation
-from nibabel.spatialimages import HeaderDataError
+from nibabel.spatialimages import HeaderDataError, HeaderTypeError, ImageDataError
+from nibabel.wrapstruct import WrapStructError
 
 from lightbox.errors import RequestError
 
@@ -36,10 +37,12 @@ LOW_PERCENTILE, HIGH_PERCENTILE = 0.5, 99.5
 _PLACE = re.compile(r"(.*\.nii(?:\.gz)?)/(sagittal|coronal|axial)/(\d{1,6})((?:/[cw][0-9._-]+)*)", re.IGNORECASE)
 _WINDOW = re.compile(r"w(-?\d+(?:\.\d+)?)_(-?\d+(?:\.\d+)?)")
 _CHANNEL = re.compile(r"c(\d{1,4})")
-_BROKEN = (
+BROKEN = (
     *(ImageFileError, HeaderDataError, OSError, EOFError, ValueError, TypeError, KeyError, IndexError),
     *(struct.error, zlib.error, gzip.BadGzipFile, MemoryError, OverflowError),
+    *(HeaderTypeError, ImageDataError, WrapStructError),
 )
+"""What nibabel raises for a damaged file."""
 logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)  # it reports headers that are refused here anyway
 
 
@@ -207,7 +210,7 @@ def _open(file: Path, mtime_ns: int) -> tuple[Any, VolumeHeader]:
         spacing = tuple(float(step) for step in header["pixdim"][1:4])
         codes = int(header["sform_code"]), int(header["qform_code"])
         affine = np.asarray(image.affine, np.float64)
-    except _BROKEN as err:
+    except BROKEN as err:
         raise RequestError(label, f"Its header cannot be read: {err}", "Fetch the file again") from err
     if len(shape) == 4 and shape[3] == 1:  # a 3-D volume, written with a time axis
         shape = shape[:3]
@@ -222,13 +225,14 @@ def _open(file: Path, mtime_ns: int) -> tuple[Any, VolumeHeader]:
             "Without the distance of its voxels, sizes and volumes would be guesses",
             "Write the spacing of the scan into pixdim[1..3], or leave the file out",
         )
-    if codes == (0, 0) or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+    is_placed = codes != (0, 0) and np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) >= 1e-9
+    turn = io_orientation(affine) if is_placed else np.full((3, 2), np.nan)
+    if np.isnan(turn).any():  # also where two of its axes point the same way
         raise RequestError(
             f"{label} has no orientation (sform_code {codes[0]}, qform_code {codes[1]})",
             "Which side of it is the patient's left would be a guess",
             "Write the affine of the scan with sform_code 1, or leave the file out",
         )
-    turn = io_orientation(affine)
     order = [int(np.flatnonzero(turn[:, 0] == axis)[0]) for axis in range(3)]  # axis of the file, by axis of RAS+
     return image, VolumeHeader(
         shape=(shape[order[0]], shape[order[1]], shape[order[2]]),
@@ -261,7 +265,7 @@ def _volume(file: Path, mtime_ns: int, channel: int | None) -> Volume:
     try:
         stored = image.dataobj[..., channel] if channel is not None else np.asanyarray(image.dataobj)
         values = apply_orientation(np.asarray(stored).reshape(stored.shape[:3]), io_orientation(header.affine))
-    except _BROKEN as err:
+    except BROKEN as err:
         raise RequestError(label, f"Its voxels cannot be read: {err}", "Fetch the file again") from err
     if values.dtype == np.float64:  # what a slope and intercept in the header make of 16-bit integers
         values = values.astype(np.float32)
