@@ -76,7 +76,7 @@ class SamLayout:
     """
 
     model_class: ClassVar[type[SamModel]] = SamModel
-    finer: ClassVar = 0
+    n_finer: ClassVar = 0
     model: SamModel
     processor: Any
 
@@ -266,10 +266,10 @@ class Segmenter:
         shapes = {"sparse": (None, width), "dense": (width, *grid)}
         n = _count({"sparse": sparse, "dense": dense}, shapes)
         rows = _images(image_of, n, embeddings)
-        if len(embeddings.finer) != self.layout.finer:
+        if len(embeddings.finer) != self.layout.n_finer:
             raise RequestError(
                 f"Images were embedded at {1 + len(embeddings.finer)} resolutions",
-                f"The decoder of {self.layout.model_class.__name__} reads {1 + self.layout.finer}",
+                f"The decoder of {self.layout.model_class.__name__} reads {1 + self.layout.n_finer}",
                 "Embed them with this segmenter",
             )
         no_mask = self.model.prompt_encoder.no_mask_embed.weight.view(1, width, 1, 1)

@@ -30,7 +30,7 @@ class Sam2Layout:
     """
 
     model_class: ClassVar = Sam2Model
-    finer: ClassVar = 2
+    n_finer: ClassVar = 2
     """Resolutions beside the one that prompts attend to."""
     model: Sam2Model
     processor: Any
