@@ -19,7 +19,7 @@ from lightbox.readers import volumes
 from lightbox.readers.images import load_image
 from lightbox.records import Box
 from medplib.cli import ENTRIES
-from medplib.predict import placed, shown_masks
+from medplib.predict import load_run, placed, predict, shown_masks
 
 REGION_QUESTION = "what does the region show ?"
 SLICES, INDEX = 7, 4
@@ -158,3 +158,9 @@ def test_a_slice_is_asked_about_at_the_command_line_and_its_mask_is_a_volume(sca
     for mask in (said["mask 1 lies in"], alone["mask 1 is shown in"]):
         about = lightbox(capsys, *command, "--question", REGION_QUESTION, "--mask", mask)
         assert about["answer"]
+
+
+def test_a_model_that_is_open_answers_as_one_that_is_opened_for_it(run, picture):
+    asked = {"image": AskedImage(picture), "question": REGION_QUESTION, "folder": run, "regions": (point(0.5, 0.5),)}
+    opened = load_run(run)
+    assert [predict(**asked, opened=opened)["answer"] for _ in range(2)] == [predict(**asked)["answer"]] * 2

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -21,6 +22,7 @@ from mmedpo.cli import ENTRIES
 from mmedpo.config import PREFERENCES, resolve
 from mmedpo.curate import curate
 from mmedpo.data import load_splits
+from mmedpo.predict import load_run, predict
 from mmedpo.scores import PAIRS
 
 
@@ -99,6 +101,23 @@ def test_a_prediction_stands_beside_what_was_said_before(tuned, tmp_path):
     said = ENTRIES.predict(image=path, question="is there a nodule ?", run=tuned, out=tmp_path / "shown.png")
     assert {"answer", "answer to noise", "answer of the start", "answer of the shipped weights"} <= said.keys()
     assert (tmp_path / "shown.png").is_file()
+
+
+def test_a_prediction_shows_where_it_looked_or_which_tokens_it_read(sizes, tuned, tmp_path):
+    pixels = phantom.draw_cases(phantom.seed_range("development", 0, 1))[0].images[0]
+    asked = {"image": pixels, "question": "is there a nodule ?"}
+    looked = predict(**asked, folder=tuned, attention=True)
+    assert list(looked["pictures"]) == (["attention"] if looked["answer"] else [])
+    assert looked["answer"] == predict(**asked, folder=tuned, opened=load_run(tuned))["answer"]
+    policy = ["pruning.method=divprune", "pruning.budget=0.25"]
+    pruned_run = ENTRIES.run_once([*sizes, *policy, f"run.out={tmp_path}", "experiment=start"], "train")
+    read = predict(**asked, folder=pruned_run, attention=True)
+    assert list(read["pictures"]) == ["kept tokens"]
+    shown = np.asarray(read["pictures"]["kept tokens"])
+    is_grey = (shown == shown[..., :1]).all(axis=2)  # a patch that goes lies under a hue
+    kept, tokens = (int(word) for word in read["tokens read"].split(",")[0].split(" of "))
+    assert kept / tokens == pytest.approx(0.25, abs=0.02)
+    assert is_grey.sum() == kept * shown.size / 3 / tokens
 
 
 @pytest.fixture(scope="module")

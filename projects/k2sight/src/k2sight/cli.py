@@ -3,5 +3,5 @@
 from k2sight.config import check
 from lightbox.paper.entries import Entries
 
-ENTRIES = Entries("k2sight", check=check)
+ENTRIES = Entries("k2sight", check=check, example="any means coin, white, dextral top")
 train, evaluate, predict, run_job = ENTRIES.train, ENTRIES.evaluate, ENTRIES.predict, ENTRIES.run_job

@@ -2,6 +2,9 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from k2sight.config import Config
 from k2sight.data import Target
@@ -17,14 +20,17 @@ from lightbox.readers.images import load_image
 IN_WORDS = 'Ask in words, such as "it means coin, white, dextral top"'
 
 
-def predict(image: Path, question: str, *, folder: Path, options: Sequence[str] = ()) -> dict[str, object]:
+def predict(
+    image: Path | np.ndarray, question: str, *, folder: Path, options: Sequence[str] = (), opened: Any = None
+) -> dict[str, object]:
     """Draw the boxes of a finding.
 
     Args:
-        image: PNG, JPEG or DICOM file; it is letterboxed to the tower's size.
+        image: PNG, JPEG or DICOM file, or pixels; it is letterboxed to the tower's size.
         question: name of a class that the run knows, or "NAME means DEFINITION" for any other.
         folder: a finished run of `k2sight train`.
-        options, box: not used; a finding is asked for in the whole image.
+        options: not used; a finding is asked for by its name.
+        opened: what `load_run` gave for the folder, where several questions follow one another; None loads it.
 
     Returns:
         finding, definition as the prompt had it, boxes as `xyxy` fractions of the image, labels, scores (exponential of
@@ -33,7 +39,7 @@ def predict(image: Path, question: str, *, folder: Path, options: Sequence[str] 
     Raises:
         RequestError: a run that is not finished, or a class without a definition where the run was taught definitions.
     """
-    cfg, grounder = load_run(folder)
+    cfg, grounder = opened or load_run(folder)
     name, _, definition = question.partition(MEANS)
     if cfg.data.prompt == "name" and definition:
         raise RequestError(

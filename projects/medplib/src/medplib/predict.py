@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -13,6 +14,7 @@ from lightbox.paper.learner import asked_again
 from lightbox.paper.mask_outlines import Outline, draw_outlines
 from lightbox.paper.pixel_items import HERE, PixelItem, check_item
 from lightbox.paper.pixel_prompts import Prompt, mask_of
+from lightbox.paper.pixel_vlm import PixelVLM
 from lightbox.paper.pretrained import find_pretrained
 from lightbox.paper.schema import from_plain
 from lightbox.records import box_from_mask
@@ -24,7 +26,13 @@ SHOWN_PX = 256
 
 
 def predict(
-    image: AskedImage, question: str, *, folder: Path, options: Sequence[str] = (), regions: Sequence[Prompt] = ()
+    image: AskedImage,
+    question: str,
+    *,
+    folder: Path,
+    options: Sequence[str] = (),
+    regions: Sequence[Prompt] = (),
+    opened: Any = None,
 ) -> dict[str, object]:
     """Answer one question, about regions where some are given, and draw the masks that the answer speaks of.
 
@@ -35,6 +43,7 @@ def predict(
         folder: of a finished run of `medplib train` that kept its model.
         options: not used; answers are written.
         regions: in the order of the question; training shows at most one, and a point as a disc.
+        opened: what `load_run` gave for the folder, where several questions follow one another; None loads it.
 
     Returns:
         answer; boxes around its masks as `xyxy` fractions, and the words that each mask stands for; the image with the
@@ -46,9 +55,7 @@ def predict(
     """
     item = PixelItem(image.pixels, placed(question, len(regions)), tuple(regions))
     check_item(item)  # said before a model is loaded
-    cfg = from_plain(Config, folders.finished_run(folder).config)
-    asked = asked_again(cfg, folder)
-    model = open_arm(asked, find_pretrained(asked.model.backbone), {}).eval()
+    cfg, model = opened or load_run(folder)
     answer = model.answer([item], max_new_tokens=cfg.eval.answer_tokens)[0]
     masks = [(one.phrase or f"mask {place}", one.logits > 0) for place, one in enumerate(answer.masks, start=1)]
     boxes = [box_from_mask(mask) for _, mask in masks]
@@ -60,6 +67,17 @@ def predict(
         "note": "research and teaching only, not for clinical use",
         **shown_masks(image, [Outline(phrase, mask) for phrase, mask in masks], regions),
     }
+
+
+def load_run(folder: Path) -> tuple[Config, PixelVLM]:
+    """What `medplib train` left in a run folder.
+
+    Raises:
+        RequestError: a run that is not finished or kept no model.
+    """
+    cfg = from_plain(Config, folders.finished_run(folder).config)
+    asked = asked_again(cfg, folder)
+    return cfg, open_arm(asked, find_pretrained(asked.model.backbone), {}).eval()
 
 
 def shown_masks(

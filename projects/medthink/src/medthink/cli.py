@@ -3,5 +3,5 @@
 from lightbox.paper.entries import Entries
 from medthink.config import check
 
-ENTRIES = Entries("medthink", check=check)
+ENTRIES = Entries("medthink", check=check, example="is there a nodule ?")
 train, evaluate, predict, run_job = ENTRIES.train, ENTRIES.evaluate, ENTRIES.predict, ENTRIES.run_job

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lightbox.errors import RequestError
 from lightbox.eval.answers import stated_answer
 from lightbox.paper import learner as learners
@@ -20,21 +22,24 @@ from medthink.train import open_learner
 TOKENS = 512
 
 
-def predict(image: Path, question: str, *, folder: Path, options: Sequence[str] = ()) -> dict[str, object]:
-    """Answer a question about an image file (PNG, JPEG or DICOM).
+def predict(
+    image: Path | np.ndarray, question: str, *, folder: Path, options: Sequence[str] = (), opened: Any = None
+) -> dict[str, object]:
+    """Answer a question about an image.
 
     Args:
-        image: the file; it becomes grey and is letterboxed to the tower's size.
+        image: PNG, JPEG or DICOM file, or pixels; it becomes grey and is letterboxed to the tower's size.
         question: text.
         folder: a finished run of `medthink train`.
         options: choices of a closed question; () asks an open one.
+        opened: what `load_run` gave for the folder, where several questions follow one another; None loads it.
 
     Returns:
         answer (text, "" where none could be parsed), rationale ("" where the strategy gives none), confidence
         (exponential of the mean log-probability of the answer sentence's tokens, in [0, 1], not calibrated), options
         (probability of each option, normalised over them, for closed questions), strategy, note.
     """
-    cfg, learner = load_run(folder)
+    cfg, learner = opened or load_run(folder)
     method, seen = cfg.objective.method, learner.see_file(image)
     # nothing about the answer is known, index 0 only marks the question as closed
     asked = Question("asked", " ".join(question.split()), "", tuple(options), 0 if options else None, rationale="")
@@ -83,7 +88,7 @@ def _write(cfg: Config, learner: Learner, question: Question, seen: Any) -> str:
     return learner.answer([prompt], seen, cfg.eval.answer_tokens + cfg.eval.rationale_tokens)[0]
 
 
-def _first_stage(cfg: Config, question: Question, image: Path) -> str:
+def _first_stage(cfg: Config, question: Question, image: Path | np.ndarray) -> str:
     """The rationale that the run's own stage 1 writes for the question."""
     earlier = folders.needed_runs(cfg.needs)
     if "stage1" not in earlier:

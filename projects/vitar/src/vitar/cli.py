@@ -3,5 +3,5 @@
 from lightbox.paper.entries import Entries
 from vitar.config import check
 
-ENTRIES = Entries("vitar", check=check, shows_attention=True)
+ENTRIES = Entries("vitar", check=check, shows_attention=True, example="what is seen in the left hilum ?")
 train, evaluate, predict, run_job = ENTRIES.train, ENTRIES.evaluate, ENTRIES.predict, ENTRIES.run_job

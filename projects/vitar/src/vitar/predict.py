@@ -3,6 +3,7 @@
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -31,20 +32,23 @@ LOOK_TITLES = {
 
 
 def predict(
-    image: Path,
+    image: Path | np.ndarray,
     question: str,
     *,
     folder: Path,
     options: Sequence[str] = (),
+    opened: Any = None,
     attention: bool = False,
 ) -> dict[str, object]:
     """Play one episode about an image, as the evaluation does.
 
     Args:
-        image: PNG, JPEG or DICOM file; it becomes a square of at most `data.original_px`, from which crops are cut.
+        image: PNG, JPEG or DICOM file, or pixels; it becomes a square of at most `data.original_px`, from which crops
+            are cut.
         question: in words as in training, such as "what is seen in the left hilum ?".
         folder: a finished run of `vitar train` that kept its model.
         options: choices, written behind the question; the tiny model learns questions without.
+        opened: what `load_run` gave for the folder, where several questions follow one another; None loads it.
         attention: also draw where it looked in both turns, which is another forward.
 
     Returns:
@@ -56,8 +60,8 @@ def predict(
         RequestError: a file that is no image, a run that is not finished or kept no model.
     """
     height, width = load_image(image).shape[:2]  # a file that cannot be read is refused before a model is loaded
-    cfg, learner = learners.load_run(folder, Config, lambda cfg, base, _: open_policy(cfg, base).learner)
-    policy = Policy(cfg, learner, codec_of(cfg, learner.backbone))
+    policy = opened or load_run(folder)
+    cfg = policy.cfg
     asked = f"{question} {', '.join(options)}?" if options else question
     task = Task(picture(image, cfg.data.original_px), asked, "")
     (episode,) = policy.play([task], [0])["own"]
@@ -78,6 +82,16 @@ def predict(
         PICTURES: pictures,
         "note": "research and teaching only, not for clinical use",
     }
+
+
+def load_run(folder: Path) -> Policy:
+    """What `vitar train` left in a run folder.
+
+    Raises:
+        RequestError: a run that is not finished or kept no model.
+    """
+    cfg, learner = learners.load_run(folder, Config, lambda cfg, base, _: open_policy(cfg, base).learner)
+    return Policy(cfg, learner, codec_of(cfg, learner.backbone))
 
 
 def told(episode: Episode) -> dict[str, str]:

@@ -32,6 +32,7 @@ COMMANDS = {
     "evaluate": Entry("lightbox.cli.train:evaluate", "Score a trained model, item by item."),
     "export": Entry("lightbox.cli.export:export", "Write a trained adapter as a folder for peft or transformers."),
     "predict": Entry("lightbox.cli.train:predict", "Answer one question about one image."),
+    "view": Entry("lightbox.cli.view:view", "Ask two models about an image, on a page in the browser."),
     "pretrain": Entry("lightbox.cli.train:pretrain", "Rebuild the tiny foundation models."),
     "data": Entry("lightbox.cli.data:app", "List, validate, show, render and convert datasets."),
     "knowledge": Entry("lightbox.cli.knowledge:app", "Take classes apart into attributes."),

@@ -26,6 +26,7 @@ OPTIONAL = {
     "xformers": "attention falls back to torch's own: same results, slower on some GPUs",
     "triton": "torch.compile does not work on a GPU; eager forms give the same results, slower",
     "bitsandbytes": "no 4-bit weights: those of a 7B model take about 13 GiB instead of 4",
+    "gradio": "no page of `lightbox view`; `lightbox predict` answers one question at a time",
     "ray": "claims run in local processes only, not on a cluster",
 }
 NEEDED = ("torch", "transformers", "peft", "accelerate", "mlflow", "hydra-core", "numpy", "pyarrow")

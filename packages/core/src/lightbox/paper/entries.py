@@ -8,7 +8,9 @@ the one module of the kit with inner imports, and it loads the paper's modules b
 | `config` | `Config`, `resolve`, `inputs`, `chosen` |
 | `train` | `run(cfg, base, folder, *, cache, needs, keeps_model, memory_advice)` |
 | `evaluate` | `run_baseline(cfg, folder)`, without torch |
-| `predict` | `predict(image, question, *, folder, options)`; where regions are taken `image` is an `AskedImage` |
+| `predict` | `load_run(folder)`, `predict(image, question, *, folder, options, opened)` |
+
+Where a paper takes regions, the image that its `predict` is given is an `AskedImage`.
 """
 
 import importlib
@@ -39,7 +41,10 @@ from lightbox.runs.finished import is_finished
 from lightbox.runs.key import Identity, differences, identify
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from lightbox.paper.asked_images import AskedImage, Region
+    from lightbox.paper.pixel_prompts import Prompt
 
 SHOWN = 4
 EVAL_VALUES = {"model.backbone": "RUN/model", "needs": "[RUN]"}
@@ -66,6 +71,7 @@ class Entries:
         takes_regions: True where `predict` has the argument `regions`, and is shown an `AskedImage`: maybe a slice.
         shows_attention: True where `predict` has the argument `attention`, and can draw where the model looked.
         eval_key: config key that names the saved model which `evaluate` scores.
+        example: a question that the tiny model knows the words of; the page of `lightbox view` begins with it.
     """
 
     package: str
@@ -73,6 +79,7 @@ class Entries:
     takes_regions: bool = False
     shows_attention: bool = False
     eval_key: str = "model.backbone"
+    example: str = ""
 
     def train(self, argv: Sequence[str] | None = None) -> None:
         """Train and score one arm: Hydra overrides in, a folder under `<out>/runs` out.
@@ -181,6 +188,57 @@ class Entries:
             )
         if out is not None and out.suffix.lower() != ".png":  # said again there, when the model has answered
             raise RequestError(f"--out is '{out}'", "The picture is written as PNG", "Name a file that ends in .png")
+
+    def open_run(self, folder: Path) -> Any:
+        """Open a finished training, to be asked by `ask` again and again.
+
+        Raises:
+            RequestError: no finished run, one of another paper, or one that cannot see images.
+        """
+        self._check_own(folder)
+        return self._module("predict").load_run(folder)
+
+    def ask(
+        self,
+        opened: Any,
+        pixels: "np.ndarray",
+        question: str,
+        *,
+        folder: Path,
+        options: Sequence[str] = (),
+        region: "Prompt | None" = None,
+    ) -> dict[str, Any]:
+        """Answer one question about pixels, with all that the paper can draw of it.
+
+        Args:
+            opened: what `open_run` gave for the folder.
+            pixels: uint8, h w or h w 3.
+            question: text.
+            folder: of the run.
+            options: choices of a closed question.
+            region: that the question means; refused where the paper answers about the whole image.
+
+        Returns:
+            What the paper's `predict` returns, its pictures under `PICTURES`.
+
+        Raises:
+            RequestError: a region that the paper does not take, and what `predict` refuses.
+        """
+        if region is not None and not self.takes_regions:
+            raise RequestError(
+                f"A region of kind {type(region).__name__} is given",
+                f"{self.package} answers about the whole image",
+                "Leave the region out",
+            )
+        asked: dict[str, Any] = {"folder": folder, "options": options, "opened": opened}
+        asked |= {"attention": True} if self.shows_attention else {}
+        shown: Any = pixels
+        if self.takes_regions:
+            from lightbox.paper.asked_images import AskedImage
+
+            shown = AskedImage(pixels)
+            asked["regions"] = () if region is None else (region,)
+        return self._module("predict").predict(shown, question, **asked)
 
     def _check_own(self, folder: Path) -> None:
         run = folders.read_run(folder)
