@@ -28,6 +28,7 @@ COMMANDS = {
     "reproduce": Entry("lightbox.cli.reproduce:reproduce", "Run the claims of papers and decide them."),
     "report": Entry("lightbox.cli.reproduce:report", "Write the page of committed or earlier results, or of one run."),
     "explain": Entry("lightbox.cli.reproduce:explain", "Show a claim and its verdict, or what a job was made from."),
+    "student": Entry("lightbox.cli.student:student", "Watch one claim learn on one seed, in about a minute."),
     "train": Entry("lightbox.cli.train:train", "Train one model of a paper."),
     "evaluate": Entry("lightbox.cli.train:evaluate", "Score a trained model, item by item."),
     "export": Entry("lightbox.cli.export:export", "Write a trained adapter as a folder for peft or transformers."),

@@ -139,20 +139,21 @@ def by_budget(
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.2, 5.6), layout="constrained")
         for axis, lines, unit in zip(figure.subplots(2, 1, sharex=True), (effects, scores), units[:2], strict=True):
-            names = list(dict.fromkeys(line.label for line in lines))
-            for line in lines:
-                _draw_budget_line(axis, line, names.index(line.label))
-            axis.set_xscale("log", base=2)
-            axis.set_ylabel(unit)
-            axis.grid(color=BAND)
-            axis.set_axisbelow(True)
-            axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8.5)
-        budgets = sorted({point[0] for line in (*effects, *scores) for point in line.points})
-        axis.set_xticks(budgets, [str(budget) for budget in budgets])
-        axis.minorticks_off()
-        axis.set_xlabel(units[2])
-        figure.axes[0].axhspan(-min_effect, min_effect, color=BAND, lw=0)
-        figure.axes[0].axhline(0, color=SOFT, lw=0.8)
+            _draw_budget_lines(axis, lines, unit)
+        _name_budgets(axis, (*effects, *scores), units[2])
+        _draw_too_small(figure.axes[0], min_effect)
+        return _svg(figure)
+
+
+@lru_cache(maxsize=MOST_DRAWN)
+def effect_by_budget(effects: tuple[BudgetLine, ...], *, units: tuple[str, str], min_effect: float) -> str:
+    """Effects alone against the training budget; arguments as `by_budget`. SVG text."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9.2, 3.2), layout="constrained")
+        axis = figure.subplots()
+        _draw_budget_lines(axis, effects, units[0])
+        _name_budgets(axis, effects, units[1])
+        _draw_too_small(axis, min_effect)
         return _svg(figure)
 
 
@@ -345,6 +346,29 @@ def _draw_curves(axis: Axes, by_arm: Mapping[str, Sequence[Sequence[tuple[int, f
         axis.plot(steps, mean, color=arm_colour(place), lw=2, linestyle=_cycle(LINES, place))
     axis.grid(color=BAND)
     axis.set_axisbelow(True)
+
+
+def _draw_budget_lines(axis: Axes, lines: Sequence[BudgetLine], unit: str) -> None:
+    names = list(dict.fromkeys(line.label for line in lines))
+    for line in lines:
+        _draw_budget_line(axis, line, names.index(line.label))
+    axis.set_xscale("log", base=2)
+    axis.set_ylabel(unit)
+    axis.grid(color=BAND)
+    axis.set_axisbelow(True)
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8.5)
+
+
+def _name_budgets(axis: Axes, lines: Sequence[BudgetLine], name: str) -> None:
+    budgets = sorted({point[0] for line in lines for point in line.points})
+    axis.set_xticks(budgets, [str(budget) for budget in budgets])
+    axis.minorticks_off()
+    axis.set_xlabel(name)
+
+
+def _draw_too_small(axis: Axes, min_effect: float) -> None:
+    axis.axhspan(-min_effect, min_effect, color=BAND, lw=0)
+    axis.axhline(0, color=SOFT, lw=0.8)
 
 
 def _draw_budget_line(axis: Axes, line: BudgetLine, place: int) -> None:
