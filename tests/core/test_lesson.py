@@ -30,7 +30,9 @@ def planned(paper, claim="Y1", **options):
 
 
 def taught(plan, tmp_path):
-    return student.run_lesson(plan, tmp_path / "out", root=tmp_path / "results", console=plain_console(), is_shown=False)
+    return student.run_lesson(
+        plan, tmp_path / "out", root=tmp_path / "results", console=plain_console(), is_shown=False
+    )
 
 
 def page_of(tmp_path, claim="Y1"):
@@ -96,7 +98,7 @@ def test_the_page_shows_every_seed_so_far_beside_the_pilot_and_draws_no_verdict(
         assert own.key in page
     assert f"at 4 with seed {second.seed}" in page
     assert "no verdict" in page
-    assert "http-equiv=\"refresh\"" not in page  # it has ended
+    assert 'http-equiv="refresh"' not in page  # it has ended
     taught(planned(paced, steps=4, seed=903), tmp_path)
     assert len(json.loads((tmp_path / "out" / "student" / "Y1" / "outcomes.json").read_text())) == 2  # not one more
 

@@ -132,7 +132,12 @@ class _Watch:
 
     def __init__(self, sheet: _Sheet, console: Console) -> None:
         self.sheet = sheet
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[loss]}"), TimeElapsedColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[loss]}"),
+            TimeElapsedColumn(),
+        )
         self.bars = Progress(*columns, console=console, disable=not console.is_terminal)
         self.tasks = {name: self.bars.add_task(name, total=None, loss="") for name in read_progress(sheet.lesson, {})}
         self.ended = threading.Event()

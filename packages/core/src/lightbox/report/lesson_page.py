@@ -1,4 +1,4 @@
-"""The page of a lesson, drawn again while arms train: losses, one seed's difference, other seeds beside it. No torch."""
+"""The page of a lesson, drawn again while arms train: losses, what one seed gives, other seeds beside it. No torch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,8 +1,9 @@
 """Blocks of Markdown files that a machine writes: published results, a paper's settings, its map to the code. No torch.
 
 A block stands between `<!-- KIND: NAME -->` and `<!-- end KIND -->`, each on a line of its own. KIND is "results" (NAME
-is PAPER/PRESET, read from `results/PAPER/PRESET/results.json`), "config" or "map" (NAME is the paper), or "memory"
-(NAME is cards: what fits on which). What stands outside of blocks is prose and is left alone.
+is PAPER/PRESET, read from `results/PAPER/PRESET/results.json`), "claim" (PAPER/ID: one claim at each published preset),
+"config" or "map" (NAME is the paper), "cost" (NAME is runs: what published runs took), or "memory" (NAME is cards: what
+fits on which). What stands outside of blocks is prose and is left alone.
 """
 
 import dataclasses
@@ -13,22 +14,21 @@ from pathlib import Path
 from typing import get_type_hints
 
 from lightbox.claims import registry
-from lightbox.claims.budget import steps
-from lightbox.claims.document import ClaimEntry, ContrastEntry, Document, load
+from lightbox.claims.document import Document, load
 from lightbox.claims.published import DOCUMENT
-from lightbox.claims.spec import Role
-from lightbox.claims.statistics import Ends
 from lightbox.config import leaf_docs
 from lightbox.errors import RequestError
 from lightbox.files import replace_text
-from lightbox.report.claim_view import CHIPS, turn
+from lightbox.report.claim_rows import beside, budget, cells, claim_row, measured, verdict
 from lightbox.report.gpus import TITLES, table
-from lightbox.report.numbers import decimals, duration, interval, level, number, signed
+from lightbox.report.numbers import duration, number
 from lightbox.report.paper_map import read_map
 
-BLOCK = re.compile(r"^<!-- (results|config|map|memory): ([\w/]+) -->\n(.*?)^<!-- end \1 -->$", re.DOTALL | re.MULTILINE)
-OPENING = re.compile(r"^<!-- (?:results|config|map|memory): .*$", re.MULTILINE)
+KINDS = "results|claim|config|cost|map|memory"
+BLOCK = re.compile(rf"^<!-- ({KINDS}): ([\w/-]+) -->\n(.*?)^<!-- end \1 -->$", re.DOTALL | re.MULTILINE)
+OPENING = re.compile(rf"^<!-- (?:{KINDS}): .*$", re.MULTILINE)
 BUILT = ("lightbox-out", "site", "__pycache__")
+SIZES = ("quick", "full", "real")
 COMMIT_DIGITS = 7  # a longer one reads like a key; keys stand in results.json
 
 
@@ -79,8 +79,7 @@ def filled(text: str, *, root: Path, document: Path) -> str:
 
     def block(match: re.Match[str]) -> str:
         kind, name = match[1], match[2]
-        lines = {"results": results_lines, "config": config_lines, "map": map_lines, "memory": memory_lines}[kind]
-        inside = "\n".join(lines(name, root=root, folder=document.parent))
+        inside = "\n".join(WRITERS[kind](name, root=root, folder=document.parent))
         return f"<!-- {kind}: {name} -->\n\n{inside}\n\n<!-- end {kind} -->"
 
     return BLOCK.sub(block, text)
@@ -93,72 +92,14 @@ def results_lines(name: str, *, root: Path, folder: Path) -> list[str]:
     return [
         "| claim | statement | paper | measured, deciding interval | minimum | seeds × items | budget | verdict |",
         "|---|---|---|---|---|---|---|---|",
-        *(_row(claim) for claim in document.claims),
+        *(claim_row(claim) for claim in document.claims),
         "",
         f"{_origin(document)} Runs and scores: [results.json]({os.path.relpath(path, folder)}).",
         "",
         _family(document),
         "",
-        *(f"- {claim.id}: {'; '.join(_beside(claim))}." for claim in document.claims),
+        *(f"- {claim.id}: {'; '.join(beside(claim))}." for claim in document.claims),
     ]
-
-
-def _row(claim: ClaimEntry) -> str:
-    digits = decimals(claim.min_effect, claim.bound)
-    several = len(claim.links) > 1
-    links = []
-    for link in claim.links:
-        said = f"{signed(link.effect, digits)} {interval(*_ends(claim, link))}".strip() + f" {claim.unit}"
-        links.append(f"{link.name}: {said}, {link.state or 'not decided'}" if several else said)
-    return _cells(
-        f"{claim.id}{' (primary)' if claim.is_primary else ''}",
-        claim.statement,
-        claim.paper_numbers,
-        "; ".join(links),
-        f"{format(claim.min_effect, 'g') if claim.bound is None else number(claim.bound)} {claim.unit}",
-        f"{len(claim.seeds)} × {claim.items}",
-        _budget(claim),
-        _verdict(claim),
-    )
-
-
-def _budget(claim: ClaimEntry) -> str:
-    """Training budget, whether the claim is on its plateau there, and where a sign turns."""
-    judged = claim.convergence
-    if judged is None:
-        return "none" if claim.budget == "" else "no pilot"
-    state = "on the plateau" if judged.is_on_plateau else "not on the plateau"
-    return "; ".join(text for text in (f"{judged.budget} {steps(judged.axis)}, {state}", turn(claim)) if text)
-
-
-def _verdict(claim: ClaimEntry) -> str:
-    """Every verdict as it was drawn, with the page's mark: a negative one is as visible as a positive one."""
-    verdict = f"{CHIPS[claim.verdict].mark} **{claim.verdict}**" if claim.verdict in CHIPS else str(claim.verdict)
-    return f"{claim.withdrawn}; it was {verdict}" if claim.withdrawn else verdict
-
-
-def _beside(claim: ClaimEntry) -> Iterator[str]:
-    """Why the verdict is what it is: caveats, reason, links, controls; scores by themselves; best arm and baselines."""
-    digits = decimals(claim.min_effect, claim.bound)
-    yield from (f"caveat: {caveat.rstrip('.')}" for caveat in claim.caveats)
-    yield claim.reason
-    for contrast in claim.deciding_contrasts():
-        ends = interval(*_ends(claim, contrast))
-        state = f", {contrast.state}" if contrast.state else ""
-        yield f'{contrast.role} "{contrast.name}" {signed(contrast.effect, digits)} {ends}'.rstrip() + state
-    for contrast in claim.contrasts:
-        if contrast.role == Role.SECONDARY and not contrast.rival:  # a score and not a difference
-            mean = signed(contrast.effect, digits).removeprefix("+")
-            yield f"{contrast.name} {mean} {interval(*_ends(claim, contrast))} {claim.unit}"
-    gate = claim.gate
-    if gate is not None and claim.shown_baselines():
-        means = ", ".join(f"{name} {level(baseline.mean)}" for name, baseline in claim.shown_baselines().items())
-        yield f"best arm {gate.best} {level(gate.best_mean)} {gate.unit}, baselines {means}"
-
-
-def _ends(claim: ClaimEntry, contrast: ContrastEntry) -> tuple[Ends | None, int, int]:
-    ends, percent = claim.deciding_interval(contrast)
-    return ends, decimals(claim.min_effect), percent
 
 
 def _origin(document: Document) -> str:
@@ -188,11 +129,65 @@ def _family(document: Document) -> str:
     )
 
 
+def claim_lines(name: str, *, root: Path, folder: Path) -> list[str]:
+    """One claim as it came out at every preset that has been published, smallest first, each with its runs.
+
+    Raises:
+        RequestError: where nothing is published of it.
+    """
+    paper, _, claim_id = name.partition("/")
+    rows = []
+    for path in _publications(root, paper):
+        document = load(path)
+        for claim in (own for own in document.claims if own.id == claim_id):
+            runs = f"[{len(claim.run_ids)} runs]({os.path.relpath(path, folder)})"
+            size = f"{len(claim.seeds)} × {claim.items}"
+            rows.append(cells(document.preset, measured(claim), size, budget(claim), verdict(claim), runs))
+    if not rows:
+        why = f"No results.json of {paper} under results/ holds it"
+        raise RequestError(f"A generated block 'claim: {name}'", why, "Name a published claim as PAPER/ID")
+    return [
+        "| preset | measured, deciding interval | seeds × items | budget | verdict | runs and scores |",
+        "|---|---|---|---|---|---|",
+        *rows,
+    ]
+
+
+def cost_lines(name: str, *, root: Path, folder: Path) -> list[str]:
+    """What published runs took: jobs, minutes of one core, the most memory of a worker, the machine.
+
+    Raises:
+        RequestError: for another name than runs.
+    """
+    if name != "runs":
+        raise RequestError(f"A generated block 'cost: {name}'", "There is one table of costs", "Name it runs")
+    rows = []
+    for path in (path for paper in registry.installed_packages() for path in _publications(root, paper)):
+        document = load(path)
+        keys = {job.key: job for job in document.jobs}
+        peak = max((job.peak_gib or 0.0 for job in keys.values()), default=0.0)
+        machines = sorted({job.hardware for job in keys.values() if job.hardware})
+        minutes = document.job_s / 60
+        cost = str(len(keys)), f"{minutes:.0f}", f"{minutes / 2:.0f}", f"{peak:.1f}"
+        rows.append(cells(path.parent.parent.name, document.preset, *cost, "; ".join(machines)))
+    return [
+        "| paper | preset | jobs | minutes of one core | on two cores, at least | GiB, most of a worker | machine |",
+        "|---|---|---|---|---|---|---|",
+        *rows,
+    ]
+
+
+def _publications(root: Path, paper: str) -> list[Path]:
+    """Documents of a paper's published presets, in the order in which sizes grow."""
+    presets = sorted((root / "results" / paper).glob(f"*/{DOCUMENT}"), key=lambda path: path.parent.name)
+    return sorted(presets, key=lambda path: SIZES.index(path.parent.name) if path.parent.name in SIZES else len(SIZES))
+
+
 def config_lines(name: str, *, root: Path, folder: Path) -> list[str]:
     """Every setting of a paper: key, default of its schema, and its one line of meaning."""
     schema = registry.load_papers([name])[0].config().Config
     defaults = schema_defaults(schema)
-    rows = [_cells(f"`{key}`", defaults[key], doc) for key, doc in leaf_docs(schema).items()]
+    rows = [cells(f"`{key}`", defaults[key], doc) for key, doc in leaf_docs(schema).items()]
     return ["| key | default | meaning and cost |", "|---|---|---|", *rows]
 
 
@@ -214,7 +209,7 @@ def schema_defaults(schema: type) -> dict[str, str]:
 def map_lines(name: str, *, root: Path, folder: Path) -> list[str]:
     """What the paper says, the name that implements it, and a link to its line."""
     rows = [
-        _cells(a.item, f"`{a.name}`", f"[{a.path.name}:{a.line}]({os.path.relpath(a.path, folder)}#L{a.line})")
+        cells(a.item, f"`{a.name}`", f"[{a.path.name}:{a.line}]({os.path.relpath(a.path, folder)}#L{a.line})")
         for a in read_map(root, name)
     ]
     return ["| in the paper | in the code | where |", "|---|---|---|", *rows]
@@ -228,10 +223,16 @@ def memory_lines(name: str, *, root: Path, folder: Path) -> list[str]:
     """
     if name != "cards":
         raise RequestError(f"A generated block 'memory: {name}'", "There is one table of memory", "Name it cards")
-    rows = [_cells(*row) for row in table(root / "benchmarks" / "results.csv")]
-    return [_cells(*TITLES), "|---" * len(TITLES) + "|", *rows]
+    rows = [cells(*row) for row in table(root / "benchmarks" / "results.csv")]
+    return [cells(*TITLES), "|---" * len(TITLES) + "|", *rows]
 
 
-def _cells(*texts: str) -> str:
-    """One row of a table; a bar in a text would end its cell."""
-    return f"| {' | '.join(' '.join(text.split()).replace('|', chr(92) + '|') for text in texts)} |"
+WRITERS = {
+    "results": results_lines,
+    "claim": claim_lines,
+    "config": config_lines,
+    "cost": cost_lines,
+    "map": map_lines,
+    "memory": memory_lines,
+}
+"""Who writes the inside of a block, by its kind; each takes its name, the checkout and the document's folder."""
