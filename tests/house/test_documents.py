@@ -74,7 +74,11 @@ def check_command(words):
             papers = load_papers(params.get("papers") or [])
             choose_claims(papers, [part for part in ",".join(params.get("claims") or ()).split(",") if part])
     elif words[0] == "python" and words[1:2] == ["-m"] and "." in words[2]:
-        parse_words(get_command(importlib.import_module(f"{words[2]}.__main__").app), words[2:])
+        module = importlib.import_module(words[2])
+        if hasattr(module, "command_line"):
+            module.command_line().parse_args(words[3:])
+        else:
+            parse_words(get_command(importlib.import_module(f"{words[2]}.__main__").app), words[2:])
     elif words[0] == "python" and words[1:2] == ["-m"]:
         check_overrides(packages[words[2]], words[3], words[4:])
     elif words[:2] == ["accelerate", "launch"]:

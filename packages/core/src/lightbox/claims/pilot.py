@@ -201,7 +201,8 @@ def _measures(claims: Iterable[Claim]) -> dict[str, list[Measure]]:
     return by_arm
 
 
-if __name__ == "__main__":
+def command_line() -> argparse.ArgumentParser:
+    """What `python -m lightbox.claims.pilot` takes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("paper")
     parser.add_argument("--claims", nargs="*", default=[], help="ids; none means all")
@@ -211,7 +212,11 @@ if __name__ == "__main__":
     parser.add_argument("--items", type=int, default=ITEMS, help="validation items that each job scores")
     parser.add_argument("--out", type=Path, default=default_out())
     parser.add_argument("--workers", type=int, default=2)
-    options = parser.parse_args()
+    return parser
+
+
+if __name__ == "__main__":
+    options = command_line().parse_args()
     logging.basicConfig(level=logging.INFO)
     chosen_paper = load_papers([options.paper])[0]
     chosen = [claim for _, claim in choose_claims([chosen_paper], options.claims)]

@@ -291,7 +291,8 @@ def _package_folder(paper: Paper) -> Path:
     return Path(spec.origin).parent
 
 
-if __name__ == "__main__":
+def command_line() -> argparse.ArgumentParser:
+    """What `python -m lightbox.claims.tuning` takes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("paper")
     parser.add_argument("--claims", nargs="*", default=[], help="ids, whose arms are tuned; none means all")
@@ -300,7 +301,11 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", nargs="*", type=int, default=SEEDS)
     parser.add_argument("--out", type=Path, default=default_out())
     parser.add_argument("--workers", type=int, default=2)
-    options = parser.parse_args()
+    return parser
+
+
+if __name__ == "__main__":
+    options = command_line().parse_args()
     logging.basicConfig(level=logging.INFO)
     chosen_paper = load_papers([options.paper])[0]
     claims = [claim for _, claim in choose_claims([chosen_paper], options.claims)]
