@@ -282,3 +282,43 @@ def test_report_command_writes_the_blocks_when_asked(checkout, monkeypatch, caps
     assert stopped.value.code == 0
     assert capsys.readouterr().out.split() == [str(root / "docs" / "page.md")]
     assert table(root)
+
+
+def test_a_claim_stands_once_for_each_preset_with_a_link_to_its_runs(checkout, document):
+    root = checkout(text="<!-- claim: medthink/T1 -->\n<!-- end claim -->\n")
+    full = root / "results" / "medthink" / "full" / "results.json"
+    full.parent.mkdir()
+    changed = first_claim_changed(document, verdict=Verdict.CONTRADICTED)
+    write(replace(changed, preset="full"), full)
+    readme.write_blocks(root)
+    quick_row, full_row = table(root)
+    first = document.claims[0]
+    assert (quick_row[0], full_row[0]) == ("quick", "full")  # as sizes grow, not by name
+    assert quick_row[2] == f"{len(first.seeds)} × {first.items}"
+    assert str(first.verdict) in quick_row[4]
+    assert "contradicted" in full_row[4]
+    assert f"[{len(first.run_ids)} runs](../results/medthink/full/results.json)" == full_row[5]
+
+
+def test_a_claim_that_nobody_has_published_is_refused(checkout):
+    root = checkout(text="<!-- claim: medthink/T9 -->\n<!-- end claim -->\n")
+    with pytest.raises(RequestError, match="'claim: medthink/T9'.*Name a published claim as PAPER/ID"):
+        readme.write_blocks(root)
+
+
+def test_cost_is_that_of_each_job_once_on_the_machine_that_ran_it(checkout, document):
+    root = checkout(text="<!-- cost: runs -->\n<!-- end cost -->\n")
+    readme.write_blocks(root)
+    assert table(root)[0][5] == "–"  # nobody had measured it
+    measured = replace(document, jobs=tuple(replace(job, peak_gib=1.0 + 0.1 * job.seed) for job in document.jobs))
+    write(measured, root / "results" / "medthink" / "quick" / "results.json")
+    readme.write_blocks(root)
+    [[paper, preset, jobs, minutes, halved, peak, hardware]] = table(root)
+    own = {job.key: job for job in measured.jobs}
+    assert (paper, preset, int(jobs)) == ("medthink", "quick", len(own))
+    total = sum(job.wall_s for job in own.values()) / 60
+    assert (minutes, halved) == (f"{total:.0f}", f"{total / 2:.0f}")
+    assert peak == f"{max(job.peak_gib for job in own.values()):.1f}"
+    assert hardware == "; ".join(sorted({job.hardware for job in own.values()}))
+    with pytest.raises(RequestError, match="'cost: disk'.*Name it runs"):
+        readme.cost_lines("disk", root=root, folder=root)

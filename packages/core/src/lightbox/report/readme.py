@@ -21,7 +21,7 @@ from lightbox.errors import RequestError
 from lightbox.files import replace_text
 from lightbox.report.claim_rows import beside, budget, cells, claim_row, measured, verdict
 from lightbox.report.gpus import TITLES, table
-from lightbox.report.numbers import duration, number
+from lightbox.report.numbers import NONE, duration, number
 from lightbox.report.paper_map import read_map
 
 KINDS = "results|claim|config|cost|map|memory"
@@ -165,10 +165,10 @@ def cost_lines(name: str, *, root: Path, folder: Path) -> list[str]:
     for path in (path for paper in registry.installed_packages() for path in _publications(root, paper)):
         document = load(path)
         keys = {job.key: job for job in document.jobs}
-        peak = max((job.peak_gib or 0.0 for job in keys.values()), default=0.0)
+        peaks = [job.peak_gib for job in keys.values() if job.peak_gib is not None]
         machines = sorted({job.hardware for job in keys.values() if job.hardware})
         minutes = document.job_s / 60
-        cost = str(len(keys)), f"{minutes:.0f}", f"{minutes / 2:.0f}", f"{peak:.1f}"
+        cost = str(len(keys)), f"{minutes:.0f}", f"{minutes / 2:.0f}", f"{max(peaks):.1f}" if peaks else NONE
         rows.append(cells(path.parent.parent.name, document.preset, *cost, "; ".join(machines)))
     return [
         "| paper | preset | jobs | minutes of one core | on two cores, at least | GiB, most of a worker | machine |",
