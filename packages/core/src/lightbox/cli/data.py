@@ -1,4 +1,4 @@
-"""`lightbox data`: list, validate, show, render and convert datasets.
+"""`lightbox data`: list, validate, show, render and convert datasets; bundle the shipped models.
 
 Exit codes of `validate`: 0 sound, 1 a rule is broken (malformed rows, duplicate ids, unreadable images, leakage in a
 split of ours), 2 the request was wrong. What a publisher's own split leaks is reported, with counts, and breaks no
@@ -189,6 +189,17 @@ def convert(
 
     done = turn(source, dest)
     _say(Console(), f"{done.tensors} tensors, {done.parameters} numbers, sha256 {done.result_sha256}, in {dest}")
+
+
+@app.command()
+def bundle(
+    name: Annotated[str, typer.Argument(help="A shipped model, for example tower.")],
+    out: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to make the bundle's own folder in.")],
+) -> None:
+    """Write a shipped model as a versioned bundle in MONAI's layout: metadata, weights, card, licence."""
+    from lightbox.backbones.bundles import write_bundle
+
+    typer.echo(str(write_bundle(name, out)))
 
 
 def _cases(name: str, root: Path | None, split: str | None, n: int, seed: int, option: list[str] | None) -> list:
