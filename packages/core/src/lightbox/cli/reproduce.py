@@ -13,7 +13,8 @@ from lightbox.claims.document import Document, load
 from lightbox.claims.jobs import Plan
 from lightbox.claims.registry import Paper
 from lightbox.claims.runner import Finished
-from lightbox.cli import claim_tables, job_origin
+from lightbox.claims.verdicts import PRESETS_WITHOUT_VERDICT
+from lightbox.cli import claim_tables, job_origin, replay_log
 from lightbox.cli.session import PAGE, Session, write_document
 from lightbox.errors import RequestError, WorkError
 from lightbox.paths import default_out, repo_root, results_dir
@@ -43,11 +44,19 @@ def reproduce(
         bool, typer.Option("--dry-run", help="Show jobs, minutes, memory and widths; run none.")
     ] = False,
     publish: Annotated[bool, typer.Option("--publish", help="Copy scores and rows to results/ at the end.")] = False,
+    log: Annotated[
+        bool, typer.Option("--log", help="Add a row a claim to the replay log, results/replays.csv, at the end.")
+    ] = False,
+    by: Annotated[str, typer.Option(help="With --log: who runs it; left out, git's user.name.")] = "",
 ) -> None:
     """Run the claims of papers and decide them; writes results.json, report.html and an MLflow index."""
     if reuse not in ("", "results"):
         raise RequestError(f"--reuse is '{reuse}'", "Only committed results can be reused", "Give --reuse results")
+    if by and not log:
+        raise RequestError(f"--by is '{by}'", "It names who stands in the replay log", "Give --log beside it")
     runner.check_engine(engine, address)
+    if log:
+        replay_log.check_request(preset, reuse=bool(reuse), dry_run=dry_run, publish=publish)
     plan = make_plan(papers or (), preset=preset, claim_ids=split_ids(",".join(claims or ())))
     run_plan(
         plan,
@@ -60,6 +69,7 @@ def reproduce(
         workers=workers,
         dry_run=dry_run,
         publish=publish,
+        log_by=replay_log.name_of_runner(by, results_dir()) if log else "",
     )
 
 
@@ -158,6 +168,7 @@ def run_plan(
     workers: int | None = None,
     dry_run: bool = False,
     publish: bool = False,
+    log_by: str = "",
     console: Console | None = None,
 ) -> Document | None:
     """Run a plan and write its results and page; the results, None for a dry run.
@@ -170,6 +181,7 @@ def run_plan(
         reuse: take committed jobs of `root` as finished.
         dry_run: print the cost and run nothing.
         publish: copy the finished run to `root`.
+        log_by: who stands in the replay log for the finished run; "" adds it to no log.
         console: None prints to standard output.
 
     Raises:
@@ -214,6 +226,11 @@ def run_plan(
     if publish:
         for path in published.publish(document, plan, finished, root):
             console.print(f"published: {path}")
+    if log_by:
+        for line in replay_log.log_run(document, finished, root, by=log_by):
+            console.print(line)
+    elif not (publish or reuse or plan.preset in PRESETS_WITHOUT_VERDICT):
+        console.print(f"To add this run to the replay log: {replay_log.command_to_log(plan, out)}")
     return document
 
 
