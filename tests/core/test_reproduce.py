@@ -228,9 +228,12 @@ def test_report_from_results_recomputes_and_writes_one_page_a_preset(toy, index,
     document = go(tmp_path, said, publish=True)
     papers = load_papers(packages={"toy": "toy"})
     pages = reproduce.report_published(papers, tmp_path / "results", tmp_path / "new")
-    assert [page.parent.name for page in pages] == ["published-quick"]
-    assert [c.effect for c in load(pages[0].parent / "results.json").claims] == [c.effect for c in document.claims]
-    assert "A true rationale helps" in pages[0].read_text()
+    assert [page.parent.name for page in pages] == ["published", "published-quick"]
+    assert [c.effect for c in load(pages[1].parent / "results.json").claims] == [c.effect for c in document.claims]
+    assert all("A true rationale helps" in page.read_text() for page in pages)
+    assert 'href="../published-quick/report.html#toy-Y1"' in pages[0].read_text()
+    one_size = reproduce.report_published(papers, tmp_path / "results", tmp_path / "new", preset="quick")
+    assert [page.parent.name for page in one_size] == ["published-quick"]
     with pytest.raises(RequestError, match="A report of toy at full"):
         reproduce.report_published(papers, tmp_path / "results", tmp_path / "new", preset="full")
 

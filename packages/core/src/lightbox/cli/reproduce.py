@@ -7,11 +7,12 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from lightbox.claims import jobs, published, registry, runner
+from lightbox.claims import jobs, published, registry, replays, runner
 from lightbox.claims.budget import load_pilot
 from lightbox.claims.document import Document, load
 from lightbox.claims.jobs import Plan
 from lightbox.claims.registry import Paper
+from lightbox.claims.replays import read_replays
 from lightbox.claims.runner import Finished
 from lightbox.claims.verdicts import PRESETS_WITHOUT_VERDICT
 from lightbox.cli import claim_tables, job_origin, replay_log
@@ -19,6 +20,9 @@ from lightbox.cli.session import PAGE, Session, write_document
 from lightbox.errors import RequestError, WorkError
 from lightbox.paths import default_out, repo_root, results_dir
 from lightbox.runs.folders import RECORD, open_output
+
+OVERVIEW = "published"
+"""Folder of the page over all that is published, under the output folder's `reproduce/`."""
 
 Papers = Annotated[list[str] | None, typer.Argument(metavar="[PAPER ...]", help="Papers by name; left out, all.")]
 Out = Annotated[Path | None, typer.Option(help="Output folder; left out, ./lightbox-out.")]
@@ -79,13 +83,15 @@ def report(
         str,
         typer.Option("--from", help='"results" (committed), a folder of an earlier `reproduce`, or of one run.'),
     ] = "results",
-    preset: Annotated[str, typer.Option(help="Only this preset; left out, one page for each.")] = "",
+    preset: Annotated[str, typer.Option(help="Only this preset; left out, a page over all, and one for each.")] = "",
     out: Out = None,
     readmes: Annotated[
         bool, typer.Option("--readmes", help="Write no page; bring the generated blocks of every README up to date.")
     ] = False,
 ) -> None:
     """Write the page again, at once: from committed results, every interval recomputed, or of an earlier run.
+
+    From committed results, one page over all papers and sizes says what each claim came to, and the others show why.
 
     Of one training or evaluation, the page shows its score beside what needs no image, its data, and items to look at.
     """
@@ -243,23 +249,45 @@ def failure(plan: Plan, finished: Finished) -> WorkError:
 
 
 def report_published(papers: Sequence[Paper], root: Path, out: Path, *, preset: str = "") -> list[Path]:
-    """Recompute published results and write one page a preset; sizes never share a page. The pages' paths.
+    """Recompute published results: a page over all of them, and one a preset with what is behind it. The pages' paths.
+
+    Args:
+        papers: whose results.
+        root: folder of committed results.
+        out: output folder.
+        preset: only this one, and then no page over all; "" writes every page.
 
     Raises:
         RequestError: where nothing is published for these papers.
     """
+    from lightbox.report.overview import Publication, write_overview
     from lightbox.report.page import write_page
 
+    log = read_replays(root / replays.FILE)  # a damaged one is refused before the minutes that follow
     folders = published.published_folders(root, papers, preset)
     if not folders:
         what = f"{', '.join(paper.name for paper in papers)}{f' at {preset}' if preset else ''}"
         why = f"{root} holds no {published.DOCUMENT} of them"
         raise RequestError(f"A report of {what}", why, "Run `lightbox reproduce ... --publish` first")
-    pages = []
+    pages, publications = [], []
     for name in sorted({folder.name for folder, _ in folders}):
-        documents = [published.recompute(folder, paper) for folder, paper in folders if folder.name == name]
+        own = [(published.recompute(folder, paper), paper) for folder, paper in folders if folder.name == name]
+        documents = [document for document, _ in own]
         pages.append(write_document(published.joined(documents), out / "reproduce" / f"published-{name}", write_page))
-    return pages
+        for document, paper in own:
+            publications.append(
+                Publication(
+                    paper,
+                    name,
+                    document,
+                    committed={
+                        key[1]: claim for key, claim in published.committed_claims(root, [paper.name], name).items()
+                    },
+                    is_compared=not document.is_real or published.can_be_compared(paper, name),
+                    page=f"../{pages[-1].parent.name}/{PAGE}",
+                )
+            )
+    return pages if preset else [write_overview(out / "reproduce" / OVERVIEW / PAGE, papers, publications, log), *pages]
 
 
 def report_folder(folder: Path) -> list[Path]:

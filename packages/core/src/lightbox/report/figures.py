@@ -21,7 +21,7 @@ from matplotlib.patches import Patch
 
 from lightbox.report.numbers import level
 
-INK, SOFT, FAINT, BAND = "#1f2933", "#6b7680", "#d5dade", "#eceff2"
+INK, SOFT, FAINT, BAND, PLATEAU = "#1f2933", "#6b7680", "#d5dade", "#eceff2", "#f3f8ee"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555", "#8C6D1F")
 LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))  # 7 styles to 8 colours: 56 arms differ
 MARKERS = "osD^vPX"
@@ -154,6 +154,64 @@ def by_budget(
         figure.axes[0].axhspan(-min_effect, min_effect, color=BAND, lw=0)
         figure.axes[0].axhline(0, color=SOFT, lw=0.8)
         return _svg(figure)
+
+
+@lru_cache(maxsize=MOST_DRAWN)
+def effects_by_budget(
+    effects: tuple[BudgetLine, ...],
+    *,
+    units: tuple[str, str],
+    min_effect: float,
+    marks: tuple[tuple[int, str], ...],
+    plateau: int | None,
+) -> str:
+    """Effects against the training budget, small, with the budgets of published runs. SVG text.
+
+    Args:
+        effects: links and controls.
+        units: of an effect and of the budget.
+        min_effect: half the band of effects too small to count.
+        marks: (budget, name) of each published run.
+        plateau: budget from which the ground is tinted; None where the pilot shows none.
+    """
+    names = list(dict.fromkeys(line.label for line in effects))
+    budgets = sorted({point[0] for line in effects for point in line.points})
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(4.6, 2.5 + 0.17 * sum(name.count("\n") + 1 for name in names)), layout="constrained")
+        axis = figure.subplots()
+        axis.set_xscale("log", base=2)
+        for line in effects:
+            _draw_budget_line(axis, line, names.index(line.label))
+        axis.set_xticks(budgets, [str(budget) for budget in budgets])
+        axis.minorticks_off()
+        axis.set_ylabel(units[0])
+        axis.set_xlabel(units[1])
+        axis.axhspan(-min_effect, min_effect, color=BAND, lw=0)
+        axis.axhline(0, color=SOFT, lw=0.8)
+        left, right = axis.get_xlim()
+        if plateau is not None:
+            axis.axvspan(plateau, right, color=PLATEAU, lw=0, zorder=0)
+        axis.set_xlim(left, right)
+        _mark_budgets(axis, marks, plateau)
+        figure.legend(loc="outside lower left", fontsize=8.5, ncols=1)
+        return _svg(figure)
+
+
+def _mark_budgets(axis: Axes, marks: Sequence[tuple[int, str]], plateau: int | None) -> None:
+    """Dotted lines at some budgets, named above the axis; names of one budget stand together, neighbours apart."""
+    by_budget: dict[int, list[str]] = {}
+    for budget, name in marks:
+        by_budget.setdefault(budget, []).append(name)
+    if plateau is not None:
+        by_budget.setdefault(plateau, []).append("plateau →")
+    low, high = np.log2(axis.get_xlim())
+    for place, (budget, names) in enumerate(sorted(by_budget.items())):
+        axis.axvline(budget, color=INK, lw=1, linestyle=(0, (2, 2)))
+        is_right = (np.log2(budget) - low) / (high - low) > 0.6
+        axis.annotate(
+            ", ".join(names), (budget, 1), (0, 3 + 10 * (place % 2)), xycoords=("data", "axes fraction"),
+            textcoords="offset points", fontsize=8.5, ha="right" if is_right else "left",
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import get_type_hints
 
 from lightbox.claims import registry
-from lightbox.claims.budget import steps
 from lightbox.claims.document import ClaimEntry, ContrastEntry, Document, load
 from lightbox.claims.published import DOCUMENT
 from lightbox.claims.spec import Role
@@ -21,7 +20,7 @@ from lightbox.claims.statistics import Ends
 from lightbox.config import leaf_docs
 from lightbox.errors import RequestError
 from lightbox.files import replace_text
-from lightbox.report.claim_view import CHIPS, turn
+from lightbox.report.claim_view import CHIPS, budget_words
 from lightbox.report.gpus import TITLES, table
 from lightbox.report.numbers import decimals, duration, interval, level, number, signed
 from lightbox.report.paper_map import read_map
@@ -95,7 +94,7 @@ def results_lines(name: str, *, root: Path, folder: Path) -> list[str]:
         "|---|---|---|---|---|---|---|---|",
         *(_row(claim) for claim in document.claims),
         "",
-        f"{_origin(document)} Runs and scores: [results.json]({os.path.relpath(path, folder)}).",
+        f"{origin_words(document)} Runs and scores: [results.json]({os.path.relpath(path, folder)}).",
         "",
         _family(document),
         "",
@@ -117,18 +116,9 @@ def _row(claim: ClaimEntry) -> str:
         "; ".join(links),
         f"{format(claim.min_effect, 'g') if claim.bound is None else number(claim.bound)} {claim.unit}",
         f"{len(claim.seeds)} × {claim.items}",
-        _budget(claim),
+        budget_words(claim),
         _verdict(claim),
     )
-
-
-def _budget(claim: ClaimEntry) -> str:
-    """Training budget, whether the claim is on its plateau there, and where a sign turns."""
-    judged = claim.convergence
-    if judged is None:
-        return "none" if claim.budget == "" else "no pilot"
-    state = "on the plateau" if judged.is_on_plateau else "not on the plateau"
-    return "; ".join(text for text in (f"{judged.budget} {steps(judged.axis)}, {state}", turn(claim)) if text)
 
 
 def _verdict(claim: ClaimEntry) -> str:
@@ -161,7 +151,8 @@ def _ends(claim: ClaimEntry, contrast: ContrastEntry) -> tuple[Ends | None, int,
     return ends, decimals(claim.min_effect), percent
 
 
-def _origin(document: Document) -> str:
+def origin_words(document: Document) -> str:
+    """Size, dates, commits, machines and time of the jobs behind a publication."""
     jobs = document.jobs
     dates = sorted({(job.ended or document.started)[:10] for job in jobs}) or [document.started[:10]]
     commits = sorted({job.commit for job in jobs if job.commit}) or [document.commit]
