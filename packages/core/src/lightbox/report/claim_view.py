@@ -171,7 +171,8 @@ def budget_words(claim: ClaimEntry) -> str:
     if judged is None:
         return "none" if claim.budget == "" else "no pilot"
     state = "on the plateau" if judged.is_on_plateau else "not on the plateau"
-    return "; ".join(text for text in (f"{judged.budget} {steps(judged.axis)}, {state}", turn(claim)) if text)
+    budget = f"{judged.budget} {steps(judged.axis)}" if judged.budget else f"{steps(judged.axis)} not recorded"
+    return "; ".join(text for text in (f"{budget}, {state}", turn(claim)) if text)
 
 
 def stopped_early(claim: ClaimEntry, digits: int) -> str:

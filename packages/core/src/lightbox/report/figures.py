@@ -280,17 +280,33 @@ def curves(by_metric: Mapping[str, Mapping[str, Sequence[Sequence[tuple[int, flo
         return _svg(figure)
 
 
-def comparison(groups: Sequence[Level], rows: Sequence[ForestRow], *, metric: str, reference: str) -> bytes:
-    """Levels of groups of runs, and below them their paired differences from a reference. PNG bytes."""
-    heights = [0.3 * len(groups) + 0.75, 0.36 * len(rows) + 0.9 if rows else 0]
+@dataclass(frozen=True)
+class ComparisonPanel:
+    """Groups of runs of one paper: `rows` are their paired differences from the `reference`, on the metric's scale."""
+
+    title: str
+    metric: str
+    reference: str
+    groups: tuple[Level, ...]
+    rows: tuple[ForestRow, ...]
+
+
+def comparison(panels: Sequence[ComparisonPanel]) -> bytes:
+    """Of each paper the levels of groups of runs, and below them their paired differences. PNG bytes."""
+    heights = []
+    for panel in panels:
+        heights += [0.3 * len(panel.groups) + 0.9] + [0.36 * len(panel.rows) + 0.9] * bool(panel.rows)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.2, sum(heights)), layout="constrained", dpi=130)
-        count = 2 if rows else 1
-        axes = figure.subplots(count, 1, squeeze=False, height_ratios=heights[:count])[:, 0]
-        _draw_levels(axes[0], groups, metric)
-        if rows:
-            panel = ForestPanel("Paired difference", f"from {reference}", metric, 0.0, tuple(rows))
-            _draw_panel(axes[1], panel, _limits_by_unit([panel])[metric])
+        axes = iter(figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0])
+        for panel in panels:
+            axis = next(axes)
+            _draw_levels(axis, panel.groups, panel.metric)
+            axis.set_title(panel.title if len(panels) > 1 else "", fontweight="bold")
+            if panel.rows:
+                named = f"from {panel.reference}"
+                differences = ForestPanel("Paired difference", named, panel.metric, 0.0, panel.rows)
+                _draw_panel(next(axes), differences, _limits_by_unit([differences])[panel.metric])
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", metadata={"Software": None})
         return buffer.getvalue()
