@@ -101,9 +101,9 @@ def choose_metrics(papers: Mapping[str, Sequence[Entry]], name: str) -> tuple[di
     if chosen:
         return chosen, refused
     lists = [", ".join(_metrics(entries)) for entries in papers.values()]
-    several = [f"{paper}: {metrics}" for paper, metrics in zip(papers, lists, strict=True)]
     do = "Choose one of them; the condition may be left out where it is the paper's own"
-    why = f"The runs have {lists[0] if len(lists) == 1 else f'by paper {"; ".join(several)}'}"
+    several = "; ".join(f"{paper}: {metrics}" for paper, metrics in zip(papers, lists, strict=True))
+    why = f"The runs have {lists[0] if len(lists) == 1 else f'by paper {several}'}"
     raise RequestError(f"--metric is '{name}'", why, do)
 
 
