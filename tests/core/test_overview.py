@@ -9,7 +9,7 @@ from lightbox.claims.registry import Paper
 from lightbox.claims.replays import Machine, replay_of
 from lightbox.claims.spec import REAL, Verdict
 from lightbox.report import numbers
-from lightbox.report.overview import Publication, part_of, phantom_presets, render_overview
+from lightbox.report.overview import PublishedSize, part_of, phantom_presets, render_overview
 from lightbox.testing.fake_results import fake_claims, fake_results
 from lightbox.testing.web_page import PAYLOAD, Page
 
@@ -46,11 +46,11 @@ def published(tmp_path_factory):
     full = replace(quick, preset="full", claims=(older, rest[0]))
     real = replace(first, id="R1", statement="Real statement R1", images=REAL, verdict=Verdict.CONTRADICTED)
     return [
-        Publication(
+        PublishedSize(
             paper, "quick", quick, committed={c.id: c for c in quick.claims}, page="../published-quick/report.html"
         ),
-        Publication(paper, "full", full),
-        Publication(paper, "real", replace(quick, preset="real", claims=(real,)), is_compared=False),
+        PublishedSize(paper, "full", full),
+        PublishedSize(paper, "real", replace(quick, preset="real", claims=(real,)), is_compared=False),
     ]
 
 
@@ -189,7 +189,7 @@ def test_replays_are_counted_beside_their_claim_and_listed(published, page):
 def test_texts_of_claims_are_escaped(tmp_path):
     paper = Paper("medthink", "medthink", fake_claims(PAYLOAD))
     document = fake_results(tmp_path, text=PAYLOAD, n_items=40)
-    found = Page(render_overview([paper], [Publication(paper, "quick", document)], []))
+    found = Page(render_overview([paper], [PublishedSize(paper, "quick", document)], []))
     assert found.is_balanced
     assert not found.all("script")
     assert PAYLOAD in " ".join(found.texts)

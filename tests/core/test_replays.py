@@ -7,7 +7,7 @@ import pytest
 
 from lightbox import machine
 from lightbox.claims import replays
-from lightbox.claims.replays import COLUMNS, Machine, append_replays, read_replays, replay_of, replays_of, run_of
+from lightbox.claims.replays import COLUMNS, Machine, append_replays, read_replays, replay_of, replays_of, run_digest
 from lightbox.cli import replay_log
 from lightbox.errors import RequestError, WorkError
 from lightbox.paths import results_dir
@@ -71,8 +71,8 @@ def test_the_same_run_is_not_logged_twice_and_another_run_of_the_same_jobs_is(ru
 def test_a_run_is_told_by_its_own_jobs_alone(run):
     claim = run.claims[0]
     foreign = replace(run.jobs[0], key="f" * 20, ended="2000-01-01T00:00:00Z")
-    assert run_of(claim, [*run.jobs, foreign]) == run_of(claim, reversed(run.jobs))
-    assert run_of(claim, run.jobs) != run_of(claim, run.jobs[1:])
+    assert run_digest(claim, [*run.jobs, foreign]) == run_digest(claim, reversed(run.jobs))
+    assert run_digest(claim, run.jobs) != run_digest(claim, run.jobs[1:])
 
 
 @pytest.mark.parametrize("name", ["=HYPERLINK(1)", "+1", "-1", "@SUM(A1)", "'=1", "'Ada", "Ada"])

@@ -96,7 +96,7 @@ class Machine:
     torch: str = ""
 
 
-def run_of(claim: ClaimEntry, jobs: Iterable[JobEntry]) -> str:
+def run_digest(claim: ClaimEntry, jobs: Iterable[JobEntry]) -> str:
     """Digest of the jobs behind a claim and of when each ended: another run of the same jobs has another one."""
     ended = {(job.key, job.ended or "") for job in jobs if job.paper == claim.paper and job.key in claim.run_ids}
     return digest(sorted(ended))[:RUN_DIGITS]
@@ -141,7 +141,7 @@ def replay_of(claim: ClaimEntry, preset: str, jobs: Sequence[JobEntry], *, by: s
         published_verdict=theirs.verdict if is_published else "",
         published_commit="; ".join(theirs.commits) if is_published else "",
         wall_s=claim.wall_s,
-        run=run_of(claim, own),
+        run=run_digest(claim, own),
     )
 
 

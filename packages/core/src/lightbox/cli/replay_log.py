@@ -113,11 +113,11 @@ def _is_published_run(claim: ClaimEntry, document: Document, root: Path) -> bool
     if earlier is None:
         return False
     jobs = published.committed_jobs(root, [claim.paper], document.preset).values()
-    return replays.run_of(claim, document.jobs) == replays.run_of(earlier, jobs)
+    return replays.run_digest(claim, document.jobs) == replays.run_digest(earlier, jobs)
 
 
 def _runs(claims: Sequence[ClaimEntry], document: Document) -> str:
-    return ", ".join(dict.fromkeys(replays.run_of(claim, document.jobs) for claim in claims))
+    return ", ".join(dict.fromkeys(replays.run_digest(claim, document.jobs) for claim in claims))
 
 
 def _git_name(root: Path) -> str:

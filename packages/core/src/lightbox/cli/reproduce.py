@@ -260,7 +260,7 @@ def report_published(papers: Sequence[Paper], root: Path, out: Path, *, preset: 
     Raises:
         RequestError: where nothing is published for these papers.
     """
-    from lightbox.report.overview import Publication, write_overview
+    from lightbox.report.overview import PublishedSize, write_overview
     from lightbox.report.page import write_page
 
     log = read_replays(root / replays.FILE)  # a damaged one is refused before the minutes that follow
@@ -276,7 +276,7 @@ def report_published(papers: Sequence[Paper], root: Path, out: Path, *, preset: 
         pages.append(write_document(published.joined(documents), out / "reproduce" / f"published-{name}", write_page))
         for document, paper in own:
             publications.append(
-                Publication(
+                PublishedSize(
                     paper,
                     name,
                     document,

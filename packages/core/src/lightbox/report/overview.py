@@ -29,7 +29,7 @@ FIRST = ("quick", "full")
 
 
 @dataclass(frozen=True)
-class Publication:
+class PublishedSize:
     """What is published of a paper at one preset.
 
     Args:
@@ -104,7 +104,7 @@ class Part:
 
 
 def write_overview(
-    path: Path, papers: Sequence[Paper], publications: Sequence[Publication], replays: Sequence[Replay]
+    path: Path, papers: Sequence[Paper], publications: Sequence[PublishedSize], replays: Sequence[Replay]
 ) -> Path:
     """Write the page; its path.
 
@@ -118,7 +118,7 @@ def write_overview(
     return path
 
 
-def render_overview(papers: Sequence[Paper], publications: Sequence[Publication], replays: Sequence[Replay]) -> str:
+def render_overview(papers: Sequence[Paper], publications: Sequence[PublishedSize], replays: Sequence[Replay]) -> str:
     """The page as text."""
     presets = phantom_presets(papers)
     parts = [part_of(paper, publications, replays, presets) for paper in papers]
@@ -150,7 +150,7 @@ def phantom_presets(papers: Sequence[Paper]) -> list[str]:
 
 
 def part_of(
-    paper: Paper, publications: Sequence[Publication], replays: Sequence[Replay], presets: Sequence[str]
+    paper: Paper, publications: Sequence[PublishedSize], replays: Sequence[Replay], presets: Sequence[str]
 ) -> Part:
     """What the page shows of one paper."""
     own = {p.preset: p for p in publications if p.paper.name == paper.name}
@@ -177,7 +177,7 @@ def part_of(
     )
 
 
-def _cell(claim: Claim, preset: str, publication: Publication | None, replays: Sequence[Replay]) -> Cell:
+def _cell(claim: Claim, preset: str, publication: PublishedSize | None, replays: Sequence[Replay]) -> Cell:
     if publication is None:
         return Cell(preset, said=_no_run(claim, preset))
     entry = next((one for one in publication.document.claims if one.id == claim.id), None)
