@@ -35,6 +35,11 @@ def entries_of(out):
     return comparison.load_entries(folders.newest_runs(out))
 
 
+def summary_of(out, paper="medthink", **options):
+    """What a comparison of all runs says of one paper."""
+    return command.summarise(out, folders.newest_runs(out), **options)["papers"][paper]
+
+
 def by_hand(out, metric="correct"):
     """Paired differences by seed, from the parquet files, without the code under test."""
     means = []
@@ -49,7 +54,7 @@ def by_hand(out, metric="correct"):
 
 
 def test_the_difference_is_paired_by_item_and_its_interval_is_over_seeds(out):
-    summary = command.summarise(out, folders.newest_runs(out))
+    summary = summary_of(out)
     [difference] = summary["differences"]
     expected = by_hand(out)
     assert summary["reference"] == "answer_only"
@@ -68,19 +73,19 @@ def test_only_items_that_both_runs_scored_are_paired(out):
 def test_groups_without_shared_items_have_no_difference(tmp_path):
     write_job(tmp_path, "answer_only", 0)
     write_job(tmp_path, "explanation", 1)
-    assert command.summarise(tmp_path, folders.newest_runs(tmp_path))["differences"] == []
+    assert summary_of(tmp_path)["differences"] == []
 
 
 def test_one_shared_seed_gives_a_difference_without_an_interval(tmp_path):
     for arm in LEVELS:
         write_job(tmp_path, arm, 0)
-    [difference] = command.summarise(tmp_path, folders.newest_runs(tmp_path))["differences"]
+    [difference] = summary_of(tmp_path)["differences"]
     assert difference["ci95"] is None
 
 
 def test_runs_with_another_learning_rate_are_another_group(out):
     write_job(out, "explanation", 0, lr=3e-3, place="runs", key="mine")
-    summary = command.summarise(out, folders.newest_runs(out))
+    summary = summary_of(out)
     labels = [group["label"] for group in summary["groups"]]
     assert labels == ["answer_only", "explanation (optim.lr=0.001)", "explanation (optim.lr=0.003)"]
     assert summary["differing"]["optim.lr"]["0.003"] == [labels[2]]
@@ -113,7 +118,7 @@ def test_the_command_prints_one_json_object(out, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["compare", "--out", str(out), "--json", "--against", "explanation"])
     assert stopped.value.code == 0
-    summary = json.loads(capsys.readouterr().out)
+    summary = json.loads(capsys.readouterr().out)["papers"]["medthink"]
     assert summary["reference"] == "explanation"
     assert summary["differences"][0]["effect"] == pytest.approx(-np.mean(by_hand(out)))
 
@@ -159,7 +164,7 @@ def test_the_metric_compared_is_the_headline_that_the_paper_declares(out, monkey
 def test_runs_of_a_paper_that_is_not_installed_are_compared_by_the_first_metric_they_have(tmp_path):
     for arm in LEVELS:
         write_job(tmp_path, arm, 0, paper="elsewhere")
-    assert command.summarise(tmp_path, folders.newest_runs(tmp_path))["metric"] == "blank/correct"
+    assert summary_of(tmp_path, "elsewhere")["metric"] == "blank/correct"
 
 
 @pytest.mark.parametrize(
@@ -187,8 +192,98 @@ def test_runs_are_named_by_folder_key_or_beginning(out):
 def test_paper_and_preset_narrow_the_choice(out):
     write_job(out, "explanation", 0, paper="mmedpo")
     write_job(out, "explanation", 0, preset="smoke")
-    assert {run.paper for run in command.choose_runs(out, [], paper="mmedpo")} == {"mmedpo"}
+    assert {run.paper for run in command.choose_runs(out, [], papers=["mmedpo"])} == {"mmedpo"}
     assert {run.preset for run in command.choose_runs(out, [], preset="smoke")} == {"smoke"}
+
+
+@pytest.fixture
+def two_papers(out):
+    """Runs of a second paper beside those of the first: another headline, and arms of its own."""
+    for arm, level in {"dpo": 0.6, "start": 0.5, "explanation": 0.55}.items():
+        for seed in range(2):
+            write_job(out, arm, seed, accuracy=level, paper="mmedpo")
+    return out
+
+
+def test_papers_stand_apart_each_by_its_own_headline(two_papers, monkeypatch):
+    declared = {name: load_papers([name])[0].claims for name in ("medthink", "mmedpo")}
+    declared["mmedpo"] = replace(declared["mmedpo"], headline="bleu4")
+    monkeypatch.setattr(registry, "declarations", lambda names: {name: declared[name] for name in set(names)})
+    summary = command.summarise(two_papers, folders.newest_runs(two_papers))
+    first, second = summary["papers"].values()
+    assert list(summary["papers"]) == ["medthink", "mmedpo"]
+    assert (first["metric"], second["metric"]) == ("image/correct", "image/bleu4")
+    assert [group["label"] for group in first["groups"]] == ["answer_only", "explanation"]
+    assert [group["label"] for group in second["groups"]] == ["dpo", "explanation", "start"]
+    assert [difference["label"] for difference in second["differences"]] == ["explanation", "start"]
+    assert set(second["differing"]) == {"objective.target"}
+    assert summary["notes"] == [command.APART]
+    alone = command.summarise(two_papers, command.choose_runs(two_papers, [], papers=["medthink"]))
+    assert alone["papers"]["medthink"] == first
+    assert alone["notes"] == []
+
+
+def test_one_table_and_one_picture_hold_every_paper(two_papers):
+    command.summarise(two_papers, command.choose_runs(two_papers, [], papers=["mmedpo"]))
+    with Image.open(two_papers / "compare.png") as picture:
+        height = picture.size[1]
+    command.summarise(two_papers, folders.newest_runs(two_papers))
+    with (two_papers / "compare.csv").open(encoding="utf-8") as file:
+        table = csv.DictReader(file)
+        rows = list(table)
+    assert table.fieldnames[-3:] == ["wall_s", "commit", "mlflow_run_id"]
+    assert [row["paper"] for row in rows] == ["medthink"] * 10 + ["mmedpo"] * 6
+    with Image.open(two_papers / "compare.png") as picture:
+        assert picture.size[1] > 1.5 * height
+
+
+def test_the_printed_tables_name_their_paper_and_the_notes_what_is_not_compared(two_papers, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "140")
+    write_job(two_papers, "alone", 0, paper="vitar")
+    with pytest.raises(SystemExit) as stopped:
+        main(["compare", "--out", str(two_papers), "--against", "start"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    assert "mmedpo: image/correct, seeds pooled; difference from start, paired by item" in text
+    assert "Note: medthink: it has no arm 'start', so its arms are compared with answer_only." in text
+    assert "Note: vitar: alone is its only group of runs, so there is nothing to compare it with." in text
+    assert f"Note: {command.APART}" in text
+
+
+def test_a_paper_without_the_metric_is_left_out_and_said(two_papers):
+    for folder in (run.folder for run in folders.newest_runs(two_papers) if run.paper == "mmedpo"):
+        scores = folders.read_scores(folder).drop_columns(["bleu4"])
+        folders.pq.write_table(scores, folder / "scores.parquet")
+    summary = command.summarise(two_papers, folders.newest_runs(two_papers), metric="bleu4")
+    assert list(summary["papers"]) == ["medthink"]
+    assert summary["notes"][0].startswith(
+        "mmedpo: no run has the metric 'bleu4', so it is left out; there are blank/co"
+    )
+    assert summary["notes"][1:] == [
+        "medthink: answer_only: no image/bleu4, so it is left out.",
+        "medthink: explanation is its only group of runs, so there is nothing to compare it with.",
+    ]
+    with pytest.raises(RequestError, match="by paper medthink: blank/.*; mmedpo: blank/correct"):
+        command.summarise(two_papers, folders.newest_runs(two_papers), metric="dice")
+
+
+def test_sizes_without_a_shared_item_are_shown_without_a_difference_and_said(tmp_path):
+    for seed, preset in ((0, "quick"), (100, "full")):
+        write_job(tmp_path, "explanation", seed, preset=preset)
+    notes = command.summarise(tmp_path, folders.newest_runs(tmp_path))["notes"]
+    assert notes == [
+        "medthink: explanation (quick): no item and seed in common with explanation (full), so no difference."
+    ]
+
+
+def test_an_arm_that_no_paper_has_lists_those_of_each(two_papers):
+    with pytest.raises(RequestError, match="medthink: answer_only, explanation; mmedpo: dpo, explanation, start"):
+        command.summarise(two_papers, folders.newest_runs(two_papers), against="nothing")
+
+
+def test_a_paper_without_runs_is_refused_with_those_that_have_some(two_papers):
+    with pytest.raises(RequestError, match="--paper is 'vitar'.*there are runs of medthink, mmedpo"):
+        command.choose_runs(two_papers, [], papers=["medthink", "vitar"])
 
 
 def test_damaged_scores_name_the_file(out):

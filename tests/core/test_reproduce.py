@@ -7,14 +7,14 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from lightbox.claims import published, runner
+from lightbox.claims import published, replays, runner
 from lightbox.claims.document import load
 from lightbox.claims.published import DOCUMENT
 from lightbox.claims.registry import load_papers
 from lightbox.claims.spec import Role
-from lightbox.cli import claim_tables, reproduce, session
+from lightbox.cli import claim_tables, replay_log, reproduce, session
 from lightbox.errors import RequestError, WorkError
-from lightbox.paths import results_dir
+from lightbox.paths import default_out, results_dir
 from lightbox.testing.inline_pool import InlinePool
 
 
@@ -70,6 +70,8 @@ def test_reproduce_writes_results_and_page_and_prints_a_row_a_claim(toy, index, 
     assert "toy Y1  reproduced  +12" in text
     assert "2 verdicts drawn, 2 reproduced" in text
     assert "speaks about a mechanism, never about patients" in text
+    command = f"uv run lightbox reproduce toy --preset quick --out {tmp_path / 'out'} --log"
+    assert f"To add this run to the replay log: {command}" in text
 
 
 def test_index_gets_one_parent_a_paper_and_each_job_with_the_claims_that_read_it(toy, index, said, tmp_path):
@@ -144,6 +146,7 @@ def test_page_and_results_fill_in_while_jobs_end(toy, index, said, tmp_path, mon
     assert len(seen) == 6  # after each of 5 jobs, and at the end
     assert seen == sorted(seen)
     assert (seen[0], seen[-1]) == ([0, 0], [1, 1])
+    assert "replay log" not in printed(said)  # this size decides nothing that could agree
 
 
 def test_failed_job_is_told_at_the_end_with_its_reason_after_the_page_was_written(toy, index, said, tmp_path):
@@ -189,13 +192,48 @@ def test_without_reuse_committed_jobs_are_run_here_again(toy, index, said, tmp_p
     assert "agrees" in printed(said)
 
 
+@pytest.mark.slow
+def test_a_replay_is_logged_once_and_the_published_run_itself_never(toy, index, said, tmp_path, monkeypatch):
+    minutes = iter(f"2026-11-30T{minute // 60:02d}:{minute % 60:02d}:00Z" for minute in range(1440))
+    monkeypatch.setattr(runner.time, "strftime", lambda *_: next(minutes))  # no two jobs end in the same second
+    go(tmp_path, said, publish=True, log_by="Ada")
+    log = tmp_path / "results" / "replays.csv"
+    assert "toy Y1 is the published run itself" in printed(said)
+    assert replays.read_replays(log) == []
+    (tmp_path / "out").rename(tmp_path / "elsewhere")
+    document = go(tmp_path, said, log_by="Ada")
+    assert "logged: toy Y1, agrees, by Ada" in printed(said)
+    rows = replays.read_replays(log)
+    assert [(row.claim, row.outcome, row.verdict, row.by) for row in rows] == [
+        ("Y1", "agrees", "reproduced", "Ada"),
+        ("Y2", "agrees", "reproduced", "Ada"),
+    ]
+    assert {row.hardware for row in rows} == {document.jobs[0].hardware}
+    assert all(row.python and row.torch and row.system for row in rows)
+    go(tmp_path, said, log_by="Grace")
+    assert "2 of its claims stand in the log already" in printed(said)
+    assert replays.read_replays(log) == rows
+
+
+def test_the_command_that_logs_a_run_names_what_was_asked_for_and_no_more(toy, tmp_path):
+    plan, part = (
+        reproduce.make_plan([], preset="quick", claim_ids=ids, packages={"toy": "toy"}) for ids in ([], ["Y2"])
+    )
+    assert replay_log.command_to_log(plan, default_out()) == "uv run lightbox reproduce toy --preset quick --log"
+    assert replay_log.command_to_log(part, default_out()).endswith("--preset quick --claims Y2 --log")
+    assert replay_log.command_to_log(plan, tmp_path / "a b").endswith(f"--out '{tmp_path}/a b' --log")
+
+
 def test_report_from_results_recomputes_and_writes_one_page_a_preset(toy, index, said, tmp_path):
     document = go(tmp_path, said, publish=True)
     papers = load_papers(packages={"toy": "toy"})
     pages = reproduce.report_published(papers, tmp_path / "results", tmp_path / "new")
-    assert [page.parent.name for page in pages] == ["published-quick"]
-    assert [c.effect for c in load(pages[0].parent / "results.json").claims] == [c.effect for c in document.claims]
-    assert "A true rationale helps" in pages[0].read_text()
+    assert [page.parent.name for page in pages] == ["published", "published-quick"]
+    assert [c.effect for c in load(pages[1].parent / "results.json").claims] == [c.effect for c in document.claims]
+    assert all("A true rationale helps" in page.read_text() for page in pages)
+    assert 'href="../published-quick/report.html#toy-Y1"' in pages[0].read_text()
+    one_size = reproduce.report_published(papers, tmp_path / "results", tmp_path / "new", preset="quick")
+    assert [page.parent.name for page in one_size] == ["published-quick"]
     with pytest.raises(RequestError, match="A report of toy at full"):
         reproduce.report_published(papers, tmp_path / "results", tmp_path / "new", preset="full")
 

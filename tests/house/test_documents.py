@@ -61,6 +61,16 @@ def parse_words(root_command, words):
     return names, context.params
 
 
+def check_module(name, words):
+    """What `python -m` would run: a module with a command line of its own, or a paper."""
+    if "." not in name:
+        check_overrides(installed_packages()[name], words[0], words[1:])
+    elif hasattr(importlib.import_module(name), "command_line"):
+        importlib.import_module(name).command_line().parse_args(words)
+    else:
+        parse_words(get_command(importlib.import_module(f"{name}.__main__").app), [name, *words])
+
+
 def check_command(words):
     """Raise unless a shown command would be accepted."""
     packages = installed_packages()
@@ -73,14 +83,8 @@ def check_command(words):
         if names[:1] == ["reproduce"]:
             papers = load_papers(params.get("papers") or [])
             choose_claims(papers, [part for part in ",".join(params.get("claims") or ()).split(",") if part])
-    elif words[0] == "python" and words[1:2] == ["-m"] and "." in words[2]:
-        module = importlib.import_module(words[2])
-        if hasattr(module, "command_line"):
-            module.command_line().parse_args(words[3:])
-        else:
-            parse_words(get_command(importlib.import_module(f"{words[2]}.__main__").app), words[2:])
     elif words[0] == "python" and words[1:2] == ["-m"]:
-        check_overrides(packages[words[2]], words[3], words[4:])
+        check_module(words[2], words[3:])
     elif words[:2] == ["accelerate", "launch"]:
         launcher = importlib.import_module("accelerate.commands.launch").launch_command_parser()
         given = launcher.parse_args(words[2:])

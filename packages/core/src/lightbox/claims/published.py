@@ -199,6 +199,15 @@ def _keys_of_today(paper: Paper, preset: str) -> set[str] | None:
         return None
 
 
+def can_be_compared(paper: Paper, preset: str) -> bool:
+    """Whether the jobs of a preset have keys here: not where they depend on real data that are not on this machine."""
+    try:
+        plan_jobs([(paper, claim) for claim in paper.claims.claims], preset)
+    except RequestError:
+        return False
+    return True
+
+
 def published_folders(root: Path, papers: Sequence[Paper], preset: str = "") -> list[tuple[Path, Paper]]:
     """Folders of `root` that hold a document of these papers, at one preset or ("") at any."""
     folders = [(path.parent, paper) for paper in papers for path in sorted((root / paper.name).glob(f"*/{DOCUMENT}"))]

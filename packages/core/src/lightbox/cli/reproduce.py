@@ -7,17 +7,22 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from lightbox.claims import jobs, published, registry, runner
+from lightbox.claims import jobs, published, registry, replays, runner
 from lightbox.claims.budget import load_pilot
 from lightbox.claims.document import Document, load
 from lightbox.claims.jobs import Plan
 from lightbox.claims.registry import Paper
+from lightbox.claims.replays import read_replays
 from lightbox.claims.runner import Finished
-from lightbox.cli import claim_tables, job_origin
+from lightbox.claims.verdicts import PRESETS_WITHOUT_VERDICT
+from lightbox.cli import claim_tables, job_origin, replay_log
 from lightbox.cli.session import PAGE, Session, write_document
 from lightbox.errors import RequestError, WorkError
 from lightbox.paths import default_out, repo_root, results_dir
 from lightbox.runs.folders import RECORD, open_output
+
+OVERVIEW = "published"
+"""Folder of the page over all that is published, under the output folder's `reproduce/`."""
 
 Papers = Annotated[list[str] | None, typer.Argument(metavar="[PAPER ...]", help="Papers by name; left out, all.")]
 Out = Annotated[Path | None, typer.Option(help="Output folder; left out, ./lightbox-out.")]
@@ -43,11 +48,19 @@ def reproduce(
         bool, typer.Option("--dry-run", help="Show jobs, minutes, memory and widths; run none.")
     ] = False,
     publish: Annotated[bool, typer.Option("--publish", help="Copy scores and rows to results/ at the end.")] = False,
+    log: Annotated[
+        bool, typer.Option("--log", help="Add a row a claim to the replay log, results/replays.csv, at the end.")
+    ] = False,
+    by: Annotated[str, typer.Option(help="With --log: who runs it; left out, git's user.name.")] = "",
 ) -> None:
     """Run the claims of papers and decide them; writes results.json, report.html and an MLflow index."""
     if reuse not in ("", "results"):
         raise RequestError(f"--reuse is '{reuse}'", "Only committed results can be reused", "Give --reuse results")
+    if by and not log:
+        raise RequestError(f"--by is '{by}'", "It names who stands in the replay log", "Give --log beside it")
     runner.check_engine(engine, address)
+    if log:
+        replay_log.check_request(preset, reuse=bool(reuse), dry_run=dry_run, publish=publish)
     plan = make_plan(papers or (), preset=preset, claim_ids=split_ids(",".join(claims or ())))
     run_plan(
         plan,
@@ -60,6 +73,7 @@ def reproduce(
         workers=workers,
         dry_run=dry_run,
         publish=publish,
+        log_by=replay_log.name_of_runner(by, results_dir()) if log else "",
     )
 
 
@@ -69,13 +83,15 @@ def report(
         str,
         typer.Option("--from", help='"results" (committed), a folder of an earlier `reproduce`, or of one run.'),
     ] = "results",
-    preset: Annotated[str, typer.Option(help="Only this preset; left out, one page for each.")] = "",
+    preset: Annotated[str, typer.Option(help="Only this preset; left out, a page over all, and one for each.")] = "",
     out: Out = None,
     readmes: Annotated[
         bool, typer.Option("--readmes", help="Write no page; bring the generated blocks of every README up to date.")
     ] = False,
 ) -> None:
     """Write the page again, at once: from committed results, every interval recomputed, or of an earlier run.
+
+    From committed results, one page over all papers and sizes says what each claim came to, and the others show why.
 
     Of one training or evaluation, the page shows its score beside what needs no image, its data, and items to look at.
     """
@@ -158,6 +174,7 @@ def run_plan(
     workers: int | None = None,
     dry_run: bool = False,
     publish: bool = False,
+    log_by: str = "",
     console: Console | None = None,
 ) -> Document | None:
     """Run a plan and write its results and page; the results, None for a dry run.
@@ -170,6 +187,7 @@ def run_plan(
         reuse: take committed jobs of `root` as finished.
         dry_run: print the cost and run nothing.
         publish: copy the finished run to `root`.
+        log_by: who stands in the replay log for the finished run; "" adds it to no log.
         console: None prints to standard output.
 
     Raises:
@@ -214,6 +232,11 @@ def run_plan(
     if publish:
         for path in published.publish(document, plan, finished, root):
             console.print(f"published: {path}")
+    if log_by:
+        for line in replay_log.log_run(document, finished, root, by=log_by):
+            console.print(line)
+    elif not (publish or reuse or plan.preset in PRESETS_WITHOUT_VERDICT):
+        console.print(f"To add this run to the replay log: {replay_log.command_to_log(plan, out)}")
     return document
 
 
@@ -226,23 +249,45 @@ def failure(plan: Plan, finished: Finished) -> WorkError:
 
 
 def report_published(papers: Sequence[Paper], root: Path, out: Path, *, preset: str = "") -> list[Path]:
-    """Recompute published results and write one page a preset; sizes never share a page. The pages' paths.
+    """Recompute published results: a page over all of them, and one a preset with what is behind it. The pages' paths.
+
+    Args:
+        papers: whose results.
+        root: folder of committed results.
+        out: output folder.
+        preset: only this one, and then no page over all; "" writes every page.
 
     Raises:
         RequestError: where nothing is published for these papers.
     """
+    from lightbox.report.overview import PublishedSize, write_overview
     from lightbox.report.page import write_page
 
+    log = read_replays(root / replays.FILE)  # a damaged one is refused before the minutes that follow
     folders = published.published_folders(root, papers, preset)
     if not folders:
         what = f"{', '.join(paper.name for paper in papers)}{f' at {preset}' if preset else ''}"
         why = f"{root} holds no {published.DOCUMENT} of them"
         raise RequestError(f"A report of {what}", why, "Run `lightbox reproduce ... --publish` first")
-    pages = []
+    pages, publications = [], []
     for name in sorted({folder.name for folder, _ in folders}):
-        documents = [published.recompute(folder, paper) for folder, paper in folders if folder.name == name]
+        own = [(published.recompute(folder, paper), paper) for folder, paper in folders if folder.name == name]
+        documents = [document for document, _ in own]
         pages.append(write_document(published.joined(documents), out / "reproduce" / f"published-{name}", write_page))
-    return pages
+        for document, paper in own:
+            publications.append(
+                PublishedSize(
+                    paper,
+                    name,
+                    document,
+                    committed={
+                        key[1]: claim for key, claim in published.committed_claims(root, [paper.name], name).items()
+                    },
+                    is_compared=not document.is_real or published.can_be_compared(paper, name),
+                    page=f"../{pages[-1].parent.name}/{PAGE}",
+                )
+            )
+    return pages if preset else [write_overview(out / "reproduce" / OVERVIEW / PAGE, papers, publications, log), *pages]
 
 
 def report_folder(folder: Path) -> list[Path]:

@@ -2,11 +2,10 @@
 
 from collections.abc import Iterator
 
-from lightbox.claims.budget import steps
 from lightbox.claims.document import ClaimEntry, ContrastEntry
 from lightbox.claims.spec import Role
 from lightbox.claims.statistics import Ends
-from lightbox.report.claim_view import CHIPS, turn
+from lightbox.report.claim_view import CHIPS, budget_words
 from lightbox.report.numbers import decimals, interval, level, number, signed
 
 
@@ -19,7 +18,7 @@ def claim_row(claim: ClaimEntry) -> str:
         measured(claim),
         f"{format(claim.min_effect, 'g') if claim.bound is None else number(claim.bound)} {claim.unit}",
         f"{len(claim.seeds)} × {claim.items}",
-        budget(claim),
+        budget_words(claim),
         verdict(claim),
     )
 
@@ -33,15 +32,6 @@ def measured(claim: ClaimEntry) -> str:
         said = f"{signed(link.effect, digits)} {interval(*_ends(claim, link))}".strip() + f" {claim.unit}"
         links.append(f"{link.name}: {said}, {link.state or 'not decided'}" if several else said)
     return "; ".join(links)
-
-
-def budget(claim: ClaimEntry) -> str:
-    """Training budget, whether the claim is on its plateau there, and where a sign turns."""
-    judged = claim.convergence
-    if judged is None:
-        return "none" if claim.budget == "" else "no pilot"
-    state = "on the plateau" if judged.is_on_plateau else "not on the plateau"
-    return "; ".join(text for text in (f"{judged.budget} {steps(judged.axis)}, {state}", turn(claim)) if text)
 
 
 def verdict(claim: ClaimEntry) -> str:

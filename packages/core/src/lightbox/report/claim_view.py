@@ -2,6 +2,7 @@
 
 import textwrap
 from dataclasses import dataclass
+from functools import cached_property
 
 from lightbox.claims.budget import steps
 from lightbox.claims.document import ClaimEntry, ContrastEntry, Document, Level
@@ -43,7 +44,7 @@ CHIPS = {
 
 
 class ClaimView:
-    """A claim and what is made of it.
+    """A claim and what is made of it; a figure is drawn when it is first asked for.
 
     Args:
         claim: the entry, whose fields the template formats.
@@ -53,17 +54,13 @@ class ClaimView:
     """
 
     def __init__(self, claim: ClaimEntry, document: Document, label: str, declared: PaperClaims | None = None) -> None:
-        self.claim, self.label = claim, label
+        self.claim, self.label, self._declared = claim, label, declared
         self.anchor = f"{claim.paper}-{claim.id}"
         self.digits = decimals(claim.min_effect, claim.bound)
         self.chip = _chip(claim, document)
         self.links = [(link, self.interval(link)) for link in claim.links]
         self.caveats = [*claim.caveats, *_older(claim)]
         self.panel = _panel(claim, label)
-        self.figure = _level_figure(claim)
-        self.by_kind = _kind_figure(claim, declared) if declared is not None else None
-        self.by_condition = _condition_figure(claim, declared) if declared is not None else None
-        self.by_budget = _budget_figure(claim)
         self.has_own_seeds = any(not curve.is_pilot for curve in claim.by_budget)
         self.turn = turn(claim)
         self.stopped_early = stopped_early(claim, self.digits)
@@ -74,6 +71,26 @@ class ClaimView:
             return "exact, no interval"
         ends, percent = self.claim.deciding_interval(contrast)
         return interval(ends, self.digits, percent)
+
+    @cached_property
+    def figure(self) -> tuple[str, str] | None:
+        """Arms and baselines."""
+        return _level_figure(self.claim)
+
+    @cached_property
+    def by_kind(self) -> tuple[str, str] | None:
+        """Arms by kind of item."""
+        return _kind_figure(self.claim, self._declared) if self._declared is not None else None
+
+    @cached_property
+    def by_condition(self) -> tuple[str, str] | None:
+        """Arms by what they were shown."""
+        return _condition_figure(self.claim, self._declared) if self._declared is not None else None
+
+    @cached_property
+    def by_budget(self) -> tuple[str, str] | None:
+        """Effects and scores by training budget."""
+        return _budget_figure(self.claim)
 
     @property
     def gate_state(self) -> tuple[str, str, str]:
@@ -148,6 +165,16 @@ def turn(claim: ClaimEntry) -> str:
     return "; ".join(sentences)
 
 
+def budget_words(claim: ClaimEntry) -> str:
+    """Training budget, whether the claim is on its plateau there, and where a sign turns."""
+    judged = claim.convergence
+    if judged is None:
+        return "none" if claim.budget == "" else "no pilot"
+    state = "on the plateau" if judged.is_on_plateau else "not on the plateau"
+    budget = f"{judged.budget} {steps(judged.axis)}" if judged.budget else f"{steps(judged.axis)} not recorded"
+    return "; ".join(text for text in (f"{budget}, {state}", turn(claim)) if text)
+
+
 def stopped_early(claim: ClaimEntry, digits: int) -> str:
     """What each link would come to if each of its arms stopped at its own best budget of the pilot; "" without one.
 
@@ -171,25 +198,32 @@ def stopped_early(claim: ClaimEntry, digits: int) -> str:
     return "; ".join(sentences)
 
 
+def budget_lines(claim: ClaimEntry, *, is_arm: bool) -> tuple[figures.BudgetLine, ...]:
+    """Scores of arms by training budget, or effects of links and controls."""
+    return tuple(
+        figures.BudgetLine(
+            textwrap.fill(curve.name, WRAP),
+            tuple((point.budget, point.mean, *(point.ci95 or (None, None))) for point in curve.points),
+            curve.is_pilot,
+        )
+        for curve in claim.by_budget
+        if curve.points and (curve.role == "arm") == is_arm
+    )
+
+
+def budget_alt(claim: ClaimEntry) -> str:
+    """What a figure of effects against budget shows, for a reader who hears the page."""
+    lines = budget_lines(claim, is_arm=False)
+    texts = (f"{e.label} {', '.join(f'{level(mean)} at {b}' for b, mean, *_ in e.points)}" for e in lines)
+    return f"Effect of {claim.id} against training budget: {'; '.join(texts)}."
+
+
 def _budget_figure(claim: ClaimEntry) -> tuple[str, str] | None:
     """Effects and scores by training budget, and the alternative text; None where nothing was measured."""
-    effects, scores = (
-        tuple(
-            figures.BudgetLine(
-                textwrap.fill(curve.name, WRAP),
-                tuple((point.budget, point.mean, *(point.ci95 or (None, None))) for point in curve.points),
-                curve.is_pilot,
-            )
-            for curve in claim.by_budget
-            if curve.points and (curve.role == "arm") == is_arm
-        )
-        for is_arm in (False, True)
-    )
+    effects, scores = (budget_lines(claim, is_arm=is_arm) for is_arm in (False, True))
     if not effects:
         return None
-    units = f"effect ({claim.unit})", f"score ({claim.unit})", claim.budget or ""
-    texts = (f"{e.label} {', '.join(f'{level(mean)} at {b}' for b, mean, *_ in e.points)}" for e in effects)
-    alt = f"Effect of {claim.id} against training budget: {'; '.join(texts)}."
+    units, alt = (f"effect ({claim.unit})", f"score ({claim.unit})", claim.budget or ""), budget_alt(claim)
     return figures.data_uri(figures.by_budget(effects, scores, units=units, min_effect=claim.min_effect)), alt
 
 

@@ -4,7 +4,7 @@ Runs that differ in their seed only are one *group*. Two groups are compared as 
 difference over the items both scored; over seeds, the t interval.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from lightbox.runs import folders
 from lightbox.runs.key import effective
 
 SEED = "run.seed"
+ORIGIN = ("wall_s", "commit", "mlflow_run_id")
 
 
 @dataclass(frozen=True)
@@ -72,21 +73,55 @@ def load_entries(runs: Sequence[folders.Run]) -> list[Entry]:
     return entries
 
 
-def choose_metric(entries: Sequence[Entry], name: str) -> str:
-    """Full name "condition/metric" of a metric; "" takes the headline of the papers compared, or the first there is.
+def by_paper(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
+    """Entries of each paper, in order of name; only those of one paper are compared."""
+    names = sorted({entry.run.paper for entry in entries})
+    return {name: [entry for entry in entries if entry.run.paper == name] for name in names}
+
+
+def choose_metrics(papers: Mapping[str, Sequence[Entry]], name: str) -> tuple[dict[str, str], dict[str, str]]:
+    """Metric by paper, and for each paper that does not have the one asked for, why it is left out.
+
+    Args:
+        papers: entries by paper.
+        name: of the metric; "" takes each paper's own.
 
     Raises:
-        RequestError: for a metric that no run has, listing those there are.
+        RequestError: for a metric that no paper has, listing those there are.
     """
-    metrics = list(dict.fromkeys(metric for entry in entries for metric in entry.means))
+    chosen, refused = {}, {}
+    for paper, entries in papers.items():
+        metric = choose_metric(entries, name)
+        if metric is None:
+            refused[paper] = (
+                f"no run has the metric '{name}', so it is left out; there are {', '.join(_metrics(entries))}."
+            )
+        else:
+            chosen[paper] = metric
+    if chosen:
+        return chosen, refused
+    lists = [", ".join(_metrics(entries)) for entries in papers.values()]
+    do = "Choose one of them; the condition may be left out where it is the paper's own"
+    several = "; ".join(f"{paper}: {metrics}" for paper, metrics in zip(papers, lists, strict=True))
+    why = f"The runs have {lists[0] if len(lists) == 1 else f'by paper {several}'}"
+    raise RequestError(f"--metric is '{name}'", why, do)
+
+
+def choose_metric(entries: Sequence[Entry], name: str) -> str | None:
+    """Full name "condition/metric" of a metric of one paper's runs, None where no run has it.
+
+    "" takes the paper's headline, or the first there is.
+    """
+    metrics = _metrics(entries)
     declared = registry.declarations(entry.run.paper for entry in entries).values()
     for metric in (name, *(f"{paper.condition}/{name or paper.headline}" for paper in declared)):
         if metric in metrics:
             return metric
-    if not name:
-        return metrics[0]
-    do = "Choose one of them; the condition may be left out where it is the paper's own"
-    raise RequestError(f"--metric is '{name}'", f"The runs have {', '.join(metrics)}", do)
+    return None if name or not metrics else metrics[0]
+
+
+def _metrics(entries: Sequence[Entry]) -> list[str]:
+    return list(dict.fromkeys(metric for entry in entries for metric in entry.means))
 
 
 def differing_params(entries: Sequence[Entry]) -> list[str]:
@@ -156,8 +191,8 @@ def csv_rows(entries: Sequence[Entry], run_ids: dict[str, str]) -> list[dict[str
         row: dict[str, Any] = {"run": run.folder.name, "paper": run.paper, "preset": run.preset, "arm": run.arm}
         row |= {"seed": run.seed} | {name: entry.means.get(name) for name in metrics}
         row |= {key: entry.params.get(key, "") for key in differing_params(entries)}
-        origin = {"wall_s": run.wall_s, "commit": run.commit, "mlflow_run_id": run_ids.get(run.folder.name, "")}
-        rows.append(row | origin)
+        origin = (run.wall_s, run.commit, run_ids.get(run.folder.name, ""))
+        rows.append(row | dict(zip(ORIGIN, origin, strict=True)))
     return rows
 
 

@@ -21,7 +21,7 @@ from matplotlib.patches import Patch
 
 from lightbox.report.numbers import level
 
-INK, SOFT, FAINT, BAND = "#1f2933", "#6b7680", "#d5dade", "#eceff2"
+INK, SOFT, FAINT, BAND, PLATEAU = "#1f2933", "#6b7680", "#d5dade", "#eceff2", "#f3f8ee"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555", "#8C6D1F")
 LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))  # 7 styles to 8 colours: 56 arms differ
 MARKERS = "osD^vPX"
@@ -140,21 +140,64 @@ def by_budget(
         figure = Figure(figsize=(9.2, 5.6), layout="constrained")
         for axis, lines, unit in zip(figure.subplots(2, 1, sharex=True), (effects, scores), units[:2], strict=True):
             _draw_budget_lines(axis, lines, unit)
+            axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8.5)
         _name_budgets(axis, (*effects, *scores), units[2])
         _draw_too_small(figure.axes[0], min_effect)
         return _svg(figure)
 
 
 @lru_cache(maxsize=MOST_DRAWN)
-def effect_by_budget(effects: tuple[BudgetLine, ...], *, units: tuple[str, str], min_effect: float) -> str:
-    """Effects alone against the training budget; arguments as `by_budget`. SVG text."""
+def effects_by_budget(
+    effects: tuple[BudgetLine, ...],
+    *,
+    units: tuple[str, str],
+    min_effect: float,
+    marks: tuple[tuple[int, str], ...] = (),
+    plateau: int | None = None,
+    width: float = 4.6,
+) -> str:
+    """Effects against the training budget, with the budgets of published runs. SVG text.
+
+    Args:
+        effects: links and controls.
+        units: of an effect and of the budget.
+        min_effect: half the band of effects too small to count.
+        marks: (budget, name) of each published run.
+        plateau: budget from which the ground is tinted; None where the pilot shows none.
+        width: of the figure, in inches.
+    """
+    names = list(dict.fromkeys(line.label for line in effects))
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(9.2, 3.2), layout="constrained")
+        height = 2.5 + 0.17 * sum(name.count("\n") + 1 for name in names)
+        figure = Figure(figsize=(width, height), layout="constrained")
         axis = figure.subplots()
         _draw_budget_lines(axis, effects, units[0])
         _name_budgets(axis, effects, units[1])
         _draw_too_small(axis, min_effect)
+        left, right = axis.get_xlim()
+        if plateau is not None:
+            axis.axvspan(plateau, right, color=PLATEAU, lw=0, zorder=0)
+        axis.set_xlim(left, right)
+        _mark_budgets(axis, marks, plateau)
+        figure.legend(loc="outside lower left", fontsize=8.5, ncols=1)
         return _svg(figure)
+
+
+def _mark_budgets(axis: Axes, marks: Sequence[tuple[int, str]], plateau: int | None) -> None:
+    """Dotted lines at some budgets, named above the axis; names of one budget stand together, neighbours apart."""
+    by_budget: dict[int, list[str]] = {}
+    for budget, name in marks:
+        by_budget.setdefault(budget, []).append(name)
+    if plateau is not None:
+        by_budget.setdefault(plateau, []).append("plateau →")
+    low, high = np.log2(axis.get_xlim())
+    for place, (budget, names) in enumerate(sorted(by_budget.items())):
+        axis.axvline(budget, color=INK, lw=1, linestyle=(0, (2, 2)))
+        is_right = (np.log2(budget) - low) / (high - low) > 0.6
+        axis.annotate(
+            ", ".join(names), (budget, 1), (0, 3 + 10 * (place % 2)), xycoords=("data", "axes fraction"),
+            textcoords="offset points", fontsize=8.5, ha="right" if is_right else "left",
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -223,17 +266,33 @@ def curves(by_metric: Mapping[str, Mapping[str, Sequence[Sequence[tuple[int, flo
         return _svg(figure)
 
 
-def comparison(groups: Sequence[Level], rows: Sequence[ForestRow], *, metric: str, reference: str) -> bytes:
-    """Levels of groups of runs, and below them their paired differences from a reference. PNG bytes."""
-    heights = [0.3 * len(groups) + 0.75, 0.36 * len(rows) + 0.9 if rows else 0]
+@dataclass(frozen=True)
+class ComparisonPanel:
+    """Groups of runs of one paper: `rows` are their paired differences from the `reference`, on the metric's scale."""
+
+    title: str
+    metric: str
+    reference: str
+    groups: tuple[Level, ...]
+    rows: tuple[ForestRow, ...]
+
+
+def comparison(panels: Sequence[ComparisonPanel]) -> bytes:
+    """Of each paper the levels of groups of runs, and below them their paired differences. PNG bytes."""
+    heights = []
+    for panel in panels:
+        heights += [0.3 * len(panel.groups) + 0.9] + [0.36 * len(panel.rows) + 0.9] * bool(panel.rows)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.2, sum(heights)), layout="constrained", dpi=130)
-        count = 2 if rows else 1
-        axes = figure.subplots(count, 1, squeeze=False, height_ratios=heights[:count])[:, 0]
-        _draw_levels(axes[0], groups, metric)
-        if rows:
-            panel = ForestPanel("Paired difference", f"from {reference}", metric, 0.0, tuple(rows))
-            _draw_panel(axes[1], panel, _limits_by_unit([panel])[metric])
+        axes = iter(figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0])
+        for panel in panels:
+            axis = next(axes)
+            _draw_levels(axis, panel.groups, panel.metric)
+            axis.set_title(panel.title if len(panels) > 1 else "", fontweight="bold")
+            if panel.rows:
+                named = f"from {panel.reference}"
+                differences = ForestPanel("Paired difference", named, panel.metric, 0.0, panel.rows)
+                _draw_panel(next(axes), differences, _limits_by_unit([differences])[panel.metric])
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", metadata={"Software": None})
         return buffer.getvalue()
@@ -356,7 +415,6 @@ def _draw_budget_lines(axis: Axes, lines: Sequence[BudgetLine], unit: str) -> No
     axis.set_ylabel(unit)
     axis.grid(color=BAND)
     axis.set_axisbelow(True)
-    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8.5)
 
 
 def _name_budgets(axis: Axes, lines: Sequence[BudgetLine], name: str) -> None:

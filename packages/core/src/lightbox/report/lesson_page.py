@@ -133,10 +133,11 @@ def _budget_figure(lesson: Lesson, own: Sequence[Outcome], ladder: Ladder) -> tu
     ]
     if not lines:
         return None
-    svg = figures.effect_by_budget(
+    svg = figures.effects_by_budget(
         tuple(lines),
         units=(f"effect ({lesson.claim.unit})", lesson.claim.budget),
         min_effect=scale * lesson.claim.min_effect,
+        width=9.2,
     )
     said = [f"{numbers.level(mean)} at {budget}" for budget, mean, *_ in points]
     yours = [f"{numbers.level(outcome.effect)} at {outcome.budget} with seed {outcome.seed}" for outcome in own]

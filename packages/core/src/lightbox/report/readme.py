@@ -19,7 +19,8 @@ from lightbox.claims.published import DOCUMENT
 from lightbox.config import leaf_docs
 from lightbox.errors import RequestError
 from lightbox.files import replace_text
-from lightbox.report.claim_rows import beside, budget, cells, claim_row, measured, verdict
+from lightbox.report.claim_rows import beside, cells, claim_row, measured, verdict
+from lightbox.report.claim_view import budget_words
 from lightbox.report.gpus import TITLES, table
 from lightbox.report.numbers import NONE, duration, number
 from lightbox.report.paper_map import read_map
@@ -94,7 +95,7 @@ def results_lines(name: str, *, root: Path, folder: Path) -> list[str]:
         "|---|---|---|---|---|---|---|---|",
         *(claim_row(claim) for claim in document.claims),
         "",
-        f"{_origin(document)} Runs and scores: [results.json]({os.path.relpath(path, folder)}).",
+        f"{origin_words(document)} Runs and scores: [results.json]({os.path.relpath(path, folder)}).",
         "",
         _family(document),
         "",
@@ -102,7 +103,8 @@ def results_lines(name: str, *, root: Path, folder: Path) -> list[str]:
     ]
 
 
-def _origin(document: Document) -> str:
+def origin_words(document: Document) -> str:
+    """Size, dates, commits, machines and time of the jobs behind a publication."""
     jobs = document.jobs
     dates = sorted({(job.ended or document.started)[:10] for job in jobs}) or [document.started[:10]]
     commits = sorted({job.commit for job in jobs if job.commit}) or [document.commit]
@@ -142,7 +144,7 @@ def claim_lines(name: str, *, root: Path, folder: Path) -> list[str]:
         for claim in (own for own in document.claims if own.id == claim_id):
             runs = f"[{len(claim.run_ids)} runs]({os.path.relpath(path, folder)})"
             size = f"{len(claim.seeds)} × {claim.items}"
-            rows.append(cells(document.preset, measured(claim), size, budget(claim), verdict(claim), runs))
+            rows.append(cells(document.preset, measured(claim), size, budget_words(claim), verdict(claim), runs))
     if not rows:
         why = f"No results.json of {paper} under results/ holds it"
         raise RequestError(f"A generated block 'claim: {name}'", why, "Name a published claim as PAPER/ID")
