@@ -182,7 +182,7 @@ def _bomb(_: random.Random, lines: list[str]) -> str:
 
 
 YAML_CHANGES: dict[str, Change] = (
-    {name: change for name, change in (OF_FILES | TEXT_CHANGES).items() if name != "renamed"}
+    {name: change for name, change in (OF_FILES | TEXT_CHANGES).items() if name not in ("renamed", "pipe")}
     | {f"yaml value {turn}": _line_change(_value) for turn in range(6)}
     | {f"yaml key {turn}": _line_change(_key) for turn in range(3)}
     | {"indent": _line_change(_indent), "line twice": _line_change(_doubled), "laughs": _line_change(_bomb)}
