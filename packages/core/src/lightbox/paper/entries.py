@@ -139,11 +139,12 @@ class Entries:
         self._check_asked(regions, slice_name, attention=attention, out=out)
         folder = run or newest_training(default_out(), self.package)
         self._check_own(folder)
+        from lightbox.paper.asked_images import check_whole, open_image, read_regions
+
+        check_whole(image)
         opened: AskedImage | None = None
         more: dict[str, Any] = {"attention": True} if attention else {}
         if self.takes_regions:
-            from lightbox.paper.asked_images import open_image, read_regions
-
             opened = open_image(image, slice_name)
             more["regions"] = read_regions(regions, opened)
         shown = image if opened is None else opened
