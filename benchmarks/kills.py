@@ -71,7 +71,9 @@ def sequence(runs: Runs, whole: Whole, number: int, seed: int, left: int) -> lis
 
 def wanted(runs: Runs, rows: list[dict[str, Any]], kills: int, cold: int) -> int:
     """Kills that a chain still lacks, where `kills` and `cold` are those of a paper with two chains."""
-    own = [row for row in rows if (row["kind"], row["chain"], row["is_cold"]) == ("kill", runs.chain.name, runs.is_cold)]
+    own = [
+        row for row in rows if (row["kind"], row["chain"], row["is_cold"]) == ("kill", runs.chain.name, runs.is_cold)
+    ]
     cold = -(-cold // 2)
     return (cold if runs.is_cold else -(-kills // 2) - cold) - len(own)
 

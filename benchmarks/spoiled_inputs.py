@@ -1,4 +1,4 @@
-"""Give ten thousand spoiled inputs to what reads them: rows, images, DICOM, NIfTI, settings, weights, runs, checkpoints.
+"""Give ten thousand spoiled inputs to what reads them: rows, images, DICOM, NIfTI, settings, weights, runs.
 
 Run: uv run python benchmarks/spoiled_inputs.py [--inputs 10000] [--only KIND[/SEED]] [--out FILE]
 

@@ -1,4 +1,4 @@
-"""Spoiled inputs that once gave a traceback or silence, found by benchmarks/spoiled_inputs.py, and a slice of its run."""
+"""Spoiled inputs that once gave a traceback or silence, found by benchmarks/spoiled_inputs.py, and a slice of it."""
 
 import gzip
 import struct

@@ -47,7 +47,7 @@ def index_uri(out: Path) -> str:
 
 
 def known_run_ids(out: Path) -> dict[str, str]:
-    """MLflow run ids by name of the run's folder, as written beside the index; empty where there is none, or damaged."""
+    """MLflow run ids by name of the run's folder, as written beside the index; empty where there is none or damage."""
     path = out / "mlflow-runs.json"
     try:
         ids = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -26,7 +26,7 @@ from lightbox.files import file_sha256
 from lightbox.runs import folders
 
 SCORED = (folders.SCORES, folders.PREDICTIONS)
-HEARD_S = 0.02  # in which a process writes down where it is, before it is killed
+HEARD_S = 2.0  # in which a process writes down where it is, before it is killed; on a busy machine it has to wait
 COLD = "import sys; from lightbox.testing.kills import listen; listen(sys.argv.pop(1)); "
 COLD += "from lightbox.cli.app import main; main()"
 PASSING = re.compile(r"^(artifacts/.*|mlflow\.db.*|.*\.lock|.*/log\.txt)$")
@@ -114,7 +114,7 @@ class Kill:
 
 @dataclass(frozen=True)
 class Runs:
-    """Tries of a chain in one output folder, which must be the same for all that are compared: the keys of runs name it."""
+    """Tries of a chain in one output folder: the same for all that are compared, since keys of runs name it."""
 
     chain: Chain
     folder: Path
@@ -198,7 +198,10 @@ class Runs:
             os.kill(int(pid), signal.SIGUSR1)
         except ProcessLookupError:  # the next command of a cold try is starting
             return "starting", ""
-        time.sleep(HEARD_S)
+        given_up = time.monotonic() + HEARD_S
+        while stack.stat().st_size == before and time.monotonic() < given_up:
+            time.sleep(0.001)
+        time.sleep(0.01)  # for the rest of it
         return phase_of(stack.read_bytes()[before:].decode())
 
     def _said(self) -> str:
@@ -207,7 +210,7 @@ class Runs:
 
 def listen(folder: str) -> None:
     """From now on write the stack of this process to `stack.txt` where SIGUSR1 asks for it."""
-    stack = open(Path(folder, "stack.txt"), "a")  # noqa: SIM115  for as long as the process lives
+    stack = open(Path(folder, "stack.txt"), "a")
     faulthandler.register(signal.SIGUSR1, stack, all_threads=False)
     whole = Path(folder, f"listening-{os.getpid()}")
     whole.write_text(str(os.getpid()))
@@ -215,10 +218,10 @@ def listen(folder: str) -> None:
 
 
 def phase_of(stack: str) -> tuple[str, str]:
-    """What a stack, innermost call first, is at; and the innermost function of ours, with its file and line.
+    r"""What a stack, innermost call first, is at; and the innermost function of ours, with its file and line.
 
     Example:
-        >>> phase_of('File "/a/lightbox/files.py", line 9 in _replace\\nFile "/a/x.py", line 1 in write_scores')
+        >>> phase_of('File "/a/lightbox/files.py", line 9 in _replace\nFile "/a/x.py", line 1 in write_scores')
         ('writing files', 'files.py:9 _replace')
     """
     frames = re.findall(r'File "([^"]*)", line (\d+) in (\S+)', stack)
@@ -235,7 +238,9 @@ def moment(seed: str, whole_s: float) -> float:
 
 def kept(out: Path) -> dict[str, str]:
     """SHA-256 of per-item scores and predictions, by path below the output folder."""
-    paths = [path for place in (folders.JOBS, folders.RUNS) for name in SCORED for path in out.glob(f"{place}/*/{name}")]
+    paths = [
+        path for place in (folders.JOBS, folders.RUNS) for name in SCORED for path in out.glob(f"{place}/*/{name}")
+    ]
     return {str(path.relative_to(out)): file_sha256(path) for path in sorted(paths)}
 
 

@@ -15,9 +15,7 @@ IMPORTS_S = 600.0  # on a busy machine; and the sound input is written
 MEMORY_GIB = 12  # of addresses, beyond which a process gets no more: torch's libraries alone take 4
 
 
-def in_child(
-    trial: Trial, asked: Iterable[tuple[str, int]], *, limit_s: float
-) -> Iterator[tuple[Outcome, Path]]:
+def in_child(trial: Trial, asked: Iterable[tuple[str, int]], *, limit_s: float) -> Iterator[tuple[Outcome, Path]]:
     """Each trial's outcome, in order, and the folder in which the input lies until the next one is asked for.
 
     Args:

@@ -19,6 +19,7 @@ from lightbox.testing.tiny_models import save_t5
 from lightbox.testing.training import fit_tagger, make_tagger
 from lightbox.train import checkpoint
 
+
 def _write_model(folder: Path, rng: random.Random) -> None:
     save_t5(folder, ["nodule", "mass"], seed=rng.randrange(99))
 

@@ -1,4 +1,4 @@
-"""Settings as inputs: words of a command line, and YAML files of a paper. A judge of their own: they are no files of data."""
+"""Settings as inputs: words of a command line, which have a judge of their own, and YAML files of a paper."""
 
 import functools
 import importlib
@@ -27,7 +27,20 @@ VALUES = (
     *("", "null", "nan", "inf", "-inf", "-1", "0", "1e400", "1e-400", "1.0", "1_000", "0x10", "1e-3", "9" * 30, "-0"),
     *("true", "yes", "on", "abc", "'a b'", '"', "'", "[", "[1,2]", "[a", "{a:1}", "{", "(1)", "1,2", "a,b", ","),
     *("range(1,3)", "choice(a,b)", "interval(0,1)", "int(3.7)", "str(1)", "float(x)", "shuffle(1,2)", "glob(*)"),
-    *("${optim.lr}", "${oc.env:HOME}", "${oc.env:NO_SUCH_NAME}", "${", "${a.b}", "???", "$", "\\", "\\,", "%", "#", "@"),
+    *(
+        "${optim.lr}",
+        "${oc.env:HOME}",
+        "${oc.env:NO_SUCH_NAME}",
+        "${",
+        "${a.b}",
+        "???",
+        "$",
+        "\\",
+        "\\,",
+        "%",
+        "#",
+        "@",
+    ),
     *("../../x", "/", "~", ".", "tiny/none", "tiny/../../../etc", "owner/model", "/dev/null", "/proc/self/mem"),
     *("\0", "\n", "a\nb", "\x1b[2J", "ü", "\ud800", "😀", " ", "  x", "=", "a=b", "x" * 100_000, "[" * 500, "-", "--"),
     *("!!python/object:os.system", "&a [*a]", "<<", "fp16", "cuda", "cpu", "none", "lora", "nf4", "smoke", "paper"),

@@ -158,7 +158,7 @@ def _write_dicom(folder: Path, rng: random.Random) -> None:
 
 def _look_at_dicom(folder: Path) -> Look:
     file = folder / "shown.dcm"
-    with (file.open("rb") if file.is_file() else io.BytesIO()) as stream:
+    with file.open("rb") if file.is_file() else io.BytesIO() as stream:
         is_dicom = stream.read(132)[128:] == b"DICM"
     size = dicom_size_wh(file, path=file) if is_dicom else ()
     seen = load_pixels(file, image_px=32), open_image(file).pixels
@@ -348,4 +348,3 @@ def _volume_form(sound: Path, spoiled: Path) -> bool:
 PICTURE = Kind(_write_picture, _look_at_picture, _picture_changes, variants=40)
 DICOM = Kind(_write_dicom, _look_at_dicom, lambda _: OF_FILES | DICOM_ONLY, _dicom_form, variants=8)
 VOLUME = Kind(_write_volume, _look_at_volume, lambda _: OF_FILES | VOLUME_ONLY, _volume_form, variants=24)
-

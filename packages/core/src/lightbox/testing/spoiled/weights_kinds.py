@@ -1,4 +1,4 @@
-"""Folders of weights as they are looked at before anything is loaded: a model, a tiny one with a card, an adapter. No torch.
+"""Weights as they are looked at before anything is loaded: a model, a tiny one with a card, an adapter. No torch.
 
 `loaded_kinds` loads them.
 """
