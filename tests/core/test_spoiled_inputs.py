@@ -114,6 +114,11 @@ def test_yaml_that_cannot_be_read_is_refused_with_its_paper_and_no_traceback(pap
         resolve(paper(name, text), ["experiment=head"])
 
 
+def test_a_preset_with_a_name_too_long_for_a_file_is_refused():
+    with pytest.raises(RequestError, match=r"chosen by .*preset=x{73}\. It cannot be read: File name too long"):
+        resolve_medthink(["preset=" + "x" * 5000])
+
+
 @pytest.mark.parametrize(("key", "value"), [("adapter.use_dora", "1_000"), ("objective.is_trained", "2.5")])
 def test_a_number_for_true_or_false_is_refused(key, value):
     with pytest.raises(RequestError, match=f"{key} is true or false"):

@@ -24,6 +24,7 @@ from lightbox.readers import catalog
 from lightbox.refusals import read_override
 from lightbox.runs.sources import CHOICES
 
+SHOWN_LETTERS = 80
 EXPERIMENT = "experiment"
 CONFIG = "train"
 """Name of a paper's one YAML file above its presets."""
@@ -66,10 +67,12 @@ def resolve(package: str, overrides: Sequence[str], *, is_trained: bool = True) 
     try:
         # before the user's, so that a value on the command line wins over the arm's
         cfg = compose(package, CONFIG, [*own, *overrides])
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as err:
+    except (yaml.YAMLError, OSError, UnicodeDecodeError, RecursionError) as err:
+        words = [word[:SHOWN_LETTERS] for word in (*own, *overrides)]
+        reason = err.strerror if isinstance(err, OSError) else " ".join(str(err).split())
         raise RequestError(
-            f"A YAML file of {package}.conf, chosen by {' '.join([*own, *overrides])}",
-            f"It cannot be read: {' '.join(str(err).split()) or type(err).__name__}",
+            f"A YAML file of {package}.conf, chosen by {' '.join(words)}",
+            f"It cannot be read: {reason or type(err).__name__}",
             "Correct the file, or restore it from the repository",
         ) from err
     _check_truths(cfg, overrides)
