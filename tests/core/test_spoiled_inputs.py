@@ -119,7 +119,7 @@ def test_a_preset_with_a_name_too_long_for_a_file_is_refused():
         resolve_medthink(["preset=" + "x" * 5000])
 
 
-@pytest.mark.parametrize(("key", "value"), [("adapter.use_dora", "1_000"), ("objective.is_trained", "2.5")])
+@pytest.mark.parametrize(("key", "value"), [("adapter.use_dora", "1_000"), ("objective.is_trained", "7")])
 def test_a_number_for_true_or_false_is_refused(key, value):
     with pytest.raises(RequestError, match=f"{key} is true or false"):
         resolve_medthink(["preset=smoke", f"{key}={value}"])
@@ -143,12 +143,13 @@ def test_a_volume_that_goes_on_behind_its_header_is_refused(tmp_path):
 
 def test_a_packed_volume_is_read_to_its_checksum_and_no_further_than_its_header_says(tmp_path):
     file = tmp_path / "a.nii.gz"
-    nib.save(nib.Nifti1Image(np.arange(120, dtype=np.int16).reshape(4, 5, 6), np.eye(4)), file)
+    values = np.random.default_rng(0).integers(0, 30_000, (40, 50, 60)).astype(np.int16)
+    nib.save(nib.Nifti1Image(values, np.eye(4)), file)
     plain = gzip.decompress(file.read_bytes())
     wrong = bytearray(gzip.compress(plain, mtime=0))
     wrong[-8] ^= 1  # of the checksum
     file.write_bytes(wrong)
-    with pytest.raises(RequestError, match="cannot be read: CRC"):
+    with pytest.raises(RequestError, match="voxels cannot be read: CRC"):
         open_cut(file, "axial/0")
     file.write_bytes(gzip.compress(plain) + gzip.compress(bytes(1 << 24)) * 64)  # a gigabyte of zeros behind it
     with pytest.raises(RequestError, match="goes on behind them"):
@@ -157,5 +158,5 @@ def test_a_packed_volume_is_read_to_its_checksum_and_no_further_than_its_header_
 
 def test_an_image_of_20000_pixels_a_side_that_are_all_there_is_refused_before_it_is_decoded(tmp_path):
     (tmp_path / "a.png").write_bytes(huge_png())
-    with pytest.raises(RequestError, match="claims 20000 x 20000 pixels.*decompression bomb"):
+    with pytest.raises(RequestError, match=r"a\.png.*pixels.*decompression bomb"):
         load_image(tmp_path / "a.png")

@@ -38,6 +38,16 @@ PLACES = {
     "checkpoints": "loaded_kinds:CHECKPOINT",
 }
 KNOWN: dict[str, tuple[str, str]] = {
+    "adapter description of wrong types": (
+        r"^adapters traceback .*(manifest|pretrained|composition)\.py",
+        "`read_adapter` of adapters/manifest.py would turn TypeError, ValueError, KeyError and AttributeError of "
+        "`settings_of` and of the base's name into its WorkError; that file is in the key of published runs.",
+    ),
+    "a billion laughs": (
+        r"^yaml hang",
+        "OmegaConf writes out every alias of a paper's own conf, for as long as memory lasts; not drawn, as each takes "
+        "the whole time limit.",
+    ),
     "parquet page with too few rows": (
         r"^rows traceback .*IndexError: index out of bounds \| parquet\.py",
         "`image_bytes` of readers/parquet.py would catch IndexError beside the others; that file is in the key of "

@@ -89,6 +89,8 @@ def weight_changes(file: Path) -> Mapping[str, Change]:
     """What a file among weights can suffer."""
     if file.suffix == ".safetensors":
         return OF_FILES | SAFETENSORS
+    if file.suffix != ".json":
+        return OF_FILES
     return OF_FILES | FIELD_CHANGES | {f"number {turn}": _other_values for turn in range(4)}
 
 
