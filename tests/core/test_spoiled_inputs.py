@@ -16,7 +16,7 @@ from lightbox.readers.images import load_image
 from lightbox.testing.boxes.config import Config
 from lightbox.testing.spoiled.every_kind import KNOWN, SHARES, known_as, shared_out, trial_of
 from lightbox.testing.spoiled.inputs import Kind, Look
-from lightbox.testing.spoiled.single_images import huge_png
+from lightbox.testing.spoiled.single_images import png_of_20000_px
 from lightbox.testing.spoiled.trial import BAD
 from medthink.config import resolve as resolve_medthink
 
@@ -157,6 +157,6 @@ def test_a_packed_volume_is_read_to_its_checksum_and_no_further_than_its_header_
 
 
 def test_an_image_of_20000_pixels_a_side_that_are_all_there_is_refused_before_it_is_decoded(tmp_path):
-    (tmp_path / "a.png").write_bytes(huge_png())
+    (tmp_path / "a.png").write_bytes(png_of_20000_px())
     with pytest.raises(RequestError, match=r"a\.png.*pixels.*decompression bomb"):
         load_image(tmp_path / "a.png")

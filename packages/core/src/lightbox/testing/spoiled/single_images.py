@@ -83,7 +83,7 @@ GEOMETRY = ("pixdim[1]", "scl_slope", "scl_inter", "qform_code", "sform_code", "
 
 
 @cache
-def huge_png() -> bytes:
+def png_of_20000_px() -> bytes:
     """A sound PNG of 20,000 x 20,000 px, one bit each, in 50 KB."""
     lines = zlib.compressobj(9)
     row = bytes(1 + HUGE_PX // 8)
@@ -93,7 +93,7 @@ def huge_png() -> bytes:
 
 
 def _huge(_: random.Random, file: Path) -> Damage:
-    file.write_bytes(huge_png())
+    file.write_bytes(png_of_20000_px())
     return Damage(f"{HUGE_PX} x {HUGE_PX} pixels that are all there")
 
 
