@@ -10,60 +10,24 @@ verdicts mean is in `lightbox.testing.spoiled.trial`. `--only SET --seed N --tri
 
 import argparse
 import dataclasses
+import functools
 import json
-import multiprocessing
 import os
 import sys
-import tempfile
 from collections import Counter
-from collections.abc import Iterator
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 from lightbox.readers.catalog import ROOT_VARIABLE
+from lightbox.testing.spoiled.children import in_child
 from lightbox.testing.spoiled.sets import SETS
 from lightbox.testing.spoiled.trial import BAD, GOOD, Outcome, run_trial
 
 TRIALS_A_VARIANT = 40
 
 
-def serve(pipe: Connection, work: Path, data_root: Path | None) -> None:
-    """In the child: run the trials that come, until there are no more."""
-    while (asked := pipe.recv()) is not None:
-        name, seed = asked
-        outcome = run_trial(name, seed, work, data_root, variant=seed // TRIALS_A_VARIANT)
-        pipe.send(outcome)
-
-
-def outcomes(trials: list[tuple[str, int]], data_root: Path | None, limit_s: float) -> Iterator[Outcome]:
-    """Each trial's outcome, in order; a child that hangs is ended and followed by a new one."""
-    context = multiprocessing.get_context("spawn")
-    with tempfile.TemporaryDirectory() as work:
-        child, pipe, started = None, None, 0
-        for name, seed in trials:
-            if child is None or pipe is None:
-                pipe, far = context.Pipe()
-                started += 1
-                child = context.Process(target=serve, args=(far, Path(work, str(started)), data_root), daemon=True)
-                child.start()
-                far.close()
-                pipe.send((name, seed))
-                is_back = pipe.poll(limit_s + 60)  # imports, and the sound set
-            else:
-                pipe.send((name, seed))
-                is_back = pipe.poll(limit_s)
-            try:
-                outcome = pipe.recv() if is_back else Outcome(name, seed, "?", "?", "?", "hang", f"over {limit_s} s")
-            except EOFError:
-                outcome, is_back = Outcome(name, seed, "?", "?", "?", "traceback", "the process died"), False
-            if not is_back:
-                child.kill()
-                child.join()
-                child = None
-            yield outcome
-        if child is not None and pipe is not None:
-            pipe.send(None)
-            child.join()
+def read_trial(name: str, seed: int, work: Path, *, data_root: Path | None) -> Outcome:
+    """One trial, in the child."""
+    return run_trial(name, seed, work, data_root, variant=seed // TRIALS_A_VARIANT)
 
 
 def main() -> None:
@@ -81,7 +45,8 @@ def main() -> None:
     trials = [(name, seed) for name in names for seed in range(options.seed, options.seed + each)]
     table: dict[str, Counter[str]] = {name: Counter() for name in names}
     lines = []
-    for outcome in outcomes(trials, data_root, options.limit_s):
+    trial = functools.partial(read_trial, data_root=data_root)
+    for outcome, _ in in_child(trial, trials, limit_s=options.limit_s):
         table[outcome.set][outcome.verdict] += 1
         lines.append(json.dumps(dataclasses.asdict(outcome)))
         if outcome.verdict in BAD:

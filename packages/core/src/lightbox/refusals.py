@@ -68,7 +68,8 @@ def unknown_choice(err: MissingConfigException) -> RequestError:
     wanted, options = err.missing_cfg_file or "?", list(err.options or [])
     group, _, name = wanted.rpartition("/")
     near = difflib.get_close_matches(name, options, n=1)
-    hint = f"Did you mean {group}={near[0]}?" if near else f"Choose {group or 'a file'} from those"
+    hint = f"Choose {group or 'a file'} from those" if options else "Correct the name, or put the file back"
+    hint = f"Did you mean {group}={near[0]}?" if near else hint
     why = f"The choices are {', '.join(options)}" if options else "There is no such file or group"
     return RequestError(f"'{group}={name}'" if group else f"'{wanted}'", why, hint)
 

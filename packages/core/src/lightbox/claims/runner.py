@@ -20,7 +20,7 @@ from lightbox.claims.ray_pool import RayPool, check_address
 from lightbox.claims.worker import Order, Outcome, is_disk_full
 from lightbox.errors import LightboxError, RequestError, WorkError
 from lightbox.files import write_json
-from lightbox.runs.finished import finished_folder
+from lightbox.runs.finished import finished_folder, sweep
 from lightbox.runs.folders import FAILURE, disk_full, folder_to_run, mark_finished
 from lightbox.runs.sources import whole_digest
 
@@ -204,6 +204,7 @@ def _settle(job: Job, outcome: Outcome, folder: Path, finished: Finished, *, com
     if outcome.error is None:
         try:
             mark_finished(folder, _card(job, outcome, commit))
+            sweep(folder)
         except (FileNotFoundError, ArrowInvalid):
             outcome = _failed(outcome, folder, "It ended without an error and wrote no scores.parquet that can be read")
         except OSError as err:

@@ -224,6 +224,7 @@ def run_plan(
                 on_job_done=session.job_done,
                 on_progress=session.write,
             )
+            session.index_rest(finished)
         document = session.write(finished)
     claim_tables.show_verdicts(console, document)
     console.print(str(session.folder / PAGE))

@@ -13,6 +13,7 @@ from lightbox.claims import document, published, results
 from lightbox.claims.document import Document
 from lightbox.claims.jobs import Job, Plan
 from lightbox.claims.runner import Finished
+from lightbox.runs.index_place import known_run_ids
 
 PAGE = "report.html"
 
@@ -68,8 +69,20 @@ class Session:
             elapsed = time.monotonic() - self._began
             self.console.print(f"[{self._done}/{self.total}] {line} ({elapsed:.0f} s)")
         if self._tracker is not None:
-            read = [c.id for p, c in self.plan.claims if p.name == job.paper and c.reads(job.arm)]
-            self._tracker.child(self._parents[job.paper], folder, read)
+            self._index(job, folder)
+
+    def index_rest(self, finished: Finished) -> None:
+        """Index finished jobs that the index lacks: a kill came between the two."""
+        known = known_run_ids(self.out)
+        missing = {key: folder for key, folder in finished.folders.items() if folder.name not in known}
+        if missing and self._tracker is None:
+            self.open_index()
+        for key, folder in missing.items():
+            self._index(self.plan.jobs[key], folder)
+
+    def _index(self, job: Job, folder: Path) -> None:
+        read = [c.id for p, c in self.plan.claims if p.name == job.paper and c.reads(job.arm)]
+        self._tracker.child(self._parents[job.paper], folder, read)
 
     def write(self, finished: Finished) -> Document:
         """Write results.json and the page as far as the jobs have come; the document."""

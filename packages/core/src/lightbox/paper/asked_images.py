@@ -11,6 +11,7 @@ from lightbox.paper.pixel_prompts import Prompt, Scribble, mask_of
 from lightbox.readers.cuts import Cut, is_nifti, open_cut
 from lightbox.readers.images import load_image
 from lightbox.readers.masks import MaskError, load_labels
+from lightbox.readers.stores import image_fault
 from lightbox.records import Box
 
 SHOWN_LABELS = 5
@@ -66,6 +67,20 @@ def open_image(file: Path, slice_name: str = "") -> AskedImage:
             "Leave --slice out, or name such a file",
         )
     return AskedImage(load_image(file, in_colour=True))
+
+
+def check_whole(file: Path) -> None:
+    """Refuse a PNG or JPEG that decodes without a word, to other pixels than were written.
+
+    Raises:
+        RequestError: a checksum that does not hold, or an image without its end.
+    """
+    try:
+        fault = image_fault(file) if file.is_file() else ""
+    except OSError:
+        return  # who reads it says so
+    if fault:
+        raise RequestError(f"Image '{file}'", f"{fault}, so it is damaged", "Fetch the file again")
 
 
 def read_regions(regions: Sequence[Region], image: AskedImage) -> tuple[Prompt, ...]:

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from lightbox import machine, phantom
 from lightbox.backbones import weights
 from lightbox.config import compose
@@ -19,8 +21,10 @@ from lightbox.files import digest
 from lightbox.paper.pretrained import find_pretrained
 from lightbox.paper.schema import NAME_MAP, PaperConfig
 from lightbox.readers import catalog
+from lightbox.refusals import read_override
 from lightbox.runs.sources import CHOICES
 
+SHOWN_LETTERS = 80
 EXPERIMENT = "experiment"
 CONFIG = "train"
 """Name of a paper's one YAML file above its presets."""
@@ -60,8 +64,37 @@ def resolve(package: str, overrides: Sequence[str], *, is_trained: bool = True) 
         )
     own = [f"{EXPERIMENT}={name}", *claims.arms[name].overrides]
     own += [] if is_trained else ["objective.is_trained=false"]
-    # before the user's, so that a value on the command line wins over the arm's
-    return compose(package, CONFIG, [*own, *overrides])
+    try:
+        # before the user's, so that a value on the command line wins over the arm's
+        cfg = compose(package, CONFIG, [*own, *overrides])
+    except (yaml.YAMLError, OSError, UnicodeDecodeError, RecursionError) as err:
+        words = [word[:SHOWN_LETTERS] for word in (*own, *overrides)]
+        reason = err.strerror if isinstance(err, OSError) else " ".join(str(err).split())
+        raise RequestError(
+            f"A YAML file of {package}.conf, chosen by {' '.join(words)}",
+            f"It cannot be read: {reason or type(err).__name__}",
+            "Correct the file, or restore it from the repository",
+        ) from err
+    _check_truths(cfg, overrides)
+    return cfg
+
+
+def _check_truths(cfg: Any, overrides: Sequence[str]) -> None:
+    """Refuse a number in the place of true or false, of which any but 0 would come out as true.
+
+    Raises:
+        RequestError: naming the setting.
+    """
+    for override in map(read_override, overrides):
+        value, setting = override.value(), cfg
+        for name in override.key_or_group.split("."):
+            setting = getattr(setting, name, None)
+        if isinstance(setting, bool) and isinstance(value, int | float) and value not in (0, 1):
+            raise RequestError(
+                f"The override '{override.input_line}'",
+                f"{override.key_or_group} is true or false, and {value} is neither",
+                f"Write {override.key_or_group}=true or {override.key_or_group}=false",
+            )
 
 
 def inputs(cfg: PaperConfig) -> dict[str, str]:

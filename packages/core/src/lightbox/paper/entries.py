@@ -37,7 +37,8 @@ from lightbox.paper.pretrained import Pretrained, check_pretrained, check_towers
 from lightbox.paper.schema import PaperConfig
 from lightbox.paths import default_out
 from lightbox.runs import folders
-from lightbox.runs.finished import is_finished
+from lightbox.runs.finished import is_finished, sweep
+from lightbox.runs.index_place import known_run_ids
 from lightbox.runs.key import Identity, differences, identify
 
 if TYPE_CHECKING:
@@ -138,11 +139,12 @@ class Entries:
         self._check_asked(regions, slice_name, attention=attention, out=out)
         folder = run or newest_training(default_out(), self.package)
         self._check_own(folder)
+        from lightbox.paper.asked_images import check_whole, open_image, read_regions
+
+        check_whole(image)
         opened: AskedImage | None = None
         more: dict[str, Any] = {"attention": True} if attention else {}
         if self.takes_regions:
-            from lightbox.paper.asked_images import open_image, read_regions
-
             opened = open_image(image, slice_name)
             more["regions"] = read_regions(regions, opened)
         shown = image if opened is None else opened
@@ -272,12 +274,13 @@ class Entries:
         folder = out / folders.RUNS / f"{cfg.experiment}-{identity.key[:12]}"
         if cfg.run.resume and is_finished(folder, identity.key):
             _log.info("%s is finished already; run.resume=false trains anew", folder)
+            is_indexed = is_indexed and folder.name not in known_run_ids(out)  # a kill came between the two
         else:
             _say_why(folder, cfg.experiment, identity)
             asked = overrides if mode == "train" else ["objective.is_trained=false", *overrides]
             self._make(cfg, folder, out=out, overrides=asked, identity=identity, needs=needs)
-            if is_indexed and is_first_process():
-                index_run(out, folder)
+        if is_indexed and is_first_process():
+            index_run(out, folder)
         if is_first_process():
             show(folder)
         return folder
@@ -347,6 +350,7 @@ class Entries:
         record |= {"overrides": overrides, "commit": machine.commit(), "hardware": machine.hardware()}
         record |= identity.record | {"key": identity.key, "config": files.to_plain(cfg)}
         folders.mark_finished(folder, record | {"wall_s": round(time.monotonic() - started, 1)})
+        sweep(folder)
 
     def _compute(
         self, cfg: PaperConfig, folder: Path, *, cache: Path, needs: Mapping[str, Path], keeps_model: bool

@@ -5,6 +5,8 @@ the one slice filled, not as that slice alone: so it lies over the scan voxel by
 several slices can be added. A file of two axes, which `volumes` does not read, is a volume of one slice here.
 """
 
+import gzip
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,7 @@ from lightbox.readers.volumes import BROKEN, PLANES, SlicePlace
 ENDINGS = (".nii", ".nii.gz")
 _NUMBER = r"(-?\d+(?:\.\d+)?)"
 _PLACE = re.compile(rf"({'|'.join(PLANES)})/(\d{{1,6}})(?:/c(\d{{1,4}}))?(?:/w{_NUMBER}_{_NUMBER})?", re.IGNORECASE)
+_BLOCK = 1 << 20
 _GEOMETRY = (
     *("qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
     *("sform_code", "srow_x", "srow_y", "srow_z", "xyzt_units"),
@@ -158,8 +161,35 @@ def _opened(file: Path) -> tuple[Any, int | None]:
         raise RequestError(f"Image '{file}'", "It holds no picture or volume of voxels", "Name a NIfTI image")
     if axes == 2:
         _check_flat(file, image)
-        return image, None
-    return image, volumes.read_header(file).channels
+        channels = None
+    else:
+        channels = volumes.read_header(file).channels
+    _check_length(file, image)
+    return image, channels
+
+
+def _check_length(file: Path, image: Any) -> None:
+    """Refuse a file that goes on behind the voxels of its header, or whose gzip checksum does not hold.
+
+    nibabel stops reading where the header says that it is done: of a header that says too little, or of voxels that
+    were shifted, it would show a part, and a checksum behind it would never be compared.
+    """
+    label = f"Image '{file}'"
+    said = int(image.dataobj.offset) + math.prod(image.shape) * image.dataobj.dtype.itemsize
+    opened = gzip.open(file) if file.name.lower().endswith(".gz") else file.open("rb")
+    try:
+        with opened as stream:
+            there = 0
+            while there <= said and (block := stream.read(_BLOCK)):  # no further: it may be a decompression bomb
+                there += len(block)
+    except BROKEN as err:
+        raise RequestError(label, f"Its voxels cannot be read: {err}", "Fetch the file again") from err
+    if there > said:
+        raise RequestError(
+            label,
+            f"Its header speaks of {said} bytes, and it goes on behind them: the header or the voxels are damaged",
+            "Fetch the file again, or write it anew with its own shape and type",
+        )
 
 
 def _place(file: Path, asked: str, shape: tuple[int, ...], channels: int | None) -> SlicePlace:

@@ -36,6 +36,13 @@ def is_finished(folder: Path, key: str) -> bool:
     return not fault
 
 
+def sweep(folder: Path) -> None:
+    """Remove what killed writes left under hidden names in a finished folder; no reader takes them for anything."""
+    for path in folder.rglob(".*.tmp-*"):
+        if path.is_file():
+            path.unlink(missing_ok=True)
+
+
 def _fault(folder: Path, record: Mapping[str, Any], key: str) -> str:
     scores = folder / SCORES
     if file_sha256(scores) != record["files"][SCORES]:

@@ -111,6 +111,7 @@ class Tracker:
         def work() -> str:
             if key not in self._parents:
                 self._parents[key], _ = self._start(paper, key, tags, name=f"{paper} {preset}")
+                self._remember(key, self._parents[key])
                 self._client.update_run(self._parents[key], status="RUNNING")
             return self._parents[key]
 
@@ -143,6 +144,7 @@ class Tracker:
         run_id, is_new = self._start(run.paper or "lightbox", folder.name, tags, name=run.label, end_ms=_end_ms(run))
         if is_new:
             self._fill(run_id, run)
+        self._remember(folder.name, run_id)  # after that, so that who reads it knows the run to be whole
         if claims:
             earlier = self._client.get_run(run_id).data.tags.get("claim", "")
             names = {name for name in earlier.split(",") if name} | set(claims)
@@ -179,11 +181,11 @@ class Tracker:
             if end_ms is None or (run.info.status == "FINISHED" and run.info.end_time == end_ms):
                 for tag, value in tags.items():
                     self._client.set_tag(run.info.run_id, tag, value)
-                return self._remember(key, run.info.run_id), False
+                return run.info.run_id, False
             self._client.delete_run(run.info.run_id)
         tags = tags | {"job_key": key} | ({"place": self._place} if self._place else {})
         run = self._client.create_run(experiment_id, tags=tags, run_name=name)
-        return self._remember(key, run.info.run_id), True
+        return run.info.run_id, True
 
     def _experiment(self, paper: str) -> str:
         experiment = self._client.get_experiment_by_name(paper)
@@ -201,7 +203,7 @@ class Tracker:
         if self.has_own_database and not experiment.artifact_location.startswith(home):
             raise FileNotFoundError(f"it keeps artifacts in {experiment.artifact_location}; the folder has moved")
 
-    def _remember(self, key: str, run_id: str) -> str:
+    def _remember(self, key: str, run_id: str) -> None:
         path = self.out / "mlflow-runs.json"
         with FileLock(f"{path}.lock", timeout=CREATION_S):  # two trainings may end at once
             ids = index_place.known_run_ids(self.out)
@@ -209,7 +211,6 @@ class Tracker:
                 half = path.with_suffix(".new")
                 half.write_text(json.dumps(ids | {key: run_id}, indent=0, sort_keys=True), encoding="utf-8")
                 half.replace(path)
-        return run_id
 
     def _attempt(self, work: Callable[[], str], *, is_probed: bool = True) -> str:
         """Do `work` if the index can be reached; otherwise switch off, warn once and return ""."""

@@ -24,6 +24,7 @@ ENVIRONMENT = {
 PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}  # its own: 247 s of silence
 PROBE_S = 5.0
 _PORTS = {"http": 80, "https": 443}
+_log = logging.getLogger("lightbox.runs.index")
 
 
 def prepare_environment() -> None:
@@ -46,9 +47,16 @@ def index_uri(out: Path) -> str:
 
 
 def known_run_ids(out: Path) -> dict[str, str]:
-    """MLflow run ids by name of the run's folder, as written beside the index; empty where there is none."""
+    """MLflow run ids by name of the run's folder, as written beside the index; empty where there is none or damage."""
     path = out / "mlflow-runs.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    try:
+        ids = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as err:
+        ids = err
+    if isinstance(ids, dict):
+        return ids
+    _log.warning("%s cannot be read and counts as empty: %s", path, ids)
+    return {}
 
 
 def database_of(uri: str) -> Path | None:

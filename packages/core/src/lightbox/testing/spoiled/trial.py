@@ -31,6 +31,7 @@ import warnings
 import zipfile
 import zlib
 from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,16 +118,22 @@ def changes_of(file: Path) -> dict[str, Change]:
     }.get(ending, {})
 
 
-def spoil(folder: Path, rng: random.Random, change: str | None = None) -> tuple[Path, str, Damage]:
-    """Spoil one file of a set: kinds of files are drawn evenly, then a file, then a change, unless one is named."""
+def spoil(
+    folder: Path,
+    rng: random.Random,
+    change: str | None = None,
+    *,
+    changes: Callable[[Path], Mapping[str, Change]] = changes_of,
+) -> tuple[Path, str, Damage]:
+    """Spoil one file of a folder: kinds of files are drawn evenly, then a file, then a change, unless one is named."""
     files: dict[str, list[Path]] = {}
     for file in sorted(folder.rglob("*")):
-        if file.is_file() and (change is None or change in changes_of(file)):
+        if file.is_file() and (change is None or change in changes(file)):
             files.setdefault(file.suffix, []).append(file)
     for _ in range(TRIES if files else 0):
         file = rng.choice(files[rng.choice(sorted(files))])
-        name = change or rng.choice(sorted(changes_of(file)))
-        damage = changes_of(file)[name](rng, file)
+        name = change or rng.choice(sorted(changes(file)))
+        damage = changes(file)[name](rng, file)
         if damage is not None:
             return file, name, damage
     raise LookupError(f"the change '{change}' applies to no file of {folder}")

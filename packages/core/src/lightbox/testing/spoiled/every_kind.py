@@ -1,0 +1,98 @@
+"""All kinds of input by name, their shares of a run, and which of their faults are known and why they stay."""
+
+import importlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from lightbox.testing.spoiled.inputs import Kind
+from lightbox.testing.spoiled.trial import Outcome, run_trial
+
+SHARES = {
+    "rows": 30,
+    "pictures": 14,
+    "dicom": 14,
+    "volumes": 12,
+    "settings": 10,
+    "yaml": 5,
+    "weights": 4,
+    "carded weights": 3,
+    "adapters": 3,
+    "runs": 4,
+    "loaded weights": 0.4,
+    "loaded adapters": 0.2,
+    "checkpoints": 0.4,
+}
+"""Percent of the inputs; what is loaded takes half a second each, and the rest some milliseconds."""
+PLACES = {
+    "pictures": "single_images:PICTURE",
+    "dicom": "single_images:DICOM",
+    "volumes": "single_images:VOLUME",
+    "yaml": "settings:YAML",
+    "weights": "weights_kinds:MODEL",
+    "carded weights": "weights_kinds:CARDED",
+    "adapters": "weights_kinds:ADAPTER",
+    "runs": "finished_kinds:RUN",
+    "loaded weights": "loaded_kinds:MODEL",
+    "loaded adapters": "loaded_kinds:ADAPTER",
+    "checkpoints": "loaded_kinds:CHECKPOINT",
+}
+KNOWN: dict[str, tuple[str, str]] = {
+    "adapter description of wrong types": (
+        r"^adapters traceback .*(manifest|pretrained|composition)\.py",
+        "`read_adapter` of adapters/manifest.py would turn TypeError, ValueError, KeyError and AttributeError of "
+        "`settings_of` and of the base's name into its WorkError; that file is in the key of published runs.",
+    ),
+    "a billion laughs": (
+        r"^yaml hang",
+        "OmegaConf writes out every alias of a paper's own conf, for as long as memory lasts; not drawn, as each takes "
+        "the whole time limit.",
+    ),
+    "parquet page with too few rows": (
+        r"^rows traceback .*IndexError: index out of bounds \| parquet\.py",
+        "`image_bytes` of readers/parquet.py would catch IndexError beside the others; that file is in the key of "
+        "published runs, so it waits for the next run of them.",
+    ),
+    "TIFF that says more rows than it has": (
+        r"^pictures silent tiff tag .*in tag (256|257|258|259|277|278|279|273)\b",
+        "Pillow fills what is not there; TIFF has no checksum. A check of strips against sides belongs into "
+        "`pixels_fault` of readers/pixels.py, which is in the key of published runs. `predict` takes no TIFF.",
+    ),
+}
+"""Name of a fault that stays -> pattern of "kind verdict change note detail", and why it stays."""
+VARIANT_EVERY = 40  # rows of one small set are spoiled as often before other rows are drawn
+
+
+def trial_of(name: str, seed: int, work: Path, change: str | None = None) -> Outcome:
+    """Spoil input `seed` of a kind, and judge what is made of it."""
+    if name == "rows":
+        from lightbox.testing.spoiled.sets import SETS  # noqa: PLC0415  each kind pays for its own imports
+
+        written = [key for key, small in SETS.items() if not small.folder]
+        own = run_trial(written[seed % len(written)], seed, work, variant=seed // VARIANT_EVERY // len(written))
+        return Outcome(name, seed, f"{own.set}: {own.file}", own.change, own.note, own.verdict, own.detail)
+    if name == "settings":
+        from lightbox.testing.spoiled.settings import setting_trial  # noqa: PLC0415
+
+        return setting_trial(name, seed, work)
+    return kind_of(name).trial(name, seed, work, change)
+
+
+def kind_of(name: str) -> Kind:
+    """The kind of files of a name in `PLACES`."""
+    module, _, attribute = PLACES[name].partition(":")
+    return getattr(importlib.import_module(f"lightbox.testing.spoiled.{module}"), attribute)
+
+
+def shared_out(total: int) -> Iterator[tuple[str, int]]:
+    """Kind and seed of `total` inputs by their shares, one kind after another, since each imports its own."""
+    sum_of_shares = sum(SHARES.values())
+    for name, share in SHARES.items():
+        for seed in range(max(1, round(total * share / sum_of_shares))):
+            yield name, seed
+
+
+def known_as(outcome: Outcome) -> str:
+    """Name of the known fault that an outcome is; "" for none."""
+    text = f"{outcome.set} {outcome.verdict} {outcome.change} {outcome.note} {outcome.detail}"
+    return next((name for name, (pattern, _) in KNOWN.items() if re.search(pattern, text, re.DOTALL)), "")
