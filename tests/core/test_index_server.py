@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)  # shown by `-o log_cli=true --log-cli-level=
 pytestmark = [pytest.mark.slow, pytest.mark.postgres, pytest.mark.usefixtures("own_index_environment")]
 
 ARMS, ROUNDS = 8, 3
-WAIT_S = float(os.environ.get("LIGHTBOX_OUTAGE_S", "10"))  # the start of the next server comes on top
+WAIT_S = 20.0  # the start of the next server comes on top, so that it is away for more than 30 s
 
 # One process imports mlflow and divides into 8, each of which does what the end of a training does, in three rounds.
 WRITERS = """

@@ -135,14 +135,14 @@ def test_a_server_that_never_answers_costs_one_short_wait(tmp_path, monkeypatch,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("others", [500, 0])
+@pytest.mark.parametrize("others", [500, 0, 404, 200])
 def test_a_server_that_is_well_and_cannot_work_costs_seconds_not_minutes(tmp_path, monkeypatch, others):
-    """Its database is gone: /health is fine, and each request fails or hangs."""
+    """Its database is gone, so that requests fail or hang (0); or it is no MLflow at all."""
     index._mlflow_errors()  # the import is not what is measured
     with faulty_server(health=200, others=others) as server:
         wall_s, tracker = log_one(tmp_path, monkeypatch, server.server_port)
     assert tracker.problem is not None
-    assert wall_s < 20
+    assert wall_s < 15
     assert waiting_of(tmp_path)
 
 

@@ -93,7 +93,7 @@ class Tracker:
         self._waiting = Waiting(out, index_place.shown(uri))
         self._parents: dict[str, str] = {}  # run ids of those opened here
         self._own: set[str] = set()  # keys of those that `parent` was asked for, also where it could not be opened
-        self._tried_at = self._retry_at = -math.inf
+        self._tried_at = self._failed_at = self._retry_at = -math.inf
 
     def connect(self) -> None:
         """Create the database where there is none, probe, and write what earlier processes could not."""
@@ -140,7 +140,7 @@ class Tracker:
 
     def close(self, status: str = "FINISHED") -> None:
         """Write what waits, then end the parent runs with an MLflow status: FINISHED, FAILED or KILLED."""
-        self._retry_at = min(self._retry_at, self._tried_at + LAST_GAP_S)
+        self._retry_at = min(self._retry_at, self._failed_at + LAST_GAP_S)
         self._flush(LAST_FLUSH_S)
         recorded = self._waiting.parents()
         for key in dict.fromkeys([*self._own, *self._parents, *recorded]):
@@ -352,8 +352,8 @@ class Tracker:
         return value
 
     def _switch_off(self, err: Exception) -> None:
-        now = time.monotonic()
-        self._retry_at = now + max(RETRY_S, RETRY_SHARE * (now - self._tried_at))
+        self._failed_at = time.monotonic()
+        self._retry_at = self._failed_at + max(RETRY_S, RETRY_SHARE * (self._failed_at - self._tried_at))
         self.cause = err
         is_first = self.problem is None
         self.problem = WorkError(
@@ -393,6 +393,8 @@ def _is_refusal(err: Exception) -> bool:
 
 
 def _first_line(err: Exception) -> str:
+    if "Read timed out" in str(err):  # four nested errors say so in 400 characters
+        return "it did not answer a request in time"
     lines = str(err).strip().splitlines()
     return lines[0] if lines else type(err).__name__
 

@@ -32,8 +32,8 @@ def prepare_environment() -> None:
     os.environ.update(ENVIRONMENT)
     for name, value in PATIENCE.items():
         os.environ.setdefault(name, value)
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # their tracebacks; our one warning says it
+    for name in ("mlflow", "alembic", "urllib3.connectionpool"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # their tracebacks and retries; our one warning says it
 
 
 def sqlite_uri(database: Path) -> str:
