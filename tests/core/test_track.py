@@ -2,44 +2,25 @@ import json
 import logging
 import os
 import shutil
-import socket
-import sqlite3
 import subprocess
 import sys
-import threading
-import time
-from contextlib import closing
 
 import pytest
 
-from lightbox.errors import WorkError
 from lightbox.runs import folders, index, index_entry, index_place
 from lightbox.testing.fake_runs import write_job
 
-
-@pytest.fixture(autouse=True)
-def own_environment(monkeypatch):
-    """`open_tracker` writes to the environment; put it back, and let no outer server in."""
-    for name in (*index_place.ENVIRONMENT, *index_place.PATIENCE, "MLFLOW_TRACKING_URI"):
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
-
-
-@pytest.fixture(scope="session")
-def template(tmp_path_factory):
-    """A migrated empty database, made once: creation costs 3-20 s."""
-    folder = tmp_path_factory.mktemp("template")
-    tracker = index.open_tracker(folder)
-    assert tracker.problem is None
-    return folder / "mlflow.db"
+pytestmark = pytest.mark.usefixtures("own_index_environment")
 
 
 @pytest.fixture
-def out(tmp_path, template):
-    folder = tmp_path / "out folder"  # a space must not matter
-    folder.mkdir()
-    shutil.copy(template, folder / "mlflow.db")
-    return folder
+def template(index_template):
+    return index_template
+
+
+@pytest.fixture
+def out(indexed_out):
+    return indexed_out
 
 
 def client_of(out):
@@ -184,63 +165,6 @@ def test_a_long_parameter_is_named_by_its_digest_and_an_odd_key_is_made_legal(tm
     params = index_entry.run_params(run)
     assert params["data.files"].startswith("sha256 ")
     assert params["data.50_"] == "1"
-
-
-def test_a_closed_port_is_noticed_at_once_and_warned_of_once(tmp_path, monkeypatch, caplog):
-    with closing(socket.socket()) as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
-    folder = write_job(tmp_path, "explanation", 0)
-    start = time.monotonic()
-    with caplog.at_level(logging.WARNING, logger="lightbox.runs.index"):
-        tracker = index.open_tracker(tmp_path)
-        assert tracker.parent("medthink", "quick", {}) == ""
-        assert tracker.child("", folder, ["T1"]) == ""
-        tracker.close()
-    assert time.monotonic() - start < 2
-    assert len(caplog.records) == 1
-    assert "--rebuild-index" in tracker.problem.do
-    with pytest.raises(WorkError, match="Connection refused"):
-        index.rebuild(tmp_path)
-
-
-@pytest.mark.slow
-def test_a_server_that_accepts_and_never_answers_costs_seconds_not_minutes(tmp_path, monkeypatch):
-    with closing(socket.create_server(("127.0.0.1", 0))) as server:
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.getsockname()[1]}")
-        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
-        threading.Thread(target=lambda: _accept_all(server), daemon=True).start()
-        start = time.monotonic()
-        tracker = index.open_tracker(tmp_path)
-        assert tracker.parent("medthink", "quick", {}) == ""
-        assert tracker.problem is not None
-        assert time.monotonic() - start < 20
-
-
-def _accept_all(server):
-    held = []
-    while True:
-        try:
-            held.append(server.accept())
-        except OSError:
-            return
-
-
-def test_a_locked_database_is_waited_for_briefly_then_left_alone(out, monkeypatch, caplog):
-    monkeypatch.setattr(index_place.probe, "__kwdefaults__", {"timeout_s": 0.3})
-    before = (out / "mlflow.db").read_bytes()
-    with closing(sqlite3.connect(out / "mlflow.db", isolation_level=None)) as holder:
-        holder.execute("BEGIN EXCLUSIVE")
-        with caplog.at_level(logging.WARNING, logger="lightbox.runs.index"):
-            tracker = index.open_tracker(out)
-            assert tracker.parent("medthink", "quick", {}) == ""
-        assert len(caplog.records) == 1
-        assert "locked" in tracker.problem.why
-        with pytest.raises(WorkError, match="locked"):
-            index.rebuild(out)
-    assert (out / "mlflow.db").read_bytes() == before
-    assert list(out.glob("*.aside-*")) == []
 
 
 def test_a_database_deleted_during_the_run_does_not_stop_it(out):

@@ -21,7 +21,8 @@ ENDINGS = (".py", ".md", ".yaml", ".toml", ".json", ".csv", ".lock", ".parquet",
 MADE_BY_RUNS = ("lightbox-out/", "results.json", "report.html", "job.json", "card.json", "scores.parquet")
 KEY = re.compile(r"\b(?=[0-9a-f]*\d)(?=[0-9a-f]*[a-f])[0-9a-f]{8,}\b")
 SHELLS = ("", "bash", "sh", "console", "shell")
-PASSED_ON = ("cd", "git", "export", "pip", "uv sync", "uv lock", "curl", "python -m pip")
+CLICK = {"ray": "ray.scripts.scripts", "mlflow": "mlflow.cli"}
+PASSED_ON = ("cd", "git", "export", "pip", "uv sync", "uv lock", "curl", "python -m pip", "apt-get install", "pg_dump")
 
 
 def documents(files, root):
@@ -94,8 +95,8 @@ def check_command(words):
         )
     elif words[:4] == ["python3", "-m", "pip", "install"]:
         return
-    elif words[0] == "ray":
-        parse_words(importlib.import_module("ray.scripts.scripts").cli, words)
+    elif words[0] in CLICK:
+        parse_words(importlib.import_module(CLICK[words[0]]).cli, words)
     elif re.fullmatch(r"\w+-(train|eval)", words[0]):
         paper, _, verb = words[0].rpartition("-")
         check_overrides(packages[paper], verb, words[1:])
@@ -202,6 +203,7 @@ def test_every_published_verdict_has_runs_and_every_run_a_row(root):
         ("python -m medthink train -m preset=smoke hydra/launcher=slurm", "hydra/launcher=slurm"),
         ("accelerate launch --num_processes 2 -m medthink train optim.lrr=1", "optim.lrr"),
         ("ray start --headd", "No such option"),
+        ("mlflow server --backend-store postgresql://host/mlflow", "No such option"),
         ("frobnicate --all", "nobody knows"),
     ],
 )

@@ -38,6 +38,7 @@ COMMANDS = {
     "data": Entry("lightbox.cli.data:app", "List, validate, show, render and convert datasets."),
     "knowledge": Entry("lightbox.cli.knowledge:app", "Take classes apart into attributes."),
     "compare": Entry("lightbox.cli.compare:compare", "Put recorded runs side by side."),
+    "index-server": Entry("lightbox.cli.index_server:index_server", "Run an MLflow server on PostgreSQL."),
     "conventions": Entry("lightbox.cli.conventions:conventions", "Score predictions by the rules of several groups."),
     "bench": Entry("lightbox.cli.bench:app", "Measure ratios against named peers."),
     "memory": Entry("lightbox.cli.memory:memory", "Predict whether a training step fits on a card."),

@@ -52,6 +52,8 @@ def compare(
         count = rebuild(out)
         Console(stderr=True).print(f"{count} runs are in the MLflow index.")
     chosen = choose_runs(out, list(runs or []), papers=paper or (), preset=preset)
+    if rebuild_index and len(chosen) < 2 and not as_json:  # there is nothing to compare, and the index was asked for
+        return
     summary = summarise(out, chosen, metric=metric, against=against)
     if as_json:
         typer.echo(json.dumps(summary, indent=2))

@@ -134,9 +134,20 @@ def look_data(cards: Path) -> Check:
 
 def look_index(database: Path) -> Check:
     """State of the MLflow index, read without MLflow; it can always be rebuilt from the run folders."""
-    server = os.environ.get("MLFLOW_TRACKING_URI")
-    if server:
-        return Check("run index", OK, f"MLFLOW_TRACKING_URI is {server}")
+    from lightbox.runs import index_place
+    from lightbox.runs.index_waiting import Waiting
+
+    uri = index_place.index_uri(database.parent.absolute())
+    count = len(Waiting(database.parent, index_place.shown(uri)).runs())
+    waits = f", {count} {'waits' if count == 1 else 'wait'} to be written" if count else ""
+    if "MLFLOW_TRACKING_URI" in os.environ and index_place.database_of(uri) is None:
+        found = f"MLFLOW_TRACKING_URI is {index_place.shown(uri)}{waits}"
+        try:
+            index_place.probe(uri)
+        except OSError as err:
+            cost = "runs go on and wait for it; a later one writes them, or `lightbox compare --rebuild-index`"
+            return Check("run index", MISSING, f"{found}: {err}", cost)
+        return Check("run index", OK, found)
     if not database.is_file():
         return Check("run index", OK, f"no {database} yet; the first run makes it")
     try:
@@ -145,7 +156,7 @@ def look_index(database: Path) -> Check:
             (schema,) = base.execute("SELECT version_num FROM alembic_version").fetchone()
     except sqlite3.Error as err:
         return Check("run index", BROKEN, f"{database}: {err}", "move it away; `lightbox compare` rebuilds it")
-    return Check("run index", OK, f"{database}: {runs} runs, schema {schema}")
+    return Check("run index", OK, f"{database}: {runs} runs, schema {schema}{waits}")
 
 
 def look_deep() -> Iterator[Check]:

@@ -6,11 +6,12 @@ A run folder is complete without MLflow, so every question here is answered with
 import json
 import logging
 import os
-import socket
 import sqlite3
 from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
+
+import requests
 
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -23,8 +24,8 @@ ENVIRONMENT = {
 }
 PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}  # its own: 247 s of silence
 PROBE_S = 5.0
-_PORTS = {"http": 80, "https": 443}
 _log = logging.getLogger("lightbox.runs.index")
+HEALTH_S = 3.0  # a server that is alive answers this within milliseconds
 
 
 def prepare_environment() -> None:
@@ -32,8 +33,8 @@ def prepare_environment() -> None:
     os.environ.update(ENVIRONMENT)
     for name, value in PATIENCE.items():
         os.environ.setdefault(name, value)
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # their tracebacks; our one warning says it
+    for name in ("mlflow", "alembic", "urllib3.connectionpool"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # their tracebacks and retries; our one warning says it
 
 
 def sqlite_uri(database: Path) -> str:
@@ -64,13 +65,19 @@ def database_of(uri: str) -> Path | None:
     return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
 
 
+def shown(uri: str) -> str:
+    """An address without user and password, for messages and files."""
+    parts = urlsplit(uri)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if "@" in parts.netloc else uri
+
+
 def probe(uri: str, *, timeout_s: float = PROBE_S) -> None:
-    """Ask whether the index can be written now, waiting at most about `timeout_s`.
+    """Ask whether the index can be written now, waiting at most `timeout_s` for a lock, or `HEALTH_S` for a server.
 
     mlflow alone would wait 20 s for a lock. Addresses other than `sqlite:///` and `http(s)://` are not probed.
 
     Raises:
-        OSError: where nothing listens at the server's address.
+        OSError: where nothing listens at the server's address, or it does not answer, or with a fault of its own.
         sqlite3.Error: where the database is absent, locked or damaged.
     """
     database = database_of(uri)
@@ -79,10 +86,35 @@ def probe(uri: str, *, timeout_s: float = PROBE_S) -> None:
         with closing(sqlite3.connect(address, uri=True, timeout=timeout_s, isolation_level=None)) as connection:
             connection.execute("BEGIN IMMEDIATE")
             connection.execute("ROLLBACK")
-        return
-    parts = urlsplit(uri)
-    if parts.scheme in _PORTS and parts.hostname:
-        socket.create_connection((parts.hostname, parts.port or _PORTS[parts.scheme]), timeout=timeout_s).close()
+    elif urlsplit(uri).scheme in ("http", "https"):
+        _probe_server(uri)
+
+
+def _probe_server(uri: str) -> None:
+    certificates = os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH")
+    is_checked = os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() not in ("true", "1")
+    address = f"{uri.rstrip('/')}/health"
+    try:
+        with requests.get(
+            address, timeout=HEALTH_S, verify=certificates or is_checked, allow_redirects=False, stream=True
+        ) as reply:
+            status = reply.status_code
+    except requests.Timeout as err:
+        raise TimeoutError(f"it did not answer within {HEALTH_S:.0f} s") from err
+    except requests.ConnectionError as err:
+        raise ConnectionError(_root_cause(err)) from err
+    if status >= 500:  # others, such as 401 or 404, come from a server that is alive, whatever it thinks of /health
+        raise ConnectionError(f"it answers with status {status}")
+
+
+def _root_cause(err: BaseException) -> str:
+    """The system's own words, which stand at the end of a chain of four errors."""
+    cause: BaseException | None = err
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        cause = cause.__cause__ or cause.__context__
+    return str(err)
 
 
 def is_locked(err: Exception | None) -> bool:
