@@ -155,7 +155,7 @@ def test_eight_writers_lose_nothing_where_the_server_is_killed_in_their_middle(h
     time.sleep(0.3)  # some have begun to write, none has ended
     killed = time.monotonic()
     kill_all(home)
-    server.wait()
+    server.communicate()  # which closes its pipes, too
     await_files(out, "done-1-*", ARMS)
     await_files(out, "closed-*", ARMS // 2)
     slowest = max(seconds_of(out, "done-1-*")), max(seconds_of(out, "closed-*"))
@@ -180,8 +180,8 @@ def test_eight_writers_lose_nothing_where_the_server_is_killed_in_their_middle(h
     with pytest.raises(subprocess.TimeoutExpired):
         server.wait(timeout=0.1)
     server.send_signal(signal.SIGTERM)
-    assert server.wait(timeout=60) == 0
-    assert "Stopped." in server.stdout.read()
+    said, _ = server.communicate(timeout=60)
+    assert (server.returncode, "Stopped." in said) == (0, True)
     with pytest.raises(OSError, match="Connection refused"):
         index_place.probe(uri)
     assert "database system is shut down" in (home / "server" / "postgres.log").read_text()
