@@ -107,7 +107,7 @@ def seconds_of(out, pattern):
     return [float(path.read_text().strip("[]").split(",")[-1]) for path in out.glob(pattern)]
 
 
-def check_whole(out, uri):
+def check_index(out, uri):
     """Each run is in the index once, with all that its folder holds, and files are the same to the byte."""
     client = index._new_client(uri)
     experiment = client.get_experiment_by_name("medthink")
@@ -175,7 +175,7 @@ def test_eight_writers_lose_nothing_where_the_server_is_killed_in_their_middle(h
     left_out = {f"arm-{arm}-2" for arm in range(1, ARMS, 2)}  # of those that ended early: never logged
     for name in left_out:
         shutil.rmtree(out / "runs" / name)
-    check_whole(out, uri)
+    check_index(out, uri)
 
     with pytest.raises(subprocess.TimeoutExpired):
         server.wait(timeout=0.1)

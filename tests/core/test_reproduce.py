@@ -1,5 +1,6 @@
 import csv
 import io
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,6 +16,7 @@ from lightbox.claims.spec import Role
 from lightbox.cli import claim_tables, replay_log, reproduce, session
 from lightbox.errors import RequestError, WorkError
 from lightbox.paths import default_out, results_dir
+from lightbox.runs.index_place import known_run_ids
 from lightbox.testing.inline_pool import InlinePool
 
 
@@ -22,7 +24,7 @@ class Index:
     """Stands for the MLflow index, which takes seconds to open; remembers what it was told."""
 
     def __init__(self):
-        self.parents, self.children, self.closed = [], [], None
+        self.parents, self.children, self.closed, self.out = [], [], None, None
 
     def parent(self, paper, preset, tags):
         self.parents.append((paper, preset))
@@ -30,6 +32,8 @@ class Index:
 
     def child(self, parent_id, folder, claims):
         self.children.append((parent_id, folder.name, claims))
+        ids = known_run_ids(self.out)
+        (self.out / "mlflow-runs.json").write_text(json.dumps(ids | {folder.name: "child"}))
         return "child"
 
     def close(self, status="FINISHED"):
@@ -39,7 +43,12 @@ class Index:
 @pytest.fixture
 def index(monkeypatch):
     found = Index()
-    monkeypatch.setattr("lightbox.runs.index.open_tracker", lambda out: found)
+
+    def opened(out):
+        found.out = out
+        return found
+
+    monkeypatch.setattr("lightbox.runs.index.open_tracker", opened)
     monkeypatch.setattr(runner, "Pool", InlinePool)
     return found
 

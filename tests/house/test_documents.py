@@ -4,6 +4,7 @@ import importlib
 import json
 import re
 import shlex
+import warnings
 
 import pytest
 from typer.main import get_command
@@ -96,7 +97,9 @@ def check_command(words):
     elif words[:4] == ["python3", "-m", "pip", "install"]:
         return
     elif words[0] in CLICK:
-        parse_words(importlib.import_module(CLICK[words[0]]).cli, words)
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # MLflow's, of its own type hints
+            module = importlib.import_module(CLICK[words[0]])
+        parse_words(module.cli, words)
     elif re.fullmatch(r"\w+-(train|eval)", words[0]):
         paper, _, verb = words[0].rpartition("-")
         check_overrides(packages[paper], verb, words[1:])

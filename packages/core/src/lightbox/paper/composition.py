@@ -67,7 +67,7 @@ def resolve(package: str, overrides: Sequence[str], *, is_trained: bool = True) 
     try:
         # before the user's, so that a value on the command line wins over the arm's
         cfg = compose(package, CONFIG, [*own, *overrides])
-    except (yaml.YAMLError, OSError, UnicodeDecodeError, RecursionError) as err:
+    except (yaml.YAMLError, OSError, ValueError, RecursionError) as err:
         words = [word[:SHOWN_LETTERS] for word in (*own, *overrides)]
         reason = err.strerror if isinstance(err, OSError) else " ".join(str(err).split())
         raise RequestError(

@@ -389,7 +389,7 @@ def _is_refusal(err: Exception) -> bool:
     if isinstance(err, requests.HTTPError):
         status = 500 if err.response is None else err.response.status_code
     else:
-        status = err.get_http_status_code() if hasattr(err, "get_http_status_code") else 500
+        status = getattr(err, "get_http_status_code", lambda: 500)()
     return 400 <= status < 500 and status not in (401, 403, 408, 429)
 
 

@@ -232,7 +232,7 @@ def _alone(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _start_postgres(folder: Path, programs: Path, account: Account) -> subprocess.Popen[bytes]:
+def _start_postgres(folder: Path, programs: Path, account: Account) -> subprocess.Popen[Any]:
     data = folder / "postgres" / "data"
     if not data.is_dir():
         _make_database(folder, programs, account)
@@ -257,7 +257,7 @@ def _make_database(folder: Path, programs: Path, account: Account) -> None:
     half.rename(folder / "postgres" / "data")
 
 
-def _start_mlflow(folder: Path, port: int, workers: int) -> subprocess.Popen[bytes]:
+def _start_mlflow(folder: Path, port: int, workers: int) -> subprocess.Popen[Any]:
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", database_uri(folder)]
     command += ["--artifacts-destination", (folder / "artifacts").as_uri()]
     command += ["--host", HOST, "--port", str(port), "--workers", str(workers)]
@@ -283,7 +283,7 @@ def _server_environment() -> dict[str, str]:
     return {name: value for name, value in environment.items() if name not in CLIENT_ONLY}
 
 
-def _watch(children: dict[str, tuple[subprocess.Popen[bytes], str]], folder: Path) -> None:
+def _watch(children: dict[str, tuple[subprocess.Popen[Any], str]], folder: Path) -> None:
     """Return never; raise `WorkError` where a child ends by itself."""
     while True:
         time.sleep(0.5)
@@ -292,7 +292,7 @@ def _watch(children: dict[str, tuple[subprocess.Popen[bytes], str]], folder: Pat
                 raise _ended(name, process, folder / log)
 
 
-def _await(is_ready: Callable[[], bool], process: subprocess.Popen[bytes], name: str, log: Path) -> None:
+def _await(is_ready: Callable[[], bool], process: subprocess.Popen[Any], name: str, log: Path) -> None:
     end = time.monotonic() + START_S
     while not is_ready():
         if process.poll() is not None:
@@ -303,7 +303,7 @@ def _await(is_ready: Callable[[], bool], process: subprocess.Popen[bytes], name:
         time.sleep(0.2)
 
 
-def _ended(name: str, process: subprocess.Popen[bytes], log: Path) -> WorkError:
+def _ended(name: str, process: subprocess.Popen[Any], log: Path) -> WorkError:
     why = f"It ended with {process.returncode}; its last words: {_last_words(log)}"
     do = f"Read {log}; the same command starts again, and nothing in the database is lost"
     if "out-of-date database schema" in _tail(log):
@@ -321,7 +321,7 @@ def _last_words(log: Path) -> str:
     return lines[-1][:300] if lines else "none"
 
 
-def _spawn(command: list[Any], folder: Path, log: str, **options: Any) -> subprocess.Popen[bytes]:
+def _spawn(command: list[Any], folder: Path, log: str, **options: Any) -> subprocess.Popen[Any]:
     with (folder / log).open("ab") as file:
         return subprocess.Popen(
             [str(word) for word in command],
@@ -390,7 +390,7 @@ def _end_group(group: int) -> None:
     psutil.wait_procs(alive, timeout=STOP_S / 3)
 
 
-def _end(process: subprocess.Popen[bytes], number: int) -> None:
+def _end(process: subprocess.Popen[Any], number: int) -> None:
     if process.poll() is None:
         process.send_signal(number)
         try:

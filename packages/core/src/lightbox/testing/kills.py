@@ -170,7 +170,8 @@ class Runs:
         try:
             os.setsid()
             log = os.open(self.folder / "said.txt", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
-            os.dup2(log, 1), os.dup2(log, 2)
+            for stream in (1, 2):
+                os.dup2(log, stream)
             code = next((code for words in self.chain.commands(self.out) if (code := self._run(words))), 0)
         finally:
             sys.stdout.flush()

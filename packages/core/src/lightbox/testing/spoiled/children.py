@@ -55,4 +55,5 @@ def _serve(trial: Trial, pipe: Connection, work: Path) -> None:
     """In the child: run the trials that come, until there are no more."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_GIB << 30, MEMORY_GIB << 30))
     while (asked := pipe.recv()) is not None:
-        pipe.send(trial(*asked, work))
+        name, seed = asked
+        pipe.send(trial(name, seed, work))
