@@ -25,7 +25,6 @@ SETTINGS = {
     "root_doc": START.removesuffix(".md"),
     "extensions": ["myst_parser", "lightbox.site.python_pages"],
     "myst_heading_anchors": 6,  # a heading's anchor is the code host's
-    "myst_enable_extensions": ["colon_fence"],
     "smartquotes": False,  # they would make one dash of the two before an option
     "nitpicky": True,
     "html_theme": "furo",

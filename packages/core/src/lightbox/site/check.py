@@ -5,7 +5,7 @@ Sphinx checks what it resolves itself; this sees what a browser will see, whoeve
 
 import os
 import re
-from functools import cache
+from collections.abc import Mapping
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -50,22 +50,18 @@ class Seen(HTMLParser):
 def faults(site: Path) -> list[str]:
     """What is wrong with the pages of a folder, a line each, by page; empty where nothing is."""
     found = []
-    for page in sorted(site.rglob("*.html")):
-        seen, name = look(page), str(page.relative_to(site))
+    pages = {path: Seen(path.read_text(encoding="utf-8")) for path in sorted(site.rglob("*.html"))}
+    anchors = {path: seen.anchors for path, seen in pages.items()}
+    for page, seen in pages.items():
+        name = page.relative_to(site)
         found += [f"{name} fetches {address}" for address in seen.fetched if _is_elsewhere(address)]
-        found += [f"{name} links to {link}, {why}" for link in seen.links if (why := _why_dead(page, link, site))]
-        inside = [address for address in seen.fetched if not _is_elsewhere(address)]
-        found += [f"{name} shows {address}, {why}" for address in inside if (why := _why_dead(page, address, site))]
+        for link in (*seen.links, *(address for address in seen.fetched if not _is_elsewhere(address))):
+            why = _why_dead(page, link, site, anchors)
+            found += [f"{name} names {link}, {why}"] * bool(why)
     for sheet in sorted(site.rglob("*.css")):
         addresses = _addresses(sheet.read_text(encoding="utf-8"))
         found += [f"{sheet.relative_to(site)} fetches {one}" for one in addresses if _is_elsewhere(one)]
     return found
-
-
-@cache
-def look(page: Path) -> Seen:
-    """Read a page once."""
-    return Seen(page.read_text(encoding="utf-8"))
 
 
 def _addresses(style: str) -> list[str]:
@@ -77,7 +73,7 @@ def _is_elsewhere(address: str) -> bool:
     return bool(parts.netloc) or parts.scheme not in ("", "data")
 
 
-def _why_dead(page: Path, link: str, site: Path) -> str:
+def _why_dead(page: Path, link: str, site: Path, anchors: Mapping[Path, set[str]]) -> str:
     """Why a link of a page leads nowhere; "" where it does not, or leaves the site."""
     parts = urlsplit(link)
     if parts.scheme or parts.netloc:
@@ -88,6 +84,6 @@ def _why_dead(page: Path, link: str, site: Path) -> str:
     if not target.is_file():
         return "which is not there"
     anchor = unquote(parts.fragment)
-    if anchor and target.suffix == ".html" and anchor not in look(target).anchors:
+    if anchor and target in anchors and anchor not in anchors[target]:
         return "where that anchor is not"
     return ""

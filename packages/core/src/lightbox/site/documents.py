@@ -35,7 +35,8 @@ CONTENTS = (
     Section("Start", ("docs/index.md", "docs/glossary.md")),
     Section("Course", ("docs/course/index.md", "docs/course/README.md", "docs/course/*.md")),
     Section("Papers", ("*/medthink/*.md", "*/mmedpo/*.md", "*/vitar/*.md", "*/k2sight/*.md", "projects/*.md")),
-    Section("Library", ("packages/core/pruning/*.md", "docs/*.md", "packages/*.md")),
+    Section("Library", ("packages/core/pruning/*.md", "docs/*.md")),
+    Section("Kernels", ("*/kernels/*.md", "packages/*.md")),
     Section("Project", ("CONTRIBUTING.md", "CHANGELOG.md", "*.md")),
 )
 """The last pattern takes whatever is left, so that no document is without a page."""

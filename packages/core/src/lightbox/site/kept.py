@@ -10,8 +10,8 @@ from pathlib import Path
 from lightbox.files import digest, file_sha256
 
 FOLDER = ".cache/site"
-UNSEEN = ("/__pycache__/", ".egg-info/", "/lightbox/site/", "/lightbox/view/")
-"""Parts of paths that do not count: what is made by itself, and packages that no walkthrough and no result reads."""
+UNSEEN = ("/__pycache__/", ".egg-info/", "/lightbox/cli/", "/lightbox/site/", "/lightbox/view/")
+"""Parts of paths that do not count: what is made by itself, and packages that no walkthrough and no claim reads."""
 
 
 def kept_place(root: Path, name: str, parts: Iterable[str]) -> Path:

@@ -123,7 +123,7 @@ def page_text(script: str, folder: Path | None, figures: str) -> str:
         end = following.first if following else float("inf")
         printed = "".join(text for line, text in record["texts"] if cell.first <= line < end).strip("\n")
         if printed:
-            parts.append(f":::{{div}} printed\n{_fenced(printed, 'text')}\n:::")
+            parts.append(_fenced(f":class: printed\n\n{printed}", "{code-block} text"))
         parts += [f"![{_caption(name)}]({figures}/{name})" for name in names if f'"{name}"' in cell.body]
     says = "Not executed in this build: code alone."
     if folder:
