@@ -27,6 +27,7 @@ class Entry(NamedTuple):
 COMMANDS = {
     "reproduce": Entry("lightbox.cli.reproduce:reproduce", "Run the claims of papers and decide them."),
     "report": Entry("lightbox.cli.reproduce:report", "Write the page of committed or earlier results, or of one run."),
+    "site": Entry("lightbox.cli.site:site", "Build pages of every document, walkthrough and published claim."),
     "explain": Entry("lightbox.cli.reproduce:explain", "Show a claim and its verdict, or what a job was made from."),
     "student": Entry("lightbox.cli.student:student", "Watch one claim learn on one seed, in about a minute."),
     "train": Entry("lightbox.cli.train:train", "Train one model of a paper."),
