@@ -1,10 +1,13 @@
 """Guards over READMEs and docs: paths exist, links resolve, commands parse, published numbers come from runs."""
 
 import importlib
+import importlib.util
 import json
 import re
 import shlex
 import warnings
+from importlib.metadata import entry_points
+from pathlib import Path
 
 import pytest
 from typer.main import get_command
@@ -13,8 +16,16 @@ from lightbox.claims.registry import choose_claims, installed_packages, load_pap
 from lightbox.cli.app import app
 from lightbox.paper import composition, multirun
 from lightbox.report.readme import rewritten
+from lightbox.site.claim_pages import page_text
+from lightbox.site.documents import presets_of
+from lightbox.site.walkthroughs import split_cells
 
+ROOT = Path(__file__).resolve().parents[2]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+COPIED = re.compile(r"`(uv run [^`]+)`")
+"""A whole command in running text, to be copied; a line may end inside."""
+NAMED = re.compile(r"`((?:lightbox|python -m) [^`]+)`")
+"""A command named in running text, which need not have all of its arguments."""
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 SPAN = re.compile(r"`([^`\n]+)`")
 PATH_LIKE = re.compile(r"[\w.*{},-]+(?:/[\w.*{},-]+)*/?")
@@ -49,16 +60,41 @@ def commands(text):
                         yield words[2:] if words[:2] == ["uv", "run"] else words
 
 
-def parse_words(root_command, words):
+def spoken(text):
+    """Commands in running text, as words, and whether each is whole."""
+    outside = FENCE.sub("", text)
+    for pattern in (COPIED, NAMED):
+        for command in pattern.findall(outside):
+            words = shlex.split(command)
+            yield (words[2:] if pattern is COPIED else words), pattern is COPIED
+
+
+def read_on_the_site(files, root):
+    """Name and Markdown of every page of the site that has any: documents, walkthroughs, code with a docstring."""
+    for path in documents(files, root):
+        yield str(path), (root / path).read_text(encoding="utf-8")
+    for path in files:
+        if path.name == "walkthrough.py":
+            texts = [cell.body for cell in split_cells(path.read_text(encoding="utf-8")) if cell.is_text]
+            yield str(path.relative_to(root)), "\n\n".join(texts)
+        elif path.name == "exercises.py":
+            indented = re.findall(r"^ {4}(uv run .*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+            yield str(path.relative_to(root)), "\n".join(["```bash", *indented, "```"])
+    for paper in installed_packages():
+        presets = presets_of(root, paper)
+        yield f"published claims of {paper}", page_text(paper, presets, root=root, folder=root / "docs")
+
+
+def parse_words(root_command, words, is_whole=True):
     """Parse with a real command line and run nothing; it raises where a command or an option does not exist."""
-    context = root_command.make_context(words[0], list(words[1:]))
+    context = root_command.make_context(words[0], list(words[1:]), resilient_parsing=not is_whole)
     rest = [*context._protected_args, *context.args]
     command, context = root_command, context
     names = []
     while hasattr(command, "resolve_command") and rest:
         name, command, rest = command.resolve_command(context, rest)
         names.append(name)
-        context = command.make_context(name, list(rest), parent=context)
+        context = command.make_context(name, list(rest), parent=context, resilient_parsing=not is_whole)
         rest = [*getattr(context, "_protected_args", []), *context.args]
     return names, context.params
 
@@ -103,10 +139,41 @@ def check_command(words):
     elif re.fullmatch(r"\w+-(train|eval)", words[0]):
         paper, _, verb = words[0].rpartition("-")
         check_overrides(packages[paper], verb, words[1:])
-    elif words[0] in ("pytest", "python", "bash", "ruff", "lint-imports", "basedpyright") or "/" in words[0]:
-        return
+    else:
+        check_program(words)
+
+
+def check_program(words):
+    """Raise unless a program that is not ours, and the files that it is given, are known."""
+    if words[0] == "pytest":
+        check_selection(words[1:])
+    elif words[0] in ("python", "bash") and len(words) > 1:
+        assert (ROOT / words[1]).is_file(), f"there is no {words[1]}"
+    elif words[0] in ("ruff", "lint-imports", "basedpyright"):
+        assert words[0] == "ruff" or words[0] in entry_points(group="console_scripts").names
+    elif "/" in words[0]:
+        assert (ROOT / words[0]).is_file(), f"there is no {words[0]}"
     else:
         assert " ".join(words).startswith(PASSED_ON), f"nobody knows the command {words}"
+
+
+def check_named(words):
+    """Raise unless a command and its options exist; arguments may be missing, or stand for others."""
+    if words[0] == "lightbox" and not {"--help", "--version"} & set(words):
+        parse_words(get_command(app), words, is_whole=False)
+    elif words[:2] == ["python", "-m"] and not words[2].isupper():
+        assert importlib.util.find_spec(words[2]) is not None, f"there is no module {words[2]}"
+
+
+def check_selection(arguments):
+    """Raise unless the files and the marks that a call of pytest names exist."""
+    config = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    for before, word in zip(["", *arguments], arguments, strict=False):
+        if before == "-m":
+            known = re.findall(r'^  "(\w+): ', config, re.MULTILINE)
+            assert set(re.findall(r"\w+", word)) - {"and", "or", "not"} <= set(known), f"nobody knows the mark {word}"
+        elif before != "-k" and not word.startswith("-") and "/" in word:
+            assert (ROOT / word.partition("::")[0]).exists(), f"there is no {word}"
 
 
 def check_overrides(package, verb, overrides):
@@ -148,15 +215,18 @@ def test_paths_in_backticks_exist(files, root):
     assert missing == []
 
 
-def test_commands_in_documents_are_accepted(files, root):
-    refused = []
-    for document in documents(files, root):
-        for words in commands((root / document).read_text(encoding="utf-8")):
+def test_commands_on_every_page_are_accepted(files, root):
+    refused, count = [], 0
+    for page, text in read_on_the_site(files, root):
+        shown = [(words, True) for words in commands(text)]
+        for words, is_whole in (*shown, *spoken(text)):
+            count += 1
             try:
-                check_command(words)
+                (check_command if is_whole else check_named)(words)
             except (Exception, SystemExit) as err:  # noqa: BLE001  a guard reports every refusal, whatever its kind
-                refused.append(f"{document}: {' '.join(words)}: {type(err).__name__} {err}")
+                refused.append(f"{page}: {' '.join(words)}: {type(err).__name__} {err}")
     assert refused == []
+    assert count > 200
 
 
 def test_generated_blocks_are_up_to_date(root):
@@ -208,11 +278,32 @@ def test_every_published_verdict_has_runs_and_every_run_a_row(root):
         ("ray start --headd", "No such option"),
         ("mlflow server --backend-store postgresql://host/mlflow", "No such option"),
         ("frobnicate --all", "nobody knows"),
+        ("python projects/medthink/walkthru.py figures", "there is no projects/medthink/walkthru.py"),
+        ("pytest -m slwo", "nobody knows the mark slwo"),
+        ("pytest tests/medthink/test_exercise.py -k right", "there is no tests/medthink/test_exercise.py"),
     ],
 )
 def test_the_guard_over_commands_refuses_wrong_ones(line, reason):
     with pytest.raises(Exception, match=reason):
         check_command(line.split())
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("lightbox reprot", "No such command 'reprot'"),
+        ("lightbox predict --atention", "No such option: --atention"),
+        ("python -m lightbox.claims.pilto NAME", "there is no module lightbox.claims.pilto"),
+    ],
+)
+def test_the_guard_over_named_commands_refuses_wrong_ones(line, reason):
+    with pytest.raises(Exception, match=reason):
+        check_named(line.split())
+
+
+def test_commands_are_found_in_running_text():
+    text = "Run `uv run lightbox\ndoctor --json`, which is `lightbox doctor`.\n\n```bash\n`lightbox no`\n```\n"
+    assert list(spoken(text)) == [(["lightbox", "doctor", "--json"], True), (["lightbox", "doctor"], False)]
 
 
 def test_commands_are_found_in_fenced_blocks():

@@ -1,18 +1,16 @@
 """Every walkthrough, of a paper and of a part of core, has the house's form, names what exists, and runs."""
 
 import ast
-import os
 import re
 import resource
 import statistics
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from lightbox.report.paper_map import read_map
+from lightbox.site import walkthroughs
 
 ROOT = Path(__file__).resolve().parents[2]
 PAPERS = sorted(path.parent.name for path in (ROOT / "projects").glob("*/walkthrough.py"))
@@ -176,15 +174,15 @@ def test_tests_that_the_failure_gallery_names_exist(name):
 @pytest.mark.slow
 @every_one
 def test_it_runs_top_to_bottom_on_one_core_in_its_time(name, tmp_path):
+    """Its run is kept for the site, which shows it and need not run it again."""
     before, promise = resource.getrusage(resource.RUSAGE_CHILDREN), PROMISES[name]
-    figures = tmp_path / "figures"
-    command = [sys.executable, "-W", "error::UserWarning", str(folder_of(name) / "walkthrough.py"), str(figures)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False
-    )
+    script = folder_of(name) / "walkthrough.py"
+    done = walkthroughs.execute(script, tmp_path / "run")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0, done.stderr[-2000:]
     assert promise.says in done.stdout
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < promise.most_cpu_s
-    assert {path.name for path in figures.iterdir()} == set(promise.figures)
-    assert [path.name for path in tmp_path.iterdir()] == ["figures"]
+    assert {path.name for path in (tmp_path / "run" / "figures").iterdir()} == set(promise.figures)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["figures", "record.json"]
+    walkthroughs.keep(ROOT, script, tmp_path / "run")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sphinx.application import Sphinx
 from sphinx.errors import SphinxError
+from sphinx.util.docutils import docutils_namespace, patch_docutils
 
 from lightbox.errors import RequestError, WorkError
 from lightbox.site.check import faults
@@ -79,10 +80,10 @@ def make_pages(source: Path, finished: Path, made: Path) -> None:
     warnings = io.StringIO()
     settings = SETTINGS | {"html_extra_path": [str(finished)]}
     try:
-        app = Sphinx(
-            source, None, made, made.with_name("read"), "html", settings, status=None, warning=warnings, freshenv=True
-        )
-        app.build(force_all=True)
+        with patch_docutils(), docutils_namespace():  # a second build in one process finds nothing of the first
+            read = made.with_name("read")
+            app = Sphinx(source, None, made, read, "html", settings, status=None, warning=warnings, freshenv=True)
+            app.build(force_all=True)
     except SphinxError as err:
         raise WorkError("The documents of the checkout", f"Sphinx stops: {err}", "Mend what it names") from err
     _refuse("Sphinx warns", _lines(warnings.getvalue(), source))

@@ -21,7 +21,7 @@ def page_text(paper: str, presets: Sequence[str], *, root: Path, folder: Path) -
         f"# {paper}: published claims",
         "Every table is made from the runs recorded in `results/`. The full page of a size has what belongs to it: "
         "every contrast with its interval, gates and baselines, training budgets, items with their images. It is the "
-        f"page that `lightbox report {paper} --preset PRESET` writes, with every interval recomputed from scores by item.",
+        f"page that `lightbox report {paper} --preset PRESET` writes, with every interval recomputed from scores.",
     ]
     for preset in presets:
         parts += [

@@ -22,7 +22,8 @@ def kept_place(root: Path, name: str, parts: Iterable[str]) -> Path:
         name: what is made, to begin the folder's name.
         parts: files and folders relative to the root, each counted with its whole content.
     """
-    seen = {str(path.relative_to(root)): _sha256(path, path.stat().st_mtime_ns) for part in parts for path in _files(root / part)}
+    files = (path for part in parts for path in _files(root / part))
+    seen = {str(path.relative_to(root)): _sha256(path, path.stat().st_mtime_ns) for path in files}
     return root / FOLDER / f"{name}-{digest([sys.version_info[:2], seen])[:16]}"
 
 

@@ -1,4 +1,4 @@
-"""A Sphinx extension: Python files as pages, with lines that links can name, and walkthroughs with what they printed."""
+"""A Sphinx extension: Python files as pages whose lines links can name, walkthroughs with what they printed."""
 
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,8 @@ _LINE = "L"
 def numbered_code(text: str) -> str:
     """Python code as HTML with a number and an anchor on every line, in the classes that Sphinx's themes colour."""
     formatter = HtmlFormatter(linenos="inline", linespans=_LINE)
-    return f'<div class="highlight-python numbered notranslate">{highlight(text, PythonLexer(stripnl=False), formatter)}</div>'
+    code = highlight(text, PythonLexer(stripnl=False), formatter)
+    return f'<div class="highlight-python numbered notranslate">{code}</div>'
 
 
 def setup(app: Any) -> dict[str, Any]:

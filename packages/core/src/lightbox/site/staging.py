@@ -72,9 +72,7 @@ def _linked(source: Path) -> set[Path]:
     return {path for path in found if path.parts[:1] != ("..",) and not path.is_absolute()}
 
 
-def _stage_claims(
-    root: Path, source: Path, finished: Path, pages: Sequence[str], say: Callable[[str], object]
-) -> None:
+def _stage_claims(root: Path, source: Path, finished: Path, pages: Sequence[str], say: Callable[[str], object]) -> None:
     folders = {paper_of(Path(page).parent): Path(page).parent for page in pages}
     wanted: Mapping[str, list[str]] = {paper: presets_of(root, paper) for paper in folders}
     say(f"pages of published claims: {', '.join(wanted)}")
@@ -85,13 +83,12 @@ def _stage_claims(
         _write(source / folder / CLAIMS, text)
 
 
-def _stage_runs(
-    root: Path, source: Path, scripts: Sequence[str], is_run: bool, say: Callable[[str], object]
-) -> None:
+def _stage_runs(root: Path, source: Path, scripts: Sequence[str], is_run: bool, say: Callable[[str], object]) -> None:
     for script in scripts:
         is_kept = walkthroughs.recorded(root, root / script, is_run=False) is not None
         if not is_kept:
-            say(f"{script}: {'running it, about a minute' if is_run else 'no run is kept, so it is shown without output'}")
+            what = "running it, about a minute" if is_run else "no run is kept, so it is shown without output"
+            say(f"{script}: {what}")
         run = walkthroughs.recorded(root, root / script, is_run=is_run)
         if run is not None:
             shutil.copytree(run, walkthroughs.run_beside(source / script))
