@@ -30,7 +30,9 @@ class PythonParser(MystParser):
             super().parse(walkthroughs.page_text(inputstring, folder, f"{run.name}/{walkthroughs.FIGURES}"), document)
             return
         super().parse(f"# `{source.name}`\n\n`{source.relative_to(env.srcdir)}`\n", document)
-        document[0] += nodes.raw("", numbered_code(inputstring), format="html")
+        section = document[0]
+        assert isinstance(section, nodes.section), "of the heading above"
+        section += nodes.raw("", numbered_code(inputstring), format="html")
         about = env.metadata[env.docname]
         about["orphan"] = ""  # it is reached by links and need not stand in the contents
         lines = range(1, inputstring.count("\n") + 2)
