@@ -213,7 +213,7 @@ def test_commands_on_every_page_are_accepted(files, root):
             except (Exception, SystemExit) as err:  # noqa: BLE001  a guard reports every refusal, whatever its kind
                 refused.append(f"{page}: {' '.join(words)}: {type(err).__name__} {err}")
     assert refused == []
-    assert count > 200
+    assert count > 150
 
 
 def test_generated_blocks_are_up_to_date(root):
@@ -277,7 +277,7 @@ def test_the_guard_over_commands_refuses_wrong_ones(line, reason):
 
 def test_commands_are_found_in_running_text():
     text = "Run `uv run lightbox\ndoctor --json`, which is `lightbox doctor`.\n\n```bash\n`lightbox no`\n```\n"
-    assert list(spoken(text)) == [(["lightbox", "doctor", "--json"], True), (["lightbox", "doctor"], False)]
+    assert list(spoken(text)) == [["lightbox", "doctor", "--json"]]
 
 
 def test_commands_are_found_in_fenced_blocks():

@@ -360,6 +360,7 @@ def test_a_refused_key_ends_the_run_and_what_is_done_is_kept(tmp_path, endpoint,
 def test_the_key_stands_in_no_log_and_no_file(tmp_path, endpoint, subjects, monkeypatch, caplog):
     monkeypatch.setenv(chat.KEY_VARIABLE, KEY)
     caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.DEBUG, "urllib3.connectionpool")  # which an index of runs, opened before, has made quiet
     endpoint.answers(f'{{"choice": 0, "written": "{KEY}"}}', f"my key is {KEY}")
     picker = ModelPicker(ChatModel(endpoint.url, "m"), ["phantom"], tmp_path / "chat")
     panel = panel_of(endpoint, tmp_path)
