@@ -53,6 +53,11 @@ KNOWN: dict[str, tuple[str, str]] = {
         "`image_bytes` of readers/parquet.py would catch IndexError beside the others; that file is in the key of "
         "published runs, so it waits for the next run of them.",
     ),
+    "card that is no card": (
+        r"^carded weights traceback .*weights\.py:\d+ \| [\w.]*Error",
+        "`check_card` of backbones/weights.py would turn JSON that is none, or lacks its digests, into its WorkError; "
+        "that file is in the key of published runs.",
+    ),
     "TIFF that says more rows than it has": (
         r"^pictures silent tiff tag .*in tag (256|257|258|259|277|278|279|273)\b",
         "Pillow fills what is not there; TIFF has no checksum. A check of strips against sides belongs into "
