@@ -114,6 +114,15 @@ def test_the_files_hold_every_run_and_open(out):
         assert picture.size[0] > 800
 
 
+@pytest.mark.timeout(60)
+def test_a_pipe_in_the_place_of_the_files_is_replaced_and_not_waited_for(out):
+    for name in ("compare.csv", "compare.png"):
+        os.mkfifo(out / name)
+    command.summarise(out, folders.newest_runs(out))
+    assert (out / "compare.csv").is_file()
+    assert (out / "compare.png").is_file()
+
+
 def test_the_command_prints_one_json_object(out, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["compare", "--out", str(out), "--json", "--against", "explanation"])

@@ -5,6 +5,7 @@ compared: their questions, items and metrics differ.
 """
 
 import csv
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lightbox.errors import RequestError
+from lightbox.files import replace_bytes, replace_text
 from lightbox.paths import default_out
 
 MOST_ROWS, MOST_PARAMS = 40, 12
@@ -115,7 +117,7 @@ def summarise(out: Path, runs: list[Any], *, metric: str = "", against: str = ""
     notes += [APART] if len(parts) > 1 else []
     rows = [row for own in by_paper.values() for row in comparison.csv_rows(own, run_ids)]
     _write_csv(out / "compare.csv", rows)
-    (out / "compare.png").write_bytes(figures.comparison([_panel(name, part) for name, part in parts.items()]))
+    replace_bytes(out / "compare.png", figures.comparison([_panel(name, part) for name, part in parts.items()]))
     return {"papers": parts, "notes": notes, "files": [str(out / "compare.csv"), str(out / "compare.png")]}
 
 
@@ -259,7 +261,8 @@ def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     from lightbox.report.comparison import ORIGIN
 
     names = dict.fromkeys(name for row in rows for name in row if name not in ORIGIN)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=[*names, *ORIGIN])
-        writer.writeheader()
-        writer.writerows(rows)
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, fieldnames=[*names, *ORIGIN])
+    writer.writeheader()
+    writer.writerows(rows)
+    replace_text(path, buffer.getvalue())  # as a whole: what stands there may be a pipe that nobody reads
