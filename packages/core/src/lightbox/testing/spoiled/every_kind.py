@@ -19,11 +19,8 @@ SHARES = {
     "carded weights": 3,
     "adapters": 3,
     "runs": 4,
-    "loaded weights": 0.4,
-    "loaded adapters": 0.2,
-    "checkpoints": 0.4,
 }
-"""Percent of the inputs; what is loaded takes half a second each, and the rest some milliseconds."""
+"""Parts of the inputs; each takes some milliseconds."""
 PLACES = {
     "pictures": "single_images:PICTURE",
     "dicom": "single_images:DICOM",
@@ -33,9 +30,6 @@ PLACES = {
     "carded weights": "weights_kinds:CARDED",
     "adapters": "weights_kinds:ADAPTER",
     "runs": "finished_kinds:RUN",
-    "loaded weights": "loaded_kinds:MODEL",
-    "loaded adapters": "loaded_kinds:ADAPTER",
-    "checkpoints": "loaded_kinds:CHECKPOINT",
 }
 KNOWN: dict[str, tuple[str, str]] = {
     "adapter description of wrong types": (

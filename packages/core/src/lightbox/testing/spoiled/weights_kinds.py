@@ -1,6 +1,6 @@
 """Weights as they are looked at before anything is loaded: a model, a tiny one with a card, an adapter. No torch.
 
-`loaded_kinds` loads them.
+Nothing is loaded.
 """
 
 import json
