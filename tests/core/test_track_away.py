@@ -56,7 +56,7 @@ def one_training(out, arm):
 
 
 class Faulty(BaseHTTPRequestHandler):
-    """Answers /health with `server.health`, and all else with 500; 0 keeps the caller waiting."""
+    """Answers /health with `server.health`, and all else with `server.others`; 0 keeps the caller waiting."""
 
     def do_GET(self):
         self.server.seen.append(self.path)
@@ -65,8 +65,9 @@ class Faulty(BaseHTTPRequestHandler):
             self.server.is_over.wait(30)
             return
         self.send_response(status)
-        self.send_header("Content-Length", "0")
+        self.send_header("Content-Length", str(len(self.server.body)))
         self.end_headers()
+        self.wfile.write(self.server.body)
 
     do_POST = do_GET
 
@@ -75,9 +76,10 @@ class Faulty(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def faulty_server(*, health, others=500):
+def faulty_server(*, health, others=500, body=b""):
     with ThreadingHTTPServer(("127.0.0.1", 0), Faulty) as server:
-        server.health, server.others, server.seen, server.is_over = health, others, [], threading.Event()
+        server.health, server.others, server.body = health, others, body
+        server.seen, server.is_over = [], threading.Event()
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield server
@@ -135,11 +137,13 @@ def test_a_server_that_never_answers_costs_one_short_wait(tmp_path, monkeypatch,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("others", [500, 0, 404, 200])
-def test_a_server_that_is_well_and_cannot_work_costs_seconds_not_minutes(tmp_path, monkeypatch, others):
+@pytest.mark.parametrize(
+    ("others", "body"), [(500, b""), (0, b""), (404, b""), (200, b""), (200, b"{}"), (200, b"[]"), (200, b"<p>It works")]
+)
+def test_a_server_that_is_well_and_cannot_work_costs_seconds_not_minutes(tmp_path, monkeypatch, others, body):
     """Its database is gone, so that requests fail or hang (0); or it is no MLflow at all."""
     index._mlflow_errors()  # the import is not what is measured
-    with faulty_server(health=200, others=others) as server:
+    with faulty_server(health=200, others=others, body=body) as server:
         wall_s, tracker = log_one(tmp_path, monkeypatch, server.server_port)
     assert tracker.problem is not None
     assert wall_s < 15

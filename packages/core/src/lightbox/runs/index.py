@@ -276,6 +276,8 @@ class Tracker:
             whole = [self._client.create_run(experiment_id, tags=tags, run_name=name)]
             found = list(self._client.search_runs([experiment_id], filter_string=wanted))
         run_id = whole[0].info.run_id
+        if not run_id:  # what mlflow makes of an empty answer
+            raise ConnectionError("a server answers there, and not as MLflow does")
         for run in found:
             if run.info.run_id != run_id:
                 self._client.delete_run(run.info.run_id)
