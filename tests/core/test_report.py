@@ -309,6 +309,15 @@ def test_a_claim_whose_jobs_still_run_says_how_far_it_is(tmp_path):
     assert "No verdict drawn yet; 3 claims still running." in page.text
 
 
+def test_a_published_claim_that_lacks_seeds_of_today_is_no_running_one(tmp_path):
+    document = fake_results(tmp_path, ended_seeds=3, n_items=60)
+    claims = (replace(document.claims[0], older_source=("abc123",)), *document.claims[1:])
+    page = page_of(replace(document, claims=claims), tmp_path)
+    assert page.text.count("to be run again, 3 of 5 seeds") == 2
+    assert page.text.count("running, 3 of 5 seeds") == 4
+    assert "No verdict drawn yet; 2 claims still running." in page.text
+
+
 def test_a_failed_job_is_told_from_a_running_one(tmp_path):
     document = fake_results(tmp_path, ended_seeds=3, n_items=60)
     page = page_of(replace(document, errors=(failed_job(),)), tmp_path)

@@ -138,12 +138,12 @@ def test_a_server_that_never_answers_costs_one_short_wait(tmp_path, monkeypatch,
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("others", "body"), [(500, b""), (0, b""), (404, b""), (200, b""), (200, b"{}"), (200, b"[]"), (200, b"<p>It works")]
+    ("others", "body"), [(500, ""), (0, ""), (404, ""), (200, ""), (200, "{}"), (200, "[]"), (200, "<p>It works")]
 )
 def test_a_server_that_is_well_and_cannot_work_costs_seconds_not_minutes(tmp_path, monkeypatch, others, body):
     """Its database is gone, so that requests fail or hang (0); or it is no MLflow at all."""
     index._mlflow_errors()  # the import is not what is measured
-    with faulty_server(health=200, others=others, body=body) as server:
+    with faulty_server(health=200, others=others, body=body.encode()) as server:
         wall_s, tracker = log_one(tmp_path, monkeypatch, server.server_port)
     assert tracker.problem is not None
     assert wall_s < 15

@@ -2,6 +2,8 @@
 
 import csv
 import io
+import subprocess
+import sys
 from dataclasses import replace
 
 import pyarrow as pa
@@ -147,3 +149,22 @@ def test_every_trained_arm_has_a_rate_and_one_that_was_not_tuned_is_marked(tuned
 def test_grid_without_the_rate_of_arms_that_others_read_is_refused(tuned):
     with pytest.raises(RequestError, match="are trained at 0.001"):
         tuned(rates=(5e-4, 2e-3))
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (["pilot", "medthink", "--claims", "T1", "--budgets", "300", "700"], "The ladder of budgets is 300, 700."),
+        (["pilot", "medthing"], "There is no paper 'medthing'."),
+        (["tuning", "medthink", "--claims", "T9"], "There is no claim 'T9'"),
+        (["tuning", "medthink", "--claims", "T1", "--rates", "0.002"], "The grid of rates is 0.002."),
+    ],
+)
+def test_a_wrong_request_of_pilot_or_tuning_is_told_in_three_lines(words, what, tmp_path):
+    module, *rest = words
+    command = [sys.executable, "-m", f"lightbox.claims.{module}", *rest, "--out", str(tmp_path / "out")]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 2, ended.stderr
+    assert f"What was given: {what}" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert not (tmp_path / "out").exists()

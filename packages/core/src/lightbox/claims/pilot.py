@@ -8,6 +8,7 @@ stopped goes on with the same command, and a longer ladder trains only what has 
 
 import argparse
 import logging
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +30,7 @@ from lightbox.claims.registry import Paper, arms_in_order, choose_claims, load_p
 from lightbox.claims.results import scores_of
 from lightbox.claims.runner import Finished, find_finished, run
 from lightbox.claims.spec import BEST, Claim, Measure, base_arm
-from lightbox.errors import RequestError
+from lightbox.errors import RequestError, guard
 from lightbox.paths import default_out, results_dir
 from lightbox.runs.folders import SCORES, flatten, open_output, read_record
 
@@ -215,11 +216,15 @@ def command_line() -> argparse.ArgumentParser:
     return parser
 
 
-if __name__ == "__main__":
-    options = command_line().parse_args()
-    logging.basicConfig(level=logging.INFO)
-    chosen_paper = load_papers([options.paper])[0]
-    chosen = [claim for _, claim in choose_claims([chosen_paper], options.claims)]
+def _from_words(words: Sequence[str]) -> None:
+    options = command_line().parse_args(words)
+    paper = load_papers([options.paper])[0]
+    claims = [claim for _, claim in choose_claims([paper], options.claims)]
     sizes = {"budgets": options.budgets, "seeds": options.seeds, "rate": options.rate, "items": options.items}
     sizes["workers"] = options.workers
-    _log.info("rows: %s", pilot(chosen_paper, chosen, options.out, root=results_dir(), **sizes))
+    _log.info("rows: %s", pilot(paper, claims, options.out, root=results_dir(), **sizes))
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO)
+    sys.exit(guard(lambda: _from_words(sys.argv[1:])))

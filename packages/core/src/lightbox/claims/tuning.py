@@ -14,6 +14,7 @@ import csv
 import importlib.util
 import io
 import logging
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from lightbox.claims.results import scores_of
 from lightbox.claims.runner import find_finished, run
 from lightbox.claims.spec import Arm, Measure
 from lightbox.claims.statistics import Scores
-from lightbox.errors import RequestError, WorkError
+from lightbox.errors import RequestError, WorkError, guard
 from lightbox.files import replace_text
 from lightbox.paths import default_out, results_dir
 from lightbox.runs.folders import SCORES, open_output, read_record
@@ -304,11 +305,15 @@ def command_line() -> argparse.ArgumentParser:
     return parser
 
 
-if __name__ == "__main__":
-    options = command_line().parse_args()
-    logging.basicConfig(level=logging.INFO)
-    chosen_paper = load_papers([options.paper])[0]
-    claims = [claim for _, claim in choose_claims([chosen_paper], options.claims)]
+def _from_words(words: Sequence[str]) -> None:
+    options = command_line().parse_args(words)
+    paper = load_papers([options.paper])[0]
+    claims = [claim for _, claim in choose_claims([paper], options.claims)]
     named = tuple(dict.fromkeys(arm for claim in claims for arm in claim.arms)) if options.claims else ()
     sizes = {"budget": options.budget, "rates": options.rates, "seeds": options.seeds, "workers": options.workers}
-    tune(chosen_paper, options.out, arms=named, **sizes)
+    tune(paper, options.out, arms=named, **sizes)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO)
+    sys.exit(guard(lambda: _from_words(sys.argv[1:])))

@@ -110,6 +110,9 @@ def _chip(claim: ClaimEntry, document: Document) -> Chip:
     progress = f"{ended} of {claim.planned_seeds} seeds"
     if ended < claim.planned_seeds and failed:
         return Chip(f"incomplete, {progress}", "!", "bad", f"{failed} jobs failed")
+    if ended < claim.planned_seeds and claim.older_source:  # committed, and nothing runs
+        gloss = "its published runs lack what the claim asks for today; it has to be run again"
+        return Chip(f"to be run again, {progress}", "·", "plain", gloss)
     if ended < claim.planned_seeds:
         return Chip(f"running, {progress}", "…", "wait", "drawn once every planned seed has ended")
     return Chip("no verdict", "·", "plain", claim.reason)
