@@ -163,9 +163,16 @@ def test_without_sphinx_the_command_says_what_to_install(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.site
 @pytest.mark.timeout(900)
 def test_the_whole_site_builds_strictly_without_network(tmp_path, offline):
-    page = build.build(repo_root(), tmp_path / "site", is_run=False)
+    """A walkthrough of which a run is kept, as `tests/house/test_walkthroughs.py` does, is shown with its output."""
+    root = repo_root()
+    page = build.build(root, tmp_path / "site", is_run=False)
+    for script in walkthroughs.find_walkthroughs(root):
+        shown = page.parent / script.relative_to(root).with_suffix(".html")
+        is_executed = "Executed on" in shown.read_text(encoding="utf-8")
+        assert is_executed == (walkthroughs.recorded(root, script, is_run=False) is not None), script
     pages = {str(path.relative_to(page.parent)) for path in page.parent.rglob("*.html")}
     assert {"README.html", "docs/course/8-your-claim.html", "projects/medplib/walkthrough.html"} <= pages
     assert {f"projects/{paper}/{claim_pages.full_page('quick')}" for paper in ("medthink", "vitar")} <= pages
