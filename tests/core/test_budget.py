@@ -2,6 +2,7 @@ import csv
 import io
 import json
 import shutil
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -22,6 +23,7 @@ from lightbox.claims.budget import (
 from lightbox.claims.document import BudgetCurve, BudgetPoint, load, write
 from lightbox.claims.jobs import arm_job, plan
 from lightbox.claims.registry import choose_claims, load_papers
+from lightbox.claims.retrain import retrain_pilot
 from lightbox.claims.spec import Claim, Kind, Role, Verdict, difference
 from lightbox.claims.statistics import effect_of
 from lightbox.claims.verdicts import decide
@@ -347,6 +349,26 @@ def test_rows_of_an_older_source_do_not_hide_those_of_today(paced, measured, tmp
     merge_rows(measured, [replace(row, budget=row.budget * 32, source="older") for row in rows if row.budget])
     assert judged(paced, tmp_path).is_on_plateau
     assert len(read_rows(measured)) > len(rows)
+
+
+@pytest.mark.parametrize(("code", "speaks"), [("return cfg.level + 0", True), ("return cfg.level + 0.2", False)])
+def test_a_pilot_of_an_older_source_speaks_where_its_smallest_budget_is_the_same_again(
+    toy, paced, measured, tmp_path, code, speaks
+):
+    world = toy / "world.py"
+    world.write_text(world.read_text().replace("return cfg.level", code))
+    forget_toy_paper(toy.parent)
+    sys.path.insert(0, str(toy.parent))
+    [paper] = load_papers(packages={"toy": "toy"})
+    assert "made by another source" in judged(paper, tmp_path).reason
+    claims, place = [paper.claims.claim("Y1")], {"root": tmp_path / "results", "workers": 1}
+    rows = retrain_pilot(paper, claims, tmp_path / "again", **place)
+    assert {(row.arm, row.seed) for row in rows} == {(f"{a}@2", 900) for a in ("true", "none", "filler")} | {
+        ("majority", 900)
+    }
+    assert judged(paper, tmp_path).is_on_plateau == speaks
+    with pytest.raises(RequestError, match="None of the claims has a training budget"):
+        retrain_pilot(paper, [replace(claims[0], budget="")], tmp_path / "again", **place)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ contrasts it rests on, the 95 % interval of each movement, its standard deviatio
 ladder, stays under m. Then at most 2.5 % keep it. The price is that three seeds seldom rule anything out, so that most
 true negative effects come out still learning too; and no rule on one doubling sees a turn that begins with less than m.
 
-A row of the pilot speaks for a run of the same source and settings (`settings_digest`).
+A row of the pilot speaks for a run of the same source and settings (`settings_digest`), or of one that counts as the
+same (`claims.same_source`).
 """
 
 import csv
@@ -25,6 +26,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from lightbox.claims.same_source import Made, SameSources, load_same_sources
 from lightbox.claims.spec import Claim, Contrast, Measure, PaperClaims, Role, at_budget
 from lightbox.claims.statistics import Effect, effect_of
 from lightbox.errors import RequestError
@@ -77,24 +79,21 @@ class PilotRow:
 COLUMNS = [column.name for column in fields(PilotRow)]
 
 
-class Origin(Protocol):
-    """What a job says of itself for its pilot: training budget, digest of its code, `settings_digest`."""
+class Origin(Made, Protocol):
+    """What a job says of itself for its pilot: its training budget, and how it was made (`settings_digest`)."""
 
     @property
     def budget(self) -> int | None: ...
-    @property
-    def source(self) -> str | None: ...
-    @property
-    def settings(self) -> str | None: ...
 
 
 @dataclass(frozen=True)
 class Pilot:
-    """The pilot of a paper: its file, the rows in it, and what the paper declares."""
+    """The pilot of a paper: its file, the rows in it, what the paper declares, and which sources count as one."""
 
     path: Path
     rows: tuple[PilotRow, ...]
     claims: PaperClaims
+    same: SameSources = SameSources()
 
 
 @dataclass(frozen=True)
@@ -145,10 +144,10 @@ def load_pilot(root: Path, claims: PaperClaims) -> Pilot:
     """The pilot of a paper under a folder of results; without a file it has no rows.
 
     Raises:
-        RequestError: where the file holds something else.
+        RequestError: where the file, or that of sources that count as one, holds something else.
     """
     path = root / claims.paper / FILE
-    return Pilot(path, tuple(read_rows(path)), claims)
+    return Pilot(path, tuple(read_rows(path)), claims, load_same_sources(root, claims.paper))
 
 
 def read_rows(path: Path) -> list[PilotRow]:
@@ -248,10 +247,12 @@ def _rows_of(arm: str, claim: Claim, pilot: Pilot, origin: Origin) -> list[Pilot
     rows = [row for row in pilot.rows if row.arm == arm]
     if not rows:
         raise _refusal(claim, pilot, f"It holds no row of arm '{arm}'" if pilot.rows else "There is no such file")
-    for name, what in (("settings", "made with another configuration"), ("source", "made by another source")):
-        rows = [row for row in rows if getattr(row, name) == getattr(origin, name)]
-        if not rows:
-            raise _refusal(claim, pilot, f"Its rows of arm '{arm}' were {what} than the run's")
+    own = [row for row in rows if pilot.same.count_as_one(arm, row, origin)]
+    if not own:
+        is_configured_so = any(row.settings == origin.settings for row in rows)
+        what = "made by another source" if is_configured_so else "made with another configuration"
+        raise _refusal(claim, pilot, f"Its rows of arm '{arm}' were {what} than the run's")
+    rows = own
     if len(rates := {row.lr for row in rows}) > 1:
         raise _refusal(claim, pilot, f"Its rows of arm '{arm}' mix the learning rates {', '.join(sorted(rates))}")
     return rows

@@ -109,8 +109,9 @@ class ClaimEntry:
 
     `arms` and `baselines` are levels by label. `budget` is the budget axis, "" where the claim has none, None in a
     document of before claims had one; `convergence` judges it, `by_budget` are the curves behind that. `older_source`
-    names the commits behind scores that today's source, settings and data would not make; only a recomputed document
-    knows them. `hardware` is what the jobs ran on.
+    names the commits behind scores that today's source, settings and data would not make, `retrained` those whose
+    scores today's source gave again (`claims.same_source`); only a recomputed document knows them. `hardware` is what
+    the jobs ran on.
     """
 
     paper: str
@@ -141,6 +142,7 @@ class ClaimEntry:
     wall_s: float
     published: Published | None = None
     older_source: tuple[str, ...] = ()
+    retrained: tuple[str, ...] = ()
     caveats: tuple[str, ...] = ()
     images: str = PHANTOM
     hardware: tuple[str, ...] = ()

@@ -177,7 +177,7 @@ def pilot_rows(paper: Paper, claims: Sequence[Claim], plan: Plan, finished: Fini
                     where=written(measure.where),
                     mean=round(float(values.mean()), 8),
                     items=values.size,
-                    lr=flatten(job.config).get("optim.lr", "") if budget else "",
+                    lr=rate_of(job),
                     key=key,
                     commit=(read_record(finished.folders[key]) or {}).get("commit") or "",
                     source=job.source,
@@ -185,6 +185,11 @@ def pilot_rows(paper: Paper, claims: Sequence[Claim], plan: Plan, finished: Fini
                 )
             )
     return rows
+
+
+def rate_of(job: Job) -> str:
+    """Learning rate of a job, "" where no budget, and so no rate, changes its scores."""
+    return flatten(job.config).get("optim.lr", "") if base_arm(job.arm)[1] else ""
 
 
 def _measures(claims: Iterable[Claim]) -> dict[str, list[Measure]]:

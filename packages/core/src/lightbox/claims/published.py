@@ -9,7 +9,7 @@ import csv
 import io
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from lightbox.claims.jobs import Plan
 from lightbox.claims.jobs import plan as plan_jobs
 from lightbox.claims.registry import Paper
 from lightbox.claims.runner import Finished
+from lightbox.claims.same_source import SameSources
 from lightbox.claims.spec import REAL, base_arm
 from lightbox.claims.verdicts import PRESETS_WITHOUT_VERDICT
 from lightbox.errors import RequestError, WorkError
@@ -157,8 +158,9 @@ def recompute(folder: Path, paper: Paper) -> Document:
     Claims are decided as the paper's `claims.py` declares them now, on the seeds that were published; a claim that it
     no longer declares, or not at that preset, is left out. A claim whose jobs have other keys than today's, as source,
     settings or data changed, is marked with `older_source`, the commits that made them, and what is shown beside its
-    verdict is left out where their scores lack it, such as a kind of question that was not asked then. Where real data
-    are not on this machine, keys cannot be compared and nothing is marked.
+    verdict is left out where their scores lack it, such as a kind of question that was not asked then. Where one job of
+    each arm was trained again and gave the same scores, it has `retrained` in that place. Where real data are not on
+    this machine, keys cannot be compared and nothing is marked.
 
     Args:
         folder: `results/<paper>/<preset>`.
@@ -170,7 +172,7 @@ def recompute(folder: Path, paper: Paper) -> Document:
     """
     published = document.load(folder / DOCUMENT)
     check_scores(folder, published.jobs)
-    today = _keys_of_today(paper, published.preset)
+    today = _plan_of_today(paper, published.preset)
     pilot = load_pilot(folder.parents[1], paper.claims)
     entries = []
     for earlier in published.claims:
@@ -180,18 +182,31 @@ def recompute(folder: Path, paper: Paper) -> Document:
         own = [job for job in published.jobs if job.key in earlier.run_ids and claim.reads(job.arm)]
         jobs = {(job.arm, job.seed): job for job in own}
         scores = results.scores_of(paper, {pair: scores_path(folder, job) for pair, job in jobs.items()})
-        older = sorted({job.commit for job in own if job.commit and today is not None and job.key not in today})
+        changed = [job for job in own if today is not None and job.key not in today.jobs]
+        older = _commits(job for job in changed if not _is_as_good(job, today, pilot.same))
         seeds = sorted({job.seed for job in own})
         entry = claim_entry(claim, published.preset, scores, jobs, pilot, seeds=seeds, is_older=bool(older))
-        entries.append(replace(entry, older_source=tuple(older)))
+        entries.append(replace(entry, older_source=older, retrained=() if older else _commits(changed)))
     return replace(published, claims=tuple(entries), family=document.family_of(tuple(entries)))
 
 
-def _keys_of_today(paper: Paper, preset: str) -> set[str] | None:
-    """Keys that the jobs of a preset would have now; None where they depend on real data that are not here."""
+def _commits(jobs: Iterable[JobEntry]) -> tuple[str, ...]:
+    return tuple(sorted({job.commit for job in jobs if job.commit}))
+
+
+def _is_as_good(job: JobEntry, today: Plan | None, same: SameSources) -> bool:
+    """Whether the job of today of the same arm and seed counts as made by the same source."""
+    key = today.keys.get((job.paper, job.arm, job.seed)) if today is not None else None
+    if today is None or key is None:
+        return False
+    return same.count_as_one(job.arm, job, today.jobs[key], preset=today.preset)
+
+
+def _plan_of_today(paper: Paper, preset: str) -> Plan | None:
+    """The jobs of a preset as they would be now; None where they depend on real data that are not here."""
     claims = [(paper, claim) for claim in paper.claims.claims]
     try:
-        return set(plan_jobs(claims, preset).jobs)
+        return plan_jobs(claims, preset)
     except RequestError as err:
         if not any(claim.images == REAL and preset in claim.presets for _, claim in claims):
             raise

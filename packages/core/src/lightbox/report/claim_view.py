@@ -119,6 +119,11 @@ def _chip(claim: ClaimEntry, document: Document) -> Chip:
 
 
 def _older(claim: ClaimEntry) -> list[str]:
+    if claim.retrained:
+        return [
+            f"Made by an earlier source (commit {', '.join(claim.retrained)}). Today's trained one job of each arm "
+            "again, and every score was the same."
+        ]
     if not claim.older_source:
         return []
     return [f"An older result: its source, settings or data are not today's (commit {', '.join(claim.older_source)})."]

@@ -191,6 +191,10 @@ def _cell(claim: Claim, preset: str, publication: PublishedSize | None, replays:
     source = "source, settings and data of today"
     if entry.older_source:
         source = f"older source, settings or data (commit {', '.join(entry.older_source)})"
+    elif entry.retrained:
+        source = (
+            f"earlier source (commit {', '.join(entry.retrained)}); one job of each arm, trained again, scored alike"
+        )
     elif not publication.is_compared:
         source = "not compared with the source of today, as the images are not on this machine"
     return Cell(

@@ -1,0 +1,223 @@
+"""Train one job of each arm again by today's source, beside what is published: are the scores the same?
+
+For the day after an edit that should change no number: hours of published runs stand if it did not, see
+`claims.same_source`. The first seed of each arm is trained anew with all that it reads, and its per-item scores are
+compared with the published ones, to the last bit. Of a pilot it is the smallest budget of the first seed, and the means
+of its rows. Both outcomes are written down. Another processor gives other bits, so this has to run where the published
+jobs ran. Run as `python -m lightbox.claims.retrain PAPER --preset full`, or with `--pilot` and the pilot's `--items`.
+"""
+
+import argparse
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from lightbox import machine
+from lightbox.claims import document
+from lightbox.claims.budget import FILE as PILOT_FILE
+from lightbox.claims.budget import PilotRow, read_rows
+from lightbox.claims.document import JobEntry
+from lightbox.claims.jobs import Job, Plan
+from lightbox.claims.jobs import plan as plan_jobs
+from lightbox.claims.pilot import ITEMS, pilot_rows, plan_pilot, rate_of
+from lightbox.claims.published import DOCUMENT, check_scores
+from lightbox.claims.registry import Paper, choose_claims, load_papers
+from lightbox.claims.results import read_scores
+from lightbox.claims.runner import Finished, find_finished, run
+from lightbox.claims.same_source import DIFFERENT, FILE, PILOT, SAME, Retrained, append
+from lightbox.claims.spec import Claim, base_arm
+from lightbox.errors import RequestError, guard
+from lightbox.files import digest
+from lightbox.paths import default_out, results_dir
+from lightbox.runs.folders import SCORES, open_output
+
+_log = logging.getLogger("lightbox.claims")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A published job of an older source, or a row of a pilot's, and the job of today of the same arm and seed."""
+
+    old: JobEntry | PilotRow
+    new: Job
+
+
+def retrain(paper: Paper, preset: str, out: Path, *, root: Path, workers: int = 2) -> list[Retrained]:
+    """Train the first seed of every arm again whose published jobs are of an older source.
+
+    Args:
+        paper: whose results they are.
+        preset: that they were published at.
+        out: output folder; finished jobs in it are not run again.
+        root: folder of published results; `results/<paper>/retrained.csv` there gets the rows.
+        workers: processes.
+
+    Returns:
+        A row for each arm, source and settings of before.
+
+    Raises:
+        RequestError: where nothing is published, or all of it is of today's source, or none of it is planned any more.
+        WorkError: where a published file is not what was published, or a job failed.
+    """
+    folder = root / paper.name / preset
+    published = document.load(folder / DOCUMENT)
+    check_scores(folder, published.jobs)
+    today = plan_jobs([(paper, claim) for claim in paper.claims.claims], preset)
+    claimed = {claim.id for claim in paper.claims.claims if preset in claim.presets}
+    read = {key for entry in published.claims if entry.id in claimed for key in entry.run_ids}
+    jobs = [job for job in published.jobs if job.key in read]
+    pairs = first_seeds(jobs, today)
+    if not pairs:
+        older = {job.arm for job in jobs if job.key not in today.jobs}
+        why = f"No arm of today has the seeds of {', '.join(sorted(older))}" if older else "It is of today's source"
+        raise RequestError(
+            f"{paper.name} at {preset}, to be trained again",
+            why,
+            "Run `lightbox reproduce` where it has to be made anew",
+        )
+    finished = _run(today, {pair.new.key for pair in pairs}, out, workers)
+    rows = []
+    for pair in pairs:
+        then = read_scores(folder / f"{pair.old.key}.parquet")
+        now = read_scores(finished.folders[pair.new.key] / SCORES)
+        rows.append(_row(preset, pair, is_same=content_of(then) == content_of(now), n_rows=then.num_rows))
+    append(root / paper.name / FILE, rows)
+    return rows
+
+
+def first_seeds(jobs: Sequence[JobEntry], today: Plan) -> list[Pair]:
+    """Published jobs that today's plan gives other keys: of each arm, source and settings the one of the first seed.
+
+    Of an arm that a ladder trains at several budgets it is the one at the declared budget, where that has one.
+    """
+    first: dict[tuple[str, str | None, str | None], Pair] = {}
+    for old in sorted(jobs, key=lambda job: (job.arm, job.seed)):
+        key = today.keys.get((old.paper, old.arm, old.seed))
+        if key is not None and old.key not in today.jobs:
+            first.setdefault((base_arm(old.arm)[0], old.source, old.settings), Pair(old, today.jobs[key]))
+    return list(first.values())
+
+
+def content_of(scores: pa.Table) -> str:
+    """Digest of all columns and values, without what a file says of itself."""
+    sink = pa.BufferOutputStream()
+    bare = scores.replace_schema_metadata(None).combine_chunks()
+    with pa.ipc.new_stream(sink, bare.schema) as writer:
+        writer.write_table(bare)
+    return digest(sink.getvalue().to_pybytes().hex())
+
+
+def retrain_pilot(
+    paper: Paper, claims: Sequence[Claim], out: Path, *, root: Path, items: int = ITEMS, workers: int = 2
+) -> list[Retrained]:
+    """The same for the rows of a pilot: its smallest budget on its first seed.
+
+    Args:
+        paper: whose pilot it is.
+        claims: whose arms are trained again; those without a training budget are left out.
+        out: output folder; finished jobs in it are not run again.
+        root: folder of published results.
+        items: validation items that each job of the pilot scored.
+        workers: processes.
+
+    Raises:
+        RequestError: where the pilot has no rows of these arms, or all are of today's source.
+        WorkError: a job failed.
+    """
+    before = read_rows(root / paper.name / PILOT_FILE)
+    budgets, seeds = {row.budget for row in before if row.budget}, {row.seed for row in before}
+    claims = [claim for claim in claims if claim.budget]
+    request = f"The pilot of {paper.name}, to be trained again"
+    if not claims or not budgets:
+        why = "It has no rows" if claims else "None of the claims has a training budget"
+        raise RequestError(request, why, "Run `python -m lightbox.claims.pilot` first, or name other --claims")
+    plan = plan_pilot(paper, claims, [min(budgets)], [min(seeds)], items=items)
+    jobs = {(*base_arm(name), seed): plan.jobs[key] for (_, name, seed), key in plan.keys.items()}
+    older: dict[str, list[PilotRow]] = {}
+    for row in before:
+        job = jobs.get((row.arm, row.budget, row.seed))
+        if job is not None and row.key != job.key and row.lr == rate_of(job):
+            older.setdefault(row.key, []).append(row)
+    if not older:
+        why = f"At {min(budgets)} its rows of these claims are of today's source or at other rates, or there are none"
+        raise RequestError(request, why, "Name the claims that it was run for with --claims")
+    pairs = {key: Pair(own[0], jobs[own[0].arm, own[0].budget, own[0].seed]) for key, own in older.items()}
+    finished = _run(plan, {pair.new.key for pair in pairs.values()}, out, workers)
+    now = {row.place: (row.mean, row.items) for row in pilot_rows(paper, claims, plan, finished)}
+    rows = []
+    for key, own in older.items():
+        read = [row for row in own if row.place in now]
+        is_same = all(now[row.place] == (row.mean, row.items) for row in read)
+        if read:
+            rows.append(_row(PILOT, pairs[key], is_same=is_same, n_rows=len(read)))
+    append(root / paper.name / FILE, rows)
+    return rows
+
+
+def _run(plan: Plan, keys: set[str], out: Path, workers: int) -> Finished:
+    def report(job: Job, folder: Path) -> None:
+        _log.info("seed %d, %s: %s", job.seed, job.arm, folder)
+
+    with open_output(out):
+        finished = run(plan, out, find_finished(plan, out), workers=workers, keys=keys, on_job_done=report)
+    if finished.errors:
+        raise next(iter(finished.errors.values()))
+    return finished
+
+
+def _row(preset: str, pair: Pair, *, is_same: bool, n_rows: int) -> Retrained:
+    old, new = pair.old, pair.new
+    return Retrained(
+        preset=preset,
+        arm=new.arm,
+        seed=new.seed,
+        budget=new.budget,
+        old_key=old.key,
+        old_source=old.source or "",
+        old_settings=old.settings or "",
+        old_commit=old.commit or "",
+        key=new.key,
+        source=new.source,
+        settings=new.settings,
+        commit=machine.commit(),
+        outcome=SAME if is_same else DIFFERENT,
+        rows=n_rows,
+        hardware=machine.hardware(),
+        date=time.strftime("%Y-%m-%d"),
+    )
+
+
+def command_line() -> argparse.ArgumentParser:
+    """What `python -m lightbox.claims.retrain` takes."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("paper")
+    parser.add_argument("--preset", default="quick", help="whose published jobs are trained again")
+    parser.add_argument("--pilot", action="store_true", help="the rows of the pilot in place of a preset's jobs")
+    parser.add_argument("--claims", nargs="*", default=[], help="of the pilot: ids; none means all")
+    parser.add_argument("--items", type=int, default=ITEMS, help="of the pilot: validation items that each job scored")
+    parser.add_argument("--out", type=Path, default=default_out())
+    parser.add_argument("--workers", type=int, default=2)
+    return parser
+
+
+def _from_words(words: Sequence[str]) -> None:
+    options = command_line().parse_args(words)
+    paper = load_papers([options.paper])[0]
+    sizes = {"root": results_dir(), "workers": options.workers}
+    if options.pilot:
+        claims = [claim for _, claim in choose_claims([paper], options.claims)]
+        rows = retrain_pilot(paper, claims, options.out, items=options.items, **sizes)
+    else:
+        rows = retrain(paper, options.preset, options.out, **sizes)
+    for row in rows:
+        _log.info("%s, arm %s, seed %d, %d rows: %s", row.preset, row.arm, row.seed, row.rows, row.outcome)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO)
+    sys.exit(guard(lambda: _from_words(sys.argv[1:])))
