@@ -1,4 +1,4 @@
-"""What `reproduce`, `report` and `explain` print: a plan with its cost, verdicts, one claim in 20 lines. No torch."""
+"""What `reproduce`, `report` and `explain` print: a plan with its cost, verdicts, one claim on a screen. No torch."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

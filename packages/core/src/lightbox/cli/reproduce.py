@@ -113,7 +113,7 @@ def explain(
     job: Annotated[str, typer.Option(metavar="KEY", help="In place of a claim: a job's key, or how it begins.")] = "",
     out: Out = None,
 ) -> None:
-    """Show a claim in 20 lines, verdict included; or what a job was made from, and what of it differs today."""
+    """Show a claim on one screen, verdict included; or what a job was made from, and what of it differs today."""
     console = claim_tables.plain_console()
     root = results_dir()
     if bool(claim_id) == bool(job):
