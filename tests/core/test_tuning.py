@@ -135,6 +135,22 @@ def test_trials_of_other_arms_stay_where_budget_and_grid_are_theirs(tuned, tmp_p
     assert set(first) == {"explanation", "none"}
 
 
+def test_a_grid_that_would_outgrow_that_of_other_arms_is_refused_before_the_wider_trials(tuned, tmp_path):
+    table = tmp_path / CLAIMS.paper / "tuning.csv"
+    table.parent.mkdir()
+    rows = [f"none,{rate},900,70,0.5,correct,10,key,abc,source" for rate in (1e-3, 2e-3)]
+    table.write_text("\n".join([",".join(tuning.FIELDS), *rows]) + "\n")
+    text = table.read_text()
+    with pytest.raises(
+        RequestError, match="filler are at budget 70 and rates 0.001, 0.002, 0.004.*tune all arms again"
+    ):
+        tuned(arms=("filler",), rates=(1e-3, 2e-3))
+    assert table.read_text() == text
+    rates, asked = tuned(arms=("filler", "none"), rates=(1e-3, 2e-3, 4e-3))
+    assert asked == [(1e-3, 2e-3), (1e-3, 2e-3, 4e-3), (1e-3, 2e-3, 4e-3, 8e-3)]
+    assert rates == {"filler": 4e-3, "none": 4e-3}
+
+
 def test_every_trained_arm_has_a_rate_and_one_that_was_not_tuned_is_marked(tuned, tmp_path):
     (tmp_path / "quick.yaml").write_text("reasoning: 0.002\nfiller: 0.5\nfirst: 1\n")
     tuned(arms=("filler",))

@@ -104,7 +104,8 @@ def tune(
         The chosen rate of every arm that was tuned or takes a tuned arm's.
 
     Raises:
-        RequestError: where the grid lacks `MIDDLE`, or arms that stay in the table had another budget or grid.
+        RequestError: where the grid lacks `MIDDLE`, or arms that stay in the table had another budget or grid, be it
+            because an edge wins here; finished trials are kept, so that all arms can be tuned on the wider grid.
         WorkError: a trial failed.
     """
     if MIDDLE not in rates:
@@ -120,6 +121,7 @@ def tune(
         _log.info("chosen from %s: %s", ", ".join(f"{rate:g}" for rate in grid), choose(rows))
         if wider == grid:
             break
+        _check_others(table, {arm.name for arm in own}, budgets, set(wider))
         grid = wider
     chosen = choose(rows)
     tried = _merge_table(rows, table)
