@@ -46,12 +46,12 @@ HARMLESS = "return cfg.level + 0"
 HARMFUL = "return cfg.level + 0.2"
 
 
-class Side:
+class Maker:
     def __init__(self, source, settings):
         self.source, self.settings = source, settings
 
 
-OLD, NEW = Side("s1", "c1"), Side("s2", "c2")
+OLD, NEW = Maker("s1", "c1"), Maker("s2", "c2")
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def test_two_sources_count_as_one_for_an_arm_where_every_proof_says_so(rows, arm
 
 
 def test_one_source_is_one_without_any_proof():
-    assert SameSources().count_as_one("true", OLD, Side("s1", "c1"), preset="quick")
+    assert SameSources().count_as_one("true", OLD, Maker("s1", "c1"), preset="quick")
 
 
 @pytest.mark.parametrize(
