@@ -3,8 +3,10 @@
 For the day after an edit that should change no number: hours of published runs stand if it did not, see
 `claims.same_source`. The first seed of each arm is trained anew with all that it reads, and its per-item scores are
 compared with the published ones, to the last bit. Of a pilot it is the smallest budget of the first seed, and the means
-of its rows. Both outcomes are written down. Another processor gives other bits, so this has to run where the published
-jobs ran. Run as `python -m lightbox.claims.retrain PAPER --preset full`, or with `--pilot` and the pilot's `--items`.
+of its rows. Both outcomes are written down. Another processor gives other bits, also one of the same name: a difference
+is the edit's only where the older source, run here, does not show it too.
+
+Run as `python -m lightbox.claims.retrain PAPER --preset full`, or with `--pilot` and the pilot's `--items`.
 """
 
 import argparse
@@ -32,7 +34,6 @@ from lightbox.claims.runner import Finished, find_finished, run
 from lightbox.claims.same_source import DIFFERENT, FILE, PILOT, SAME, Retrained, append
 from lightbox.claims.spec import Claim, base_arm
 from lightbox.errors import RequestError, guard
-from lightbox.files import digest
 from lightbox.paths import default_out, results_dir
 from lightbox.runs.folders import SCORES, open_output
 
@@ -103,13 +104,13 @@ def first_seeds(jobs: Sequence[JobEntry], today: Plan) -> list[Pair]:
     return list(first.values())
 
 
-def content_of(scores: pa.Table) -> str:
-    """Digest of all columns and values, without what a file says of itself."""
+def content_of(scores: pa.Table) -> bytes:
+    """All columns and values, without what a file says of itself."""
     sink = pa.BufferOutputStream()
     bare = scores.replace_schema_metadata(None).combine_chunks()
     with pa.ipc.new_stream(sink, bare.schema) as writer:
         writer.write_table(bare)
-    return digest(sink.getvalue().to_pybytes().hex())
+    return sink.getvalue().to_pybytes()
 
 
 def retrain_pilot(

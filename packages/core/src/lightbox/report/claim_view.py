@@ -121,8 +121,8 @@ def _chip(claim: ClaimEntry, document: Document) -> Chip:
 def _older(claim: ClaimEntry) -> list[str]:
     if claim.retrained:
         return [
-            f"Made by an earlier source (commit {', '.join(claim.retrained)}). Today's trained one job of each arm "
-            "again, and every score was the same."
+            f"Made by an earlier source (commit {', '.join(claim.retrained)}). Today's trained one job of each "
+            "of its arms again, and every score was the same."
         ]
     if not claim.older_source:
         return []
