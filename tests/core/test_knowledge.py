@@ -12,6 +12,7 @@ from lightbox import knowledge, phantom
 from lightbox.cli.data import app
 from lightbox.errors import RequestError
 from lightbox.phantom.ontology import TRIPLES
+from lightbox.readers.catalog import DATASETS
 
 LOOK = {
     "name": "rib fracture",
@@ -40,10 +41,12 @@ def write(tmp_path):
 def test_our_tables_are_sound_and_cover_their_data_sets():
     table = knowledge.findings()
     assert {name: len(classes) for name, classes in table.covers.items()} == {
-        "vindr_cxr": 22, "padchest_gr": 24, "bccd": 3, "blood_smear_csv": 2,
+        "vindr_cxr": 22, "padchest_gr": 25, "ms_cxr": 8, "chestx_det": 13, "nih_boxes": 8, "nih_cxr_mass_boxes": 2,
+        "covid_cxr_masks": 14, "bccd": 3, "blood_smear_csv": 2,
     }  # fmt: skip
     assert len(set(table.covers["vindr_cxr"]) & set(table.covers["padchest_gr"])) == 4
-    assert len(table.looks) == 45
+    assert len(table.looks) == 62
+    assert table.covers.keys() <= DATASETS.keys()
     assert {name: len(values) for name, values in knowledge.synonyms().words.items()} == {
         "shape": 7, "density": 4, "side": 2, "place": 5,
     }  # fmt: skip
@@ -54,6 +57,14 @@ def test_a_class_is_met_in_whatever_case_a_data_set_writes_it():
     assert table.look_of("rbc") is table.look_of("RBC") is not None
     assert table.look_of("Ild") is table.looks["ILD"]
     assert table.look_of("leukocyte") is None
+
+
+@pytest.mark.parametrize("name", sorted(knowledge.findings().covers))
+def test_no_two_classes_of_a_set_are_described_alike(name):
+    table = knowledge.findings()
+    looks = [table.look_of(one) for one in table.covers[name]]
+    assert len({look.description.lower() for look in looks}) == len(looks)
+    assert len({look.appearance.lower() for look in looks}) == len(looks)
 
 
 def test_a_class_in_two_tables_is_refused(write, tmp_path, monkeypatch):
@@ -123,6 +134,7 @@ def test_a_sound_table_has_no_fault(write):
         ({"shape": "Round"}, "rib fracture", "description", "mass/nodule has the same"),
         ({"appearance": "a  ball."}, "rib fracture", "appearance", "mass/nodule has the same"),
         ({"name": "mass/nodule"}, "2 mass/nodule", "name", "An earlier row has that name"),
+        ({"name": "Mass/Nodule"}, "2 mass/nodule", "name", "An earlier row has that name"),
     ],
 )
 def test_each_fault_names_file_row_and_field_and_the_rest_is_read(write, change, row, field, why):

@@ -1,7 +1,6 @@
 """One arm end to end on random weights: files of a run, `open_frozen` and its features, a prediction."""
 
 import json
-import shutil
 
 import pytest
 import torch
@@ -10,10 +9,10 @@ from safetensors.torch import load_file
 
 from k2sight import evaluate
 from k2sight.cli import ENTRIES
-from k2sight.config import inputs, resolve
+from k2sight.config import resolve
 from k2sight.data import load_splits
 from k2sight.model import Grounder, open_grounder
-from lightbox import knowledge, phantom
+from lightbox import phantom
 from lightbox.backbones.box_text import BoxReading
 from lightbox.errors import RequestError
 from lightbox.eval.boxes import LabelledBox
@@ -114,17 +113,6 @@ def test_a_run_that_selects_words_scores_and_predicts(sizes, tmp_path, image):
 def test_options_that_do_not_fit_are_refused(sizes, tmp_path, asked, named):
     with pytest.raises(RequestError, match=named):
         ENTRIES.run_once([*sizes, f"run.out={tmp_path}", "experiment=defined", *asked], "train")
-
-
-def test_an_edited_table_of_words_makes_another_run(sizes, monkeypatch, tmp_path):
-    cfg = resolve(sizes)
-    before = inputs(cfg)
-    shutil.copytree(knowledge.folder(), tmp_path / "knowledge")
-    monkeypatch.setattr(knowledge, "folder", lambda: tmp_path / "knowledge")
-    assert inputs(cfg) == before
-    table = tmp_path / "knowledge" / knowledge.PHANTOM
-    table.write_text(table.read_text().replace("coin", "dime"))
-    assert {name for name, digest in inputs(cfg).items() if digest != before[name]} == {"knowledge"}
 
 
 def test_a_box_in_the_margin_is_no_place_in_the_image(run, tmp_path, monkeypatch):

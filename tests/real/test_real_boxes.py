@@ -10,6 +10,7 @@ import pytest
 from k2sight.claims import PAPER
 from k2sight.config import resolve
 from k2sight.data import load_splits
+from lightbox import knowledge
 from lightbox.readers.catalog import ROOT_VARIABLE, read
 from lightbox.readers.splits import split_by_image
 from lightbox.readers.validate import validate
@@ -50,6 +51,26 @@ def test_a_set_is_read_whole(data_root, name, folder, cases, boxes, present, abs
     )
     assert found.images == (0 if name == "chestx_det" else cases)
     assert (notes["boxes_moved_to_the_edge"], notes["boxes_repeated"]) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [
+        ("bccd", "bccd"),
+        ("blood_smear_csv", "blood_smear_csv"),
+        ("nih_cxr_mass_boxes", "nih_cxr_mass_boxes"),
+        ("covid_cxr_masks", "covid_cxr_masks"),
+        ("chestx_det", "chestx_det_annotations"),
+    ],
+)
+def test_every_class_of_a_set_is_covered_by_an_attribute_table(data_root, name, folder):
+    """Of the COVID masks a part is here, so the table covers classes that this part lacks."""
+    table = knowledge.findings()
+    covered = {one.lower() for one in table.covers[name]}
+    met = {finding.name.lower() for case in read(name, data_root / folder).cases for finding in case.findings}
+    unmet = {"chest tube", "pleural effusion", "pneumothorax"} if name == "covid_cxr_masks" else set()
+    assert covered - met == unmet
+    assert met <= covered
 
 
 def test_four_forms_of_the_nih_masses_agree_to_a_pixel(data_root):

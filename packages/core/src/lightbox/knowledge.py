@@ -180,7 +180,7 @@ def read_findings(path: Path) -> tuple[FindingTable, list[RequestError]]:
             name = row.get("name", "") if isinstance(row, dict) else ""
             faults.append(_fault(path, f"{number} {name}".strip(), first["loc"], first["input"], first["msg"]))
             continue
-        if look.name in looks:
+        if FindingTable(looks, {}).look_of(look.name):  # in another case too: no look-up would reach the second
             faults.append(_fault(path, f"{number} {look.name}", ["name"], look.name, "An earlier row has that name"))
         looks.setdefault(look.name, look)
     covers: dict[str, tuple[str, ...]] = {}

@@ -168,12 +168,21 @@ resolve = partial(composition.resolve, "k2sight")
 
 
 def inputs(cfg: Config) -> dict[str, str]:
-    """See `composition.inputs`; also the tables that definitions come from, and the images that a baseline looks at."""
+    """See `composition.inputs`; also the tables that definitions come from, and the images that a baseline looks at.
+
+    A run on phantoms reads their table alone, so that a row for a real set makes no such run old. One on real data
+    reads all others, since its classes are known only when the set is read; asked by names alone, it reads none.
+    """
     read = composition.inputs(cfg)
-    if not cfg.is_baseline:
-        read["knowledge"] = weights.digest_of_folder(knowledge.folder(), suffixes=(".yaml",))
-    elif not cfg.data.is_phantom:
-        read["images"] = weights.digest_of_folder(Path(cfg.data.root), suffixes=composition.IMAGES, may_be_empty=True)
+    tables = knowledge.folder()
+    if cfg.is_baseline:
+        if not cfg.data.is_phantom:
+            root = Path(cfg.data.root)
+            read["images"] = weights.digest_of_folder(root, suffixes=composition.IMAGES, may_be_empty=True)
+    elif cfg.data.is_phantom:
+        read["knowledge"] = weights.digest_of_file(tables / knowledge.PHANTOM)
+    elif cfg.data.prompt != "name":
+        read["knowledge"] = weights.digest_of_folder(tables, suffixes=(".yaml",), without=(knowledge.PHANTOM,))
     return read
 
 
