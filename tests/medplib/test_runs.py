@@ -8,10 +8,13 @@ import torch
 from safetensors.torch import load_file
 
 from lightbox.errors import RequestError, WorkError
+from lightbox.paper.asked_images import AskedImage
 from lightbox.paper.pretrained import find_pretrained
+from lightbox.paper.pruned import pruned
+from lightbox.paper.pruning_config import PruningConfig
 from lightbox.paper.trained_tensors import check_changes
 from lightbox.paper.unseen_masks import OTHER_WORD, UNSEEN
-from lightbox.phantom.modalities import HELD_OUT
+from lightbox.phantom.modalities import HELD_OUT, draw_modality
 from lightbox.runs.folders import MODEL, read_card, read_history, read_scores
 from medplib import train
 from medplib.assembly import mixtures
@@ -19,6 +22,7 @@ from medplib.claims import PAPER
 from medplib.cli import ENTRIES
 from medplib.config import resolve
 from medplib.model import open_arm
+from medplib.predict import predict
 
 NETWORKS = ".mlp."
 CONDITIONS = (UNSEEN, OTHER_WORD)
@@ -233,3 +237,38 @@ def test_baselines_need_no_weights(tmp_path):
         folder = run_once([f"run.out={tmp_path}", "preset=smoke", f"experiment={arm}"], "train")
         rows = read_scores(folder).to_pylist()
         assert all(math.isfinite(row["score"]) for row in rows)
+
+
+def test_stages_train_and_a_mixture_answers_under_pruning(sizes, arms_of):
+    run = arms_of([*sizes, "pruning.method=cls_topk", "pruning.budget=0.25"])(
+        "mixture"
+    )  # it reads the tower's attention
+    assert read_scores(run).num_rows
+    assert set(read_card(run)["routing"]) == {"task"}  # the columns of a pruned prompt are not those of its types
+    picture = draw_modality("pet", "development", n=1)[0].images[0]
+    said = predict(AskedImage(picture), "outline the liver .", folder=run)
+    assert said["tokens read"] == "16 of 64, chosen by cls_topk"
+
+
+def test_the_whole_budget_gives_the_masks_and_words_of_no_pruning(tiny, items):
+    batch = tiny.prepare(items)
+    with torch.no_grad():
+        unpruned = tiny(batch)
+        answers = tiny.answer(items, max_new_tokens=4)
+        with pruned(tiny.backbone, PruningConfig(method="divprune", budget=1.0), seed=0, lengths="original"):
+            whole = tiny(batch)
+            assert tiny.answer(items, max_new_tokens=4)[0].text == answers[0].text
+        with pruned(tiny.backbone, PruningConfig(method="divprune", budget=0.1), seed=0, lengths="original"):
+            few = tiny(batch)
+    torch.testing.assert_close(whole.logits, unpruned.logits)
+    assert few.logits.shape == unpruned.logits.shape
+    assert not torch.allclose(few.logits, unpruned.logits, atol=1e-3)
+    for own, full, fewer in zip(unpruned.mask_logits, whole.mask_logits, few.mask_logits, strict=True):
+        torch.testing.assert_close(full, own)
+        assert fewer.shape == own.shape
+    assert any(not torch.equal(a, b) for a, b in zip(unpruned.mask_logits, few.mask_logits, strict=True))
+
+
+def test_what_a_mixture_costs_is_not_counted_on_pruned_prompts(sizes):
+    with pytest.raises(RequestError, match="whole prompts"):
+        resolve([*sizes, "experiment=cost", "pruning.method=divprune", "pruning.budget=0.5"])

@@ -15,6 +15,7 @@ from lightbox.paper.composition import estimate
 from lightbox.paper.drawn_regions import OTHER, WHOLE
 from lightbox.paper.low_rank_stages import check_settings
 from lightbox.paper.pretrained import Pretrained
+from lightbox.paper.pruning_config import UNPRUNED, PruningConfig
 from lightbox.paper.real_masks import chosen
 from lightbox.paper.schema import PaperConfig
 from lightbox.phantom import modalities
@@ -157,10 +158,17 @@ class Config(PaperConfig):
     objective: ObjectiveConfig
     optim: OptimConfig
     eval: EvalConfig = field(default_factory=EvalConfig)
+    pruning: PruningConfig = field(default_factory=PruningConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_settings(self.adapter)
+        if self.objective.method == COST and self.pruning.method != UNPRUNED:
+            raise RequestError(
+                f"objective.method is {COST} and pruning.method is {self.pruning.method}",
+                "What a mixture costs beside one network is counted over whole prompts",
+                "Leave pruning.method out, or choose another experiment",
+            )
         real_masks.check_source(self, asks_more=self.objective.method in ASK_MORE, is_unseen=self.eval.unseen)
 
     @property

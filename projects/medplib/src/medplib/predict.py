@@ -16,6 +16,7 @@ from lightbox.paper.pixel_items import HERE, PixelItem, check_item
 from lightbox.paper.pixel_prompts import Prompt, mask_of
 from lightbox.paper.pixel_vlm import PixelVLM
 from lightbox.paper.pretrained import find_pretrained
+from lightbox.paper.pruned import pruned
 from lightbox.paper.schema import from_plain
 from lightbox.records import box_from_mask
 from lightbox.runs import folders
@@ -46,7 +47,8 @@ def predict(
         opened: what `load_run` gave for the folder, where several questions follow one another; None loads it.
 
     Returns:
-        answer; boxes around its masks as `xyxy` fractions, and the words that each mask stands for; the image with the
+        answer; boxes around its masks as `xyxy` fractions, and the words that each mask stands for; how many
+        tokens of the picture were read, where `pruning.method` takes some away; the image with the
         outlines of regions and masks as a picture, and each mask as a picture, or as a volume for a slice of one.
 
     Raises:
@@ -56,7 +58,12 @@ def predict(
     item = PixelItem(image.pixels, placed(question, len(regions)), tuple(regions))
     check_item(item)  # said before a model is loaded
     cfg, model = opened or load_run(folder)
-    answer = model.answer([item], max_new_tokens=cfg.eval.answer_tokens)[0]
+    tokens_read: dict[str, object] = {}
+    with pruned(model.backbone, cfg.pruning, seed=cfg.run.seed, lengths="original") as pruning:
+        answer = model.answer([item], max_new_tokens=cfg.eval.answer_tokens)[0]
+        if pruning is not None:
+            kept = pruning.report().kept[0][0]
+            tokens_read["tokens read"] = f"{int(kept.sum())} of {kept.numel()}, chosen by {cfg.pruning.method}"
     masks = [(one.phrase or f"mask {place}", one.logits > 0) for place, one in enumerate(answer.masks, start=1)]
     boxes = [box_from_mask(mask) for _, mask in masks]
     return {
@@ -64,6 +71,7 @@ def predict(
         "labels": [phrase for (phrase, _), own in zip(masks, boxes, strict=True) if own],
         "boxes": [tuple(round(float(side), 4) for side in own) for own in boxes if own],
         "empty masks": sum(own is None for own in boxes),
+        **tokens_read,
         "note": "research and teaching only, not for clinical use",
         **shown_masks(image, [Outline(phrase, mask) for phrase, mask in masks], regions),
     }

@@ -104,7 +104,9 @@ def counted(
 
 
 @torch.no_grad()
-def routing_facts(model: PixelVLM, items: Sequence[PixelItem], tasks: Sequence[str], *, batch_size: int) -> dict:
+def routing_facts(
+    model: PixelVLM, items: Sequence[PixelItem], tasks: Sequence[str], *, batch_size: int, by_type: bool = True
+) -> dict:
     """Who goes where, over questions that are read with their answers, for a card.
 
     Args:
@@ -112,9 +114,10 @@ def routing_facts(model: PixelVLM, items: Sequence[PixelItem], tasks: Sequence[s
         items: answered.
         tasks: of each item.
         batch_size: items at once.
+        by_type: False for a model that is pruned: its experts see other columns than the prompt has.
 
     Returns:
-        `RoutingTable.facts` by task, and by type of token: picture, question, answer.
+        `RoutingTable.facts` by task, and by type of token where that was wanted: picture, question, answer.
     """
     model.eval()
     total = RoutingTable()
@@ -125,10 +128,10 @@ def routing_facts(model: PixelVLM, items: Sequence[PixelItem], tasks: Sequence[s
         assert labels is not None  # items are answered
         is_picture, is_answer = ids == model.backbone.image_token_id, labels != IGNORED
         types = {"picture": is_picture, "answer": is_answer, "question": ~(is_picture | is_answer)}
-        with counted(model.vlm, tasks=tasks[own], token_types=types) as table:
+        with counted(model.vlm, tasks=tasks[own], token_types=types if by_type else None) as table:
             model(batch)
         total.rows.update(table.rows)
-    return {over: total.facts(over) for over in (TASK, TYPE)}
+    return {over: total.facts(over) for over in ((TASK, TYPE) if by_type else (TASK,))}
 
 
 @torch.no_grad()

@@ -16,6 +16,8 @@ from lightbox.paper.pixel_answers import Routed
 from lightbox.paper.pixel_rows import PixelBatch
 from lightbox.paper.pixel_vlm import PixelVLM
 from lightbox.paper.pretrained import Pretrained
+from lightbox.paper.pruned import pruned
+from lightbox.paper.pruning_config import UNPRUNED
 from lightbox.paper.samples import Sample, Split
 from lightbox.paper.trained_tensors import check_changes
 from lightbox.runs import folders
@@ -85,30 +87,35 @@ def run(
     some = learnt[:: -(-len(learnt) // CENTRED)]  # of each task
     model = open_arm(cfg, base, needs, [item_of(sample, train, is_answered=True) for sample in some])
     is_trained = cfg.objective.is_trained and cfg.objective.method != COST
-    if is_trained:
-        learn(cfg, model, learnt, train, folder, memory_advice=memory_advice)
-    if not processes.is_main():
-        return
-    if not is_trained:
-        facts = describe(model, model.backbone.device, cfg.run, notes=["scored as loaded or put together"])
-        folders.write_card(folder, facts | {"wall_s": 0.0})
-        folders.write_history(folder, {})
-    if cfg.objective.method == COST:
-        items = [item_of(sample, scored) for sample in scored.samples if sample.record.task != REGION]
-        row = scores.blank("all", IMAGE, COST) | measure_cost(model, items[:COSTED], settings_of(cfg))
-        folders.write_scores(folder, [row], scores.METRICS)
-    else:
-        evaluate.evaluate(cfg, model, scored, folder=folder, routed=routed_by(cfg, model), outlines=score_boundaries)
-        if any(True for _ in mixtures(model.backbone.core)) and not is_oracle(cfg):
-            some = scored.samples[:: -(-len(scored.samples) // ROUTED)]
-            items, tasks = [item_of(sample, scored, is_answered=True) for sample in some], [s.record.task for s in some]
-            folders.add_to_card(
-                folder, {"routing": routing_facts(model, items, tasks, batch_size=cfg.optim.batch_size)}
-            )
+    with pruned(model.backbone, cfg.pruning, seed=cfg.run.seed, lengths="original"):
+        if is_trained:
+            learn(cfg, model, learnt, train, folder, memory_advice=memory_advice)
+        if not processes.is_main():
+            return
+        if not is_trained:
+            facts = describe(model, model.backbone.device, cfg.run, notes=["scored as loaded or put together"])
+            folders.write_card(folder, facts | {"wall_s": 0.0})
+            folders.write_history(folder, {})
+        score_arm(cfg, model, scored, folder)
     if is_trained and (keeps_model or cfg.objective.method in LEAVE_WEIGHTS):
         save_model(folder / folders.MODEL, model, cfg.adapter)
     folders.add_to_card(folder, evaluate.beside_score(cfg, train, scored))
     folders.drop_checkpoints(folder)
+
+
+def score_arm(cfg: Config, model: PixelVLM, scored: Split[Asked], folder: Path) -> None:
+    """Leave the scores of a model in its folder, and on its card who went through which expert."""
+    if cfg.objective.method == COST:
+        items = [item_of(sample, scored) for sample in scored.samples if sample.record.task != REGION]
+        row = scores.blank("all", IMAGE, COST) | measure_cost(model, items[:COSTED], settings_of(cfg))
+        folders.write_scores(folder, [row], scores.METRICS)
+        return
+    evaluate.evaluate(cfg, model, scored, folder=folder, routed=routed_by(cfg, model), outlines=score_boundaries)
+    if any(True for _ in mixtures(model.backbone.core)) and not is_oracle(cfg):
+        some = scored.samples[:: -(-len(scored.samples) // ROUTED)]
+        items, tasks = [item_of(sample, scored, is_answered=True) for sample in some], [s.record.task for s in some]
+        settings = {"batch_size": cfg.optim.batch_size, "by_type": cfg.pruning.method == UNPRUNED}
+        folders.add_to_card(folder, {"routing": routing_facts(model, items, tasks, **settings)})
 
 
 def learn(
