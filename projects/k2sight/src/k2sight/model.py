@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from k2sight.config import Config
@@ -54,10 +55,12 @@ class Grounder:
             readings += self.ask(samples[here], self.learner.see(split, images[here]))
         return readings
 
+    @torch.inference_mode()
     def ask(self, samples: Sequence[Sample[Target]], seen: Any) -> list[BoxReading]:
         """The boxes of one batch; `seen` is what the learner's `see` or `see_file` gave."""
         backbone = self.learner.backbone
-        backbone.model.eval()
+        if backbone.model.training:  # to ask every module takes time too
+            backbone.model.eval()
         form = form_of(backbone.family.name, backbone.tokenizer)
         prompts = [prompt for prompt, _ in write_texts(self.cfg, samples, form)]
         batch = backbone.prepare(seen, prompts, max_tokens=UNLIMITED, padding="left")

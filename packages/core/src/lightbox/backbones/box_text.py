@@ -181,9 +181,12 @@ def read_generated(
     """
     readings = []
     for row, (width_px, height_px) in enumerate(sizes_px):
-        own = generated.is_token[row]
-        spans, logps = backbone.token_spans(generated.ids[row][own]), generated.logps[row][own].tolist()
-        readings.append(form.read(generated.texts[row], width_px, height_px, token_spans=spans, logps=logps))
+        text, own = generated.texts[row], generated.is_token[row]
+        scores = {}
+        if form.codec.spans(text, width_px, height_px):  # nothing but a box has a score
+            scores = {"token_spans": backbone.token_spans(generated.ids[row][own])}
+            scores["logps"] = generated.logps[row][own].tolist()
+        readings.append(form.read(text, width_px, height_px, **scores))
     return readings
 
 

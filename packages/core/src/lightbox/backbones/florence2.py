@@ -23,9 +23,20 @@ from lightbox.backbones.rows import IGNORED, VlmBatch
 from lightbox.backbones.vision import LayerTaps, VisionFeatures
 from lightbox.errors import RequestError
 
+MOST_PROMPTS = 10_000
+"""Prompts whose ids are kept."""
+PIECE = 32
+"""Rows that a processor encodes at once for an answer: of the tiny model, what they need at a time stays in its cache."""
+
 
 class Florence2Backbone(Backbone):
-    """Florence-2 with its DaViT tower and BART body."""
+    """Florence-2 with its DaViT tower and BART body; parts as `Reader`."""
+
+    def __init__(self, *parts: Any, **more: Any) -> None:
+        super().__init__(*parts, **more)
+        self._read_prompts: dict[tuple[str, int], list[int]] = {}
+        tokenizer = self.tokenizer  # looks its own tokens up anew each time
+        self._frame = frozenset({tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id})
 
     @property
     def codec(self) -> CoordinateCodec:
@@ -56,16 +67,24 @@ class Florence2Backbone(Backbone):
             RequestError: a task beside other text where it stands alone.
         """
         prompt = text.removeprefix(self.processor.image_token)
-        try:
-            ids = self.processor(text=[prompt], add_special_tokens=False)["input_ids"][0]
-        except ValueError as err:
-            raise RequestError(
-                f"The prompt '{prompt}'",
-                f"Florence-2's processor refuses it: {err}",
-                "Give a task alone, a task with its own input, or plain text",
-            ) from err
         image = [self.core.config.image_token_id] if prompt != text else []
-        return [*image, self.tokenizer.bos_token_id, *ids, self.tokenizer.eos_token_id]
+        return [*image, self.tokenizer.bos_token_id, *self._prompt_ids(prompt), self.tokenizer.eos_token_id]
+
+    def _prompt_ids(self, prompt: str) -> list[int]:
+        """What the processor makes of a prompt; kept, since it takes milliseconds and the same prompts come again."""
+        place = prompt, len(self.tokenizer)  # a token that is added later may stand in it
+        if place not in self._read_prompts:
+            if len(self._read_prompts) >= MOST_PROMPTS:
+                self._read_prompts.clear()
+            try:
+                self._read_prompts[place] = self.processor(text=[prompt], add_special_tokens=False)["input_ids"][0]
+            except ValueError as err:
+                raise RequestError(
+                    f"The prompt '{prompt}'",
+                    f"Florence-2's processor refuses it: {err}",
+                    "Give a task alone, a task with its own input, or plain text",
+                ) from err
+        return self._read_prompts[place]
 
     def target_ids(self, target: str) -> list[int]:
         """Ids of an answer between the begin and the end token: the published decoder writes both."""
@@ -75,8 +94,7 @@ class Florence2Backbone(Backbone):
     def read_ids(self, ids: Tensor) -> str:
         """The text of generated ids with its location tokens, which count as special."""
         # skip_special_tokens would drop the location tokens with them
-        frame = {self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id}
-        text = self.tokenizer.decode([i for i in ids.tolist() if i not in frame], skip_special_tokens=False)
+        text = self.tokenizer.decode([i for i in ids.tolist() if i not in self._frame], skip_special_tokens=False)
         # a decoder of words puts spaces between location tokens, one of bytes does not; a box is four in a row
         return re.sub(r"(?<=>) (?=<loc_)", "", text)
 
@@ -180,6 +198,8 @@ class Florence2OnFeatures(Florence2Backbone):
     def generation_inputs(self, batch: VlmBatch) -> dict[str, Any]:
         """What the decoder reads, made here: transformers' `generate` hands embeddings to no encoder of this family."""
         encoder, inputs = self.core.get_encoder(), self.inputs_of(batch)
-        encoded = encoder(inputs_embeds=inputs["inputs_embeds"], attention_mask=inputs["attention_mask"])
-        states = BaseModelOutput(last_hidden_state=encoded.last_hidden_state)
-        return {"encoder_outputs": states, "attention_mask": inputs["attention_mask"]}
+        rows_at_once = PIECE if self.device.type == "cpu" else len(batch)
+        pieces = zip(*(inputs[name].split(rows_at_once) for name in ("inputs_embeds", "attention_mask")), strict=True)
+        states = [encoder(inputs_embeds=own, attention_mask=mask).last_hidden_state for own, mask in pieces]
+        encoded = BaseModelOutput(last_hidden_state=torch.cat(states))
+        return {"encoder_outputs": encoded, "attention_mask": inputs["attention_mask"]}

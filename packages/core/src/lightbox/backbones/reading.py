@@ -333,14 +333,15 @@ class Reader:
 
     def _expanded(self, ids: list[int], counts: Iterator[int]) -> list[int]:
         """Ids with the image token of each image as often as it has vision tokens."""
-        if self.image_token_id not in ids:
+        image = self.image_token_id  # looked up in the model's config, so once a row and not once a token
+        if image not in ids:
             return ids
-        return [own for i in ids for own in ([i] * next(counts) if i == self.image_token_id else [i])]
+        return [own for i in ids for own in ([i] * next(counts) if i == image else [i])]
 
     def _typed(self, row: Row) -> Row:
         """A row with its mask and its field of types."""
-        ids = row["input_ids"]
-        types = {self.TYPE_FIELD: [int(i == self.image_token_id) for i in ids]} if self.TYPE_FIELD else {}
+        ids, image = row["input_ids"], self.image_token_id
+        types = {self.TYPE_FIELD: [int(i == image) for i in ids]} if self.TYPE_FIELD else {}
         return row | {"attention_mask": [1] * len(ids)} | types
 
     def _token_counts(self, pixels: ImageFields, features: Sequence[Tensor] | None, n_images: int) -> list[int]:
