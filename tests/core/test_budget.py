@@ -234,6 +234,7 @@ def judged(paper, folder, claim=None):
     return claim_tables.planned_convergence(paper, claim or paper.claims.claim("Y1"), todo, folder / "results")
 
 
+@pytest.mark.slow
 def test_the_pilot_keeps_a_mean_for_every_measure_arm_seed_and_budget(paced, measured):
     rows = read_rows(measured)
     places = {(row.arm, row.budget, row.condition) for row in rows}
@@ -255,6 +256,7 @@ def test_a_pilot_of_an_arm_that_needs_another_trains_that_at_the_same_budget(pac
         assert "data.eval_split=validation" in job.overrides
 
 
+@pytest.mark.slow
 def test_a_longer_ladder_trains_what_has_no_row_though_the_jobs_are_gone(paced, tmp_path, monkeypatch):
     first = run_pilot(paced, tmp_path, seeds=(900,)).read_text()
     shutil.rmtree(tmp_path / "pilot")
@@ -268,6 +270,7 @@ def test_a_longer_ladder_trains_what_has_no_row_though_the_jobs_are_gone(paced, 
     assert set(first.splitlines()) < set(path.read_text().splitlines())
 
 
+@pytest.mark.slow
 def test_a_second_pilot_runs_nothing_and_one_that_failed_goes_on(paced, tmp_path, monkeypatch):
     first = run_pilot(paced, tmp_path).read_text()
     folders = sorted((tmp_path / "pilot" / "jobs").iterdir())
@@ -413,6 +416,7 @@ def go(paced, tmp_path, monkeypatch):
     return run
 
 
+@pytest.mark.slow
 def test_a_run_without_a_pilot_is_still_learning_and_with_one_it_has_its_verdict(go, measured, pilot_text):
     measured.unlink()
     assert "4 steps, not on the plateau: no pilot" in go(dry_run=True)[1]
@@ -427,6 +431,7 @@ def test_a_run_without_a_pilot_is_still_learning_and_with_one_it_has_its_verdict
     assert after.convergence == Convergence("steps", 4, 2, True)
 
 
+@pytest.mark.slow
 def test_half_the_budget_runs_on_the_verdicts_own_seeds_and_its_curves_are_kept(go, measured):
     new, _ = go()
     assert {job.arm for job in new.jobs} == {"none", "true", "filler", "majority", "none@2", "true@2", "filler@2"}
@@ -453,6 +458,7 @@ def longer(toy, tmp_path, monkeypatch):
     return paper
 
 
+@pytest.mark.slow
 def test_a_claim_is_decided_at_the_budget_it_declares(longer, tmp_path):
     todo = plan(choose_claims([longer], ["Y1", "Y2"]), "quick")
     arms = {arm for _, arm, _ in todo.keys}
@@ -494,6 +500,7 @@ def test_movement_on_the_verdicts_own_seeds_is_still_learning(paced, measured, t
     assert not waiting.is_on_plateau
 
 
+@pytest.mark.slow
 def test_published_results_are_recomputed_with_their_pilot_and_marked_without(go, paced, measured, tmp_path):
     new, _ = go(publish=True)
     folder = tmp_path / "results" / "toy" / "quick"
@@ -545,6 +552,7 @@ def curve(*means, role="primary", name="link", is_pilot=True):
     return BudgetCurve(name, role, is_pilot, tuple(points))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("means", "sentence"),
     [

@@ -125,6 +125,7 @@ def test_what_a_number_may_be_off_by_is_said_beside_it(capsys):
     assert "context" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_exact_traces_the_real_model_and_says_how_far_the_closed_form_is(capsys):
     arguments = ["--model", "tiny/llava", "--tokens", "128", "--supervised", "8", "--adapter", "lora", "--exact"]
     ask(*arguments, "--json")

@@ -1,6 +1,7 @@
 """What the doctor sees and says, and the machine facts behind it."""
 
 import json
+import platform
 import sqlite3
 import subprocess
 import sys
@@ -167,3 +168,13 @@ def test_deep_look_tries_every_dtype_on_the_device():
     device = checks["torch device"].found.split(",")[0]
     assert {checks[f"{dtype} on {device}"].state for dtype in ("float32", "bfloat16", "float16")} <= {"ok", "missing"}
     assert checks["4-bit weights"].state == "ok"
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [("AMD EPYC", "AMD EPYC (family 25, model 1)"), ("Xeon(R) Platinum 8370C", "Xeon(R) Platinum 8370C"), ("", None)],
+)
+def test_a_processor_without_a_number_is_told_apart_by_family_and_model(tmp_path, name, shown):
+    first = f"processor\t: 0\ncpu family\t: 25\nmodel\t\t: 1\nmodel name\t: {name}\n"
+    (tmp_path / "cpuinfo").write_text(first + "\nprocessor\t: 1\nmodel\t\t: 7\n")
+    assert machine.cpu_name(tmp_path / "cpuinfo") == (shown or platform.processor() or platform.machine())

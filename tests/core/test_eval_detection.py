@@ -72,6 +72,7 @@ def by_pycocotools(drawn, true):
     return peer.stats[1], peer.stats[2], peer.stats[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", range(0, 200, 50))
 def test_ap_equals_that_of_pycocotools_on_200_random_sets(first):
     n_empty, furthest = 0, 0.0

@@ -72,6 +72,7 @@ def tensor_names(folder):
     return {name for file in folder.glob("*.safetensors") for name in load_file(file)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CLASSES)
 def test_a_merged_export_is_the_adapter_s_model_to_plain_transformers(bases, tmp_path, name):
     projector = {"projector": "full"} if name != T5 else {}

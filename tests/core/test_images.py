@@ -321,6 +321,7 @@ def encoded_images():
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["PNG", "JPEG", "dicom", "rle"])
 def test_damaged_bytes_give_an_image_or_a_request_error_never_another(tmp_path, name):
     """250 damaged files a format, the same ones on every run."""

@@ -82,6 +82,7 @@ def test_what_comes_out_is_the_mean_difference_of_the_items_with_its_standard_er
     assert result.items == 200
 
 
+@pytest.mark.slow
 def test_the_page_shows_every_seed_so_far_beside_the_pilot_and_draws_no_verdict(paced, tmp_path):
     claims = [paced.claims.claim("Y1")]
     pilot_command.pilot(paced, claims, tmp_path / "pilot", root=tmp_path / "results", budgets=(2, 4, 8, 16))

@@ -197,6 +197,7 @@ def test_answers_agree_with_an_independent_reading_of_the_records():
     assert min(checked.values()) > 20
 
 
+@pytest.mark.slow
 def test_closed_questions_are_of_every_kind_and_of_both_answers():
     cases = draw_cases(seed_range("development", 15, 4000), closed=True, with_pixels=False)
     asked = [q for case in cases for q in case.questions]

@@ -62,6 +62,7 @@ def test_a_modality_is_redrawn_to_the_last_pixel_or_changes_its_version(name):
     assert (VERSION, drawn) == (FROZEN_VERSION, FROZEN[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODALITIES)
 def test_a_case_depends_on_its_own_seed_and_modality_only(name, cases):
     for other in MODALITIES:
@@ -134,6 +135,7 @@ def test_another_size_shows_the_same_scene(name, cases):
             assert max(overlaps) > 0.6, finding.name  # a vessel is a pixel wide: half of it may fall on the next one
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(MODALITIES) - {"radiograph"}))
 def test_scale_and_noise_do_what_they_say(name):
     def draw(**knobs):
@@ -263,6 +265,7 @@ def _nearest_accuracy(train, train_names, test, test_names) -> float:
     return float(np.mean([(guesses[test_names == name] == name).mean() for name in np.unique(test_names)]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODALITIES)
 def test_a_class_is_learnable_from_its_pixels_and_not_from_its_grey_value(name, cases):
     train, test = _looks(cases[name]), _looks(draw_modality(name, "development", n=60, seed=5))

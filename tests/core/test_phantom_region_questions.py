@@ -31,6 +31,7 @@ def _is_at_chance(hits: list[bool], options: list[int]) -> bool:
     return abs(np.sum(hits) - chance.sum()) <= 3 * np.sqrt((chance * (1 - chance)).sum())
 
 
+@pytest.mark.slow
 def test_every_kind_is_asked_with_every_prompt(asked):
     assert {ask.question.kind for _, ask in asked} == {f"region_{kind}" for kind in KINDS}
     assert {ask.prompt.kind for _, ask in asked} == set(PROMPTS)

@@ -193,6 +193,7 @@ def test_publish_and_reuse_decide_without_running(toy, index, said, tmp_path, mo
     assert second.claims[0].published.agrees is True
 
 
+@pytest.mark.slow
 def test_without_reuse_committed_jobs_are_run_here_again(toy, index, said, tmp_path):
     go(tmp_path, said, publish=True)
     (tmp_path / "out").rename(tmp_path / "elsewhere")
@@ -233,6 +234,7 @@ def test_the_command_that_logs_a_run_names_what_was_asked_for_and_no_more(toy, t
     assert replay_log.command_to_log(plan, tmp_path / "a b").endswith(f"--out '{tmp_path}/a b' --log")
 
 
+@pytest.mark.slow
 def test_report_from_results_recomputes_and_writes_one_page_a_preset(toy, index, said, tmp_path):
     document = go(tmp_path, said, publish=True)
     papers = load_papers(packages={"toy": "toy"})

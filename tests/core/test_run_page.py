@@ -253,6 +253,7 @@ def test_scores_without_answers_are_refused(tmp_path):
         report_folder(folder)
 
 
+@pytest.mark.slow
 def test_the_same_run_gives_the_same_page_and_no_torch(tmp_path):
     folder = write_run(tmp_path / "none-1")
     first = page_of(folder).html

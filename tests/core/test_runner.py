@@ -346,6 +346,7 @@ def gone(processes, *, within_s=5.0):
     return not alive
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_with_130_leaves_no_worker_and_keeps_jobs(toy, out):
     process = start(toy, out)
     workers = workers_of(process)
@@ -356,6 +357,7 @@ def test_ctrl_c_ends_with_130_leaves_no_worker_and_keeps_jobs(toy, out):
     assert list(out.glob("jobs/*/checkpoints/state.json"))
 
 
+@pytest.mark.slow
 def test_workers_die_with_a_killed_parent_and_the_folder_is_free(toy, out):
     process = start(toy, out)
     workers = workers_of(process)

@@ -83,6 +83,7 @@ def claims_at_quick(root):
     return published.recompute(root / "toy" / "quick", paper_of_today()).claims
 
 
+@pytest.mark.slow
 def test_an_edit_that_changes_no_score_leaves_results_standing_and_says_so(toy, root, tmp_path):
     assert {claim.older_source + claim.retrained for claim in claims_at_quick(root)} == {()}
     edit(toy, HARMLESS)

@@ -29,6 +29,7 @@ def work(tmp_path_factory):
     return tmp_path_factory.mktemp("work")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LIGHT)
 def test_some_spoiled_inputs_of_each_light_kind_are_refused_or_harmless(name, work):
     outcomes = [trial_of(name, seed, work) for seed in range(15)]

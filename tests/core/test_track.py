@@ -43,6 +43,7 @@ def index_one(out, arm="explanation", seed=0, **options):
     return parent, child
 
 
+@pytest.mark.slow
 def test_a_job_becomes_a_child_run_with_params_curves_means_and_files(out):
     parent, child = index_one(out)
     by_id = {run.info.run_id: run for run in runs_of(out)}

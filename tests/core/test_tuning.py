@@ -167,6 +167,7 @@ def test_grid_without_the_rate_of_arms_that_others_read_is_refused(tuned):
         tuned(rates=(5e-4, 2e-3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "what"),
     [

@@ -156,6 +156,7 @@ def test_pilot_reads_the_between_seed_noise_of_primary_contrasts_in_points():
     assert not [name for name in sds if name.startswith("medthink T6")]
 
 
+@pytest.mark.slow
 def test_benchmark_reports_each_broken_bound(null_cells):
     world = World(5, 500, 0.0)
     good, bad = null_cells[0], Tally(world, 100, {"reproduced": 4}, covered=99)

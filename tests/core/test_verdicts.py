@@ -415,6 +415,7 @@ def test_equal_runs_agree_and_one_seed_is_no_test():
     assert agreement(run_of([1.0, 2.0]), run_of([2.0, 3.0], first=1)) == (None, None)  # one shared seed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [0, 100])
 def test_detectable_difference_is_detected_in_80_percent_of_runs(first):
     """Simulated at the mean of the announced differences, which vary with the spread that each run happens to have."""

@@ -66,6 +66,7 @@ def test_an_experiment_stands_in_one_place(package):
     assert not (resources(f"{package}.conf") / "experiment").is_dir()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("package", "preset"), [(p, preset) for p in PACKAGES.values() for preset in choices(p, "preset")]
 )
@@ -95,6 +96,7 @@ def test_every_leaf_is_documented_in_one_line(package):
     assert [key for key, doc in docs.items() if len(doc) < 15] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("paper", "package"), PACKAGES.items())
 def test_every_arm_of_every_claim_composes_in_every_size(paper, package):
     every_arm = load_paper(paper, package).claims.arms

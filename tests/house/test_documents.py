@@ -203,6 +203,7 @@ def test_paths_in_backticks_exist(files, root):
     assert missing == []
 
 
+@pytest.mark.slow
 def test_commands_on_every_page_are_accepted(files, root):
     refused, count = [], 0
     for page, text in read_on_the_site(files, root):

@@ -33,6 +33,7 @@ def dotted(node):
     return ""
 
 
+@pytest.mark.slow
 def test_every_python_file_compiles_without_warning(trees, root):
     assert len(trees) > 30
     with warnings.catch_warnings():
@@ -41,6 +42,7 @@ def test_every_python_file_compiles_without_warning(trees, root):
             compile((root / path).read_text(encoding="utf-8"), str(path), "exec", dont_inherit=True)
 
 
+@pytest.mark.slow
 def test_nothing_unpickles_or_runs_remote_code(trees):
     found = []
     for path, tree in trees.items():
@@ -147,6 +149,7 @@ def modules_with_examples(trees, root):
             yield ".".join(path.with_suffix("").parts[path.parts.index("src") + 1 :]).removesuffix(".__init__")
 
 
+@pytest.mark.slow
 def test_every_example_in_a_docstring_runs(trees, root):
     names = list(modules_with_examples(trees, root))
     assert "lightbox.files" in names

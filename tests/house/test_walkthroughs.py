@@ -131,6 +131,7 @@ def test_measured_numbers_are_printed_and_never_typed(name):
     assert [found for found in typed if found] == []
 
 
+@pytest.mark.slow
 @every_one
 def test_nothing_of_the_project_is_written_again(name):
     own = {

@@ -48,6 +48,7 @@ def folder_digests(path):
     return {file.name: file_sha256(file) for file in sorted(path.iterdir())}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_bucketed", [False, True])
 @pytest.mark.parametrize("micro_batch_size", [0, 2])
 def test_a_resumed_training_equals_the_uninterrupted_one_bit_for_bit(tmp_path, is_bucketed, micro_batch_size):
@@ -118,6 +119,7 @@ def test_another_seed_gives_another_training(tmp_path):
     assert not torch.equal(one.head.weight, two.head.weight)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_bucketed", [False, True])
 @pytest.mark.parametrize("micro_batch_size", [1, 2, 4])
 def test_micro_batches_of_unequal_lengths_equal_one_large_batch(tmp_path, micro_batch_size, is_bucketed):

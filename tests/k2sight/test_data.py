@@ -24,6 +24,7 @@ def splits():
     return load_splits(config())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("triple", [0, 63, 100, 131, 222])
 def test_a_finding_is_placed_in_the_ontology_by_what_it_says(triple):
     part = next(part for part in PARTS if triple_mask(part)[triple])

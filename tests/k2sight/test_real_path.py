@@ -127,6 +127,7 @@ def test_a_set_without_a_description_is_refused_and_can_be_asked_by_name(data_ro
     assert load_splits(resolve([*other, "experiment=name"]))[0].samples
 
 
+@pytest.mark.slow
 def test_a_run_on_a_real_set_is_trained_scored_and_asked(data_root, asked, tmp_path):
     run = ENTRIES.run_once([*asked, f"run.out={tmp_path}"], "train")
     table = folders.read_scores(run).to_pylist()

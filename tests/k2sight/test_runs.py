@@ -63,6 +63,7 @@ def test_training_moves_all_but_the_tower(run, florence2_folder):
     assert [name for name in moved if "projector" in name or "multi_modal" in name]
 
 
+@pytest.mark.slow
 def test_a_saved_model_scores_the_same_again(run, sizes, tmp_path):
     again = ENTRIES.run_once([*sizes, f"run.out={tmp_path}", f"model.backbone={run / folders.MODEL}"], "eval")
     assert folders.read_scores(again).equals(folders.read_scores(run))
@@ -77,6 +78,7 @@ def test_a_model_is_not_asked_in_words_that_it_was_not_taught(run, sizes, tmp_pa
         ENTRIES.run_once([*sizes, f"run.out={tmp_path}", asked, f"model.backbone={run / folders.MODEL}"], "eval")
 
 
+@pytest.mark.slow
 def test_the_contrast_of_regions_is_learnt_beside_the_boxes(sizes, run, tmp_path):
     with_contrast = ENTRIES.run_once([*sizes, f"run.out={tmp_path}", "experiment=defined_region"], "train")
     curve = folders.read_history(with_contrast)["train/region"]
@@ -86,6 +88,7 @@ def test_the_contrast_of_regions_is_learnt_beside_the_boxes(sizes, run, tmp_path
     assert any(not torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
+@pytest.mark.slow
 def test_training_sees_the_views_and_evaluation_does_not(sizes, run, tmp_path):
     with_views = ENTRIES.run_once([*sizes, f"run.out={tmp_path}", "data.views=2"], "train")
     states = [load_file(folder / folders.MODEL / "model.safetensors") for folder in (run, with_views)]
@@ -94,6 +97,7 @@ def test_training_sees_the_views_and_evaluation_does_not(sizes, run, tmp_path):
     assert items[0] == items[1]
 
 
+@pytest.mark.slow
 def test_a_run_that_selects_words_scores_and_predicts(sizes, tmp_path, image):
     run = ENTRIES.run_once([*sizes, f"run.out={tmp_path}", "experiment=defined_bank"], "train")
     assert folders.read_scores(run).num_rows

@@ -68,6 +68,7 @@ def test_a_word_reads_the_networks_of_one_expert_a_layer(dense, mixture, inputs)
     assert sum(p.numel() for p in mixture.parameters()) == touched + LAYERS * 3 * WIDTH * FFN
 
 
+@pytest.mark.slow
 def test_two_experts_a_token_are_noticed(tiny, items):
     one = measure_cost(tiny, items, MixtureSettings())
     two = measure_cost(tiny, items, MixtureSettings(top_k=2, weight="prob"))

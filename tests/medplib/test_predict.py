@@ -64,6 +64,7 @@ def shown(run, monkeypatch):
     return items
 
 
+@pytest.mark.slow
 def test_a_point_a_box_and_a_mask_reach_the_model_as_regions(run, picture, shown, tmp_path):
     Image.fromarray(picture).save(tmp_path / "image.png")
     mask = mask_of(point(0.3, 0.6), picture.shape)

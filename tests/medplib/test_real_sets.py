@@ -137,6 +137,7 @@ def test_rivals_draw_on_images_of_any_size(settings, tmp_path, method, least):
     assert np.mean([row["dice_present"] for row in rows]) > least
 
 
+@pytest.mark.slow
 def test_stage_3_goes_on_from_stage_3_and_its_card_says_what_was_left_out(settings, folders, new_model, tmp_path):
     parts = [f"model.segmenter={folders / 'sam'}", "data.n_test=4", "optim.max_steps=2"]
     cfg = resolve([*settings, *parts, "experiment=nuclei"])

@@ -77,6 +77,7 @@ def test_masks_in_unseen_modalities_are_scored_where_an_arm_asks_for_them(traine
     assert all(row["dice"] is not None and row["correct"] is None for row in held)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arm", ["specialist", "specialist_long", "boxed", "mean_mask", "bright"])
 def test_an_arm_that_only_draws_has_the_items_of_the_model_beside_it(trained, arm):
     own, beside = (
@@ -110,6 +111,7 @@ def test_experts_are_the_networks_of_the_two_stages(opened):
     assert not torch.equal(model.seg_projector[0].weight, sources["vl"].seg_projector[0].weight)
 
 
+@pytest.mark.slow
 def test_controls_are_what_they_are_called(opened):
     vl, grounding = (opened(arm).backbone.core.state_dict() for arm in ("grounding", "sequential"))
     path = next(name for name in vl if NETWORKS in name and "language_model" in name)
@@ -123,6 +125,7 @@ def test_controls_are_what_they_are_called(opened):
     assert not any(p.requires_grad for name, p in random.named_parameters() if ".router." in name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arm", ["mixture", "oracle", "joint", "joint_wide"])
 def test_every_way_of_learning_all_tasks_takes_its_steps(trained, arm):
     run = trained(arm)
@@ -144,6 +147,7 @@ def test_the_card_says_which_expert_took_what(trained):
             assert 0 <= routing[over]["bits"][layer] <= 1  # two experts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arm", ["grounding", "mixture"])
 def test_a_stage_that_was_cut_off_and_continued_ends_with_the_same_bytes(sizes, trained, tmp_path, monkeypatch, arm):
     """Cut in its last step; the checkpoint before that is all that the second start has."""
@@ -169,12 +173,14 @@ def test_a_stage_that_was_cut_off_and_continued_ends_with_the_same_bytes(sizes, 
     assert read_scores(again).equals(read_scores(trained(arm)))
 
 
+@pytest.mark.slow
 def test_what_is_put_together_is_scored_without_a_step(trained):
     assert "put together" in read_card(trained("joined"))["notes"][0]
     shown = [row for row in read_scores(trained("joined")).to_pylist() if row["condition"] == "image"]
     assert {row["kind"].split("_")[0] for row in shown} == {"region", "presence", "mask"}
 
 
+@pytest.mark.slow
 def test_a_saved_mixture_answers_as_before(sizes, trained, tmp_path):
     named = [f"model.backbone={trained('mixture') / MODEL}", f"run.out={tmp_path}", "experiment=mixture"]
     again = run_once([*sizes, *named], "eval")
@@ -182,6 +188,7 @@ def test_a_saved_mixture_answers_as_before(sizes, trained, tmp_path):
     assert read_scores(again).select(columns).equals(read_scores(trained("mixture")).select(columns))
 
 
+@pytest.mark.slow
 def test_a_mixture_costs_what_one_network_does(trained):
     (row,) = read_scores(trained("cost")).to_pylist()
     assert row["rows"] == 1
@@ -192,6 +199,7 @@ def test_a_mixture_costs_what_one_network_does(trained):
     assert row["rows_official_eval"] == pytest.approx(2.0, abs=0.1)
 
 
+@pytest.mark.slow
 def test_a_job_of_a_claim_leaves_what_others_begin_from_and_no_other_model(sizes, trained, tmp_path):
     needs = {"vl": trained("vl"), "grounding": trained("grounding")}
     ENTRIES.run_job(tmp_path / "jobs" / "a", [*sizes, "experiment=align"], {})

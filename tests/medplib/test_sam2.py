@@ -72,6 +72,7 @@ def test_what_is_left_out_has_no_part_in_the_loss_of_one_mask(model, items):
     assert {name for name in idle ^ left_out if not name.endswith("k_proj.bias")} == set()  # softmax undoes those
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["joint", "mixture"])
 def test_other_stages_that_draw_reach_each_tensor_of_the_decoder(model, items, stage):
     if stage == "mixture":

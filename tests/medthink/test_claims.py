@@ -65,6 +65,7 @@ def test_headline_tuning_metrics_and_condition_are_what_is_written():
     assert PAPER.condition == IMAGE
 
 
+@pytest.mark.slow
 def test_one_pilot_speaks_for_quick_and_full():
     """Its jobs share source and settings with those of both presets, which differ in the number of test items."""
     paper, claim = Paper("medthink", "medthink", PAPER), PAPER.claim("T1")

@@ -74,6 +74,7 @@ def test_two_stage_in_sample_end_to_end(tiny, tmp_path):
     assert folders.read_scores(jobs / "stage2_in_sample")["correct"].null_count == 0
 
 
+@pytest.mark.slow
 def test_reader_scores_four_texts(tiny, tmp_path):
     jobs = run_arms(tmp_path, ["reader"], tiny)
     table = folders.read_scores(jobs / "reader")

@@ -51,6 +51,7 @@ def test_a_job_with_llava_follows_its_module_and_no_other_family():
     assert not {"lightbox.backbones.qwen_vl", "lightbox.backbones.florence2"} & reached.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overrides", [[], ["adapter.kind=lora"], ["train.checkpoint_layers=true"]])
 def test_a_job_calls_nothing_that_its_key_leaves_out(tiny, tmp_path, overrides):
     cfg = resolve([*tiny, "experiment=explanation", *overrides])

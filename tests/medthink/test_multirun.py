@@ -55,6 +55,7 @@ def entry(calls, tmp_path):
     return multirun.Entry("medthink", resolve, run, lambda out, folder: calls.indexed.append((out, folder)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flag", ["--multirun", "-m"])
 def test_every_combination_runs_with_its_own_overrides_and_is_indexed_afterwards(entry, calls, flag, tmp_path, capsys):
     argv = ["preset=smoke", flag, "experiment=none,explanation", "run.seed=0,1", "run.out=there"]

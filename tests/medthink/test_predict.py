@@ -54,6 +54,7 @@ def picture(tmp_path):
     return tmp_path / "image.png"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arm", ["explanation", "reasoning"])
 def test_prediction_has_answer_rationale_and_probabilities(trained, picture, arm):
     told = predict(picture, QUESTION, folder=trained[arm], options=("yes", "no"))

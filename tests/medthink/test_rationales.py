@@ -21,6 +21,7 @@ def drawn():
     return load_splits(cfg, with_images=False)[0].samples
 
 
+@pytest.mark.slow
 def test_same_answer_comes_from_another_case_with_the_same_kind_and_answer(drawn):
     changed = rationales.with_same_answer(drawn, seed=0)
     givers = {}

@@ -105,6 +105,7 @@ def test_official_features_go_through_convert_and_train(overrides, r_slake, tmp_
     assert purpose["purpose"] == {"objective.method": "explanation", "data.form": "closed"}
 
 
+@pytest.mark.slow
 def test_leaks_and_baselines_stand_beside_a_real_score(overrides, tower_folder, tmp_path, capsys):
     out = tmp_path / "out"
     cli.train([*overrides, f"model.tower={tower_folder}", "experiment=reasoning", f"run.out={out}"])
@@ -115,6 +116,7 @@ def test_leaks_and_baselines_stand_beside_a_real_score(overrides, tower_folder, 
     assert card["baselines"] == {"majority": 0.5, "question_only": 0.5}
 
 
+@pytest.mark.slow
 def test_saved_model_is_scored_again_with_the_same_result(overrides, r_slake, tower_folder, tmp_path, capsys):
     out = tmp_path / "out"
     given = [*overrides, f"model.tower={tower_folder}", "experiment=none"]

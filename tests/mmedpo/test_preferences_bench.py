@@ -20,6 +20,7 @@ def bench():
     sys.path.remove(BENCHMARKS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "most"), [("vision", 0.7), ("text-only", 1.0)])
 def test_both_sides_train_alike_and_ours_holds_fewer_bytes(bench, name, most):
     speed, memory = bench.measured(name, **SMALLEST, repeats=2)  # raises where losses or gradients differ

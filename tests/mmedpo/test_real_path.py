@@ -93,6 +93,7 @@ def test_images_of_released_pairs_are_left_out_of_the_training_and_not_of_the_sc
     assert len(biased.images) == len(learnt.images)
 
 
+@pytest.mark.slow
 def test_arms_run_on_real_images_from_a_start_that_moved_the_tower(asked, rad, tmp_path):
     out = [f"run.out={tmp_path}", "data.split=by_image"]
     start = ENTRIES.run_once([*asked, *out, "experiment=start"], "train")

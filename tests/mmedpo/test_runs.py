@@ -51,6 +51,7 @@ def moved(before, after):
     return {name for name in before if not torch.equal(before[name], after[name])}
 
 
+@pytest.mark.slow
 def test_an_arm_begins_from_what_the_start_left_and_the_tower_stays(start, tuned, llava_folder):
     shipped = load_file(llava_folder / "model.safetensors")
     for before, after in ((shipped, weights_in(start)), (weights_in(start), weights_in(tuned))):
@@ -65,6 +66,7 @@ def test_an_arm_begins_from_what_the_start_left_and_the_tower_stays(start, tuned
     assert max(gaps) < 3 * rate
 
 
+@pytest.mark.slow
 def test_a_job_of_a_claim_leaves_the_weights_of_the_start_and_of_no_other(sizes, tmp_path):
     common = [*sizes, "run.seed=1"]
     ENTRIES.run_job(tmp_path / "jobs" / "a", [*common, "experiment=start"], {})
@@ -74,6 +76,7 @@ def test_a_job_of_a_claim_leaves_the_weights_of_the_start_and_of_no_other(sizes,
     assert left == {"a": True, "b": False}
 
 
+@pytest.mark.slow
 def test_without_a_start_there_is_nothing_to_begin_from(sizes, tmp_path):
     with pytest.raises(RequestError, match=r"needs=\[FOLDER\]"):
         ENTRIES.run_once([*sizes, f"run.out={tmp_path}", "experiment=dpo"], "train")
@@ -103,6 +106,7 @@ def test_a_prediction_stands_beside_what_was_said_before(tuned, tmp_path):
     assert (tmp_path / "shown.png").is_file()
 
 
+@pytest.mark.slow
 def test_a_prediction_shows_where_it_looked_or_which_tokens_it_read(sizes, tuned, tmp_path):
     pixels = phantom.draw_cases(phantom.seed_range("development", 0, 1))[0].images[0]
     asked = {"image": pixels, "question": "is there a nodule ?"}
@@ -131,6 +135,7 @@ def opened(sizes, llava_folder):
     return cfg, made, learner
 
 
+@pytest.mark.slow
 def test_rows_of_a_batch_are_what_each_answer_gives_alone_from_its_pixels(opened):
     _, made, learner = opened
     for side, answer in enumerate(("chosen", "rejected")):
@@ -291,6 +296,7 @@ def test_trivial_pairs_are_said_to_be_trivial(opened):
         learner.reference = former
 
 
+@pytest.mark.slow
 def test_baselines_need_no_weights(tmp_path):
     for arm in ("majority", "question_only"):
         folder = ENTRIES.run_once([f"run.out={tmp_path}", "preset=smoke", f"experiment={arm}"], "train")
@@ -307,6 +313,7 @@ def test_sensitivity_is_zero_where_noise_changes_nothing(opened, monkeypatch):
         assert all(abs(value) < 1e-4 for value in row.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["divprune", "cls_topk"])
 def test_an_arm_trains_and_answers_under_pruning(sizes, start, tmp_path, method):
     pruning = [f"pruning.method={method}", "pruning.budget=0.25"]

@@ -82,6 +82,7 @@ def test_controls_are_shown_where_the_place_of_the_box_matters():
     assert shown["mark"] == shown["crop"] == ("own", "random", "true")
 
 
+@pytest.mark.slow
 def test_claims_read_arms_conditions_and_kinds_that_runs_have():
     check_claims(PAPER)
     assert [claim.id for claim in PAPER.claims] == ["V1", "V2", "V3", "V4", "V5", "VR1", "VR2"]

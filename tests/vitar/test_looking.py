@@ -18,6 +18,7 @@ def policy(qwen_folder):
     return open_policy(cfg, find_pretrained(cfg.model.backbone))
 
 
+@pytest.mark.slow
 def test_rows_say_how_far_attention_goes_to_the_finding_and_which_answers_change(policy, script, tmp_path):
     cfg, scored = policy.cfg, load_splits(policy.cfg)[1]
     n, looks = len(scored.samples), cfg.eval.looks

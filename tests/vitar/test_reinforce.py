@@ -88,6 +88,7 @@ def test_failures_are_logged_under_their_own_names_and_a_term_that_is_not_finite
     assert played.values["failed_inverted"] == 0
 
 
+@pytest.mark.slow
 def test_rewards_go_on_from_the_weights_of_the_start_and_leave_its_tower(start, rewarded, qwen_folder):
     shipped = load_file(qwen_folder / "model.safetensors")
     before = load_file(start / folders.MODEL / "model.safetensors")

@@ -140,6 +140,7 @@ def test_a_saved_model_scores_the_same_again_and_other_views_are_refused(run, si
         ENTRIES.run_once([*asked, "model.image_px=32"], "eval")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arm", ["one", "untouched", "question_only"])
 def test_who_does_not_look_has_no_box_and_no_control(arm, sizes, tmp_path):
     done = ENTRIES.run_once([*sizes, f"experiment={arm}", f"run.out={tmp_path}"], "train", is_indexed=False)

@@ -30,6 +30,7 @@ def gradients(backbone, batch):
     return {n: p.grad.clone() for n, p in backbone.model.named_parameters() if p.grad is not None}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quant", ["none", "nf4"])
 @pytest.mark.parametrize("name", GENERATORS)
 def test_checkpointed_gradients_equal_those_that_keep_everything(attached, batch_of, name, quant):
@@ -80,6 +81,7 @@ def test_layers_of_the_tower_are_not_checkpointed(loaded):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quant", ["none", "nf4"])
 @pytest.mark.parametrize("name", GENERATORS)
 def test_no_input_is_made_to_want_a_gradient(loaded, batch_of, name, quant):

@@ -148,6 +148,7 @@ def test_an_evaluation_that_repacks_the_base_stops_the_run(loaded, batch_of, tmp
         train(backbone, batch_of, tmp_path / "evaluated", steps=2, evaluate=evaluate)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_evaluating_between_steps_changes_neither_the_base_nor_the_run(loaded, batch_of, tmp_path, name):
     adapter = AdapterConfig(kind="lora", quant="nf4", r=4)

@@ -51,6 +51,7 @@ def test_a_token_that_is_known_or_given_twice_is_refused(loaded, tokens):
         add_tokens(backbone.core, backbone.tokenizer, tokens)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quant", ["none", "nf4"])
 @pytest.mark.parametrize("name", GENERATORS)
 def test_only_rows_of_new_tokens_train_in_table_and_head(loaded, batch_of, name, quant):

@@ -53,6 +53,7 @@ def tensors_equal(one, other):
 # ---- from plain peft
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GENERATORS)
 def test_a_folder_of_plain_peft_loads_by_name_and_is_saved_as_it_came(loaded, logits_of, tmp_path, name):
     backbone = loaded(name)
@@ -71,6 +72,7 @@ def test_a_folder_of_plain_peft_loads_by_name_and_is_saved_as_it_came(loaded, lo
     assert tensors_equal(tmp_path / "plain", tmp_path / "again")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "refusal"),
     [
@@ -151,6 +153,7 @@ def test_names_of_an_older_transformers_are_read(loaded, logits_of, tmp_path):
 # ---- to plain peft
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 40])  # rows that are spare, and a table that grows
 @pytest.mark.parametrize("name", NAMES)
 def test_new_tokens_travel_with_the_adapter(loaded, logits_of, tmp_path, name, count):

@@ -65,6 +65,7 @@ def batch_of(backbone, rows):
     return backbone.prepare_conversations(conversations, max_tokens=500, padding="left")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("places", [(0,), (1,), (2,), (0, 1, 2)], ids=["text", "one", "two", "together"])
 @torch.no_grad()
 def test_inputs_logits_and_greedy_ids_are_those_of_plain_transformers(backbone, places):

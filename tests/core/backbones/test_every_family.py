@@ -155,6 +155,7 @@ def test_one_step_on_a_batch_lowers_its_loss(backbone):
     assert other.loss(batch)[0] < before - 1
 
 
+@pytest.mark.slow
 def test_miniature_goes_through_train_evaluate_and_predict(backbone, images, tmp_path):
     """By the step driver: the loss falls, an evaluation and predictions are made, and what is saved answers alike."""
     other = backbone.with_model(copy.deepcopy(backbone.model))
@@ -240,6 +241,7 @@ def token_fields(row):
     return [key for key in ("token_type_ids", "mm_token_type_ids") if key in row]
 
 
+@pytest.mark.slow
 def test_cached_generation_of_a_batch_equals_uncached_of_each(backbone, images):
     other = never_ending(backbone)
     steps = 10

@@ -33,6 +33,7 @@ def error_of(request):
     return trace(request) / memory.measure(request) - 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "kind"),
     [("llava-1.5-7b", "qlora nf4"), ("qwen2.5-vl-7b", "full fp32"), ("florence-2-base", "lora bf16")],

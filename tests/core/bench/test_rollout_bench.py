@@ -57,6 +57,7 @@ def test_generate_once_a_turn_has_the_same_conversations(scene, ours):
     assert rollout.by_generate(scene) == ours
 
 
+@pytest.mark.slow
 def test_trl_has_the_same_conversations_with_images_from_its_tool_again_and_again(scene, ours, name, tmp_path):
     trl = importlib.import_module("lightbox.bench.rollout_trl")  # trl takes long to import
     with trl.opened(scene, name, tmp_path) as sample:

@@ -19,6 +19,7 @@ leave_processes()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("world", "is_open"), [("2", "False"), ("1", "True")])
 def test_the_group_of_a_launch_is_closed_and_no_other(world, is_open, tmp_path):
     """The group of one process stands for that of several; WORLD_SIZE is what a launch sets."""

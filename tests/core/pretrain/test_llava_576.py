@@ -203,6 +203,7 @@ def test_box_turns_say_what_lies_where(stream):
             assert turn.prompt.removeprefix("locate the ").removesuffix(" .") not in names
 
 
+@pytest.mark.slow
 def test_a_name_alone_does_not_tell_whether_it_is_there():
     counts = Counter(
         (turn.prompt, turn.kind)
@@ -345,6 +346,7 @@ def test_answers_from_features_are_those_of_generate(model, rows, tokenizer):
     assert text == [tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).strip()]
 
 
+@pytest.mark.slow
 def test_boxes_are_scored_by_kind_and_by_what_is_shown(model, rows, tokenizer):
     scores = score_located(model, tokenizer, rows, [0, 1], modes_of(rows.features[0]))
     assert {name.removesuffix("_blank").removesuffix("_shuffled") for name in scores} >= {"iou_box_all", "false_alarms"}

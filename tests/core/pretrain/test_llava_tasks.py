@@ -34,6 +34,7 @@ def triple_of(finding):
     return f"{shape} {density} {location}"
 
 
+@pytest.mark.slow
 def test_images_come_from_pretraining_seeds_only(stream):
     low, high = load_splits()["seed_ranges"]["pretrain"]
     assert len(stream.cases) == 2400
@@ -84,6 +85,7 @@ def test_every_closed_question_text_has_its_answers_equally_often(stream):
             assert counts[turn.prompt, first] == counts[turn.prompt, second] > 0
 
 
+@pytest.mark.slow
 def test_text_alone_is_at_chance_on_closed_questions_never_seen(stream):
     guess = majority_answers(all_turns(stream))
     asked = [turn for turn in all_turns(chat_set("pretrain_validation", 2100)) if turn.options]

@@ -418,6 +418,7 @@ def test_shown_are_the_image_grey_or_that_of_another_case(stream):
     assert {level for image in shown["_blank"] for level in np.unique(image)} == {102}
 
 
+@pytest.mark.slow
 def test_boxes_are_scored_through_the_backbone_by_what_is_shown(backbone, stream):
     scores = score_located(backbone, stream, [0, 30])
     assert all(0 <= value <= 1 for value in scores.values())

@@ -154,6 +154,7 @@ def test_a_visit_points_at_objects_of_different_classes_where_there_are(rows, st
         assert len({of_mask[mask.tobytes()] for mask in masks}) == PROMPTS
 
 
+@pytest.mark.slow
 def test_masks_in_training_are_those_of_the_segmenter_in_use(rows, model, segmenter, stream):
     """Boxes and points, on pictures of every shape, through `load_segmenter` and its own way of asking."""
     indices = list(range(0, len(stream), 2))
@@ -200,6 +201,7 @@ def test_filling_carries_no_loss(rows, model):
         assert not torch.equal(prompt_loss(model, batch)[0], loss)
 
 
+@pytest.mark.slow
 def test_a_few_steps_teach_the_masks_of_a_few_prompts(rows):
     """Two objects of each picture, so that a prompt must be read to know which is meant."""
     torch.manual_seed(0)
@@ -272,6 +274,7 @@ def test_scores_are_by_kind_modality_and_class_and_baselines_beat_a_random_model
 # ---- the catalogue
 
 
+@pytest.mark.slow
 def test_a_short_build_has_its_card(tmp_path):
     (card,) = catalog.build("sam", tmp_path, max_steps=1)
     assert card["recipe"]["steps"] == 1

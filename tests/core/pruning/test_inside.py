@@ -27,6 +27,7 @@ def generate(model, inputs):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("method", METHODS)
 def test_whole_budget_is_bitwise_the_unpruned_model(supported, plain_models, method, attention):

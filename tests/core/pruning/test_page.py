@@ -3,12 +3,15 @@
 import re
 from pathlib import Path
 
+import pytest
+
 from lightbox.pruning.methods.table import METHODS
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "pruning.md"
 BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
 
 
+@pytest.mark.slow
 def test_every_block_of_the_page_runs(capsys):
     blocks = BLOCK.findall(PAGE.read_text(encoding="utf-8"))
     assert len(blocks) == 3

@@ -16,6 +16,7 @@ def image_inputs(inputs):
     return {name: value for name, value in inputs.items() if name in ("pixel_values", "image_sizes", "image_grid_thw")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["random", "divprune", "visionzip", "lesion_safe"])
 @torch.no_grad()
 def test_a_preview_is_what_pruning_keeps(plain, method):

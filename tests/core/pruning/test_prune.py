@@ -44,6 +44,7 @@ def test_whole_budget_is_bitwise_the_unpruned_model(plain, method):
     assert handle.report().tokens_after == handle.report().tokens_before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_whole_budget_generates_the_same_with_either_attention(plain, plain_models, attention):
     own = plain_models(plain.name, attention)
@@ -218,6 +219,7 @@ def test_gaps_in_positions_do_not_cut_a_row_apart(llava):
     assert (other - same).abs().max() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_ten_steps_lower_the_loss_and_reach_the_projector(plain, side):
     model = copy.deepcopy(plain.model).train()
@@ -280,6 +282,7 @@ def traces(model):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("leaves_by", ["end", "exception"])
 def test_exit_restores_the_model_bitwise(plain, leaves_by):
     model, inputs = plain.model, plain.inputs()
@@ -326,6 +329,7 @@ def test_text_alone_is_left_alone(plain):
         assert torch.equal(last_logits(plain.model, {"input_ids": ids}), expected)
 
 
+@pytest.mark.slow
 def test_modes_of_positions_differ_and_are_told_apart(plain):
     inputs = plain.inputs()
     results = {}

@@ -214,6 +214,7 @@ def test_a_budget_of_all_tokens_says_what_the_model_says(backbone, few_images):
     assert [int(one.kept.sum()) for one in few] == [115] * 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["unpruned", "lesion_safe", "finding_topk_grid", "usual_places", "hired", "avg_pool"])
 def test_answers_are_those_of_a_model_that_runs_its_tower_for_every_prompt(backbone, few_images, name):
     cfg, rows = config_of_arm(name), [2, 0, 3, 3, 1]  # one past the last is the blank image
@@ -228,6 +229,7 @@ def test_answers_are_those_of_a_model_that_runs_its_tower_for_every_prompt(backb
         assert all(torch.equal(one.kept, own) for one, own in zip(seen, kept, strict=True))
 
 
+@pytest.mark.slow
 def test_each_image_is_encoded_once_for_all_prompts_conditions_and_policies(backbone, few_images, tmp_path):
     encoded = []
     tower = backbone.part(backbone.family.vision)

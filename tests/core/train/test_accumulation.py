@@ -37,6 +37,7 @@ def step(model, batch):
     return loss, (labels != -100).sum(), {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_quantised", [False, True])
 @pytest.mark.parametrize("is_bucketed", [False, True])
 def test_eight_of_one_equal_one_of_eight_with_adapters(tmp_path, is_quantised, is_bucketed):

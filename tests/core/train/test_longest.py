@@ -79,6 +79,7 @@ def narrow(cells):
     return step
 
 
+@pytest.mark.slow
 def test_memory_that_the_longest_items_lack_runs_out_before_the_first_step(tmp_path):
     """4 rows of 12 tokens do not fit, 2 do; a run that had 2 from the start has the same bits."""
     history, _ = fit(tmp_path / "halved", step=narrow(2 * 12))

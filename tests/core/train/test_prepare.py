@@ -161,6 +161,7 @@ def assert_same_items(ours, theirs):
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", [Preferences, Rollouts])
 @pytest.mark.parametrize(("moment", "at"), [("prepare", 5), ("passes", 5), ("update", 6)])
 def test_a_run_that_is_killed_comes_to_the_same_bits(tmp_path, task, moment, at):
@@ -179,6 +180,7 @@ def test_a_run_that_is_killed_comes_to_the_same_bits(tmp_path, task, moment, at)
     assert_same_items(again.prepared, straight.prepared[3:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", [Preferences, Rollouts])
 def test_a_step_that_is_halved_learns_from_the_items_that_it_had(tmp_path, task):
     """To the bits of a run that had the small micro-batch from that step on."""
@@ -195,6 +197,7 @@ def test_a_step_that_is_halved_learns_from_the_items_that_it_had(tmp_path, task)
     assert tensors_of(tmp_path / "halved") == tensors_of(tmp_path / "small")
 
 
+@pytest.mark.slow
 def test_preferences_start_at_log_2_and_rollouts_raise_the_reward(tmp_path):
     _, history = Preferences(dropout=0.0).train(tmp_path / "preferences", log_every_steps=1)
     assert history["train/loss"][0][1] == pytest.approx(math.log(2), abs=1e-6)

@@ -53,6 +53,7 @@ def fit(out, *, step, micro=0, model=None, extras=AUTO, **options):
     return fit_tagger(out, model=model, source=source, step=step, optim=optim, extras=extras, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("limit", "fits"), [(11, 6), (6, 6), (5, 3), (1, 1)])
 def test_a_run_that_halves_has_the_bits_of_one_that_had_the_size_from_the_start(tmp_path, limit, fits):
     """With dropout, and with running statistics that the failed passes had already moved."""
@@ -139,6 +140,7 @@ def test_without_auto_batch_the_error_asks_what_would_fit_for_the_size_at_hand(t
     assert asked == [6]
 
 
+@pytest.mark.slow
 def test_the_allocator_of_the_cpu_is_understood_and_other_errors_pass(tmp_path):
     def greedy(model, batch):
         if len(batch["ids"]) > 4:

@@ -45,14 +45,25 @@ def hardware() -> str:
 
 
 @cache
-def cpu_name() -> str:
-    """Name of the processor, or the architecture where the system does not tell."""
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+def cpu_name(info: Path = Path("/proc/cpuinfo")) -> str:
+    """Name of the processor, or the architecture where the system does not tell.
+
+    A name without a number, such as a cloud's "AMD EPYC", gets those of family and model, which round differently.
+
+    Example:
+        >>> cpu_name(Path("nowhere")) == (platform.processor() or platform.machine())
+        True
+    """
+    if not info.is_file():
+        return platform.processor() or platform.machine()
+    first, _, _ = info.read_text(encoding="utf-8", errors="replace").partition("\n\n")
+    pairs = (line.partition(":") for line in first.splitlines())
+    facts = {name.strip(): value.strip() for name, _, value in pairs}
+    name = facts.get("model name", "")
+    numbers = [f"{key.removeprefix('cpu ')} {facts[key]}" for key in ("cpu family", "model") if key in facts]
+    if name and numbers and not any(sign.isdigit() for sign in name):
+        name += f" ({', '.join(numbers)})"
+    return name or platform.processor() or platform.machine()
 
 
 def cores() -> int:
