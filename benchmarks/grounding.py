@@ -20,7 +20,7 @@ from k2sight.config import resolve
 from k2sight.data import load_splits
 from k2sight.model import Grounder, open_grounder
 from k2sight.prompts import form_of, write_texts
-from lightbox.backbones.rows import UNLIMITED
+from lightbox.backbones.rows import VlmBatch
 from lightbox.bench import ledger
 from lightbox.paper.pretrained import find_pretrained
 from lightbox.records import Box
@@ -87,24 +87,30 @@ def timed(side: Callable[[], list[list[Box]]]) -> tuple[float, list[list[Box]]]:
 
 @torch.inference_mode()
 def plain(grounder: Grounder, samples: Sequence, see: Callable) -> list[list[Box]]:
-    """What one would write with transformers alone, given the cached features."""
+    """What one would write with transformers alone, given the cached features: a call of each part for each batch."""
     backbone = grounder.learner.backbone
-    form = form_of(backbone.family.name, backbone.tokenizer)
+    core, processor, tokenizer, codec = backbone.core, backbone.processor, backbone.tokenizer, backbone.codec
+    form = form_of(backbone.family.name, tokenizer)
     boxes = []
     for start in range(0, len(samples), PEER_BATCH):
         part = samples[start : start + PEER_BATCH]
         prompts = [prompt for prompt, _ in write_texts(grounder.cfg, part, form)]
-        batch = backbone.prepare(see(range(start, start + len(part))), prompts, max_tokens=UNLIMITED).to(
-            backbone.device
-        )
-        ids = backbone.core.generate(
-            **backbone.generation_inputs(batch),
+        features = see(range(start, start + len(part)))
+        image = [core.config.image_token_id] * (features.shape[1] + 1)
+        ids = processor(text=prompts, add_special_tokens=False)["input_ids"]
+        rows = [[*image, tokenizer.bos_token_id, *own, tokenizer.eos_token_id] for own in ids]
+        batch = tokenizer.pad({"input_ids": rows}, padding_side="right", return_tensors="pt")
+        # features in the places of image tokens, which transformers does for pixels alone
+        states = core.get_encoder()(**backbone.inputs_of(VlmBatch({**batch, "patches": features})))
+        answers = core.generate(
+            encoder_outputs=states,
+            attention_mask=batch["attention_mask"],
             max_new_tokens=grounder.cfg.eval.answer_tokens,
             do_sample=False,
             num_beams=1,
         )
-        texts = backbone.tokenizer.batch_decode(ids, skip_special_tokens=False)
-        boxes += [backbone.codec.decode(text.replace(" ", ""), 1, 1) for text in texts]
+        texts = tokenizer.batch_decode(answers, skip_special_tokens=False)
+        boxes += [codec.decode(text.replace(" ", ""), 1, 1) for text in texts]
     return boxes
 
 
