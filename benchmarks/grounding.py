@@ -100,10 +100,8 @@ def plain(grounder: Grounder, samples: Sequence, see: Callable) -> list[list[Box
         ids = processor(text=prompts, add_special_tokens=False)["input_ids"]
         rows = [[*image, tokenizer.bos_token_id, *own, tokenizer.eos_token_id] for own in ids]
         batch = tokenizer.pad({"input_ids": rows}, padding_side="right", return_tensors="pt")
-        embedded = backbone.inputs_of(
-            VlmBatch({**batch, "patches": features})
-        )  # tokens of features among those of text
-        states = core.get_encoder()(**embedded)
+        # features in the places of image tokens, which transformers does for pixels alone
+        states = core.get_encoder()(**backbone.inputs_of(VlmBatch({**batch, "patches": features})))
         answers = core.generate(
             encoder_outputs=states,
             attention_mask=batch["attention_mask"],
