@@ -1,15 +1,19 @@
 """Florence-2: what its encoder and decoder read, tasks, location tokens, stages of its tower."""
 
 import copy
+import random
 
 import pytest
 import torch
 from PIL import Image
 from transformers import AutoTokenizer
 
+from lightbox.backbones import florence2
+from lightbox.backbones.backbone import Backbone
 from lightbox.backbones.codecs import FlorenceBins
 from lightbox.backbones.loading import load
 from lightbox.errors import RequestError
+from lightbox.paper.frozen_tower import on_features
 from lightbox.testing.shrunk import save_shrunk
 from lightbox.testing.shrunk_tokenizers import make_florence
 
@@ -91,3 +95,39 @@ def test_full_size_gives_577_tokens(florence):
     pixels = {"pixel_values": torch.empty(2, 3, 768, 768, device="meta")}
     assert florence.grids(pixels) == [(24, 24)] * 2
     assert florence.tokens_per_image(pixels) == [577, 577]
+
+
+def test_spans_of_tokens_are_those_that_every_beginning_tells():
+    backbone = load("tiny/florence2")
+    frame = [backbone.tokenizer.bos_token_id, backbone.tokenizer.eos_token_id, backbone.tokenizer.pad_token_id]
+    vocabulary = backbone.tokenizer.get_vocab()
+    places = [i for token, i in vocabulary.items() if token.startswith("<loc_")]
+    words = [i for token, i in vocabulary.items() if not token.startswith("<")]
+    draw = random.Random(0)
+    for _ in range(200):
+        pools = draw.choices([places, words, frame], weights=[6, 3, 1], k=draw.randint(1, 14))
+        ids = torch.tensor([draw.choice(pool) for pool in pools])
+        assert backbone.token_spans(ids) == Backbone.token_spans(backbone, ids)
+
+
+def test_ids_of_a_prompt_are_made_once_and_anew_where_it_has_become_a_token(monkeypatch):
+    backbone = load("tiny/florence2")
+    first = backbone.text_ids("where is the <new> ?", is_first=True)
+    calls, ask = [], type(backbone.processor).__call__
+    monkeypatch.setattr(type(backbone.processor), "__call__", lambda *a, **k: calls.append(1) or ask(*a, **k))
+    assert backbone.text_ids("where is the <new> ?", is_first=True) == first
+    assert not calls
+    backbone.tokenizer.add_tokens(["<new>"])
+    assert backbone.text_ids("where is the <new> ?", is_first=True) != first
+
+
+def test_answers_are_the_same_however_many_rows_are_encoded_at_once(monkeypatch):
+    backbone = load("tiny/florence2")
+    patches = torch.rand(6, 64, 96, generator=torch.Generator().manual_seed(0))
+    grounder = on_features(backbone)
+    batch = grounder.prepare(patches, [f"finding {n}" for n in range(6)])
+    whole = grounder.generate(batch, max_new_tokens=4)
+    monkeypatch.setattr(florence2, "PIECE", 4)
+    pieces = grounder.generate(batch, max_new_tokens=4)
+    assert pieces.texts == whole.texts
+    torch.testing.assert_close(pieces.logps, whole.logps)

@@ -40,6 +40,7 @@ class Grounder:
 
     def __init__(self, cfg: Config, learner: Learner) -> None:
         self.cfg, self.learner = cfg, learner
+        self.form = form_of(learner.backbone.family.name, learner.backbone.tokenizer)
 
     def draw(self, samples: Sequence[Sample[Target]], split: Split[Target], images: Sequence[int]) -> list[BoxReading]:
         """The boxes that the model draws for each sample, with its own confidences.
@@ -61,11 +62,10 @@ class Grounder:
         backbone = self.learner.backbone
         if backbone.model.training:  # to ask every module takes time too
             backbone.model.eval()
-        form = form_of(backbone.family.name, backbone.tokenizer)
-        prompts = [prompt for prompt, _ in write_texts(self.cfg, samples, form)]
+        prompts = [prompt for prompt, _ in write_texts(self.cfg, samples, self.form)]
         batch = backbone.prepare(seen, prompts, max_tokens=UNLIMITED, padding="left")
         generated = backbone.generate(batch, max_new_tokens=self.cfg.eval.answer_tokens)
-        return read_generated(backbone, generated, form, [(SIDE_PX, SIDE_PX)] * len(prompts))
+        return read_generated(backbone, generated, self.form, [(SIDE_PX, SIDE_PX)] * len(prompts))
 
 
 def open_grounder(cfg: Config, base: Pretrained, splits: Sequence[Split[Target]], *, cache: Path) -> Grounder:

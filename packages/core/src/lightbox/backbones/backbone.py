@@ -267,9 +267,7 @@ class Backbone(Reader):
 
         Of a sign that several ids make byte by byte, the last one adds it.
         """
-        lengths = [len(self.read_ids(ids[: place + 1])) for place in range(len(ids))]
-        ends = list(accumulate(reversed(lengths), min))[::-1]  # an unfinished sign reads as several
-        return list(zip([0, *ends], ends, strict=False))
+        return spans_of([len(self.read_ids(ids[: place + 1])) for place in range(len(ids))])
 
     def positions(self, tokens: dict[str, Tensor], grids: list[Tensor] | None) -> Tensor | None:
         """Position of every token of a continued row; None leaves them to the model, which counts by the mask."""
@@ -478,3 +476,14 @@ class Backbone(Reader):
                 "An answer has at least one token, and its prompt must fit beside it",
                 f"Set it between 1 and {most - 1}, less what prompts need",
             )
+
+
+def spans_of(lengths: Sequence[int]) -> list[tuple[int, int]]:
+    """Spans of tokens from the lengths of ever longer beginnings of a text; see `Backbone.token_spans`.
+
+    Example:
+        >>> spans_of([3, 3, 6, 5])
+        [(0, 3), (3, 3), (3, 5), (5, 5)]
+    """
+    ends = list(accumulate(reversed(lengths), min))[::-1]  # an unfinished sign reads as several
+    return list(zip([0, *ends], ends, strict=False))

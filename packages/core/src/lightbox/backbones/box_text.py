@@ -183,7 +183,7 @@ def read_generated(
     for row, (width_px, height_px) in enumerate(sizes_px):
         text, own = generated.texts[row], generated.is_token[row]
         scores = {}
-        if form.codec.spans(text, width_px, height_px):  # nothing but a box has a score
+        if NUMBER.search(text):  # no box is written without, and nothing else has a score
             scores = {"token_spans": backbone.token_spans(generated.ids[row][own])}
             scores["logps"] = generated.logps[row][own].tolist()
         readings.append(form.read(text, width_px, height_px, **scores))

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
 
 from lightbox.backbones import rows
-from lightbox.backbones.backbone import Backbone
+from lightbox.backbones.backbone import Backbone, spans_of
 from lightbox.backbones.codecs import CoordinateCodec, FlorenceBins
 from lightbox.backbones.conversation import Conversation
 from lightbox.backbones.reading import ImageFields, Placed
@@ -23,10 +23,11 @@ from lightbox.backbones.rows import IGNORED, VlmBatch
 from lightbox.backbones.vision import LayerTaps, VisionFeatures
 from lightbox.errors import RequestError
 
+LOCATION = re.compile(r"<loc_\d+>")
 MOST_PROMPTS = 10_000
 """Prompts whose ids are kept."""
 PIECE = 32
-"""Rows that a processor encodes at once for an answer: of the tiny model, what they need at a time stays in its cache."""
+"""Rows that a CPU encodes at once for an answer, so that what a layer of the tiny model makes stays in its cache."""
 
 
 class Florence2Backbone(Backbone):
@@ -97,6 +98,15 @@ class Florence2Backbone(Backbone):
         text = self.tokenizer.decode([i for i in ids.tolist() if i not in self._frame], skip_special_tokens=False)
         # a decoder of words puts spaces between location tokens, one of bytes does not; a box is four in a row
         return re.sub(r"(?<=>) (?=<loc_)", "", text)
+
+    def token_spans(self, ids: Int[Tensor, " t"]) -> list[tuple[int, int]]:
+        """See `Backbone.token_spans`; of a box only the first token is read anew, since the others stand close by."""
+        names = self.tokenizer.convert_ids_to_tokens(ids.tolist())
+        ends: list[int] = []
+        for place, name in enumerate(names):
+            is_next = place > 0 and LOCATION.fullmatch(name) and LOCATION.fullmatch(names[place - 1])
+            ends.append(ends[-1] + len(name) if is_next else len(self.read_ids(ids[: place + 1])))
+        return spans_of(ends)
 
     def tokens_per_image(self, pixels: ImageFields) -> list[int]:
         """The mean of all patches, then each patch of the last stage."""

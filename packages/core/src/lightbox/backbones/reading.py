@@ -340,8 +340,10 @@ class Reader:
 
     def _typed(self, row: Row) -> Row:
         """A row with its mask and its field of types."""
-        ids, image = row["input_ids"], self.image_token_id
-        types = {self.TYPE_FIELD: [int(i == image) for i in ids]} if self.TYPE_FIELD else {}
+        ids, types = row["input_ids"], {}
+        if self.TYPE_FIELD:
+            image = self.image_token_id
+            types = {self.TYPE_FIELD: [int(i == image) for i in ids]}
         return row | {"attention_mask": [1] * len(ids)} | types
 
     def _token_counts(self, pixels: ImageFields, features: Sequence[Tensor] | None, n_images: int) -> list[int]:
