@@ -22,6 +22,7 @@ FORMATS = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG", b"II*\0": "TIFF
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 """Endings by which folders are searched for images; what a file is, its content tells."""
 Tag = ExifTags.Base
+YCBCR = 6  # whose colours may be stored at another size than its brightness
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, MemoryError)
 
 
@@ -108,7 +109,7 @@ def tiff_fault(picture: Image.Image, n_bytes: int) -> str:
         )
     if any(place + length > n_bytes for place, length in zip(offsets, lengths, strict=True)):
         return f"A piece of it lies behind its end, at {n_bytes} bytes"
-    if tags.get(Tag.Compression, 1) == 1:
+    if tags.get(Tag.Compression, 1) == 1 and tags.get(Tag.PhotometricInterpretation) != YCBCR:
         row = -(-across * (sum(bits) // planes) // 8)
         last = down if is_tiled else height - (n_pieces // planes - 1) * down  # rows of the last strip of a plane
         for number, length in enumerate(lengths, start=1):
