@@ -7,7 +7,7 @@ nobody could know for spoiled; what the verdicts mean is in `lightbox.testing.sp
 work, which is ended where it takes longer than `--limit-s` or more than 12 GiB of addresses. Inputs are drawn from
 their number, so `--only KIND/SEED` makes one again, and leaves it in a folder that it prints. Outcomes go to FILE, a
 line of JSON each, and what is there already counts: an interrupted run goes on. The exit code is 1 where an input gave
-a traceback, a hang or silence that is not among the known faults, which are printed with the reason why they stay.
+a traceback, a hang or silence.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from collections import Counter
 from pathlib import Path
 
 from lightbox.testing.spoiled.children import in_child
-from lightbox.testing.spoiled.every_kind import KNOWN, SHARES, known_as, shared_out, trial_of
+from lightbox.testing.spoiled.every_kind import SHARES, shared_out, trial_of
 from lightbox.testing.spoiled.trial import BAD, GOOD, Outcome
 
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -53,18 +53,14 @@ def pipes(folder: str, names: list[str]) -> list[str]:
 
 
 def show_table(outcomes: list[Outcome]) -> int:
-    """Print the table by kind and verdict, and the known faults; the number of others."""
+    """Print the table by kind and verdict; the number of faults."""
     columns = [*GOOD, *BAD]
     print("\n" + " | ".join(["kind", "inputs", *columns]))
     for name in [*SHARES, "all"]:
         own = [outcome for outcome in outcomes if name in (outcome.set, "all")]
         counts = Counter(outcome.verdict for outcome in own)
         print(" | ".join([name, str(len(own)), *(str(counts[column]) for column in columns)]))
-    bad = [outcome for outcome in outcomes if outcome.verdict in BAD]
-    by_name = Counter(map(known_as, bad))
-    for name, (_, why) in KNOWN.items():
-        print(f"known fault, {name}: {by_name[name]} inputs. {why}")
-    return by_name[""]
+    return sum(outcome.verdict in BAD for outcome in outcomes)
 
 
 def main() -> None:
@@ -92,7 +88,7 @@ def main() -> None:
             outcomes.append(outcome)
             file.write(json.dumps(dataclasses.asdict(outcome)) + "\n")
             file.flush()
-            if outcome.verdict in BAD and not known_as(outcome):
+            if outcome.verdict in BAD:
                 tell(outcome, work, out.with_suffix(".kept"))
     print(f"{len(asked)} inputs in {time.monotonic() - began:.0f} s; outcomes in {out}")
     sys.exit(1 if show_table(outcomes) else 0)

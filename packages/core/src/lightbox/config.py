@@ -18,10 +18,12 @@ import math
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any, get_type_hints
 
 import hydra
+import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException
@@ -319,8 +321,28 @@ def _compose_raw(package: str, config_name: str, overrides: Sequence[Override]) 
 
 @functools.lru_cache(maxsize=512)
 def _compose_choices(conf: ModuleType, config_name: str, choices: tuple[str, ...]) -> DictConfig:
+    _check_aliases(conf)
     with hydra.initialize_config_module(conf.__name__, version_base="1.3"):
         return hydra.compose(config_name, overrides=list(choices))
+
+
+@functools.lru_cache(maxsize=64)
+def _check_aliases(conf: ModuleType) -> None:
+    """Refuse YAML that repeats a part by an alias: OmegaConf writes each out, and ten lines of them fill any memory."""
+    for path in sorted(Path(conf.__path__[0]).rglob("*.yaml")):
+        text = path.read_text(encoding="utf-8", errors="replace")
+        if not {"&", "*"} <= {*text}:
+            continue
+        try:
+            alias = next((event for event in yaml.parse(text) if isinstance(event, yaml.AliasEvent)), None)
+        except yaml.YAMLError:
+            continue  # Hydra, who reads it next, says where
+        if alias is not None:
+            raise RequestError(
+                f"{path}, line {alias.start_mark.line + 1}, has the alias '*{alias.anchor}'",
+                "Every alias is written out, and a few lines of them can fill any memory",
+                "Write the values where they belong",
+            )
 
 
 def _groups(package: str) -> list[str]:

@@ -5,9 +5,10 @@ saved has none; what its `adapter_config.json` does not say stays None. No torch
 """
 
 import json
+import math
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -29,6 +30,28 @@ DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 """What a manifest calls them -> names of `model.dtype`."""
 # what can change the meaning of the tensors
 _PACKAGES = ("lightbox-core", "torch", "transformers", "peft", "bitsandbytes")
+
+
+def _is_number(value: Any, low: float, high: float = math.inf) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+
+
+def _are_names(value: Any) -> bool:
+    return value is None or (isinstance(value, list) and all(isinstance(name, str) for name in value))
+
+
+_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "base_model_name_or_path": (lambda value: value is None or isinstance(value, str), "a name, or nothing"),
+    "revision": (lambda value: value is None or isinstance(value, str), "a name, or nothing"),
+    "r": (lambda value: isinstance(value, int) and _is_number(value, 1), "a whole number from 1 on"),
+    "lora_alpha": (lambda value: _is_number(value, 0), "a number from 0 on"),
+    "lora_dropout": (lambda value: value is None or _is_number(value, 0, 1), "a share from 0 to 1"),
+    "use_rslora": (lambda value: value is None or isinstance(value, bool), "true or false"),
+    "use_dora": (lambda value: value is None or isinstance(value, bool), "true or false"),
+    "target_modules": (lambda value: isinstance(value, str) or _are_names(value), "names of modules, or a pattern"),
+    "modules_to_save": (_are_names, "names of modules, or nothing"),
+}
+"""Of peft's description of a LoRA: what each field may hold, and that in words."""
 
 
 @contextmanager
@@ -100,17 +123,35 @@ def read_adapter(folder: Path) -> dict[str, Any]:
         RequestError: a folder without an adapter, or an adapter that is no LoRA.
         WorkError: a damaged description.
     """
-    if (folder / MANIFEST).is_file() or not (folder / ADAPTER).is_file():
+    has_manifest = (folder / MANIFEST).exists() or (folder / MANIFEST).is_symlink()  # also one that leads nowhere
+    if has_manifest or not (folder / ADAPTER).is_file():
         return read_manifest(folder, "adapter")
     plain, kind = _read(folder / ADAPTER, "peft_type")
     if kind != "LORA":
         raise RequestError(
             f"'{folder}' holds an adapter of kind {kind}", "Here LoRA is read and merged", "Load it with peft itself"
         )
+    _check_fields(plain, folder / ADAPTER)
     name, revision = plain.get("base_model_name_or_path") or "unnamed", plain.get("revision") or ""
     base = {"name": name, "revision": revision, "digest": None, "family": None}
     facts = {"base": base, "adapter": settings_of(plain), "new_tokens": {}, "files": {}}
     return {"kind": "adapter", **dict.fromkeys(("format", "quant", "dtype")), **facts}
+
+
+def _check_fields(plain: Mapping[str, Any], path: Path) -> None:
+    """Refuse a description of a LoRA whose fields hold what peft never writes.
+
+    Raises:
+        WorkError: with the first field and its value.
+    """
+    for key, (is_sound, what) in _FIELDS.items():
+        if not is_sound(plain.get(key)):
+            value = repr(plain.get(key))
+            raise WorkError(
+                f"{path} has the field '{key}' with the value {value if len(value) < 80 else value[:77] + '...'}",
+                f"It holds {what}",
+                "Save or fetch the folder again",
+            )
 
 
 def settings_of(plain: Mapping[str, Any]) -> dict[str, Any]:

@@ -145,9 +145,17 @@ def check_files(folder: Path, request: str) -> None:
             )
         files = shard_files  # files beside the index (an older single file, an adapter) are not loaded
     for file in sorted(files):
+        if not (folder / file).is_file():  # a pipe would be waited for
+            raise RequestError(
+                f"{request}: {file} is no file",
+                "It is a link that leads nowhere, a folder, a pipe or a device",
+                "Put the file itself into that folder",
+            )
         try:
             with safe_open(folder / file, "numpy"):  # the header alone is read: milliseconds
                 pass
+        except OSError as err:
+            raise RequestError(f"{request}: {file}", f"It cannot be read: {err}", "Fetch the file again") from err
         except SafetensorError as err:
             raise RequestError(
                 f"{request}: {file} has {(folder / file).stat().st_size:,} bytes, and its header says otherwise: {err}",

@@ -151,10 +151,18 @@ def check_card(folder: Path) -> dict:
     """Compare the files of a tiny model with the digests on its card, and return the card.
 
     Raises:
-        WorkError: a file is missing or is another one, with its name.
+        WorkError: a card that is none, or a file that is missing or another one, with its name.
     """
-    card = json.loads((folder / CARD).read_text(encoding="utf-8"))
-    for file, recorded in card["sha256"].items():
+    try:
+        card = json.loads((folder / CARD).read_text(encoding="utf-8"))
+        digests = {str(file): str(recorded) for file, recorded in card["sha256"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as err:
+        raise WorkError(
+            f"{folder / CARD} cannot be read",
+            f"It is no card of a model: {err!r}",
+            "Restore the file from the repository, or rebuild it with 'lightbox pretrain'",
+        ) from err
+    for file, recorded in digests.items():
         actual = digest_of_file(folder / file) if (folder / file).is_file() else "missing"
         if actual != recorded:
             raise WorkError(

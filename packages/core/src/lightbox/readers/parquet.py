@@ -37,7 +37,8 @@ def image_bytes(path: Path) -> bytes:
         mtime_ns = file.stat().st_mtime_ns
         group, offset = _locate(file, mtime_ns, number)
         cell = _group(file, mtime_ns, group)[offset].as_py()
-    except (pa.ArrowException, OSError, KeyError, UnicodeError, OverflowError) as err:
+    # a page may hold fewer rows than its group says: IndexError
+    except (pa.ArrowException, OSError, KeyError, UnicodeError, OverflowError, IndexError) as err:
         raise RequestError(
             f"Image '{path}'", f"The parquet file cannot be read: {err}", "Fetch the file again"
         ) from err

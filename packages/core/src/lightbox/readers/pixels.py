@@ -8,9 +8,10 @@ is decoded, files are decoded in full, and a failure is a `RequestError` that na
 import io
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from lightbox.errors import RequestError
 from lightbox.readers import images, split_zip, volumes
@@ -20,6 +21,8 @@ from lightbox.readers.stores import InnerPath, image_fault, image_note, image_si
 FORMATS = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG", b"II*\0": "TIFF", b"MM\0*": "TIFF"}
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 """Endings by which folders are searched for images; what a file is, its content tells."""
+Tag = ExifTags.Base
+YCBCR = 6  # whose colours may be stored at another size than its brightness
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, MemoryError)
 
 
@@ -75,6 +78,49 @@ def pixels_fault(path: Path) -> str:
     return "" if is_other else image_fault(path)
 
 
+def tiff_fault(picture: Image.Image, n_bytes: int) -> str:
+    """What is wrong with the plan of a TIFF; Pillow fills in black what the file does not hold.
+
+    Its pieces, strips or tiles, are as many as its sides ask for, and lie in the file; without compression each is as
+    long as its rows.
+
+    Args:
+        picture: opened.
+        n_bytes: length of its file.
+
+    Returns:
+        A sentence, or "" where nothing is wrong.
+    """
+    tags: Any = picture.tag_v2  # pyright: ignore[reportAttributeAccessIssue]  of a TIFF
+    width, height = tags[Tag.ImageWidth], tags[Tag.ImageLength]
+    is_tiled = Tag.TileOffsets in tags
+    across = tags[Tag.TileWidth] if is_tiled else width
+    down = tags[Tag.TileLength] if is_tiled else min(tags.get(Tag.RowsPerStrip, height), height)
+    offsets = tags.get(Tag.TileOffsets if is_tiled else Tag.StripOffsets, ())
+    lengths = tags.get(Tag.TileByteCounts if is_tiled else Tag.StripByteCounts, ())
+    samples, bits = tags.get(Tag.SamplesPerPixel, 1), tags.get(Tag.BitsPerSample, (1,))
+    planes = samples if tags.get(Tag.PlanarConfiguration, 1) == 2 else 1
+    if min(across, down, samples) < 1 or len(bits) != samples:
+        return f"Its tags are of pieces of {across} x {down} pixels, with {samples} samples of {len(bits)} sizes"
+    n_pieces = -(-width // across) * -(-height // down) * planes
+    if not len(offsets) == len(lengths) == n_pieces:
+        return (
+            f"Its sides ask for {n_pieces} pieces, and its tags name {len(offsets)} places and {len(lengths)} lengths"
+        )
+    if any(place + length > n_bytes for place, length in zip(offsets, lengths, strict=True)):
+        return f"A piece of it lies behind its end, at {n_bytes} bytes"
+    if tags.get(Tag.Compression, 1) == 1 and tags.get(Tag.PhotometricInterpretation) != YCBCR:
+        row = -(-across * (sum(bits) // planes) // 8)
+        last = down if is_tiled else height - (n_pieces // planes - 1) * down  # rows of the last strip of a plane
+        for number, length in enumerate(lengths, start=1):
+            whole = row * down
+            least = row * last if number % (n_pieces // planes) == 0 else whole
+            # some writers fill the last strip, or an odd byte
+            if length not in (least, least + least % 2, whole, whole + whole % 2):
+                return f"Its piece {number} has {length} bytes, and its rows have {row} each"
+    return ""
+
+
 def pixels_note(path: Path) -> str:
     """As `stores.image_note`: what decoding changed, as a count calls it."""
     place = volumes.slice_place(path)
@@ -94,7 +140,8 @@ def open_picture(path: Path, *, is_decoded: bool = True) -> Image.Image:
         is_decoded: decode in full; False reads the header alone.
 
     Raises:
-        RequestError: missing, of another format, of several pages, too large, truncated or damaged.
+        RequestError: missing, of another format, of several pages, too large, truncated or damaged, as far as the file
+            lets it be known: TIFF has no checksum.
     """
     content = file_bytes(path)
     label = f"Image '{path}'"
@@ -112,6 +159,8 @@ def open_picture(path: Path, *, is_decoded: bool = True) -> Image.Image:
             pages = getattr(picture, "n_frames", 1)
             if pages > 1:
                 raise RequestError(label, f"It has {pages} pages, and one image is read", "Save each page")
+            if kind == "TIFF" and (fault := tiff_fault(picture, len(content))):
+                raise RequestError(label, fault, "Fetch the file again")
             if not is_decoded:
                 return picture
             picture.load()

@@ -1,7 +1,6 @@
-"""All kinds of input by name, their shares of a run, and which of their faults are known and why they stay."""
+"""All kinds of input by name, and their shares of a run."""
 
 import importlib
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,34 +30,6 @@ PLACES = {
     "adapters": "weights_kinds:ADAPTER",
     "runs": "finished_kinds:RUN",
 }
-KNOWN: dict[str, tuple[str, str]] = {
-    "adapter description of wrong types": (
-        r"^adapters traceback .*(manifest|pretrained|composition)\.py",
-        "`read_adapter` of adapters/manifest.py would turn TypeError, ValueError, KeyError and AttributeError of "
-        "`settings_of` and of the base's name into its WorkError; that file is in the key of published runs.",
-    ),
-    "a billion laughs": (
-        r"^yaml hang",
-        "OmegaConf writes out every alias of a paper's own conf, for as long as memory lasts; not drawn, as each takes "
-        "the whole time limit.",
-    ),
-    "parquet page with too few rows": (
-        r"^rows traceback .*IndexError: index out of bounds \| parquet\.py",
-        "`image_bytes` of readers/parquet.py would catch IndexError beside the others; that file is in the key of "
-        "published runs, so it waits for the next run of them.",
-    ),
-    "card that is no card": (
-        r"^carded weights traceback .*weights\.py:\d+ \| [\w.]*Error",
-        "`check_card` of backbones/weights.py would turn JSON that is none, or lacks its digests, into its WorkError; "
-        "that file is in the key of published runs.",
-    ),
-    "TIFF that says more rows than it has": (
-        r"^pictures silent tiff tag .*in tag (256|257|258|259|277|278|279|273)\b",
-        "Pillow fills what is not there; TIFF has no checksum. A check of strips against sides belongs into "
-        "`pixels_fault` of readers/pixels.py, which is in the key of published runs. `predict` takes no TIFF.",
-    ),
-}
-"""Name of a fault that stays -> pattern of "kind verdict change note detail", and why it stays."""
 VARIANT_EVERY = 40  # rows of one small set are spoiled as often before other rows are drawn
 
 
@@ -89,9 +60,3 @@ def shared_out(total: int) -> Iterator[tuple[str, int]]:
     for name, share in SHARES.items():
         for seed in range(max(1, round(total * share / sum_of_shares))):
             yield name, seed
-
-
-def known_as(outcome: Outcome) -> str:
-    """Name of the known fault that an outcome is; "" for none."""
-    text = f"{outcome.set} {outcome.verdict} {outcome.change} {outcome.note} {outcome.detail}"
-    return next((name for name, (pattern, _) in KNOWN.items() if re.search(pattern, text, re.DOTALL)), "")
