@@ -100,7 +100,7 @@ def test_the_specialist_takes_the_steps_and_requests_of_stage_3(trained):
     cards = {arm: read_card(trained(arm)) for arm in ("specialist", "specialist_long")}
     steps = resolve(["preset=smoke", "experiment=grounding"]).optim.steps
     assert cards["specialist"]["steps"] == steps
-    assert cards["specialist_long"]["steps"] == 7 * steps
+    assert cards["specialist_long"]["steps"] == 4 * steps
     again, longer = (read_scores(trained(arm)).column("dice") for arm in ("specialist", "specialist_long"))
     assert not again.equals(longer)
 
