@@ -15,6 +15,7 @@ from lightbox.errors import RequestError
 from lightbox.paper.pretrained import find_pretrained
 from lightbox.paper.pruned import pruned
 from lightbox.paper.pruning_config import PruningConfig
+from lightbox.pruning.models import check_free
 from lightbox.runs import folders
 from lightbox.testing.shrunk import save_shrunk
 
@@ -37,6 +38,41 @@ def test_an_arm_trains_is_scored_and_draws_boxes_under_pruning(sizes, tmp_path):
     told = ENTRIES.predict(image=tmp_path / "chest.png", question="it means coin, white, root", run=run)
     kept, tokens = (int(word) for word in told["tokens read"].split(",")[0].split(" of "))
     assert 0 < kept <= tokens / 4 + 1
+
+
+@pytest.mark.slow
+def test_steps_are_pruned_and_the_whole_budget_trains_and_scores_as_no_pruning_does(sizes, tmp_path):
+    policies = {"usual": [], "whole": [QUARTER[0]], "few": QUARTER}
+    losses, rows = {}, {}
+    for name, policy in policies.items():
+        asked = [*sizes, *policy, "experiment=defined", f"run.out={tmp_path / name}"]
+        run = ENTRIES.run_once(asked, "train")
+        losses[name] = [value for _, value in folders.read_history(run)["train/loss"]]
+        rows[name] = folders.read_scores(run).to_pylist()
+    # random weights hardly look: a quarter of the tokens moves the loss in its sixth digit
+    assert losses["whole"] == pytest.approx(losses["usual"], rel=1e-6)
+    assert losses["few"] != pytest.approx(losses["usual"], rel=1e-6)
+    assert rows["whole"] == rows["usual"]
+
+
+def test_boxes_are_drawn_for_scores_under_pruning(sizes, tmp_path, monkeypatch):
+    """Seen by what `evaluate` finds the model inside, since boxes of random weights are seldom readable."""
+    cfg = resolve([*sizes, *QUARTER, "experiment=defined", "objective.is_trained=false", "run.seed=0"])
+    seen = []
+    monkeypatch.setattr(
+        train.evaluate, "evaluate", lambda _cfg, grounder, *_, **__: seen.append(is_pruned(grounder.learner.backbone))
+    )
+    monkeypatch.setattr(train.evaluate, "beside_score", lambda *_: {})
+    train.run(cfg, find_pretrained(cfg.model.backbone), tmp_path, cache=tmp_path, needs={}, keeps_model=False)
+    assert seen == [True]
+
+
+def is_pruned(backbone):
+    try:
+        check_free(backbone.core)
+    except RequestError:
+        return True
+    return False
 
 
 @pytest.fixture(scope="module")
