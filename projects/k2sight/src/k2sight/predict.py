@@ -14,6 +14,7 @@ from k2sight.prompts import MEANS
 from lightbox.errors import RequestError
 from lightbox.paper import learner as learners
 from lightbox.paper.overlay import in_image
+from lightbox.paper.pruned import pruned, tokens_read
 from lightbox.paper.samples import Sample
 from lightbox.readers.images import load_image
 
@@ -34,7 +35,8 @@ def predict(
 
     Returns:
         finding, definition as the prompt had it, boxes as `xyxy` fractions of the image, labels, scores (exponential of
-        the mean log-probability of a box's location tokens, in [0, 1], not calibrated), and what the model says of it.
+        the mean log-probability of a box's location tokens, in [0, 1], not calibrated), and what the model says of it;
+        how many tokens of the image it read, where `pruning.method` takes some away.
 
     Raises:
         RequestError: a run that is not finished, or a class without a definition where the run was taught definitions.
@@ -50,7 +52,9 @@ def predict(
     if cfg.data.prompt != "name" and not definition:
         definition = _definition(cfg, name)
     asked = Sample("asked", Target(name, definition=definition), "asked", 0)
-    reading = grounder.ask([asked], grounder.learner.see_file(image))[0]
+    with pruned(grounder.learner.backbone, cfg.pruning, seed=cfg.run.seed, lengths="original") as pruning:
+        reading = grounder.ask([asked], grounder.learner.see_file(image))[0]
+        read = tokens_read(pruning, cfg.pruning)
     height, width = load_image(image).shape[:2]
     # a box in the margin around the image is no place in it
     boxes = [(in_image(one.box, (height, width)), one) for one in reading.boxes]
@@ -62,6 +66,7 @@ def predict(
         "labels": [one.label or name for _, one in boxes],
         "scores": [round(one.score, 4) for _, one in boxes],
         "says": "where it is" if boxes else "that there is none" if reading.is_parsed else "nothing readable",
+        **read,
         "note": "research and teaching only, not for clinical use",
     }
 

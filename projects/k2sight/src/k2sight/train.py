@@ -8,6 +8,7 @@ from k2sight.config import Config
 from k2sight.data import load_splits
 from k2sight.model import open_grounder
 from lightbox.paper.pretrained import Pretrained
+from lightbox.paper.pruned import check_family, pruned
 from lightbox.paper.views import with_views
 from lightbox.runs import folders
 from lightbox.train import processes
@@ -33,7 +34,11 @@ def run(
         needs: not used; no arm reads another.
         keeps_model: also write the trained model to `folder/model`, for `predict` and `eval`.
         memory_advice: for the message where memory runs out.
+
+    Raises:
+        RequestError: a family that cannot be pruned as `pruning` asks, and what data, loading and training refuse.
     """
+    check_family(cfg.pruning, base, cfg.model.backbone)
     folder.mkdir(parents=True, exist_ok=True)
     train, scored = load_splits(cfg)
     learnt = train
@@ -42,13 +47,14 @@ def run(
     shown = (learnt, scored) if cfg.objective.is_trained else (scored,)
     grounder = open_grounder(cfg, base, shown, cache=cache)
     learner = grounder.learner
-    if cfg.objective.is_trained:
-        learner.fit(learnt.samples, learnt, folder, memory_advice=memory_advice)
-    if not processes.is_main():
-        return
-    if not cfg.objective.is_trained:
-        learner.describe(folder)
-    evaluate.evaluate(cfg, grounder, scored, folder=folder)
+    with pruned(learner.backbone, cfg.pruning, seed=cfg.run.seed, lengths="original"):
+        if cfg.objective.is_trained:
+            learner.fit(learnt.samples, learnt, folder, memory_advice=memory_advice)
+        if not processes.is_main():
+            return
+        if not cfg.objective.is_trained:
+            learner.describe(folder)
+        evaluate.evaluate(cfg, grounder, scored, folder=folder)
     if keeps_model:
         learner.save(folder / folders.MODEL, cfg.purpose)
     folders.add_to_card(folder, evaluate.beside_score(cfg, train, scored))

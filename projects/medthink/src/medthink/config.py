@@ -12,6 +12,7 @@ from lightbox.errors import RequestError
 from lightbox.paper import composition, schema
 from lightbox.paper.composition import inputs
 from lightbox.paper.pretrained import Pretrained
+from lightbox.paper.pruning_config import PruningConfig
 from lightbox.paper.schema import BASELINES, PaperConfig
 
 __all__ = ["Config", "check", "chosen", "estimate", "inputs", "resolve"]
@@ -135,6 +136,7 @@ class Config(PaperConfig):
     data: DataConfig
     objective: ObjectiveConfig
     eval: EvalConfig = field(default_factory=EvalConfig)
+    pruning: PruningConfig = field(default_factory=PruningConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()

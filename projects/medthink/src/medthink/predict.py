@@ -12,6 +12,7 @@ from lightbox.eval.answers import stated_answer
 from lightbox.paper import learner as learners
 from lightbox.paper.learner import Learner
 from lightbox.paper.prompts import fitted_texts
+from lightbox.paper.pruned import pruned, tokens_read
 from lightbox.records import Question
 from lightbox.runs import folders
 from medthink.config import Config
@@ -37,7 +38,8 @@ def predict(
     Returns:
         answer (text, "" where none could be parsed), rationale ("" where the strategy gives none), confidence
         (exponential of the mean log-probability of the answer sentence's tokens, in [0, 1], not calibrated), options
-        (probability of each option, normalised over them, for closed questions), strategy, note.
+        (probability of each option, normalised over them, for closed questions), strategy, note; and how many tokens of
+        the image were read, where `pruning.method` takes some away.
     """
     cfg, learner = opened or load_run(folder)
     method, seen = cfg.objective.method, learner.see_file(image)
@@ -45,18 +47,21 @@ def predict(
     asked = Question("asked", " ".join(question.split()), "", tuple(options), 0 if options else None, rationale="")
     if method == "second_stage":
         asked = dataclasses.replace(asked, rationale=_first_stage(cfg, asked, image))
-    text = _write(cfg, learner, asked, seen)
-    rationale = asked.rationale if method == "second_stage" else rationale_in(text, method)
-    answer = stated_answer(text, asked)
-    asked = dataclasses.replace(asked, rationale=rationale or "")
-    return {
-        "answer": answer,
-        "rationale": rationale or "",
-        "confidence": _confidence(learner, dataclasses.replace(asked, answer=answer), method, seen) if answer else None,
-        "options": {} if method == "first_stage" else _option_probs(learner, asked, method, seen),
-        "strategy": method,
-        "note": "research and teaching only, not for clinical use",
-    }
+    with pruned(learner.backbone, cfg.pruning, seed=cfg.run.seed, lengths="original") as pruning:
+        text = _write(cfg, learner, asked, seen)
+        rationale = asked.rationale if method == "second_stage" else rationale_in(text, method)
+        answer = stated_answer(text, asked)
+        asked = dataclasses.replace(asked, rationale=rationale or "")
+        stated = dataclasses.replace(asked, answer=answer)
+        return {
+            "answer": answer,
+            "rationale": rationale or "",
+            "confidence": _confidence(learner, stated, method, seen) if answer else None,
+            "options": {} if method == "first_stage" else _option_probs(learner, asked, method, seen),
+            "strategy": method,
+            **tokens_read(pruning, cfg.pruning),
+            "note": "research and teaching only, not for clinical use",
+        }
 
 
 def load_run(folder: Path) -> tuple[Config, Learner]:
@@ -98,4 +103,5 @@ def _first_stage(cfg: Config, question: Question, image: Path | np.ndarray) -> s
             "Train it with needs=[FOLDER], a run of `lightbox train medthink experiment=stage1`",
         )
     first_cfg, first = load_run(earlier["stage1"])
-    return _write(first_cfg, first, question, first.see_file(image))
+    with pruned(first.backbone, first_cfg.pruning, seed=first_cfg.run.seed, lengths="original"):
+        return _write(first_cfg, first, question, first.see_file(image))

@@ -20,6 +20,7 @@ from lightbox.paper import learner as learners
 from lightbox.paper.generated import TRAIN, add_generated
 from lightbox.paper.learner import Learner
 from lightbox.paper.pretrained import Pretrained
+from lightbox.paper.pruned import check_family, pruned
 from lightbox.paper.samples import Sample, Split
 from lightbox.records import Question
 from lightbox.runs import folders
@@ -55,27 +56,32 @@ def run(
         needs: folders of earlier arms by name.
         keeps_model: also write the trained model to `folder/model`, for `predict` and `eval`.
         memory_advice: for the message where memory runs out.
+
+    Raises:
+        RequestError: a family that cannot be pruned as `pruning` asks, and what data, loading and training refuse.
     """
+    check_family(cfg.pruning, base, cfg.model.backbone)
     folder.mkdir(parents=True, exist_ok=True)
     train, scored = load_splits(cfg)
     if cfg.is_folded and cfg.objective.is_trained:
         write_out_of_fold(cfg, base, train, folder, cache=cache, memory_advice=memory_advice)
         return
     learner = open_learner(cfg, base, [split for split in (train, scored) if split.samples], cache=cache)
-    if cfg.objective.is_trained:
-        questions = training_questions(cfg, train.samples, needs, learner.tokenizer)
-        learner.fit(questions, train, folder, memory_advice=memory_advice)
-    if not processes.is_main():
-        return
-    if not cfg.objective.is_trained:
-        learner.describe(folder)
-    written: dict[str, str] = {}
-    if cfg.objective.is_trained and cfg.objective.method == "first_stage":
-        # stage 2 may train on what stage 1 says about its own training items
-        written = rationales_by(cfg, learner, train.samples, train)
-        add_generated(folder, {TRAIN: written})
-    rows = evaluate.written_rows(cfg, train, written, TRAIN)
-    evaluate.evaluate(cfg, learner, scored, folder=folder, needs=needs, more_rows=rows)
+    with pruned(learner.backbone, cfg.pruning, seed=cfg.run.seed, lengths="original"):
+        if cfg.objective.is_trained:
+            questions = training_questions(cfg, train.samples, needs, learner.tokenizer)
+            learner.fit(questions, train, folder, memory_advice=memory_advice)
+        if not processes.is_main():
+            return
+        if not cfg.objective.is_trained:
+            learner.describe(folder)
+        written: dict[str, str] = {}
+        if cfg.objective.is_trained and cfg.objective.method == "first_stage":
+            # stage 2 may train on what stage 1 says about its own training items
+            written = rationales_by(cfg, learner, train.samples, train)
+            add_generated(folder, {TRAIN: written})
+        rows = evaluate.written_rows(cfg, train, written, TRAIN)
+        evaluate.evaluate(cfg, learner, scored, folder=folder, needs=needs, more_rows=rows)
     if keeps_model:
         learner.save(folder / folders.MODEL, cfg.purpose)
     folders.add_to_card(folder, evaluate.beside_score(cfg, train, scored))
@@ -152,8 +158,9 @@ def write_out_of_fold(
             for is_out in (False, True)
         )
         learner = open_learner(cfg, base, (split,), cache=cache)
-        history = learner.fit(learnt, split, folder / f"fold-{fold}", memory_advice=memory_advice)
-        written |= rationales_by(cfg, learner, left_out, split)
+        with pruned(learner.backbone, cfg.pruning, seed=cfg.run.seed, lengths="original"):
+            history = learner.fit(learnt, split, folder / f"fold-{fold}", memory_advice=memory_advice)
+            written |= rationales_by(cfg, learner, left_out, split)
     if not processes.is_main():
         return
     add_generated(folder, {TRAIN: written})

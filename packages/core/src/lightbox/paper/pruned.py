@@ -7,8 +7,11 @@ from typing import Any
 from torch import Tensor
 
 from lightbox.backbones.backbone import Backbone
+from lightbox.errors import RequestError
+from lightbox.paper.pretrained import Pretrained
 from lightbox.paper.pruning_config import UNPRUNED, PruningConfig
 from lightbox.pruning.finding_head import finding_map
+from lightbox.pruning.layouts import LAYOUTS
 from lightbox.pruning.pipeline import prune
 from lightbox.pruning.types import ImageInputs
 
@@ -47,3 +50,36 @@ def pruned(
     if policy.method == "random":
         settings["seed"] = seed
     return prune(backbone, method=policy.method, budget=policy.budget, positions=policy.positions, **settings)
+
+
+def check_family(policy: PruningConfig, base: Pretrained, backbone: str) -> None:
+    """Refuse a policy for weights of a family that `prune` does not know, before data is read.
+
+    Args:
+        policy: of the configuration.
+        base: what `model.backbone` names.
+        backbone: `model.backbone` as it was given.
+
+    Raises:
+        RequestError: a method, and a family whose tokens are not known.
+    """
+    if policy.method == UNPRUNED or base.family is None or base.family.name in LAYOUTS:
+        return
+    raise RequestError(
+        f"pruning.method is {policy.method} and model.backbone is '{backbone}', of family {base.family.name}",
+        "Where its image tokens lie in a prompt is not known, or it reads no such tokens",
+        f"Name a model of family {', '.join(LAYOUTS)}, or set pruning.method={UNPRUNED}",
+    )
+
+
+def tokens_read(pruning: Any, policy: PruningConfig) -> dict[str, str]:
+    """For an answer: how many tokens of the last image were read; empty where nothing was pruned.
+
+    Args:
+        pruning: what the block of `pruned` gave.
+        policy: of the configuration.
+    """
+    if pruning is None or pruning.last is None:
+        return {}
+    kept = pruning.report().kept[0][0]
+    return {"tokens read": f"{int(kept.sum())} of {kept.numel()}, chosen by {policy.method}"}
