@@ -293,6 +293,7 @@ def test_a_second_pilot_runs_nothing_and_one_that_failed_goes_on(paced, tmp_path
     assert ran == [folders[0].name]
 
 
+@pytest.mark.slow
 def test_the_pilot_says_where_each_claim_is_on_its_plateau(paced, tmp_path, caplog):
     with caplog.at_level("INFO", "lightbox.claims"):
         run_pilot(paced, tmp_path, seeds=(900,))
@@ -300,6 +301,7 @@ def test_the_pilot_says_where_each_claim_is_on_its_plateau(paced, tmp_path, capl
     assert [line.partition(";")[0] for line in said] == [f"Y1: {b} steps, on the plateau" for b in (2, 4, 8)]
 
 
+@pytest.mark.slow
 def test_a_wider_ladder_adds_rows_and_another_claim_too(paced, measured, tmp_path):
     before = read_rows(measured)
     after = read_rows(run_pilot(paced, tmp_path, ("Y2",), budgets=(4, 8, 16, 32), seeds=(900,)))
@@ -363,6 +365,7 @@ def test_rows_of_an_older_source_do_not_hide_those_of_today(paced, measured, tmp
     assert len(read_rows(measured)) > len(rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("code", "speaks"), [("return cfg.level + 0", True), ("return cfg.level + 0.2", False)])
 def test_a_pilot_of_an_older_source_speaks_where_its_smallest_budget_is_the_same_again(
     toy, paced, measured, tmp_path, code, speaks
@@ -521,6 +524,7 @@ def test_published_results_are_recomputed_with_their_pilot_and_marked_without(go
     assert "no pilot" in marked.reason
 
 
+@pytest.mark.slow
 def test_a_document_whose_digest_was_taken_away_is_refused(go, measured, tmp_path):
     go(publish=True)
     path = tmp_path / "results" / "toy" / "quick" / "results.json"
@@ -531,6 +535,7 @@ def test_a_document_whose_digest_was_taken_away_is_refused(go, measured, tmp_pat
         load(path)
 
 
+@pytest.mark.slow
 def test_results_of_before_claims_had_a_budget_come_out_marked(go, paced, measured, tmp_path):
     new, _ = go(publish=True)
     folder = tmp_path / "results" / "toy" / "quick"
@@ -546,6 +551,7 @@ def test_results_of_before_claims_had_a_budget_come_out_marked(go, paced, measur
     assert marked.verdict == Verdict.STILL_LEARNING
 
 
+@pytest.mark.slow
 def test_the_page_and_the_readme_show_effect_and_scores_against_budget(go, measured, tmp_path):
     go(publish=True)
     page = (tmp_path / "out" / "reproduce" / "toy-quick" / "report.html").read_text()

@@ -85,6 +85,7 @@ def test_the_latest_checkpoint_is_the_highest_step_not_the_last_name(tmp_path):
     assert checkpoint.latest(tmp_path / "absent") is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("harm", ["flip", "truncate", "delete"])
 def test_a_damaged_file_is_named_and_the_checkpoint_before_is_used(tmp_path, caplog, name, harm):
@@ -130,6 +131,7 @@ def test_a_save_below_a_damaged_higher_step_keeps_the_good_ones(tmp_path):
 POINTS = ["write_tensors", "sync_file", "write_synced", "sync_folder", "rename", "damage"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["before", "after"])
 @pytest.mark.parametrize("point", POINTS)
 def test_a_crash_at_any_point_leaves_a_checkpoint_that_verifies(tmp_path, monkeypatch, point, moment):

@@ -71,6 +71,7 @@ def test_help_on_benchmarks_lists_them_without_torch():
     ] == []
 
 
+@pytest.mark.slow
 def test_a_config_typo_names_the_key_and_exits_2_before_any_heavy_import():
     done, imported = run_lightbox("train", "medthink", "optim.lrr=1e-4")
     assert done.returncode == 2, done.stderr
@@ -209,6 +210,7 @@ def test_a_bug_keeps_its_traceback():
         guard(raising(PermissionError(errno.EACCES, "denied")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", [["--claims", "T1,T2"], ["--claims", "T1", "--claims", "T2"]])
 def test_claims_named_apart_are_all_meant(given, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)

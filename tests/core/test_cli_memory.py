@@ -57,6 +57,7 @@ def test_fewer_bits_fewer_visual_tokens_and_a_smaller_optimiser_take_less():
     assert predict(a_request(checkpoint_layers=False)).total > whole
 
 
+@pytest.mark.slow
 def test_every_model_known_by_name_is_in_the_table():
     rows = list(gpus.table(Path("absent.csv")))
     assert {row[0] for row in rows} == set(NAMED)

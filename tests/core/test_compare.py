@@ -214,6 +214,7 @@ def two_papers(out):
     return out
 
 
+@pytest.mark.slow
 def test_papers_stand_apart_each_by_its_own_headline(two_papers, monkeypatch):
     declared = {name: load_papers([name])[0].claims for name in ("medthink", "mmedpo")}
     declared["mmedpo"] = replace(declared["mmedpo"], headline="bleu4")
@@ -232,6 +233,7 @@ def test_papers_stand_apart_each_by_its_own_headline(two_papers, monkeypatch):
     assert alone["notes"] == []
 
 
+@pytest.mark.slow
 def test_one_table_and_one_picture_hold_every_paper(two_papers):
     command.summarise(two_papers, command.choose_runs(two_papers, [], papers=["mmedpo"]))
     with Image.open(two_papers / "compare.png") as picture:

@@ -80,6 +80,7 @@ def test_composition_returns_the_dataclass_with_nested_parts(toy):
     assert (cfg.run.seed, cfg.model.width, cfg.optim.lr, cfg.run.preset) == (3, 8, 1e-4, "smoke")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "given", "do"),
     [
@@ -111,6 +112,7 @@ def test_a_wrong_request_names_what_was_given_and_what_to_do(toy, overrides, giv
     assert do in caught.value.do
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "key"),
     [

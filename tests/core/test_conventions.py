@@ -157,6 +157,7 @@ def test_ours_is_never_above_no_parse_not_counted(predictions):
     assert ours.score == 0 if parsed.score is None else ours.score <= parsed.score
 
 
+@pytest.mark.slow
 @given(PREDICTIONS)
 def test_every_convention_scores_from_0_to_1_or_says_why_not(predictions):
     for row in table(predictions):

@@ -90,6 +90,7 @@ def test_a_merged_export_is_the_adapter_s_model_to_plain_transformers(bases, tmp
     assert (tmp_path / "out" / "purpose.json").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [LLAVA, T5])
 def test_an_export_is_plain_peft_with_processor_and_tokens(bases, tmp_path, name):
     inputs, wanted = train(bases[name], tmp_path / "run")
@@ -107,6 +108,7 @@ def test_an_export_is_plain_peft_with_processor_and_tokens(bases, tmp_path, name
     artifact.load(tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_a_merged_export_is_a_base_again(bases, tmp_path):
     train(bases[T5], tmp_path / "first")
     export(tmp_path / "first", tmp_path / "base", merge=True, dtype="fp32")
@@ -127,6 +129,7 @@ def test_an_export_of_plain_peft_needs_no_run(bases, tmp_path):
     assert (logits(merged, inputs) - logits(model, inputs)).abs().max() < 1e-4
 
 
+@pytest.mark.slow
 def test_a_base_that_was_in_4_bit_is_merged_from_its_own_files(bases, tmp_path):
     """16 bit of the file plus the addition, not the rounded 4 bit; a LoftQ adapter is for the rounded one."""
     train(bases[LLAVA], tmp_path / "run", tokens=(), quant="nf4")
@@ -188,6 +191,7 @@ def test_what_cannot_be_exported_is_refused(tmp_path):
         export(run, tmp_path / "out")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "message"),
     [((), "It holds neither job.json"), (("--merge", "--dtype", "nf4"), "--dtype is 'nf4'")],

@@ -63,6 +63,7 @@ def test_modules_inputs_libraries_and_needs_of_a_job_are_listed(finished):
     assert today(lines) == ["nothing differs"]
 
 
+@pytest.mark.slow
 def test_what_differs_today_is_said_also_of_the_runs_that_a_job_reads(finished, toy):
     rewrite(toy / "world.py", "return cfg.level", "return cfg.level * 1.0")
     rewrite(toy / "config.py", "luck: float = 0.1", "luck: float = 0.2")
@@ -145,6 +146,7 @@ def test_a_published_row_of_an_arm_or_a_paper_that_is_gone(finished, row):
     assert today(explained(finished, "true"))[0].startswith("the same command is refused: There is no paper 'gone'")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("digits", ["abcde", "not-hex", "0" * 21, ""])
 def test_what_is_no_key_is_refused(finished, digits):
     with pytest.raises(RequestError, match=f"--job is '{digits}'.*20 hexadecimal digits.*first 6 are needed"):
@@ -180,6 +182,7 @@ def test_a_claim_or_a_job_is_explained_and_not_both(asked):
         explain(**asked)
 
 
+@pytest.mark.slow
 def test_explaining_a_job_imports_no_torch(finished, toy):
     out, keys = finished
     code = (

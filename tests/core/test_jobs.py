@@ -95,6 +95,7 @@ def test_each_arm_is_composed_once_whatever_the_number_of_seeds(toy):
     assert len(sys.modules["toy.config"].CALLS) == 5
 
 
+@pytest.mark.slow
 def test_plan_of_a_hundred_jobs_takes_less_than_three_seconds_with_slow_configurations(toy):
     """12 arms of 8 seeds, each configuration slowed to the 100 ms that Hydra takes."""
     names = [f"arm{i}" for i in range(12)]
@@ -110,6 +111,7 @@ def test_plan_of_a_hundred_jobs_takes_less_than_three_seconds_with_slow_configur
     assert time.perf_counter() - begun < 3
 
 
+@pytest.mark.slow
 def test_key_is_twenty_hex_digits_and_the_same_in_another_process(toy):
     own = next(iter(planned().jobs))
     code = (

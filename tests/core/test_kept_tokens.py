@@ -48,6 +48,7 @@ def test_dropped_patches_are_tinted_and_kept_ones_are_not():
     assert share["half"] == pytest.approx(share["none"] / 2, rel=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("place", "is_kept"), [((1, 2), True), ((1, 1), False), ((2, 2), False)])
 def test_a_lesion_is_crossed_out_unless_a_patch_of_it_stays(place, is_kept):
     picture = read_png(kept_patches(PIXELS, {"nodule": LESION}, {"policy": grid_of(place)}, columns=2))

@@ -87,6 +87,7 @@ def tensors_of(policy):
     return {name: own.detach().clone() for name, own in policy.model.named_parameters()}
 
 
+@pytest.mark.slow
 def test_a_policy_comes_to_say_what_is_rewarded(policy, tmp_path):
     curves = trained(policy, tmp_path, player(even), max_steps=30)
     rewards = [value for _, value in curves["train/reward"]]
@@ -139,6 +140,7 @@ def test_episodes_without_tokens_are_left_out(policy, tmp_path):
     assert {value for _, value in nothing["train/loss"]} == {0.0}
 
 
+@pytest.mark.slow
 def test_a_reference_holds_the_policy_back(policy, folder, tmp_path):
     free = trained(policy, tmp_path / "free", player(even), max_steps=12)
     held = opened(folder)
@@ -162,6 +164,7 @@ def test_shaping_by_uncertainty_changes_what_is_learnt(policy, folder, tmp_path)
     assert any(not torch.equal(own, ends[1][name]) for name, own in ends[0].items())
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_ends_in_the_same_weights(policy, folder, tmp_path):
     trained(policy, tmp_path / "whole", player(even))
     other = opened(folder)
@@ -193,6 +196,7 @@ def test_a_group_of_one_and_episodes_in_another_number_are_refused(policy, tmp_p
         trained(policy, tmp_path, lambda own, indices, seeds: player(even)(own, indices, seeds)[:-1])
 
 
+@pytest.mark.slow
 def test_the_reference_of_an_adapter_is_the_model_without_it(policy, tmp_path):
     attached = attach(policy, AdapterConfig(kind="lora", r=4, alpha=8))
     settings = GroupSettings(group=4, clips=Clips(kl=0.5))

@@ -150,6 +150,7 @@ def test_question_only_accuracy_is_set_by_rho(rho):
     assert abs(hits - (0.5 + rho / 2)) < 0.02
 
 
+@pytest.mark.slow
 def test_label_noise_flips_the_asked_share_of_answers_and_leaves_the_facts():
     seeds = seed_range("development", 10, 1500)
     clean = draw_cases(seeds, Knobs(), closed=True, with_pixels=False)

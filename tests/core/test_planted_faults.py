@@ -235,6 +235,7 @@ def other_level(folder):
     rename(folder, config=config | {"level": 0.9})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("plant", "warning"),
     [
@@ -270,6 +271,7 @@ def test_finished_job_with_a_fault_is_run_anew_beside_it(place, caplog, plant, w
 # -- what jobs read --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "old", "new"),
     [

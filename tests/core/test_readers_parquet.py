@@ -194,6 +194,7 @@ def test_digest_of_an_inner_image_is_that_of_its_bytes_and_follows_the_file(tmp_
         image.open()
 
 
+@pytest.mark.slow
 def test_fifteen_thousand_rows_validate_in_time_and_decode_each_image_once(tmp_path, monkeypatch):
     """The limit is 40 s; of the processor, since other work may wait beside it."""
     noise = np.random.default_rng(0).integers(0, 256, (300, 96, 128), np.uint8)

@@ -43,6 +43,7 @@ def page_of(document, out, folder=None):
     return Page(path.read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 def test_the_page_is_one_file_that_asks_for_nothing(quick):
     _, _, page = quick
     assert page.is_balanced
@@ -263,6 +264,7 @@ def test_an_example_reads_back_as_it_was_written():
     assert Example.from_row(json.loads(json.dumps(one.to_row()))) == one
 
 
+@pytest.mark.slow
 def test_text_of_data_and_models_is_escaped_everywhere(tmp_path):
     document = fake_results(tmp_path, text=PAYLOAD, n_items=60)
     changes = {"reason": PAYLOAD, "older_source": (PAYLOAD,), "run_ids": (PAYLOAD,)}
@@ -295,6 +297,7 @@ def test_an_svg_figure_cannot_carry_a_script_into_the_page(quick):
     assert "<script" not in text
 
 
+@pytest.mark.slow
 def test_a_smoke_run_shows_no_verdict(tmp_path):
     page = page_of(fake_results(tmp_path, preset="smoke", n_items=60), tmp_path)
     assert "Smoke run: no verdicts." in page.text
@@ -303,12 +306,14 @@ def test_a_smoke_run_shows_no_verdict(tmp_path):
     assert "✗ failed" not in page.text
 
 
+@pytest.mark.slow
 def test_a_claim_whose_jobs_still_run_says_how_far_it_is(tmp_path):
     page = page_of(fake_results(tmp_path, ended_seeds=3, n_items=60), tmp_path)
     assert page.text.count("running, 3 of 5 seeds") == 6
     assert "No verdict drawn yet; 3 claims still running." in page.text
 
 
+@pytest.mark.slow
 def test_a_published_claim_that_lacks_seeds_of_today_is_no_running_one(tmp_path):
     document = fake_results(tmp_path, ended_seeds=3, n_items=60)
     claims = (replace(document.claims[0], older_source=("abc123",)), *document.claims[1:])

@@ -113,6 +113,7 @@ def curve(*values):
     return [list(enumerate(values))]
 
 
+@pytest.mark.slow
 def test_curves_of_arms_that_learn_from_rewards_stand_apart_reward_first(document, tmp_path):
     curves = {
         "train/loss": {"imitates": curve(3.0, 1.0), "plays": curve(0.1, -0.1)},

@@ -68,6 +68,7 @@ def printed(console):
     return console.file.getvalue()
 
 
+@pytest.mark.slow
 def test_reproduce_writes_results_and_page_and_prints_a_row_a_claim(toy, index, said, tmp_path):
     document = go(tmp_path, said)
     folder = tmp_path / "out" / "reproduce" / "toy-quick"
@@ -83,6 +84,7 @@ def test_reproduce_writes_results_and_page_and_prints_a_row_a_claim(toy, index, 
     assert f"To add this run to the replay log: {command}" in text
 
 
+@pytest.mark.slow
 def test_index_gets_one_parent_a_paper_and_each_job_with_the_claims_that_read_it(toy, index, said, tmp_path):
     document = go(tmp_path, said)
     assert index.parents == [("toy", "quick")]
@@ -94,6 +96,7 @@ def test_index_gets_one_parent_a_paper_and_each_job_with_the_claims_that_read_it
     assert index.closed == "FINISHED"
 
 
+@pytest.mark.slow
 def test_second_reproduce_runs_nothing_and_opens_no_index(toy, index, said, tmp_path, monkeypatch):
     first = go(tmp_path, said)
     index.parents.clear()
@@ -130,6 +133,7 @@ def test_dry_run_tells_jobs_minutes_memory_and_widths_and_runs_none(toy, index, 
     assert index.parents == []
 
 
+@pytest.mark.slow
 def test_dry_run_takes_the_width_from_a_published_run(toy, index, said, tmp_path):
     document = go(tmp_path, said, publish=True)
     sd = max(c.seed_sd for c in document.claims[0].contrasts if c.role is Role.PRIMARY)
@@ -158,6 +162,7 @@ def test_page_and_results_fill_in_while_jobs_end(toy, index, said, tmp_path, mon
     assert "replay log" not in printed(said)  # this size decides nothing that could agree
 
 
+@pytest.mark.slow
 def test_failed_job_is_told_at_the_end_with_its_reason_after_the_page_was_written(toy, index, said, tmp_path):
     text = (toy / "world.py").read_text()
     (toy / "world.py").write_text(
@@ -181,6 +186,7 @@ def test_interrupt_closes_the_index_as_killed(toy, index, said, tmp_path, monkey
     assert index.closed == "KILLED"
 
 
+@pytest.mark.slow
 def test_publish_and_reuse_decide_without_running(toy, index, said, tmp_path, monkeypatch):
     first = go(tmp_path, said, publish=True)
     assert "published: " in printed(said)
@@ -249,6 +255,7 @@ def test_report_from_results_recomputes_and_writes_one_page_a_preset(toy, index,
         reproduce.report_published(papers, tmp_path / "results", tmp_path / "new", preset="full")
 
 
+@pytest.mark.slow
 def test_report_from_a_folder_writes_the_page_of_the_run_again(toy, index, said, tmp_path):
     go(tmp_path, said)
     page = tmp_path / "out" / "reproduce" / "toy-quick" / "report.html"
@@ -261,6 +268,7 @@ def test_report_from_a_folder_writes_the_page_of_the_run_again(toy, index, said,
         reproduce.report_folder(tmp_path / "nothing")
 
 
+@pytest.mark.slow
 def test_explanation_of_a_claim_fits_in_20_lines_and_names_its_parts(toy, index, said, tmp_path):
     document = go(tmp_path, said)
     paper = load_papers(packages={"toy": "toy"})[0]
@@ -280,6 +288,7 @@ def test_explanation_of_a_claim_fits_in_20_lines_and_names_its_parts(toy, index,
         assert part in text
 
 
+@pytest.mark.slow
 def test_explanation_names_caveats_and_every_link_with_its_state(toy, index, said, tmp_path):
     entry = go(tmp_path, said).claims[1]
     paper = load_papers(packages={"toy": "toy"})[0]
@@ -291,6 +300,7 @@ def test_explanation_names_caveats_and_every_link_with_its_state(toy, index, sai
         assert f"{link.name} {link.effect:+.2f} points [{low:+.2f}, {high:+.2f}] ({link.state})" in lines[-1]
 
 
+@pytest.mark.slow
 def test_explanation_stays_within_20_lines_for_a_claim_of_many_contrasts(toy, index, said, tmp_path):
     paper = load_papers(packages={"toy": "toy"})[0]
     claim = paper.claims.claims[1]

@@ -71,6 +71,7 @@ def real_run(tmp_path_factory):
     return todo, found, told, (before, dict(os.environ))
 
 
+@pytest.mark.slow
 def test_every_job_runs_once_and_says_what_it_was(real_run):
     todo, found, told, _ = real_run
     assert found.folders.keys() == todo.jobs.keys()

@@ -97,6 +97,7 @@ def test_an_edit_that_changes_no_score_leaves_results_standing_and_says_so(toy, 
     assert all(claim.older_source and not claim.retrained for claim in claims_at_quick(root))
 
 
+@pytest.mark.slow
 def test_an_edit_that_changes_scores_is_written_down_and_leaves_older_results(toy, root, tmp_path):
     edit(toy, HARMFUL)
     rows = retrain(paper_of_today(), "quick", tmp_path / "again", root=root, workers=1)
@@ -105,6 +106,7 @@ def test_an_edit_that_changes_scores_is_written_down_and_leaves_older_results(to
     assert all(claim.older_source and not claim.retrained for claim in claims_at_quick(root))
 
 
+@pytest.mark.slow
 def test_results_of_today_need_no_training(root, tmp_path):
     with pytest.raises(RequestError, match="toy at quick.*It is of today's source"):
         retrain(paper_of_today(), "quick", tmp_path / "again", root=root)

@@ -60,6 +60,7 @@ def test_the_course_stands_in_order_before_the_papers():
     assert [path.rpartition("/")[2][:2] for path in sections["Course"]] == ["in", *(f"{n}-" for n in range(1, 9))]
 
 
+@pytest.mark.slow
 def test_a_small_checkout_becomes_pages_without_network(small, tmp_path, offline):
     page = build.build(small, tmp_path / "site", is_run=False)
     assert page == tmp_path / "site" / "index.html"

@@ -486,6 +486,7 @@ FOUND = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize(("name", "seed", "change"), FOUND, ids=[f"{name}: {change}" for name, _, change in FOUND])
 def test_spoiled_file_is_refused_or_said(work, name, seed, change):

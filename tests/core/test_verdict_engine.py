@@ -119,6 +119,7 @@ def test_courses_are_what_they_say():
     assert (late[:, -1] <= 0.04 + 1e-12).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("course", [simulation.crossing, simulation.late])
 def test_stopped_too_early_few_negative_verdicts_stand(course):
     tally = simulation.simulate_course(course(400), World(8, 2000, 0.03))
@@ -126,6 +127,7 @@ def test_stopped_too_early_few_negative_verdicts_stand(course):
     assert tally.share(Verdict.STILL_LEARNING) > 0.05
 
 
+@pytest.mark.slow
 def test_a_flat_effect_keeps_its_verdict_more_often_in_a_quiet_pilot(monkeypatch):
     """And a course is not still learning by itself: with a pilot of many items each verdict stands."""
     course, world = simulation.flat(-0.06, 200), World(8, 2000, 0.0)

@@ -71,6 +71,7 @@ def test_nothing_unpickles_or_runs_remote_code(trees):
     assert found == []
 
 
+@pytest.mark.slow
 def test_truncated_images_are_never_accepted(trees):
     flag = "LOAD_TRUNCATED" + "_IMAGES"
     assigned = [
@@ -90,6 +91,7 @@ def is_stub(function):
     return all(isinstance(n, ast.Pass) or isinstance(n, ast.Raise) and "NotImplemented" in ast.dump(n) for n in body)
 
 
+@pytest.mark.slow
 def test_no_unfinished_code_in_sources(trees, root):
     found = []
     for path, tree in trees.items():

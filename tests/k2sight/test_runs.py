@@ -68,6 +68,7 @@ def test_a_saved_model_scores_the_same_again(run, sizes, tmp_path):
     assert folders.read_scores(again).equals(folders.read_scores(run))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("asked", "named"),
     [("experiment=name", r"data\.prompt"), ("experiment=scrambled", r"data\.definition"), ("run.seed=1", r"run\.seed")],
@@ -127,6 +128,7 @@ def test_a_box_in_the_margin_is_no_place_in_the_image(run, tmp_path, monkeypatch
     assert (answer["boxes"], answer["scores"], answer["says"]) == ([], [], "that there is none")
 
 
+@pytest.mark.slow
 def test_features_of_the_same_images_are_computed_once(sizes, tmp_path, monkeypatch):
     monkeypatch.setattr(frozen_tower, "_kept", {})
     cfg = resolve([*sizes, "run.seed=5"])
@@ -146,6 +148,7 @@ def test_features_of_the_same_images_are_computed_once(sizes, tmp_path, monkeypa
     assert not torch.equal(seen[0], seen[1])
 
 
+@pytest.mark.slow
 def test_a_finding_is_predicted_by_name_and_in_words(run, image, tmp_path):
     known = load_splits(resolve(["preset=smoke"]))[0].samples[0].record
     by_name = ENTRIES.predict(image=image, question=known.name, run=run, out=tmp_path / "drawn.png")

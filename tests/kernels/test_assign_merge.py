@@ -166,6 +166,7 @@ def test_what_cannot_work_is_refused_in_three_parts(unchecked, changes, message)
     assert all((caught.value.given, caught.value.why, caught.value.do))
 
 
+@pytest.mark.slow
 def test_the_operator_passes_opcheck_and_compiles(compiled):
     x, kept = normal(20, 6).requires_grad_(), kept_of([12, 8], [3, 2])
     metric, weight = normal(20, 4), torch.ones(20).requires_grad_()

@@ -177,6 +177,7 @@ def test_what_cannot_work_is_refused_in_three_parts(unchecked, changes, message)
     assert all((caught.value.given, caught.value.why, caught.value.do))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reduce", REDUCTIONS)
 def test_the_operator_passes_opcheck_and_compiles(compiled, reduce):
     q, k = normal(2, 4, 1, 8), normal(2, 2, 30, 8, seed=1)

@@ -200,6 +200,7 @@ def test_what_cannot_work_is_refused_in_three_parts(unchecked, changes, message)
     assert all((caught.value.given, caught.value.why, caught.value.do))
 
 
+@pytest.mark.slow
 def test_the_operator_passes_opcheck_and_compiles(compiled):
     given = case(20, 6, 5, 8) | {"gate": torch.ones(6)}
     leaves = [given[key].requires_grad_() for key in ("vis", "table", "newline", "gate")]

@@ -235,6 +235,7 @@ def test_projector_adapter_and_prompt_are_the_official_ones(opened, tensors, tmp
 EXTRA = "model.mm_token_compressor.proj.weight"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tensor", "value", "why"),
     [

@@ -105,6 +105,7 @@ def test_the_specialist_takes_the_steps_and_requests_of_stage_3(trained):
     assert not again.equals(longer)
 
 
+@pytest.mark.slow
 def test_experts_are_the_networks_of_the_two_stages(opened):
     model, sources = opened("mixture"), {"vl": opened("grounding"), "grounding": opened("sequential")}
     states = {name: source.backbone.core.state_dict() for name, source in sources.items()}

@@ -46,6 +46,7 @@ def gradients_of_one_step(model, items, stage):
     return {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_training", [False, True])
 def test_a_step_of_grounding_reaches_each_tensor_that_it_trains(model, items, is_training):
     gradients = gradients_of_one_step(model.train(is_training), items, "grounding")
@@ -86,6 +87,7 @@ def test_other_stages_that_draw_reach_each_tensor_of_the_decoder(model, items, s
     assert all(grad.count_nonzero() for name, grad in decoder.items() if not name.endswith("k_proj.bias"))
 
 
+@pytest.mark.slow
 def test_an_answer_has_masks_of_its_picture_from_the_head_that_is_trained(model, items, monkeypatch, said):
     monkeypatch.setattr(model.backbone, "generate", said(model, items))
     answers = model.answer(items, max_new_tokens=8)
@@ -116,6 +118,7 @@ def test_a_picture_is_remembered_at_all_its_resolutions(model):
     assert memory.n_bytes == sum(model.segmenter.embed([picture]).nbytes for picture in pictures)
 
 
+@pytest.mark.slow
 def test_saved_parts_hold_the_decoder(model, items, tmp_path, folders, sam2):
     with torch.no_grad():
         model.sam.mask_decoder.upscale_conv1.weight.add_(0.1)

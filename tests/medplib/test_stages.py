@@ -45,6 +45,7 @@ def expected(model, pattern):
     return {name for name in fingerprints(model) if re.fullmatch(pattern, name)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "pattern"),
     [

@@ -76,6 +76,7 @@ def test_every_weight_in_sixteen_bits_is_refused():
         resolve([*SMOKE, "model.dtype=bf16"])
 
 
+@pytest.mark.slow
 def test_wrong_weights_exit_2_before_torch_is_imported(llava_folder):
     code = "import sys; from medthink.cli import train\ntry:\n    train(sys.argv[1:])\nexcept SystemExit as stop:\n"
     code += "    sys.exit(9 if 'torch' in sys.modules or 'transformers' in sys.modules else stop.code)"

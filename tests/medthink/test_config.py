@@ -49,6 +49,7 @@ def test_impossible_requests_name_the_key(overrides, message):
         resolve([*SMOKE, *overrides])
 
 
+@pytest.mark.slow
 def test_wrong_request_exits_2_before_torch_is_imported():
     code = "import sys; from medthink.cli import train\ntry:\n    train([sys.argv[1]])\nexcept SystemExit as stop:\n"
     code += "    sys.exit(9 if 'torch' in sys.modules or 'transformers' in sys.modules else stop.code)"

@@ -45,12 +45,14 @@ def test_job_leaves_its_files_and_one_row_per_item_and_condition(arm, tiny, tmp_
         assert all((folder / picture["path"]).is_file() for picture in pictures)
 
 
+@pytest.mark.slow
 def test_equal_jobs_write_equal_bytes(tiny, tmp_path):
     first, second = (run_arms(tmp_path / name, ["explanation"], tiny) / "explanation" for name in ("a", "b"))
     for name in ("scores.parquet", "history.json", "examples.json", "generated.json"):
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
 
 
+@pytest.mark.slow
 def test_jobs_of_a_seed_share_the_feature_cache(tiny, tmp_path):
     run_arms(tmp_path, ["none"], tiny)
     cached = sorted(path.name for path in (tmp_path / "cache").iterdir())
@@ -59,6 +61,7 @@ def test_jobs_of_a_seed_share_the_feature_cache(tiny, tmp_path):
     assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == cached
 
 
+@pytest.mark.slow
 def test_two_stage_in_sample_end_to_end(tiny, tmp_path):
     jobs = run_arms(tmp_path, ["stage2_in_sample"], tiny)
     written = json.loads((jobs / "stage1" / GENERATED).read_text())
@@ -81,6 +84,7 @@ def test_reader_scores_four_texts(tiny, tmp_path):
     assert set(table["condition"].to_pylist()) == {"no_rationale", "reference", "generated", "generated_reasoning"}
 
 
+@pytest.mark.slow
 def test_losses_of_reasoning_add_up_to_its_difference(tiny, tmp_path):
     jobs = run_arms(tmp_path, ["reasoning"], tiny)
     arm, rival = (folders.read_scores(jobs / name) for name in ("reasoning", "none"))
@@ -90,6 +94,7 @@ def test_losses_of_reasoning_add_up_to_its_difference(tiny, tmp_path):
     assert sum(parts) == pytest.approx(difference)
 
 
+@pytest.mark.slow
 def test_killed_job_continues_from_its_checkpoint(tiny, tmp_path, monkeypatch):
     """A job that died between training and scoring trains no further step, and scores the same."""
     calm = run_arms(tmp_path / "calm", ["none"], tiny) / "none"
@@ -109,6 +114,7 @@ def test_killed_job_continues_from_its_checkpoint(tiny, tmp_path, monkeypatch):
     assert json.loads((folder / "card.json").read_text())["notes"] == ["continued from step 2"]
 
 
+@pytest.mark.slow
 def test_strategy_learns_one_batch_by_heart(tiny, tmp_path):
     """Overfit 8 items: the loss of the last steps is far below the first, so gradients reach the target."""
     overrides = [*tiny, "data.n_train=8", "optim.max_steps=60", "optim.lr=0.01", "run.log_every_steps=5"]

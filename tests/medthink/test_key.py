@@ -85,6 +85,7 @@ def logged(caplog):
     return text
 
 
+@pytest.mark.slow
 def test_a_finished_training_is_not_repeated_and_one_made_stale_by_an_edit_is(tiny, tmp_path, monkeypatch, caplog):
     caplog.set_level("INFO")
     command = [*tiny, "experiment=none", f"run.out={tmp_path / 'out'}"]
@@ -104,6 +105,7 @@ def test_a_finished_training_is_not_repeated_and_one_made_stale_by_an_edit_is(ti
     )
 
 
+@pytest.mark.slow
 def test_a_run_of_other_settings_is_not_called_stale_and_a_damaged_one_stops_nothing(tiny, tmp_path, caplog):
     caplog.set_level("INFO")
     first = ENTRIES.run_once([*tiny, "experiment=untouched", f"run.out={tmp_path}"], "train")
@@ -116,6 +118,7 @@ def test_a_run_of_other_settings_is_not_called_stale_and_a_damaged_one_stops_not
     assert "made anew" not in text + logged(caplog)
 
 
+@pytest.mark.slow
 def test_an_evaluation_is_explained_by_what_it_was_asked(tiny, tmp_path):
     first = ENTRIES.run_once([*tiny, "experiment=none", f"run.out={tmp_path}"], "train")
     scored = [override for override in tiny if not override.startswith("model.backbone=")]

@@ -79,6 +79,7 @@ def test_the_default_output_folder_holds_all_that_hydra_writes(entry, calls, tmp
     assert [str(out) for out, _ in calls.indexed] == ["lightbox-out"]
 
 
+@pytest.mark.slow
 def test_failing_runs_are_told_after_the_others_ended(entry, calls, tmp_path):
     argv = ["-m", "preset=smoke", "experiment=none", "run.seed=0,3,4,5", "run.out=x"]
     with pytest.raises(WorkError, match=r"2 of 4 runs failed: .*run\.seed=3.*run\.seed=4.*The loss is not finite"):
@@ -153,6 +154,7 @@ def scores(out):
     return {path.parent.name: path.read_bytes() for path in out.glob("runs/*/scores.parquet")}
 
 
+@pytest.mark.slow
 def test_a_wrong_key_in_a_sweep_exits_2_before_torch_is_imported(tmp_path):
     code = "import sys; from medthink.cli import train\ntry:\n    train(sys.argv[1:])\nexcept SystemExit as stop:\n"
     code += "    sys.exit(9 if 'torch' in sys.modules or 'transformers' in sys.modules else stop.code)"

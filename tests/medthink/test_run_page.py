@@ -139,6 +139,7 @@ def test_a_baseline_arm_has_a_page_that_makes_no_claim_about_images(tmp_path, ro
     assert "axial" in page.html.split("<h3>Best")[1]
 
 
+@pytest.mark.slow
 def test_a_phantom_run_says_that_its_images_are_synthetic(tmp_path, tiny):
     folder = cli.ENTRIES.run_once([*tiny, "experiment=explanation", f"run.out={tmp_path}"], "train", is_indexed=False)
     page = page_of(folder)

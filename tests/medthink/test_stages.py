@@ -31,6 +31,7 @@ def test_too_few_cases_for_folds_are_refused(items):
         stages.folds_of(items[:4], seed=0)
 
 
+@pytest.mark.slow
 def test_out_of_fold_rationales_never_come_from_a_model_that_saw_the_case(tiny, tmp_path, monkeypatch):
     """Every training is watched: whoever writes for an item was trained on none of its case's items."""
     seen, wrote = [], {}
@@ -54,6 +55,7 @@ def test_out_of_fold_rationales_never_come_from_a_model_that_saw_the_case(tiny, 
     assert set(written["train"]) == set(wrote)
 
 
+@pytest.mark.slow
 def test_stage_one_is_scored_on_what_it_learnt_from_as_the_folds_are(tiny, tmp_path):
     """T3's premise compares the two, item by item."""
     for arm in ("stage1", "stage1_folds"):

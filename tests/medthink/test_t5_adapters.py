@@ -84,6 +84,7 @@ def test_saved_adapter_scores_the_same_and_answers(tiny, tmp_path, more):
     assert sum(predict(picture, "is it ?", folder=run, options=("yes", "no"))["options"].values()) == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_checkpointed_layers_change_no_bit_of_the_history(tiny, tmp_path):
     histories = []
     for name, more in {"kept": [], "again": ["train.checkpoint_layers=true"]}.items():

@@ -82,6 +82,7 @@ def test_picture_is_a_square_that_cuts_nothing_off():
     assert set(np.unique(np.asarray(blank))) == {GREY}
 
 
+@pytest.mark.slow
 def test_run_leaves_an_adapter_and_no_model(trained, llava_folder):
     names = {path.name for path in (trained / "model").iterdir()}
     assert names == {"adapter_config.json", "adapter_model.safetensors", "manifest.json", "purpose.json"}
@@ -154,6 +155,7 @@ def test_forced_tokens_add_up_to_the_probability_of_the_sequence(trained, items)
     assert forced.target == batch.labels[batch.labels != IGNORED].tolist()
 
 
+@pytest.mark.slow
 def test_killed_run_continues_with_its_adapter(tiny_llava, tmp_path, monkeypatch):
     """A run that died between training and scoring trains no further step, and scores the same."""
     asked = [*tiny_llava, "experiment=none"]

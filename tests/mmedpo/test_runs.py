@@ -223,6 +223,7 @@ def test_the_blind_side_of_svco_is_the_answer_to_a_prompt_without_an_image_token
     assert float(loss / pairs) == pytest.approx(2 * math.log(2), rel=1e-4)  # nothing leads before the first step
 
 
+@pytest.mark.slow
 def test_kto_reads_the_answers_of_another_pair_beside_the_own_prompt_and_does_not_learn_them(sizes, llava_folder):
     _, made, learner = prepared(sizes, llava_folder, "experiment=both", "objective.method=kto")
     partners = learner._partners(len(made.pairs))

@@ -35,6 +35,7 @@ replies = st.one_of(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", CODECS)
 @given(reply=replies)
 @settings(max_examples=40, deadline=None)

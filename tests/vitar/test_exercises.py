@@ -141,6 +141,7 @@ def test_exercises_are_shipped_as_stubs(name):
         CHECKS[name](getattr(load_file("exercises"), name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "wrong"),
     [

@@ -108,6 +108,7 @@ def test_a_tower_that_learns_is_encoded_in_the_step(qwen_folder, tmp_path):
     assert [name for name in moved if "visual.blocks" in name]
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on_to_the_same_bits(qwen_folder, tmp_path, monkeypatch):
     cfg = settings(qwen_folder, "optim.max_steps=3", "optim.batch_size=4", "run.save_every_steps=1")
     whole, traces, train = opened(cfg)

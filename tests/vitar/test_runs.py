@@ -53,6 +53,7 @@ def answers(samples, *, wrong=(), silent=()):
     return texts
 
 
+@pytest.mark.slow
 def test_rows_say_who_was_right_who_looked_and_where_under_every_condition(policy, script, tmp_path):
     cfg, scored = policy.cfg, load_splits(policy.cfg)[1]
     samples = scored.samples
@@ -119,6 +120,7 @@ def test_random_and_true_boxes_reach_what_is_shown(policy, script):
         assert len({one.images[1].tobytes() for one in (own, random, true)}) == 3
 
 
+@pytest.mark.slow
 def test_a_run_leaves_scores_history_examples_and_card(run):
     table = folders.read_scores(run).to_pylist()
     assert {row["condition"] for row in table} == {"image", "random", "true", "blank", "shuffled"}

@@ -86,6 +86,7 @@ def test_settings_of_pruning_are_kept(attached, tmp_path):
     assert json.loads((tmp_path / "a" / "manifest.json").read_text())["pruning"] == {"method": "uniform", "keep": 64}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_plain_peft_loads_the_folder_too(loaded, attached, logits_of, tmp_path, name):
     backbone, adapter = attached(name, quant="nf4", projector="full", use_fused=False)

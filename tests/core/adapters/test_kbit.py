@@ -113,6 +113,7 @@ def tower_output(backbone, batch):
     return output, was_training, loss
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["frozen", "full"])
 @pytest.mark.parametrize("name", SEEING)
 def test_a_frozen_tower_keeps_no_graph_even_where_its_inputs_want_a_gradient(attached, batch_of, name, mode):
@@ -131,6 +132,7 @@ def test_a_frozen_tower_keeps_no_graph_even_where_its_inputs_want_a_gradient(att
     assert not was_training
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SEEING)
 def test_a_tower_that_is_unfrozen_later_trains(attached, batch_of, name):
     backbone, _ = attached(name)

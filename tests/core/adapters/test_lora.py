@@ -37,6 +37,7 @@ def test_names_of_the_base_stay_as_they_were_below_the_wrapper(loaded, attached)
     assert all(n.startswith("base_model.model.") for n, _ in backbone.model.named_parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SEEING)
 def test_a_projector_is_trained_in_full_in_float32(attached, logits_of, name):
     backbone, _ = attached(name, dtype="bf16", projector="full")

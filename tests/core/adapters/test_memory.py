@@ -42,6 +42,7 @@ def group_of(path, family):
     return "table and head" if is_table else "language weights"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in NAMED if name != "lingshu-7b"])  # the same as Qwen2.5-VL
 def test_numbers_of_every_part_are_those_of_the_model_itself(name):
     """Up to biases and small tables, which are left out."""

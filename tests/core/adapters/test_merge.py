@@ -55,6 +55,7 @@ def test_a_merged_model_computes_what_base_and_adapter_do(attached, saved, logit
     assert difference < LIMITS[dtype] * scale, (difference, scale)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -71,6 +72,7 @@ def test_every_kind_of_addition_is_merged(attached, logits_of, tmp_path, quant, 
     assert (logits_of(load(str(tmp_path / "merged"))) - logits_of(backbone)).abs().max() < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [LLAVA, "qwen2.5-vl-7b", "florence-2-base"])
 def test_rows_of_new_tokens_are_merged_and_their_tokens_saved(loaded, logits_of, tmp_path, name):
     backbone = loaded(name, quant="nf4")

@@ -21,6 +21,7 @@ def from_files(folder, skipped):
     return model, family
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quant", ["nf4", "int8"])
 @pytest.mark.parametrize("name", GENERATORS)
 def test_only_the_language_model_is_quantised_and_all_of_it(loaded, name, quant):

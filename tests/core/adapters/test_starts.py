@@ -17,6 +17,7 @@ def layers_of(model):
     return {plain_name(n): m for n, m in starts._lora_layers(model)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("use_rslora", [False, True])
 @pytest.mark.parametrize("name", NAMES)
 def test_loftq_starts_from_the_best_low_rank_repair_of_each_layer(loaded, attached, name, use_rslora):
@@ -73,6 +74,7 @@ def test_loftq_without_the_base_s_files_is_refused(saved, tmp_path):
         attach(backbone, AdapterConfig(kind="lora", quant="nf4", init="loftq"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quant", ["none", "nf4"])
 @pytest.mark.parametrize("name", NAMES)
 def test_eva_takes_the_main_directions_of_the_inputs_and_changes_nothing_yet(loaded, batch_of, logits_of, name, quant):

@@ -157,6 +157,7 @@ def test_xformers_gives_what_eager_gives_forward_and_backward(name, stand_in):
         torch.testing.assert_close(gradient, expected_gradients[key], atol=1e-6, rtol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GENERATORS)
 def test_xformers_gives_what_eager_gives_with_images(name, stand_in, tmp_path):
     """Towers with windows and with attention between channels, image tokens that see each other, cross-attention."""

@@ -76,6 +76,7 @@ def first_ids(backbone):
     return [backbone.decoder_start_id, *begin]
 
 
+@pytest.mark.slow
 def test_every_family_has_its_class_and_its_miniature(backbone):
     assert type(backbone) is CLASSES[backbone.family.name]
     assert not backbone.model.training
@@ -123,6 +124,7 @@ def test_sequence_log_probability_by_hand(backbone):
     torch.testing.assert_close(backbone.sequence_logps(batch)[0], by_hand, rtol=1e-6, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_padding_and_order_change_nothing(backbone):
     """Alone, beside rows and images of other sizes, padded left or right, by more or less, in another order."""
     long = [*PROMPTS[:2], PROMPTS[2] * 2]
@@ -252,6 +254,7 @@ def test_cached_generation_of_a_batch_equals_uncached_of_each(backbone, images):
     assert len({token for row in ids for token in row}) > 3
 
 
+@pytest.mark.slow
 def test_batches_of_generation_change_nothing_and_keep_the_order(backbone, images):
     other = never_ending(backbone)
     texts = other.answer(images, PROMPTS, max_new_tokens=6, batch_size=3)

@@ -88,6 +88,7 @@ def forced(backbone, batch, generated):
     return logits[:, span].log_softmax(dim=-1).gather(2, ids[..., None])[..., 0], seen["rows"][:, span]
 
 
+@pytest.mark.slow
 def test_log_probabilities_and_states_are_those_of_the_full_forward(backbone):
     batch = asked(backbone)
     generated = backbone.generate(batch, max_new_tokens=STEPS, with_states=True)
@@ -236,6 +237,7 @@ def assert_continued_equals_full(backbone, order, stop):
         torch.testing.assert_close(second.logps[row, :length], chosen, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_continued_conversation_equals_the_full_forward(causal):
     """With a second image, in rows whose first answers end at different places."""
     free = causal.generate(asked(causal), max_new_tokens=STEPS)

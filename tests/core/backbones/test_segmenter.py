@@ -82,6 +82,7 @@ def plain_masks(model, processor, image, prompts, *, several):
     return masks[0], output.pred_masks[0], output.iou_scores[0]
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("kind", PROMPTS)
 @pytest.mark.parametrize("several", [False, True])

@@ -49,6 +49,7 @@ def test_only_sizes_and_token_ids_differ_from_the_published_configuration(name):
     assert {key for key in changed - SIZES if not TOKEN_IDS.fullmatch(key)} == set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_full_model_has_the_published_size_and_the_small_ones_tensor_names(name):
     with torch.device("meta"):
@@ -59,6 +60,7 @@ def test_full_model_has_the_published_size_and_the_small_ones_tensor_names(name)
     assert names_without_numbers(real) == names_without_numbers(small)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_saved_folder_is_small_and_loads_without_a_missing_tensor(name, folders):
     files = list(folders[name].iterdir())

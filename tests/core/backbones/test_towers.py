@@ -66,6 +66,7 @@ def test_published_tower_loads_and_gives_features(name, tmp_path):
     torch.testing.assert_close(tower.encode(IMAGES[1:]), features[1:], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("name", [*TOWERS, *OTHERS])
 def test_features_are_those_of_plain_transformers(name, folder_of):
@@ -217,6 +218,7 @@ def test_dilation_of_the_published_dc5_is_applied(both_layouts):
     assert sides == [2, 4]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_dilated", [False, True])
 def test_names_and_dilation_are_those_of_torchvisions_resnet(is_dilated):
     """An independent ResNet with timm's names gives the same features once its names are translated."""

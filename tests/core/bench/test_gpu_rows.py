@@ -48,6 +48,7 @@ def test_a_row_is_written_with_device_versions_and_commit(monkeypatch, tmp_path)
     assert (row["benchmark"], row["commit"], row["case"]) == ("memory", "abc", line["case"])
 
 
+@pytest.mark.slow
 def test_a_step_has_a_speed_and_a_peak_and_the_second_side_a_ratio(monkeypatch, tmp_path):
     monkeypatch.setattr(gpu, "TIMED", 1)
     for choice in ("ours", "stock"):

@@ -66,6 +66,7 @@ def test_each_operator_is_timed_against_every_peer_and_the_floor(no_tests):
         assert {row["goal"] for row in own} == {""}  # goals are those of a card
 
 
+@pytest.mark.slow
 def test_a_slower_peer_has_a_larger_ratio_and_a_faster_one_a_smaller_one():
     def waiting(seconds):
         return lambda: time.sleep(seconds) or torch.ones(1)

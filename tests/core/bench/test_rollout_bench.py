@@ -78,6 +78,7 @@ def test_a_script_ends_a_turn_at_its_longest_and_forbids_control_tokens(scene):
     assert script(spoken, scores)[0].isfinite().nonzero().tolist() == [[tokenizer.eos_token_id]]
 
 
+@pytest.mark.slow
 def test_a_row_says_who_was_compared_and_one_without_its_peer_is_left_out_aloud(monkeypatch, caplog):
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(

@@ -41,6 +41,7 @@ def test_it_takes_at_most_250_lines_of_its_own():
     assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in files) <= 250
 
 
+@pytest.mark.slow
 def test_a_training_scores_every_condition_beside_the_location_prior(trained):
     means = folders.mean_scores(folders.read_scores(trained))
     assert set(means) == {"image/iou", "blank/iou", "shuffled/iou"}

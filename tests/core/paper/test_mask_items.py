@@ -184,6 +184,7 @@ def test_a_split_without_an_item_and_two_images_of_one_name_are_refused(cases):
         divided_items([*cases, replace(cases[0], images=(np.ones(HW, np.uint8),))], seed=0)
 
 
+@pytest.mark.slow
 def test_items_are_made_without_torch():
     code = "import sys, lightbox.paper.mask_rivals; sys.exit('torch' in sys.modules)"
     assert run([sys.executable, "-c", code], check=False).returncode == 0

@@ -43,6 +43,7 @@ def test_tags_stay_in_a_text_without_special_tokens(tokenizer):
     assert said.replace(" ", "") == text.replace(" ", "")
 
 
+@pytest.mark.slow
 def test_language_and_tower_are_as_shipped_and_the_rest_is_drawn(start, tokenizer):
     before = LlavaForConditionalGeneration.from_pretrained(shared_data() / "weights" / "llava")
     old, new = before.model.language_model.state_dict(), start.model.language_model.state_dict()
@@ -58,6 +59,7 @@ def test_language_and_tower_are_as_shipped_and_the_rest_is_drawn(start, tokenize
     assert not any(torch.equal(drawn[name], value) for name, value in projector.items() if value.ndim > 1)
 
 
+@pytest.mark.slow
 def test_a_seed_draws_projector_and_new_words_and_moves_no_generator(start, tokenizer):
     state = torch.get_rng_state()
     again, other = (make_start(tokenizer, seed=seed, tower="tiny/tower").state_dict() for seed in (0, 1))

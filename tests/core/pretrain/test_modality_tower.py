@@ -141,6 +141,7 @@ def test_a_tower_that_knows_scores_1_and_one_that_does_not_scores_a_half():
 # ---- the catalogue
 
 
+@pytest.mark.slow
 def test_a_short_build_is_read_by_transformers_as_it_was_trained(tmp_path, stream):
     (card,) = catalog.build("modality_tower", tmp_path, max_steps=1)
     assert card["recipe"]["steps"] == 1

@@ -228,6 +228,7 @@ def test_inside_and_outside_of_a_mask_count_alike():
     assert float(balanced_bce(logits, mask)) == pytest.approx((inside + outside) / 2, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_killed_build_continues_from_its_checkpoint(stream, tmp_path):
     models = []
     for _ in range(2):

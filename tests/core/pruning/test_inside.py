@@ -39,6 +39,7 @@ def test_whole_budget_is_bitwise_the_unpruned_model(supported, plain_models, met
     assert all(torch.equal(a, b) for a, b in zip(actual.logits, expected.logits, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("method", METHODS)
 @torch.no_grad()

@@ -91,6 +91,7 @@ def test_uniform_grid_is_even_and_a_pool_is_a_mean_of_its_cell():
     torch.testing.assert_close(pooled[0], batch.x[[0, 1, 6, 7]].mean(dim=0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [1, 2, 5, 24])
 @pytest.mark.parametrize("columns", [1, 3, 24])
 def test_cells_cover_a_plane_once_at_every_count(rows, columns):

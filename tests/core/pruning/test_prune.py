@@ -70,6 +70,7 @@ def test_batch_of_four_unequal_rows_equals_four_rows_alone(plain, method):
     torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=ROUNDING)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["random", "divprune", "cls_topk", "temporal"])
 def test_permuting_the_batch_permutes_the_result(plain, method):
     order = [2, 0, 1]
@@ -92,6 +93,7 @@ def positions_read(base):
     return seen, base.language_model.register_forward_pre_hook(hook, with_kwargs=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", [0.25, 0.5])
 def test_next_tokens_stand_where_they_would_unpruned(plain, budget):
     inputs = plain.inputs()
@@ -150,6 +152,7 @@ def test_decoding_with_a_cache_equals_reading_all_again(plain):
         torch.testing.assert_close(a, b, rtol=0, atol=ROUNDING)
 
 
+@pytest.mark.slow
 def test_rows_generate_in_a_batch_what_they_generate_alone(plain):
     with prune(plain.model, "divprune", 0.4):
         together = generate(plain.model, plain.inputs())[:, -6:]
@@ -169,6 +172,7 @@ def test_a_loop_by_hand_goes_on_at_the_right_place(plain):
     torch.testing.assert_close(second.logits[:, -1], expected.logits[1], rtol=0, atol=ROUNDING)
 
 
+@pytest.mark.slow
 def test_beams_and_samples_read_the_pruned_prompt(plain):
     inputs = plain.inputs()
     with prune(plain.model, "random", 0.5):

@@ -55,6 +55,7 @@ def children():
     return [child.pid for child in multiprocessing.active_children()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("workers", "micro", "is_bucketed"), [(1, 0, False), (2, 1, False), (2, 3, True)])
 def test_workers_change_no_bit(tmp_path, workers, micro, is_bucketed):
     """Over two epochs with short last batches, with dropout, whose draws must stay where they are."""
@@ -81,6 +82,7 @@ def test_the_key_of_a_run_does_not_depend_on_its_workers():
     assert "auto_batch" in keys.pop()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_holds_what_steps_took_and_not_what_was_made_ahead(tmp_path):
     """Stopped by SIGTERM to it and its workers; continued in line, and with workers."""
     fit(tmp_path / "straight", IN_LINE)
@@ -118,6 +120,7 @@ def test_ctrl_c_which_reaches_workers_too_finishes_the_step_and_leaves_none(tmp_
     assert not children()
 
 
+@pytest.mark.slow
 def test_a_step_that_is_halved_goes_on_with_workers(tmp_path):
     """In the second pass of the second step, when workers are further ahead in the size before."""
 
@@ -232,6 +235,7 @@ def test_a_connection_that_collate_loses_is_no_death(tmp_path, error):
         fit(tmp_path, AHEAD, source=collating(collate))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draw", [lambda: torch.rand(1), np.random.rand, random.random])
 def test_a_collate_that_draws_is_refused_in_a_worker(tmp_path, draw):
     def collate(usual, indices):

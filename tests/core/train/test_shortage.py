@@ -116,6 +116,7 @@ def test_a_run_may_be_continued_with_another_micro_batch(tmp_path):
     assert history["train/loss"][-1][0] == 12
 
 
+@pytest.mark.slow
 def test_one_item_that_does_not_fit_ends_the_run(tmp_path):
     step = narrow(0)
     with pytest.raises(WorkError) as caught:
