@@ -93,15 +93,6 @@ def test_a_contrast_moves_from_the_minimum_on(before, after, moves):
     assert (moving(ladder((before, after)), 300) == 600) == moves
 
 
-@pytest.mark.parametrize(("after", "moves"), [(0.09, False), (0.081, False), (0.079, True), (-0.01, True)])
-def test_a_contrast_whose_minimum_lies_in_its_terms_moves_from_the_claims_minimum_on(after, moves):
-    inside = replace(LINK, min_effect=0.0)  # such as: at least 95 % of another score
-    own = ladder((0.1, after), contrast=inside)
-    assert own[300].min_effect == 0.0
-    assert (moving(own, 300, least=CLAIM.min_effect) == 600) == moves
-    assert bool(convergence(CLAIM, {"link": own}, 300).reason) == moves
-
-
 def test_controls_count_and_the_reason_names_what_moves():
     ladders = {"link": ladder(FLAT), "control": ladder(SHRINKING, contrast=CONTROL)}
     judged = convergence(CLAIM, ladders, 600)

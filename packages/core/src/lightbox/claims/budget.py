@@ -2,8 +2,6 @@
 
 A contrast *moves* from one budget to a later one if its effect comes nearer to zero, or crosses it, by the minimum
 effect m or more; one that lies within m moves if it changes by m in any direction. A growing effect may go on growing.
-Where the minimum lies in the terms of a contrast (at least 95 % of another score), so that its own is 0, m is the
-claim's: by a minimum of 0 whatever shrinks by a hair would move.
 A claim is on its plateau at a budget if the pilot goes to twice that, and no link, control or premise moves from there
 to any later budget of the pilot. Where a preset also runs half its budget on the verdict's own seeds, nothing may move
 from there either. The declared budget is the smallest on the plateau.
@@ -340,9 +338,7 @@ def convergence(claim: Claim, ladders: Mapping[str, Ladder], budget: int) -> Con
     plateau = next((b for b in budgets if 2 * b in budgets and not movements(claim, ladders, b)), None)
     premises = {contrast.name for contrast in claim.by_role(Role.PREMISE)}  # no verdict rests on the sign of one
     unsettled = [
-        name
-        for name, ladder in ladders.items()
-        if name not in premises and moving(ladder, budget, least=claim.min_effect, slack=True)
+        name for name, ladder in ladders.items() if name not in premises and moving(ladder, budget, slack=True)
     ]
     moved = movements(claim, ladders, budget)
     return Convergence(claim.budget, budget, plateau, not moved, "; ".join(moved), tuple(unsettled))
@@ -352,33 +348,31 @@ def movements(claim: Claim, ladders: Mapping[str, Ladder], budget: int) -> list[
     """One sentence for each contrast that moves from a budget to a later one; [] on the plateau."""
     sentences = []
     for name, ladder in ladders.items():
-        if later := moving(ladder, budget, least=claim.min_effect):
+        if later := moving(ladder, budget):
             before, after = (_mean(ladder[b], ladder[b].seeds) * claim.unit_scale for b in (budget, later))
             change = f"from {before:+.1f} to {after:+.1f} {claim.unit}"
             sentences.append(f"'{name}' moves {change} between {budget} and {later} {steps(claim.budget)}")
     return sentences
 
 
-def moving(ladder: Ladder, budget: int, *, least: float = 0.0, slack: bool = False) -> int | None:
+def moving(ladder: Ladder, budget: int, *, slack: bool = False) -> int | None:
     """The first later budget to which a contrast moves, None where it stays.
 
     Args:
         ladder: effects of one contrast.
         budget: where from.
-        least: movement that counts where the contrast's minimum effect is 0.
         slack: True adds the half-width of its interval to each movement, and so asks which one is not ruled out.
     """
     if budget not in ladder:
         return None
     start = ladder[budget]
-    least = start.min_effect or least
     spread = movement_spread(ladder) if slack else 0.0
     for later in (b for b in ladder if b > budget):
         shared = [seed for seed in start.seeds if seed in ladder[later].seeds]
         before, after = (_mean(effect, shared) for effect in (start, ladder[later]))
-        is_within = abs(before) < least - ROUNDING
+        is_within = abs(before) < start.min_effect - ROUNDING
         away = abs(after - before) if is_within else np.sign(before) * (before - after)
-        if not shared or away + spread / len(shared) ** 0.5 >= least - ROUNDING:
+        if not shared or away + spread / len(shared) ** 0.5 >= start.min_effect - ROUNDING:
             return later
     return None
 
