@@ -1,13 +1,18 @@
 """A Florence-2 on features that its frozen tower made before says what it says of the images."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from lightbox.backbones import florence2
 from lightbox.backbones.attention import choose
+from lightbox.backbones.backbone import Backbone
 from lightbox.backbones.families import BY_MODEL_TYPE
 from lightbox.backbones.florence2 import Florence2Backbone, Florence2OnFeatures
+from lightbox.backbones.florence2 import _of_rows as of_rows
 from lightbox.errors import RequestError
 from lightbox.paper import region_loss
 from lightbox.paper.region_loss import loss_with_regions, regions_of
@@ -63,6 +68,31 @@ def test_answers_are_those_on_images(pair, images):
     said = on_images.answer(images, PROMPTS, max_new_tokens=12)
     assert on_features.answer(on_features.encode_images(images), PROMPTS, max_new_tokens=12) == said
     assert on_features.answer(on_features.encode_images(images[::-1]), PROMPTS, max_new_tokens=12, batch_size=1)
+
+
+@pytest.mark.parametrize("limit", [1, 2, 12])
+def test_rows_that_have_ended_leave_the_batch_and_change_nothing(pair, images, monkeypatch, limit):
+    backbone = copy.deepcopy(pair[1])
+    torch.manual_seed(1)
+    for weights in backbone.core.model.language_model.parameters():
+        if weights.ndim > 1:  # else it says one token over and over
+            torch.nn.init.normal_(weights, std=0.3)
+    backbone.core.generation_config.forced_bos_token_id = None
+    prompts = [TASK + words for words in ("dense disc", "hazy band , left hilum", "disc", "band , left", "faint ring")]
+    batch = backbone.prepare(backbone.encode_images([images[k % 2] for k in range(5)]), prompts)
+    said = Backbone.generate(backbone, batch, max_new_tokens=12).ids
+    ends = [int(said[0, 0]), int(said[1, 3]), int(said[3, 9])]  # of three rows, at their first, fourth and tenth token
+    monkeypatch.setattr(backbone.core.generation_config, "eos_token_id", ends)
+    expected = Backbone.generate(backbone, batch, max_new_tokens=limit)
+    sizes = []
+    monkeypatch.setattr(florence2, "_of_rows", lambda *parts: sizes.append(len(parts[2])) or of_rows(*parts))
+    answers = backbone.generate(batch, max_new_tokens=limit)
+    assert torch.equal(answers.ids, expected.ids)
+    assert torch.equal(answers.is_token, expected.is_token)
+    torch.testing.assert_close(answers.logps, expected.logps, rtol=0, atol=1e-5)
+    assert answers.texts == expected.texts
+    assert expected.is_token.sum(dim=1).tolist() == [1, *(min(length, limit) for length in (4, 12, 10, 12))]
+    assert sizes == ([3, 2] if limit == 12 else [])  # a quarter of the rows must have ended
 
 
 def test_text_alone_is_read_too(pair):

@@ -18,6 +18,7 @@ from lightbox.backbones import rows
 from lightbox.backbones.backbone import Backbone, spans_of
 from lightbox.backbones.codecs import CoordinateCodec, FlorenceBins
 from lightbox.backbones.conversation import Conversation
+from lightbox.backbones.generation import Choice, EndsForSome, Generated, apart_from, settings_of
 from lightbox.backbones.reading import ImageFields, Placed
 from lightbox.backbones.rows import IGNORED, VlmBatch
 from lightbox.backbones.vision import LayerTaps, VisionFeatures
@@ -26,6 +27,8 @@ from lightbox.errors import RequestError
 LOCATION = re.compile(r"<loc_\d+>")
 MOST_PROMPTS = 10_000
 """Prompts whose ids are kept."""
+LEAVING = 0.25
+"""Share of rows that must have ended for a batch to go on without them: to begin again costs about half a step."""
 PIECE = 32
 """Rows that a CPU encodes at once for an answer, so that what a layer of the tiny model makes stays in its cache."""
 
@@ -205,11 +208,64 @@ class Florence2OnFeatures(Florence2Backbone):
             embeddings = embeddings.masked_scatter(is_image, tokens.to(embeddings.dtype))
         return inputs | {"inputs_embeds": embeddings}
 
+    def generate(self, batch: VlmBatch, *, max_new_tokens: int, **more: Any) -> Generated:
+        """See `Backbone.generate`; of rows that only take the likeliest token, those that have ended leave the batch.
+
+        Answers of no box are short and those of boxes long, so that half of a batch would wait for the other.
+        """
+        if any(more.values()):
+            return super().generate(batch, max_new_tokens=max_new_tokens, **more)
+        self._check_generation(batch, max_new_tokens, None, (), with_memory=False)
+        inputs = self.generation_inputs(batch.to(self.device))
+        pad_id, count, device = self.tokenizer.pad_token_id, len(batch.inputs["input_ids"]), self.device
+        ids = torch.full((count, max_new_tokens), pad_id, device=device)
+        logps = torch.zeros(count, max_new_tokens, device=device)
+        lengths = torch.zeros(count, dtype=torch.long, device=device)
+        live, width = torch.arange(count, device=device), 0
+        while True:
+            room = max_new_tokens - width
+            own = self.core.generation_config
+            settings = settings_of(own, max_new_tokens=room, end_id=self.end_id, pad_id=pad_id)
+            choice = Choice(None, room)
+            ends = EndsForSome(LEAVING, settings.eos_token_id, (), self.tokenizer, 1 + width)
+            with apart_from(self.core):
+                out = self.core.generate(
+                    **inputs, generation_config=settings, logits_processor=[choice], stopping_criteria=[ends]
+                )
+            new = slice(width, out.sequences.shape[1] - 1)  # a decoder repeats its start token
+            ids[live, new] = out.sequences[:, 1 + width :]
+            logps[live, new] = torch.stack(choice.logps, dim=1)
+            lengths[live] = (ends.lengths + width).masked_fill(ends.lengths == 0, 0)
+            goes_on = (ends.lengths == 0).nonzero()[:, 0]
+            live, width = live[goes_on], new.stop
+            if not len(live) or width == max_new_tokens:
+                break
+            inputs = _of_rows(inputs, out, goes_on)
+        lengths = lengths.masked_fill(lengths == 0, width)
+        is_token = torch.arange(width, device=device) < lengths[:, None]
+        ids = ids[:, :width]
+        texts = [self.read_ids(row[own]) for row, own in zip(ids, is_token, strict=True)]
+        return Generated(texts=texts, ids=ids, is_token=is_token, logps=logps[:, :width] * is_token)
+
     def generation_inputs(self, batch: VlmBatch) -> dict[str, Any]:
         """What the decoder reads, made here: transformers' `generate` hands embeddings to no encoder of this family."""
         encoder, inputs = self.core.get_encoder(), self.inputs_of(batch)
-        rows_at_once = PIECE if self.device.type == "cpu" else len(batch)
+        rows_at_once = PIECE if self.device.type == "cpu" else len(inputs["attention_mask"])
         pieces = zip(*(inputs[name].split(rows_at_once) for name in ("inputs_embeds", "attention_mask")), strict=True)
         states = [encoder(inputs_embeds=own, attention_mask=mask).last_hidden_state for own, mask in pieces]
         encoded = BaseModelOutput(last_hidden_state=torch.cat(states))
         return {"encoder_outputs": encoded, "attention_mask": inputs["attention_mask"]}
+
+
+def _of_rows(inputs: dict[str, Any], out: Any, places: Int[Tensor, " m"]) -> dict[str, Any]:
+    """Arguments with which some rows of an answer go on: what they read, what they have said, and its cache."""
+    cache, said = out.past_key_values, out.sequences[places]
+    cache.batch_select_indices(places)
+    return {
+        "encoder_outputs": BaseModelOutput(last_hidden_state=inputs["encoder_outputs"].last_hidden_state[places]),
+        "attention_mask": inputs["attention_mask"][places],
+        "decoder_input_ids": said,
+        # by its length transformers knows that the ids are the whole answer, of which the cache holds all but the last
+        "decoder_attention_mask": torch.ones_like(said),
+        "past_key_values": cache,
+    }

@@ -186,6 +186,24 @@ class Ends(StoppingCriteria):
         return self.lengths > 0
 
 
+class EndsForSome(Ends):
+    """Ends the loop for all rows once a share of them have ended, so that the others can go on in a smaller batch.
+
+    Args:
+        share: of the rows, in (0, 1].
+        parts: as `Ends`.
+    """
+
+    def __init__(self, share: float, *parts: Any) -> None:
+        super().__init__(*parts)
+        self._share = share
+
+    def __call__(self, input_ids: Int[Tensor, "n t"], scores: Any, **more: Any) -> Bool[Tensor, " n"]:
+        """True for each row that has ended, or for all; see transformers."""
+        has_ended = super().__call__(input_ids, scores, **more)
+        return torch.ones_like(has_ended) if has_ended.float().mean() >= self._share else has_ended
+
+
 def cut_at(text: str, stop: Sequence[str]) -> str:
     """The text before the first stop string in it.
 
