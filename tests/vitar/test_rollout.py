@@ -18,6 +18,8 @@ from lightbox.losses.policy import group_advantages, policy_loss
 from lightbox.paper.image_regions import view
 from lightbox.paper.image_tools import Action, Feedback, Task, observe
 from lightbox.paper.replies import Reply, TagReplies
+from lightbox.pruning.pipeline import prune
+from lightbox.pruning.turns import over_turns
 from lightbox.records import Box
 from lightbox.testing.shrunk import save_shrunk
 from vitar.actions import JsonReplies
@@ -327,3 +329,19 @@ def test_vitars_json_protocol_runs_through_the_same_rollout(policy, say):
     marked = observe(task.image, codec.read(text, task.image.size).actions).images[0]
     assert episodes[0].images[1].tobytes() == marked.tobytes()
     assert_cached_equals_full(wide, episodes)
+
+
+@pytest.mark.parametrize("method", ["divprune", "visionzip", "uniform_grid"])
+def test_turns_are_pruned_behind_a_cache_as_in_one_forward(policy, say, method):
+    """Prompts that lose unlike numbers of tokens, rows that leave, a second and a third image behind the first."""
+    said = say(*SAID)
+    with over_turns(prune(policy, method=method, budget=0.5, lengths="original")) as block:
+        episodes = roll_out(policy, tasks(), TALK, seeds=range(4), group=2)
+        assert said == []
+        assert [len(episode.images) for episode in episodes] == [2, 1, 1, 3]
+        assert_cached_equals_full(policy, episodes)
+        report = block.report()
+        assert [2 * after for after in report.tokens_after] == report.tokens_before
+    with torch.no_grad():
+        whole = full_forward(policy, episodes[0])
+    assert (whole - torch.tensor(episodes[0].logps)).abs().max() > 1e-2

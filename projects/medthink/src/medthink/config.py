@@ -12,7 +12,7 @@ from lightbox.errors import RequestError
 from lightbox.paper import composition, schema
 from lightbox.paper.composition import inputs
 from lightbox.paper.pretrained import Pretrained
-from lightbox.paper.pruning_config import PruningConfig
+from lightbox.paper.pruning_config import UNPRUNED, PruningConfig
 from lightbox.paper.schema import BASELINES, PaperConfig
 
 __all__ = ["Config", "check", "chosen", "estimate", "inputs", "resolve"]
@@ -151,6 +151,12 @@ class Config(PaperConfig):
                 f"objective.answer_loss is alike and data.form is {self.data.form}",
                 "The answer of an open question is as long as it is, so its tokens are not counted off",
                 "Set data.form=closed, or objective.answer_loss=tokens",
+            )
+        if self.pruning.method != UNPRUNED and self.objective.method == "reader":
+            raise RequestError(
+                f"pruning.method is {self.pruning.method} and objective.method is reader",
+                "The reader is shown text alone, so there are no tokens of an image to prune",
+                "Leave pruning.method out, or name another arm",
             )
 
     @property

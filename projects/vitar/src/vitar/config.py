@@ -13,6 +13,7 @@ from lightbox.paper import box_questions, composition, schema
 from lightbox.paper.composition import chosen, estimate, inputs
 from lightbox.paper.image_tools import Feedback
 from lightbox.paper.pretrained import Pretrained
+from lightbox.paper.pruning_config import UNPRUNED, PruningConfig
 from lightbox.paper.schema import PaperConfig
 from lightbox.phantom import Knobs
 from vitar.rewards import VARIANTS
@@ -183,10 +184,13 @@ class Config(PaperConfig):
     data: DataConfig
     objective: ObjectiveConfig
     eval: EvalConfig = field(default_factory=EvalConfig)
+    pruning: PruningConfig = field(default_factory=PruningConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least("data.original_px", self.data.original_px, 32 if self.is_baseline else self.model.image_px)
+        if self.pruning.method != UNPRUNED and not self.is_baseline:
+            _check_pruned(self)
 
     @property
     def is_baseline(self) -> bool:
@@ -218,6 +222,40 @@ class Config(PaperConfig):
     def purpose(self) -> dict[str, str]:
         """What weights of this configuration are for; they may be scored under another feedback, as a control."""
         return {"objective.replies": self.objective.replies, "model.image_px": str(self.model.image_px)}
+
+
+def _check_pruned(cfg: Config) -> None:
+    """Refuse what reads whole images, or counts on their tokens' places.
+
+    Raises:
+        RequestError: naming the setting.
+    """
+    model, objective = cfg.model, cfg.objective
+    wrong = {
+        f"pruning.positions is {cfg.pruning.positions}": (
+            cfg.pruning.positions != "keep",
+            "A later turn's positions are counted behind the whole of the earlier ones",
+            "Set pruning.positions=keep",
+        ),
+        "model.keeps_features is true": (
+            objective.method == SFT and model.freezes_tower and model.keeps_features,
+            "Methods choose by what the tower does with an image, which its kept features do not tell",
+            "Set model.keeps_features=false; the tower then runs in every step",
+        ),
+        f"eval.looks is {cfg.eval.looks}": (
+            cfg.is_looked_at,
+            "Where a policy looks is read by the places of all tokens of an image",
+            "Set eval.looks=0",
+        ),
+        f"objective.kl is {objective.kl}": (
+            objective.method == GRPO and objective.kl > 0,
+            "The copy that a policy is held to would not be pruned",
+            "Set objective.kl=0",
+        ),
+    }
+    for setting, (is_wrong, why, advice) in wrong.items():
+        if is_wrong:
+            raise RequestError(f"pruning.method is {cfg.pruning.method} and {setting}", why, advice)
 
 
 register_schema("vitar", "train", Config)

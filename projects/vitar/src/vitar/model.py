@@ -2,7 +2,9 @@
 
 import itertools
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 from lightbox.backbones.backbone import Backbone
 from lightbox.backbones.qwen_vl import Qwen2VlBackbone
@@ -10,8 +12,10 @@ from lightbox.errors import RequestError
 from lightbox.paper.image_regions import view_size
 from lightbox.paper.image_tools import Task
 from lightbox.paper.pretrained import Pretrained
+from lightbox.paper.pruned import pruned
 from lightbox.paper.replies import PlainReplies, ReplyCodec, TagReplies
 from lightbox.paper.trace_learner import TraceLearner, open_traces
+from lightbox.pruning.turns import over_turns
 from vitar.actions import JsonReplies
 from vitar.config import Config
 from vitar.rollout import Episode, Talk, roll_out
@@ -35,6 +39,10 @@ class Policy:
             max_new_tokens=self.cfg.eval.turn_tokens,
             temperature=0.0,
         )
+
+    def pruned(self) -> AbstractContextManager[Any]:
+        """The block in which it is pruned as `pruning` asks, in every turn; gives None where nothing is."""
+        return over_turns(pruned(self.learner.backbone, self.cfg.pruning, seed=self.cfg.run.seed, lengths="original"))
 
     def play(
         self, tasks: Sequence[Task], seeds: Sequence[int], *, boxes: Sequence[str] = ("own",)

@@ -15,6 +15,7 @@ from lightbox.paper.conditions import picture
 from lightbox.paper.entries import PICTURES
 from lightbox.paper.image_tools import Task
 from lightbox.paper.overlay import in_image
+from lightbox.paper.pruned import tokens_read
 from lightbox.readers.images import load_image
 from lightbox.report.trace_pictures import Panel, draw_rows
 from vitar.config import Config
@@ -53,8 +54,9 @@ def predict(
 
     Returns:
         answer ("" where there is none); for each turn what the policy said, and why it failed where it did; boxes that
-        it wrote, as `xyxy` fractions of the image, with labels; failures of the episode; and what it was shown, as
-        pictures by turn, with the attention among them if asked for and if it looked twice.
+        it wrote, as `xyxy` fractions of the image, with labels; failures of the episode; how many tokens of the last
+        image it read, where `pruning.method` takes some away; and what it was shown, as pictures by turn, with the
+        attention among them if asked for, if it looked twice and if it read all tokens.
 
     Raises:
         RequestError: a file that is no image, a run that is not finished or kept no model.
@@ -64,11 +66,14 @@ def predict(
     cfg = policy.cfg
     asked = f"{question} {', '.join(options)}?" if options else question
     task = Task(picture(image, cfg.data.original_px), asked, "")
-    (episode,) = policy.play([task], [0])["own"]
+    with policy.pruned() as pruning:
+        (episode,) = policy.play([task], [0])["own"]
+        read = tokens_read(pruning, cfg.pruning)
     # a box in the margin around the image is no place in it
     boxes = [own for own in (in_image(box, (height, width)) for box in episode.result.boxes) if own.area > 0]
     pictures = pictures_of(episode, cfg.objective.feedback)
-    maps = look_maps(policy, episode) if attention else {}
+    maps = look_maps(policy, episode) if attention and pruning is None else {}
+    why = "it did not look twice" if pruning is None else "it reads some of an image's tokens"
     if maps:
         drawn = draw_rows([look_panels(episode, maps)], title=f"{asked} {episode.answer or 'no answer'}")
         pictures[ATTENTION] = Image.open(io.BytesIO(drawn))
@@ -78,7 +83,8 @@ def predict(
         "boxes": [tuple(round(side, 4) for side in own) for own in boxes],
         "labels": ["looked at"] * len(boxes),
         "failures": ", ".join(episode.failures),
-        **({"attention is not drawn": "it did not look twice"} if attention and not maps else {}),
+        **read,
+        **({"attention is not drawn": why} if attention and not maps else {}),
         PICTURES: pictures,
         "note": "research and teaching only, not for clinical use",
     }

@@ -41,15 +41,16 @@ def run(
     train, scored = load_splits(cfg)
     is_trained, is_rewarded = cfg.objective.is_trained, cfg.objective.method == GRPO
     policy = open_policy(cfg, started(needs, base) if is_trained and is_rewarded else base)
-    if is_trained and is_rewarded:
-        reinforce(cfg, policy, tasks_of(cfg, train, [sample.image for sample in train.samples]), folder)
-    elif is_trained:
-        policy.learner.fit(traces_of(cfg, train, policy.codec), train, folder, memory_advice=memory_advice)
-    if not processes.is_main():
-        return
-    if not is_trained:
-        policy.learner.describe(folder)
-    evaluate.evaluate(cfg, policy, scored, folder=folder, looks=Looks(policy) if cfg.is_looked_at else None)
+    with policy.pruned():
+        if is_trained and is_rewarded:
+            reinforce(cfg, policy, tasks_of(cfg, train, [sample.image for sample in train.samples]), folder)
+        elif is_trained:
+            policy.learner.fit(traces_of(cfg, train, policy.codec), train, folder, memory_advice=memory_advice)
+        if not processes.is_main():
+            return
+        if not is_trained:
+            policy.learner.describe(folder)
+        evaluate.evaluate(cfg, policy, scored, folder=folder, looks=Looks(policy) if cfg.is_looked_at else None)
     if keeps_model or (is_trained and not is_rewarded):
         policy.learner.save(folder / folders.MODEL, cfg.purpose)
     folders.add_to_card(folder, evaluate.beside_score(cfg, train, scored))

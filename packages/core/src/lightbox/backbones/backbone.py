@@ -162,7 +162,8 @@ class Backbone(Reader):
             for name in batch.inputs.keys() & {"attention_mask", self.TYPE_FIELD}:
                 more = is_token.long() if name == "attention_mask" else torch.zeros_like(ids)
                 tokens[name] = torch.cat([batch.inputs[name], more], dim=1)
-            memory = Memory(batch.conversations, tokens, batch.grids, out.past_key_values)
+            cache = out.past_key_values
+            memory = Memory(batch.conversations, tokens, batch.grids, cache, cache.get_seq_length())
         return Generated(
             texts=[cut_at(self.read_ids(row[own]), stop) for row, own in zip(ids, is_token, strict=True)],
             ids=ids,
@@ -228,9 +229,9 @@ class Backbone(Reader):
                 "A cache holds what was read row by row, and each row goes on by one turn",
                 "Give one turn an answer, and generate with with_memory=True",
             )
-        if memory.cache.get_seq_length() != memory.tokens["input_ids"].shape[1] - 1:
+        if memory.cache.get_seq_length() != memory.cached:
             raise RequestError(
-                f"A memory of {memory.tokens['input_ids'].shape[1]} tokens a row",
+                f"A memory of {memory.cached} tokens a row",
                 f"Its cache holds {memory.cache.get_seq_length()}: it was continued before, and grew in place",
                 "Copy the answers with copy.deepcopy before they are continued twice",
             )

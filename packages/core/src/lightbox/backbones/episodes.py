@@ -6,16 +6,44 @@ environment: several begin with one prompt, some end before others, and all are 
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol, Self
 
 import torch
 from PIL import Image
+from transformers import Cache
 
 from lightbox.backbones import rows
 from lightbox.backbones.backbone import Backbone
 from lightbox.backbones.conversation import Conversation
 from lightbox.backbones.generation import Generated
 from lightbox.backbones.rows import IGNORED, UNLIMITED, VlmBatch
+
+BESIDE = "beside"
+"""Attribute of a cache."""
+
+
+class Beside(Protocol):
+    """What is known of a cache row by row."""
+
+    def of_rows(self, index: list[int]) -> Self:
+        """The same of some rows, or of rows that are repeated."""
+        ...
+
+
+def put_beside(cache: Cache, rows_of_it: Beside) -> None:
+    """Keep what is known of a cache with it, so that it follows where rows are repeated or leave, and into copies."""
+    vars(cache)[BESIDE] = rows_of_it  # transformers has no place for it
+
+
+def beside(cache: Cache) -> Any:
+    """What `put_beside` kept; None where nothing was."""
+    return vars(cache).get(BESIDE)
+
+
+def _follow(cache: Cache, index: Sequence[int]) -> None:
+    rows_of_it = beside(cache)
+    if rows_of_it is not None:
+        put_beside(cache, rows_of_it.of_rows(list(index)))
 
 
 @torch.no_grad()
@@ -45,6 +73,7 @@ def shared_prompts(backbone: Backbone, conversations: Sequence[Conversation], gr
     cache = backbone.core(**inputs, use_cache=True, logits_to_keep=1).past_key_values
     cache.batch_repeat_interleave(group)
     again = [place for place in range(len(conversations)) for _ in range(group)]
+    _follow(cache, again)
     return VlmBatch(
         {name: value[again] for name, value in tokens.items()}
         | {name: value[:, again] for name, value in placed.items()},
@@ -65,6 +94,7 @@ def some_rows(generated: Generated, going: Sequence[int]) -> Generated:
     if len(index) == len(generated.ids):
         return generated
     memory.cache.batch_select_indices(torch.tensor(index, device=generated.ids.device))
+    _follow(memory.cache, index)
     kept = replace(
         memory,
         conversations=[memory.conversations[row] for row in index],

@@ -57,12 +57,14 @@ class Memory:
         tokens: every field of a row that has one value a token, n s, answers included; pads lie between them.
         grids: size of each image in patches for families that place tokens by it, else None.
         cache: keys and values of all tokens but the last.
+        cached: columns of the cache; fewer than tokens where images were pruned.
     """
 
     conversations: list[Conversation]
     tokens: dict[str, Int[Tensor, "n s"]]
     grids: list[Tensor] | None
     cache: Any
+    cached: int
 
 
 @dataclass(frozen=True)
