@@ -345,3 +345,44 @@ def test_turns_are_pruned_behind_a_cache_as_in_one_forward(policy, say, method):
     with torch.no_grad():
         whole = full_forward(policy, episodes[0])
     assert (whole - torch.tensor(episodes[0].logps)).abs().max() > 1e-2
+
+
+def test_rows_of_one_length_are_pruned_too(policy, say):
+    """`generate` passes no mask where it would hide nothing."""
+    said = say([MARK, MARK], [DISC, OVAL])
+    with over_turns(prune(policy, budget=0.25, lengths="original")):
+        episodes = roll_out(policy, tasks()[:1], TALK, seeds=range(2), group=2)
+        assert said == []
+        assert [len(episode.images) for episode in episodes] == [2, 2]
+        assert_cached_equals_full(policy, episodes)
+
+
+def test_a_whole_budget_over_turns_is_what_is_said_without(policy, say):
+    say(*SAID)
+    usual = roll_out(policy, tasks(), TALK, seeds=range(4), group=2)
+    say(*SAID)
+    with over_turns(prune(policy, budget=1.0, lengths="original")):
+        whole = roll_out(policy, tasks(), TALK, seeds=range(4), group=2)
+    assert [episode.ids for episode in whole] == [episode.ids for episode in usual]
+    for one, other in zip(whole, usual, strict=True):
+        torch.testing.assert_close(torch.tensor(one.logps), torch.tensor(other.logps), rtol=0, atol=1e-6)
+
+
+def test_text_first_and_an_image_later_is_pruned(policy, say):
+    """The first turn has no image, so nothing stands beside its cache."""
+    say(["what is it?"], [DISC])
+    image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (64, 64), dtype=np.uint8))
+    with over_turns(prune(policy, budget=0.5, lengths="original")) as block, torch.no_grad():
+        batch = policy.prepare_conversations([Conversation((user("hello"),))], max_tokens=400, padding="left")
+        first = policy.generate(batch, max_new_tokens=12, with_memory=True)
+        second = policy.generate(policy.continued(first, [user(image)]), max_new_tokens=12, with_memory=True)
+        report = block.report()
+        assert [2 * after for after in report.tokens_after] == report.tokens_before
+        memory = second.memory
+        dropped = report.tokens_before[0] - report.tokens_after[0]
+        assert memory.cached == memory.tokens["input_ids"].shape[1] - 1 - dropped
+
+
+def test_renumbered_positions_over_turns_are_refused(policy):
+    with pytest.raises(RequestError, match="positions is 'compact' over several turns"):
+        over_turns(prune(policy, budget=0.5, positions="compact"))

@@ -73,17 +73,40 @@ class TurnPruning(Pruning):
         if self.is_paused or cache is None or cache.get_seq_length() == 0:
             return super()._before(core, args, kwargs)
         self._prompt = None
-        mask, ids = kwargs.get("attention_mask"), kwargs.get("input_ids")
-        if args or ids is None or not isinstance(mask, Tensor) or mask.ndim != 2:
+        ids, length = kwargs.get("input_ids"), cache.get_seq_length()
+        if args or ids is None:
             raise RequestError(
-                f"{', '.join(kwargs)} behind a filled cache" + " and unnamed arguments" * bool(args),
-                "What is new is told by ids and a mask of all columns",
-                "Pass input_ids and attention_mask of shape (batch, tokens), by name",
+                "Embeddings or unnamed arguments behind a filled cache",
+                "What is new is told by ids, and images by the places of their tokens",
+                "Pass input_ids by name",
             )
-        length = cache.get_seq_length()
-        # a first turn without images was read whole
-        read = beside(cache) or Read(mask[:, :length].bool(), mask[:, :length].sum(dim=1), length)
+        read = beside(cache)
+        mask = self._mask_of_all(kwargs, ids, length if read is None else length + read.length - read.is_token.shape[1])
+        if read is None:  # a first turn without images was read whole
+            read = Read(mask[:, :length].bool(), mask[:, :length].sum(dim=1), length)
         return (), self._behind_turns(kwargs, read, ids, mask, seen=length - read.is_token.shape[1])
+
+    def _mask_of_all(self, inputs: dict[str, Any], ids: Tensor, length: int) -> Int[Tensor, "b t"]:
+        """The mask of the whole conversation; `generate` passes none where it would hide nothing.
+
+        Args:
+            inputs: of the forward.
+            ids: that are passed.
+            length: of what was read, counted whole.
+        """
+        mask, positions = inputs.get("attention_mask"), inputs.get("position_ids")
+        if isinstance(mask, Tensor) and mask.ndim == 2:
+            return mask
+        if mask is None and positions is None:
+            return ids.new_ones(len(ids), length + ids.shape[1])
+        if mask is None and (positions.ndim == 2 or len(positions) == 4):
+            text = positions if positions.ndim == 2 else positions[0]
+            return ids.new_ones(len(ids), int(text[0, -1]) + 1)
+        raise RequestError(
+            "Neither a mask of shape (batch, tokens) nor positions of text behind a filled cache",
+            "How many tokens are new is counted from the whole (a static cache makes masks of its own)",
+            "Pass attention_mask over the whole conversation",
+        )
 
     def _behind_turns(
         self, inputs: dict[str, Any], read: Read, ids: Tensor, mask: Tensor, *, seen: int
