@@ -13,10 +13,9 @@ from k2sight.data import load_splits
 from k2sight.model import open_grounder
 from lightbox.errors import RequestError
 from lightbox.paper.pretrained import find_pretrained
-from lightbox.paper.pruned import pruned
-from lightbox.paper.pruning_config import PruningConfig
 from lightbox.pruning.models import check_free
 from lightbox.runs import folders
+from lightbox.testing.budgets import losses_under_budgets
 from lightbox.testing.shrunk import save_shrunk
 
 QUARTER = ["pruning.method=divprune", "pruning.budget=0.25"]
@@ -82,17 +81,10 @@ def opened(sizes):
     return split, open_grounder(cfg, find_pretrained(cfg.model.backbone), (split,), cache=None).learner
 
 
-def loss_under(opened, policy):
-    split, learner = opened
-    batch = learner.collate(split.samples, split)(list(range(4)))
-    with torch.no_grad(), pruned(learner.backbone, policy, seed=0, lengths="original"):
-        return learner.backbone.loss(batch)[0]
-
-
 def test_the_whole_budget_gives_the_loss_of_no_pruning_and_a_small_one_does_not(opened):
-    usual = loss_under(opened, PruningConfig())
-    torch.testing.assert_close(loss_under(opened, PruningConfig(method="divprune")), usual, rtol=1e-5, atol=1e-5)
-    few = loss_under(opened, PruningConfig(method="divprune", budget=0.1))
+    split, learner = opened
+    usual, whole, few = losses_under_budgets(learner, split, [None, 1.0, 0.1])
+    torch.testing.assert_close(whole, usual, rtol=1e-5, atol=1e-5)
     assert (few - usual).abs() > 1e-3
 
 

@@ -9,10 +9,10 @@ import torch
 
 from lightbox.errors import RequestError
 from lightbox.paper.pretrained import find_pretrained
-from lightbox.paper.pruned import pruned
 from lightbox.paper.pruning_config import PruningConfig
 from lightbox.pruning import pipeline
 from lightbox.runs import folders
+from lightbox.testing.budgets import losses_under_budgets
 from medthink import cli, train
 from medthink.config import resolve
 from medthink.data import load_splits
@@ -57,17 +57,10 @@ def opened(tiny_llava):
     return split, train.open_learner(cfg, find_pretrained(cfg.model.backbone), (split,), cache=None)
 
 
-def loss_under(opened, policy, places=range(6)):
-    split, learner = opened
-    batch = learner.collate(split.samples, split)(list(places))
-    with torch.no_grad(), pruned(learner.backbone, policy, seed=0, lengths="original"):
-        return learner.backbone.loss(batch)[0]
-
-
 def test_the_whole_budget_gives_the_loss_of_no_pruning_and_a_small_one_does_not(opened):
-    usual = loss_under(opened, PruningConfig())
-    torch.testing.assert_close(loss_under(opened, PruningConfig(method="divprune")), usual, rtol=1e-5, atol=1e-5)
-    few = loss_under(opened, PruningConfig(method="divprune", budget=0.1))
+    split, learner = opened
+    usual, whole, few = losses_under_budgets(learner, split, [None, 1.0, 0.1])
+    torch.testing.assert_close(whole, usual, rtol=1e-5, atol=1e-5)
     assert (few - usual).abs() > 1e-3
 
 
@@ -101,3 +94,8 @@ def test_a_t5_with_its_tower_is_refused_before_data_is_read(tiny, tmp_path, monk
             cfg, find_pretrained(cfg.model.backbone), tmp_path / "run", cache=tmp_path, needs={}, keeps_model=True
         )
     assert not (tmp_path / "run").exists()
+
+
+def test_a_reader_of_text_alone_is_refused(tiny_llava):
+    with pytest.raises(RequestError, match=r"divprune and objective\.method is reader"):
+        resolve([*tiny_llava, *QUARTER, "experiment=reader"])
