@@ -23,7 +23,8 @@ from lightbox.claims.budget import (
 from lightbox.claims.document import BudgetCurve, BudgetPoint, load, write
 from lightbox.claims.jobs import arm_job, plan
 from lightbox.claims.registry import choose_claims, load_papers
-from lightbox.claims.retrain import retrain_pilot
+from lightbox.claims.retrain import retrain_pilot, train_pilot_only
+from lightbox.claims.same_source import DIFFERENT, ON_THIS_MACHINE, SAME
 from lightbox.claims.spec import Claim, Kind, Role, Verdict, difference
 from lightbox.claims.statistics import effect_of
 from lightbox.claims.verdicts import decide
@@ -375,6 +376,25 @@ def test_a_pilot_of_an_older_source_speaks_where_its_smallest_budget_is_the_same
     assert judged(paper, tmp_path).is_on_plateau == speaks
     with pytest.raises(RequestError, match="None of the claims has a training budget"):
         retrain_pilot(paper, [replace(claims[0], budget="")], tmp_path / "again", **place)
+
+
+@pytest.mark.slow
+def test_beside_another_processors_pilot_the_older_source_here_decides(toy, paced, measured, tmp_path):
+    claims, place = [paced.claims.claim("Y1")], {"root": tmp_path / "results", "workers": 1}
+    train_pilot_only(paced, claims, tmp_path / "older", **place)
+    merge_rows(measured, [replace(row, mean=row.mean + 1e-6) for row in read_rows(measured)])
+    world = toy / "world.py"
+    world.write_text(world.read_text().replace("return cfg.level", "return cfg.level + 0"))
+    forget_toy_paper(toy.parent)
+    sys.path.insert(0, str(toy.parent))
+    [paper] = load_papers(packages={"toy": "toy"})
+    with pytest.raises(RequestError, match="None of its rows has a key of today's source"):
+        train_pilot_only(paper, claims, tmp_path / "older", **place)
+    rows = retrain_pilot(paper, claims, tmp_path / "again", older=tmp_path / "older", **place)
+    assert [(row.outcome, row.beside) for row in rows] == [(SAME, ON_THIS_MACHINE)] * 4
+    assert judged(paper, tmp_path).is_on_plateau
+    assert {row.outcome for row in retrain_pilot(paper, claims, tmp_path / "again", **place)} == {DIFFERENT}
+    assert not judged(paper, tmp_path).is_on_plateau
 
 
 @pytest.mark.parametrize(

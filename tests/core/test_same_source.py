@@ -5,13 +5,15 @@ from dataclasses import replace
 
 import pytest
 
+from lightbox import machine
 from lightbox.claims import published, results, runner
 from lightbox.claims.jobs import plan
 from lightbox.claims.registry import choose_claims, load_papers
-from lightbox.claims.retrain import retrain
+from lightbox.claims.retrain import retrain, train_only
 from lightbox.claims.same_source import (
     DIFFERENT,
     FILE,
+    ON_THIS_MACHINE,
     PILOT,
     SAME,
     Retrained,
@@ -44,6 +46,8 @@ ROW = Retrained(
 )
 HARMLESS = "return cfg.level + 0"
 HARMFUL = "return cfg.level + 0.2"
+ROUNDED = 'return cfg.level + float(__import__("os").environ.get("PROCESSOR", "0"))'
+"""A line whose result is another one on another processor."""
 
 
 class Maker:
@@ -58,6 +62,10 @@ OLD, NEW = Maker("s1", "c1"), Maker("s2", "c2")
 def root(toy, tmp_path, monkeypatch):
     """Results with the toy published at quick."""
     monkeypatch.setattr(runner, "Pool", InlinePool)
+    return publish(tmp_path)
+
+
+def publish(tmp_path):
     todo = plan(choose_claims([paper_of_today()], []), "quick")
     with open_output(tmp_path / "out"):
         finished = runner.run(todo, tmp_path / "out", runner.find_finished(todo, tmp_path / "out"))
@@ -104,6 +112,57 @@ def test_an_edit_that_changes_scores_is_written_down_and_leaves_older_results(to
     assert {row.outcome for row in rows if row.arm != "majority"} == {DIFFERENT}
     assert load_same_sources(root, "toy").rows == tuple(rows)
     assert all(claim.older_source and not claim.retrained for claim in claims_at_quick(root))
+
+
+@pytest.fixture
+def elsewhere(toy, tmp_path, monkeypatch):
+    """Results that another processor made, and the folder in which their source trained the same jobs on this one."""
+    monkeypatch.setattr(runner, "Pool", InlinePool)
+    edit(toy, ROUNDED)
+    root = publish(tmp_path)
+    monkeypatch.setenv("PROCESSOR", "0.2")
+    older = tmp_path / "older"
+    finished = train_only(paper_of_today(), "quick", older, root=root, workers=1)
+    assert len(finished.folders) == 5
+    return root, older
+
+
+@pytest.mark.slow
+def test_beside_another_processors_scores_the_older_source_here_decides(toy, elsewhere, tmp_path):
+    root, older = elsewhere
+    edit(toy, "return 0 + cfg.level")
+    rows = retrain(paper_of_today(), "quick", tmp_path / "again", root=root, older=older, workers=1)
+    assert [(row.outcome, row.beside) for row in rows] == [(SAME, ON_THIS_MACHINE)] * 5
+    assert load_same_sources(root, "toy").rows == tuple(rows)
+    assert all(claim.retrained and not claim.older_source for claim in claims_at_quick(root))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("harm", ["the edit", "no older jobs", "older jobs of another machine"])
+def test_beside_another_processors_scores_nothing_else_does(toy, elsewhere, tmp_path, harm):
+    root, older = elsewhere
+    edit(toy, "return -0.3 + cfg.level" if harm == "the edit" else "return 0 + cfg.level")
+    if harm == "older jobs of another machine":
+        for record in older.glob("jobs/*/job.json"):
+            record.write_text(record.read_text().replace(machine.hardware(), "another processor"))
+    own = None if harm == "no older jobs" else older
+    rows = retrain(paper_of_today(), "quick", tmp_path / "again", root=root, older=own, workers=1)
+    assert [row.outcome for row in rows] == [DIFFERENT] * 5
+    assert all(claim.older_source and not claim.retrained for claim in claims_at_quick(root))
+
+
+@pytest.mark.slow
+def test_a_source_that_published_nothing_is_not_trained_for_comparison(toy, root, tmp_path):
+    edit(toy, HARMLESS)
+    with pytest.raises(RequestError, match=r"toy at quick, to be trained by the source that published it"):
+        train_only(paper_of_today(), "quick", tmp_path / "older", root=root)
+
+
+def test_a_file_from_before_there_was_a_choice_was_compared_with_what_is_published(tmp_path):
+    append(tmp_path / "toy" / FILE, [ROW])
+    lines = (tmp_path / "toy" / FILE).read_text().splitlines()
+    (tmp_path / "toy" / FILE).write_text("\n".join(line.rpartition(",")[0] for line in lines) + "\n")
+    assert load_same_sources(tmp_path, "toy").rows == (ROW,)
 
 
 @pytest.mark.slow

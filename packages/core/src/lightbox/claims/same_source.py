@@ -2,9 +2,9 @@
 
 Every edit of a module that a paper reaches gives its jobs other keys, whether or not it changes a number, and a key
 that is not today's makes an older result. `claims.retrain` trains one job of each arm again, and
-`results/<paper>/retrained.csv` says of each whether its scores are those of before, to the last bit. Where they are,
-the older jobs of that arm and preset stand beside those of today, and so do the rows of its pilot. A single job that
-differs takes that away.
+`results/<paper>/retrained.csv` says of each whether its scores are those of before, to the last bit, as published or as
+the older source gives them on the same processor. Where they are, the older jobs of that arm and preset stand beside
+those of today, and so do the rows of its pilot. A single job that differs takes that away.
 
 One job an arm is no proof for its other seeds and budgets, so whoever shows such a result says how it was kept.
 """
@@ -24,6 +24,8 @@ FILE = "retrained.csv"
 PILOT = "pilot"
 """In the place of a preset: the job belongs to the paper's pilot."""
 SAME, DIFFERENT = "same", "different"
+PUBLISHED, ON_THIS_MACHINE = "published", "the older source on this machine"
+"""What a job that was trained again was compared with."""
 
 
 class Made(Protocol):
@@ -46,6 +48,8 @@ class Retrained:
         key, source, settings, commit: of the job that was trained now.
         outcome: `SAME` or `DIFFERENT`; rows: how many rows of scores, or means of the pilot, were compared.
         hardware, date: where and when.
+        beside: what it was compared with, `PUBLISHED` or `ON_THIS_MACHINE`. Scores that another processor made differ
+            in any case, and then what the older source gives here decides.
     """
 
     preset: str
@@ -64,6 +68,7 @@ class Retrained:
     rows: int
     hardware: str
     date: str
+    beside: str = PUBLISHED
 
     @property
     def sides(self) -> frozenset[tuple[str, str]]:
@@ -130,6 +135,7 @@ def _read(path: Path) -> list[Retrained]:
     try:
         for cells in csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")), strict=True):
             numbers = {name: int(cells[name]) for name in ("seed", "budget", "rows")}
+            cells.setdefault("beside", PUBLISHED)  # files from before there was a choice
             row = Retrained(**{name: cells[name] for name in COLUMNS} | numbers)
             if None in cells.values() or row.outcome not in (SAME, DIFFERENT) or row.rows < 1:
                 raise ValueError("a cell is missing, or the outcome is neither same nor different")

@@ -122,7 +122,8 @@ def _older(claim: ClaimEntry) -> list[str]:
     if claim.retrained:
         return [
             f"Made by an earlier source (commit {', '.join(claim.retrained)}). Today's trained one job of each "
-            "of its arms again, and every score was the same."
+            "of its arms again, and every score was the same, as published or as the earlier source gives it on the "
+            "same processor."
         ]
     if not claim.older_source:
         return []
