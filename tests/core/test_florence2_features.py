@@ -85,6 +85,7 @@ def test_rows_that_have_ended_leave_the_batch_and_change_nothing(pair, images, m
     monkeypatch.setattr(backbone.core.generation_config, "eos_token_id", ends)
     expected = Backbone.generate(backbone, batch, max_new_tokens=limit)
     sizes = []
+    monkeypatch.setattr(florence2, "FEWEST", 2)
     monkeypatch.setattr(florence2, "_of_rows", lambda *parts: sizes.append(len(parts[2])) or of_rows(*parts))
     answers = backbone.generate(batch, max_new_tokens=limit)
     assert torch.equal(answers.ids, expected.ids)

@@ -4,6 +4,7 @@ Florence-2 with its tower frozen is the paper's compact model: features of the t
 else learns. Qwen2-VL is its larger one, trained as the kit trains any vision-language model.
 """
 
+import itertools
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -50,10 +51,11 @@ class Grounder:
             split: holds the images.
             images: row of the image that each is shown.
         """
-        size, readings = self.cfg.eval.batch_size, []
-        for start in range(0, len(samples), size):
-            here = slice(start, start + size)
-            readings += self.ask(samples[here], self.learner.see(split, images[here]))
+        # of about one size: matrices of very few rows are rounded otherwise
+        batches, readings = -(-len(samples) // self.cfg.eval.batch_size), []
+        bounds = [len(samples) * place // max(batches, 1) for place in range(batches + 1)]
+        for start, end in itertools.pairwise(bounds):
+            readings += self.ask(samples[start:end], self.learner.see(split, images[start:end]))
         return readings
 
     @torch.inference_mode()

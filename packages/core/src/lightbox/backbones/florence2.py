@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
 
@@ -30,6 +30,8 @@ MOST_PROMPTS = 10_000
 """Prompts whose ids are kept."""
 LEAVING = 0.25
 """Share of rows that must have ended for a batch to go on without them: to begin again costs about half a step."""
+FEWEST = 16
+"""Rows that a batch is not cut below: matrices of very few rows are rounded otherwise."""
 PIECE = 32
 """Rows that a CPU encodes at once for an answer, so that what a layer of the tiny model makes stays in its cache."""
 
@@ -228,7 +230,7 @@ class Florence2OnFeatures(Florence2Backbone):
             own = self.core.generation_config
             settings = settings_of(own, max_new_tokens=room, end_id=self.end_id, pad_id=pad_id)
             choice = Choice(None, room)
-            ends = EndsForSome(LEAVING, settings.eos_token_id, (), self.tokenizer, 1 + width)
+            ends = _EndsForMost(LEAVING, settings.eos_token_id, (), self.tokenizer, 1 + width)
             with apart_from(self.core):
                 out = self.core.generate(
                     **inputs, generation_config=settings, logits_processor=[choice], stopping_criteria=[ends]
@@ -263,6 +265,16 @@ class Florence2OnFeatures(Florence2Backbone):
             states += F.pad(encoder(**inputs).last_hidden_state, (0, 0, 0, mask.shape[1] - longest)).unbind()
         encoded = BaseModelOutput(last_hidden_state=torch.stack([states[place] for place in order.argsort().tolist()]))
         return {"encoder_outputs": encoded, "attention_mask": mask}
+
+
+class _EndsForMost(EndsForSome):
+    """The same where at least `FEWEST` rows, or none, are left."""
+
+    def __call__(self, input_ids: Int[Tensor, "n t"], scores: Any, **more: Any) -> Bool[Tensor, " n"]:
+        """See `EndsForSome`."""
+        has_ended = super().__call__(input_ids, scores, **more)
+        left = int((self.lengths == 0).sum())
+        return self.lengths > 0 if 0 < left < FEWEST else has_ended
 
 
 def _of_rows(inputs: dict[str, Any], out: Any, places: Int[Tensor, " m"]) -> dict[str, Any]:
