@@ -88,6 +88,7 @@ def test_rows_that_have_ended_leave_the_batch_and_change_nothing(pair, images, m
     monkeypatch.setattr(florence2, "FEWEST", 2)
     monkeypatch.setattr(florence2, "_of_rows", lambda *parts: sizes.append(len(parts[2])) or of_rows(*parts))
     answers = backbone.generate(batch, max_new_tokens=limit)
+    assert not answers.logps.requires_grad
     assert torch.equal(answers.ids, expected.ids)
     assert torch.equal(answers.is_token, expected.is_token)
     torch.testing.assert_close(answers.logps, expected.logps, rtol=0, atol=1e-5)

@@ -211,6 +211,7 @@ class Florence2OnFeatures(Florence2Backbone):
             embeddings = embeddings.masked_scatter(is_image, tokens.to(embeddings.dtype))
         return inputs | {"inputs_embeds": embeddings}
 
+    @torch.no_grad()
     def generate(self, batch: VlmBatch, *, max_new_tokens: int, **more: Any) -> Generated:
         """See `Backbone.generate`; of rows that only take the likeliest token, those that have ended leave the batch.
 
