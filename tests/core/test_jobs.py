@@ -295,7 +295,7 @@ def test_modules_that_decide_a_job_of_medthink():
     """A T5 on phantoms: what is on this list makes its jobs run again when its code changes, and nothing else does."""
     listed = (Path(__file__).parent / "medthink_modules.txt").read_text().split()
     assert list(closure("medthink")) == listed
-    assert len(listed) <= 75
+    assert len(listed) <= 76  # 75 before runs could be pruned: `paper.pruned`, which does nothing where they are not
 
 
 def test_a_paper_without_its_roots_is_refused(toy):

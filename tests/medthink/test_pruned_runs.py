@@ -12,9 +12,10 @@ from lightbox.paper.pretrained import find_pretrained
 from lightbox.paper.pruning_config import PruningConfig
 from lightbox.pruning import pipeline
 from lightbox.runs import folders
+from lightbox.runs.sources import closure
 from lightbox.testing.budgets import losses_under_budgets
 from medthink import cli, train
-from medthink.config import resolve
+from medthink.config import chosen, resolve
 from medthink.data import load_splits
 from medthink.predict import load_run, predict
 
@@ -99,3 +100,13 @@ def test_a_t5_with_its_tower_is_refused_before_data_is_read(tiny, tmp_path, monk
 def test_a_reader_of_text_alone_is_refused(tiny_llava):
     with pytest.raises(RequestError, match=r"divprune and objective\.method is reader"):
         resolve([*tiny_llava, *QUARTER, "experiment=reader"])
+
+
+def test_code_of_pruning_decides_pruned_jobs_alone(tiny_llava):
+    plain, quarter = (
+        closure("medthink", chosen(resolve([*tiny_llava, *own, "experiment=explanation"]))) for own in ([], QUARTER)
+    )
+    assert not any(module.startswith(("lightbox.pruning", "lightbox.kernels")) for module in plain)
+    assert {"lightbox.pruning.pipeline", "lightbox.pruning.methods.divprune", "lightbox.kernels.greedy_select.op"} <= {
+        *quarter
+    }

@@ -12,10 +12,9 @@ from lightbox.errors import RequestError
 from lightbox.paper.image_regions import view_size
 from lightbox.paper.image_tools import Task
 from lightbox.paper.pretrained import Pretrained
-from lightbox.paper.pruned import pruned
+from lightbox.paper.pruned_turns import pruned_turns
 from lightbox.paper.replies import PlainReplies, ReplyCodec, TagReplies
 from lightbox.paper.trace_learner import TraceLearner, open_traces
-from lightbox.pruning.turns import over_turns
 from vitar.actions import JsonReplies
 from vitar.config import Config
 from vitar.rollout import Episode, Talk, roll_out
@@ -42,7 +41,7 @@ class Policy:
 
     def pruned(self) -> AbstractContextManager[Any]:
         """The block in which it is pruned as `pruning` asks, in every turn; gives None where nothing is."""
-        return over_turns(pruned(self.learner.backbone, self.cfg.pruning, seed=self.cfg.run.seed, lengths="original"))
+        return pruned_turns(self.learner.backbone, self.cfg.pruning, seed=self.cfg.run.seed)
 
     def play(
         self, tasks: Sequence[Task], seeds: Sequence[int], *, boxes: Sequence[str] = ("own",)

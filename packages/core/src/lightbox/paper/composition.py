@@ -19,6 +19,7 @@ from lightbox.config import compose
 from lightbox.errors import RequestError
 from lightbox.files import digest
 from lightbox.paper.pretrained import find_pretrained
+from lightbox.paper.pruning_config import UNPRUNED
 from lightbox.paper.schema import NAME_MAP, PaperConfig
 from lightbox.readers import catalog
 from lightbox.refusals import read_override
@@ -125,7 +126,7 @@ def inputs(cfg: PaperConfig) -> dict[str, str]:
 
 
 def chosen(cfg: PaperConfig, *, has_fusion: bool = False) -> tuple[str, ...]:
-    """Modules that only some configurations call: the family of the model, adapters, the reader of the data.
+    """Modules that only some configurations call: the family of the model, adapters, pruning, the reader of the data.
 
     Args:
         cfg: of the job.
@@ -143,6 +144,9 @@ def chosen(cfg: PaperConfig, *, has_fusion: bool = False) -> tuple[str, ...]:
         modules += ["lightbox.adapters.attach", "lightbox.adapters.artifact", "lightbox.backbones.quantisation"]
     if cfg.has_vision and not cfg.model.tower.startswith(weights.TINY):
         modules.append("lightbox.backbones.detr")
+    pruning = getattr(cfg, "pruning", None)  # a group that not every paper has
+    if pruning is not None and pruning.method != UNPRUNED:
+        modules += [*CHOICES["lightbox.paper.pruned"], *CHOICES["lightbox.paper.pruned_turns"]]
     return tuple(modules)
 
 

@@ -38,6 +38,7 @@ COMPUTING = {
     "accelerate": ("accelerate",),
     "numpy": ("numpy",),
     "PIL": ("pillow",),
+    "scipy": ("scipy",),  # finds the regions of maps
     "nibabel": ("nibabel",),  # reads volumes, slice by slice
     "pydicom": ("pydicom", "pylibjpeg", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg"),
     "sacrebleu": ("sacrebleu",),

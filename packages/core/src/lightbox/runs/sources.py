@@ -36,6 +36,7 @@ OUTSIDE = {
     "lightbox.paper.forecast": "a forecast of memory, and advice where it runs out",
     "lightbox.paper.examples": "what the page shows of a run",
     "lightbox.paper.predictions": "texts for other scoring rules; ours reads them before they are written",
+    "lightbox.paper.pruning_config": "names settings, which are in the key, and refuses wrong ones",
     "lightbox.paper.purpose": "refuses weights that were trained for something else",
     "lightbox.adapters.memory": "a forecast of memory",
     "lightbox.adapters.guards": "refuses a model that would not train as asked",
@@ -65,6 +66,10 @@ CHOICES = {
         "lightbox.backbones.quantisation",
     ),
     "lightbox.paper.pretrained": ("lightbox.adapters.manifest",),
+    "lightbox.paper.pruned": tuple(
+        f"lightbox.pruning.{module}" for module in ("finding_head", "layouts", "pipeline", "types")
+    ),
+    "lightbox.paper.pruned_turns": ("lightbox.pruning.turns",),
     "lightbox.paper.samples": (
         "lightbox.readers.catalog",
         "lightbox.readers.leakage",
